@@ -1,0 +1,39 @@
+/* All memory of the core: counted, 64-byte aligned, with size arithmetic that cannot overflow and a hook that makes the
+ * Nth allocation fail (for the fault-injection tests).
+ *
+ *     size_t bytes;
+ *     if (!dd_size_mul(&bytes, 3, n, h, w)) { ... too large ... }
+ *     float *x = dd_alloc(bytes);
+ *     dd_free(x);
+ */
+#ifndef DD_ARENA_H
+#define DD_ARENA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define DD_ALIGN 64
+
+/* Uninitialised memory, or NULL. Blocks of 4 MiB and more ask for huge pages. The caller frees with dd_free. */
+void *dd_alloc(size_t bytes);
+
+/* Zeroed memory, or NULL (also when count * size overflows). */
+void *dd_calloc(size_t count, size_t size);
+
+/* Grows `p` (NULL is fine) to `bytes`, contents kept. NULL on failure: then `p` is still valid and still the caller's. */
+void *dd_realloc(void *p, size_t bytes);
+
+char *dd_strdup(const char *s);
+void dd_free(void *p); /* NULL is fine */
+
+/* *out = product of `count` factors; false if a factor is negative or the product does not fit. */
+bool dd_size_mul(size_t *out, int count, ...); /* every factor an int64_t */
+
+/* Bytes handed out and not yet freed, over all threads. */
+int64_t dd_live_bytes(void);
+
+/* The (n+1)th allocation from now fails, once; a negative n switches that off. For tests. */
+void dd_alloc_fail_after(int64_t n);
+
+#endif

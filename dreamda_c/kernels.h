@@ -1,0 +1,67 @@
+/* The loops that oneDNN 3.2 lacks. Pure functions on pointers and sizes; activations are channels-last rows ("tokens") of
+ * type `dtype` (DD_F32 or DD_BF16), statistics and parameters are f32. All run in OpenMP over the caller's thread count
+ * (omp_get_max_threads), allocate nothing, and compute every row (image) of a batch alike: the bits of a row depend neither
+ * on its place in the batch nor on its neighbours.
+ *
+ *     dd_isa isa = dd_best_isa();
+ *     size_t bytes = dd_group_norm_scratch(n, hw, c);        // from the caller's arena, 64-byte aligned
+ *     dd_group_norm(isa, DD_BF16, dst, src, c, NULL, 0, NULL, 0, gamma, beta, n, hw, 32, 1e-5f, true, scratch);
+ */
+#ifndef DD_KERNELS_H
+#define DD_KERNELS_H
+
+#include "dtype.h"
+#include "rng.h"
+
+#include <stdbool.h>
+
+/* What this processor has (AVX2 + FMA + F16C is the least we support; dd_cpu_supported says whether it is there). */
+bool dd_cpu_supported(void);
+dd_isa dd_best_isa(void);
+
+/* dst (n, hw, c0 + c1) = GroupNorm(concatenation of src0 (n, hw, c0) and src1 (n, hw, c1) along channels) [then SiLU].
+   src1 may be NULL with c1 = 0. row_bias, if not NULL, is added to the input first: f32, channel c of row i at
+   row_bias[i * row_bias_ld + c] (the timestep embedding of a ResNet block). gamma, beta: (c0 + c1). groups divides c0 + c1;
+   a group may straddle the two sources. Statistics are two-pass or Chan-combined in chunks whose size does not depend on
+   the thread count. dst may alias src0 when src1 is NULL. */
+void dd_group_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
+                   const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
+                   int n, int hw, int groups, float eps, bool silu, void *scratch);
+size_t dd_group_norm_scratch(int n, int hw, int c);
+
+/* dst (rows, c) = LayerNorm(src (rows, c)). */
+void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
+                   int rows, int c, float eps);
+
+/* dst = softmax(scale * q k^T [+ causal mask]) v, per row and head, without ever holding a (tq, tk) matrix: blocks small
+   enough for L2, online softmax, f32 accumulation. q: n * tq rows, k and v: n * tk rows, dst: n * tq rows; row r starts at
+   element r * ld, and head h takes its elements [h * d, (h + 1) * d). tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot). */
+void dd_attention(dd_isa isa, dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld,
+                  const void *k, size_t k_ld, const void *v, size_t v_ld,
+                  int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch);
+size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+
+/* diffusers' get_timestep_embedding with max_period 10000: dst (n, dim) of `dtype`, t (n) f32. */
+void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int dim, bool flip_sin_to_cos, float freq_shift);
+
+/* Nearest: dst (n, oh, ow, c), src (n, h, w, c), source index floor(i * h / oh). */
+void dd_upsample_nearest(dd_dtype dtype, void *dst, const void *src, int n, int h, int w, int c, int oh, int ow);
+
+/* src (n, c, hw) f32 <-> channels-last (n, hw, c) of `dtype`. */
+void dd_from_nchw(dd_dtype dtype, void *dst, const float *src, int n, int c, int hw);
+void dd_to_nchw(dd_dtype dtype, float *dst, const void *src, int n, int c, int hw);
+
+/* dst (n, hw, c) = src + scale[i] * noise, row by row; rows with scale 0 are copied bit for bit. The noise of row i is
+   given[i] ((n, c, hw) f32, channel-major) or, if given is NULL, normal number c * hw + p of keys[i] for channel c,
+   position p: the two agree to the bit. dst may alias src. `scratch`: dd_add_noise_scratch bytes. */
+void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale, const float *given,
+                  const dd_noise_key *keys, int n, int c, int hw, void *scratch);
+size_t dd_add_noise_scratch(int n, int c, int hw);
+
+/* dst (n, t, c) = tokens[ids[i]] + positions[i % t]; tables f32; ids already checked. */
+void dd_embed(dd_dtype dtype, void *dst, const int32_t *ids, const float *tokens, const float *positions, int n, int t, int c);
+
+/* Element conversion between DD_F32, DD_BF16 and (as a source only) DD_F16. */
+void dd_convert(dd_dtype dst_type, void *dst, dd_dtype src_type, const void *src, size_t count);
+
+#endif

@@ -1,0 +1,65 @@
+#include "py_core.h"
+
+PyObject *dd_raise(dd_module_state *state, dd_status status)
+{
+    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN ? state->error : PyExc_ValueError;
+    PyErr_SetString(type, dd_message());
+    return NULL;
+}
+
+const char *dd_dtype_name(int dtype)
+{
+    return dtype == DD_S32 ? "int32" : dtype == DD_U32 ? "uint32" : "float32";
+}
+
+int dd_numpy_type(int dtype)
+{
+    return dtype == DD_S32 ? NPY_INT32 : dtype == DD_U32 ? NPY_UINT32 : NPY_FLOAT32;
+}
+
+static PyObject *shape_tuple(int ndim, const npy_intp *dims)
+{
+    PyObject *shape = PyTuple_New(ndim);
+    for (int i = 0; shape && i < ndim; i++) {
+        PyObject *item = PyLong_FromSsize_t(dims[i]);
+        if (!item) {
+            Py_CLEAR(shape);
+            break;
+        }
+        PyTuple_SET_ITEM(shape, i, item);
+    }
+    return shape;
+}
+
+static void raise_shape(const char *name, int ndim, const npy_intp *dims, PyArrayObject *got)
+{
+    PyObject *expected = shape_tuple(ndim, dims), *found = shape_tuple(PyArray_NDIM(got), PyArray_DIMS(got));
+    if (expected && found) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an array of shape %R, got %R", name, expected, found);
+    }
+    Py_XDECREF(expected);
+    Py_XDECREF(found);
+}
+
+PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name)
+{
+    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(object), *array;
+    if (!any) {
+        return NULL;
+    }
+    bool wants_float = type == NPY_FLOAT32;
+    if (wants_float ? !PyArray_ISFLOAT(any) && !PyArray_ISINTEGER(any) : !PyArray_ISINTEGER(any)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an array of %s, got %R", name, wants_float ? "float32" : "integers",
+                     (PyObject *)PyArray_DESCR(any));
+        Py_DECREF(any);
+        return NULL;
+    }
+    if (dims && (PyArray_NDIM(any) != ndim || !PyArray_CompareLists(PyArray_DIMS(any), dims, ndim))) {
+        raise_shape(name, ndim, dims, any);
+        Py_DECREF(any);
+        return NULL;
+    }
+    array = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, type, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    Py_DECREF(any);
+    return array;
+}

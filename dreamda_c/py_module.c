@@ -1,0 +1,143 @@
+/* dreamda._core: module state, types, and the two functions that need no model. */
+#define DD_IMPORT_NUMPY
+#include "py_core.h"
+
+#include "arena.h"
+#include "kernels.h"
+#include "rng.h"
+
+#include <omp.h>
+
+static PyObject *core_normals(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"seed", "image", "variant", "step", "stream", "row", "shape", NULL};
+    unsigned long long seed, image;
+    PyObject *small[4], *shape;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KKOOOOO:normals", names, &seed, &image, &small[0], &small[1], &small[2],
+                                     &small[3], &shape)) {
+        return NULL;
+    }
+    uint32_t words[4];
+    for (int i = 0; i < 4; i++) {
+        unsigned long x = PyLong_Check(small[i]) ? PyLong_AsUnsignedLong(small[i]) : (unsigned long)-1;
+        if (x > UINT32_MAX) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "%s: expected a whole number from 0 to 4294967295, got %R", names[i + 2], small[i]);
+            return NULL;
+        }
+        words[i] = (uint32_t)x;
+    }
+    PyArray_Dims dims = {NULL, 0};
+    if (!PyArray_IntpConverter(shape, &dims)) {
+        return NULL;
+    }
+    PyObject *array = PyArray_SimpleNew(dims.len, dims.ptr, NPY_FLOAT32);
+    PyDimMem_FREE(dims.ptr);
+    if (!array) {
+        return NULL;
+    }
+    dd_noise_key key = {.seed = seed, .image = image, .variant = words[0], .step = words[1], .stream = words[2], .row = words[3]};
+    float *data = PyArray_DATA((PyArrayObject *)array);
+    size_t count = (size_t)PyArray_SIZE((PyArrayObject *)array);
+    Py_BEGIN_ALLOW_THREADS
+    dd_normals(&key, 0, count, data);
+    Py_END_ALLOW_THREADS
+    return array;
+}
+
+static PyObject *core_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    static const char *const isa_names[] = {
+        [DD_ISA_AVX2] = "avx2", [DD_ISA_AVX512] = "avx512", [DD_ISA_AVX512_BF16] = "avx512_bf16"};
+    int v[3];
+    dd_onednn_version(v);
+    PyObject *version = PyUnicode_FromFormat("%d.%d.%d", v[0], v[1], v[2]);
+    if (!version) {
+        return NULL;
+    }
+    return Py_BuildValue("{s:N,s:s,s:s,s:s,s:i,s:L}", "onednn_version", version, "onednn_runtime", "OMP", "onednn_isa",
+                         dd_onednn_isa_name(), "kernels_isa", isa_names[dd_onednn_isa()], "threads", omp_get_max_threads(),
+                         "live_bytes", (long long)dd_live_bytes());
+}
+
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot)
+{
+    *slot = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *slot ? PyModule_AddType(module, *slot) : -1;
+}
+
+static int core_exec(PyObject *module)
+{
+    dd_module_state *state = PyModule_GetState(module);
+    if (PyArray_ImportNumPyAPI() < 0) {
+        return -1;
+    }
+    if (!dd_cpu_supported()) {
+        PyErr_SetString(PyExc_ImportError, "dreamda needs a processor with AVX2, FMA and F16C");
+        return -1;
+    }
+    if (dd_onednn_check() != DD_OK) {
+        PyErr_SetString(PyExc_ImportError, dd_message());
+        return -1;
+    }
+    state->error = PyErr_NewExceptionWithDoc("dreamda.Error", "The engine refused to do what was asked.", PyExc_RuntimeError, NULL);
+    if (!state->error || PyModule_AddObjectRef(module, "Error", state->error) < 0) {
+        return -1;
+    }
+    return add_type(module, &dd_model_spec, &state->model_type) < 0 || add_type(module, &dd_plan_spec, &state->plan_type) < 0 ? -1 : 0;
+}
+
+static int core_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    dd_module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->error);
+    Py_VISIT(state->model_type);
+    Py_VISIT(state->plan_type);
+    return 0;
+}
+
+static int core_clear(PyObject *module)
+{
+    dd_module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->error);
+    Py_CLEAR(state->model_type);
+    Py_CLEAR(state->plan_type);
+    return 0;
+}
+
+static void core_free(void *module)
+{
+    core_clear(module);
+}
+
+static PyMethodDef core_methods[] = {
+    {"normals", (PyCFunction)(void (*)(void))core_normals, METH_VARARGS | METH_KEYWORDS,
+     "normals(seed, image, variant, step, stream, row, shape) -> float32 array of N(0, 1) noise that belongs to that key."},
+    {"info", core_info, METH_NOARGS, "info() -> dict: oneDNN's version and ISA, our kernels' ISA, threads, live bytes."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "dreamda._core",
+    .m_doc = "The C core: models, plans and keyed noise.",
+    .m_size = sizeof(dd_module_state),
+    .m_methods = core_methods,
+    .m_slots = core_slots,
+    .m_traverse = core_traverse,
+    .m_clear = core_clear,
+    .m_free = core_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_module);
+}
