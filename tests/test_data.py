@@ -1,0 +1,212 @@
+"""Image folders, prompts, decoding of untrusted image files, and the bundled images."""
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from dreamda.data import (BrokenImageError, ImageFolder, class_words, decode_image, fill_template, load_bundled, own_prompt_file,
+                          prompts_from_file, prompts_from_template, read_image)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b_b/2.png", "b_b/10.JPG", "a/x.webp", "a/y.bmp", "a/z.tiff"):
+        path = tmp_path / "real" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), "red").save(path)
+    return ImageFolder.scan(tmp_path / "real")
+
+
+def test_scan_is_sorted_and_lists_what_it_leaves_out(folder):
+    root = folder.root
+    (root / "a/deep").mkdir()
+    (root / "a/moving.gif").write_bytes(b"GIF89a")
+    (root / "a/Thumbs.db").write_bytes(b"x")
+    (root / "a/.hidden.png").write_bytes(b"x")
+    (root / ".git").mkdir()
+    (root / "empty").mkdir()
+    (root / "README.md").write_text("x")
+    (root / "linked").symlink_to(root / "b_b")
+    with open(os.fsencode(root) + b"/a/\xff.png", "wb"):
+        pass
+    found = ImageFolder.scan(root)
+    assert found.classes == ("a", "b_b", "empty", "linked")
+    assert [i.key for i in found.images] == ["a/x.webp", "a/y.bmp", "a/z.tiff", "b_b/10.JPG", "b_b/2.png", "linked/10.JPG", "linked/2.png"]
+    assert [name for name, _ in found.ignored] == ["a/deep", "a/moving.gif", "'a/\\udcff.png'", "empty"]
+    assert read_image(found.path(found.images[0])).pixels.shape == (4, 5, 3)
+
+
+def test_scan_refusals(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        ImageFolder.scan(tmp_path / "nothing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError):
+        ImageFolder.scan(tmp_path / "file")
+    with pytest.raises(ValueError, match="no class folders"):
+        ImageFolder.scan(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="no images"):
+        ImageFolder.scan(tmp_path)
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        ImageFolder.scan(tmp_path)
+
+
+@pytest.mark.parametrize("template, label, prompt", [
+    ("a photo of a {}", "ankle_boot", "a photo of an ankle boot"), ("a photo of an {}", "coat", "a photo of a coat"),
+    ("A {}", "Übung", "A Übung"), ("A  {}", "Ewer", "An  Ewer"), ("{}, a photo", "t-shirt", "t-shirt, a photo"),
+    ("the pasta {}", "elbow", "the pasta elbow"), ("a photo of a big {}", "ant", "a photo of a big ant"),
+    ("a {} in {x} %s", "__soccer___ball_", "a soccer ball in {x} %s")])
+def test_templates(template, label, prompt):
+    assert fill_template(template, label) == prompt
+
+
+def test_class_words():
+    assert class_words("Faces_easy") == "Faces easy" and class_words("t-shirt") == "t-shirt"
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", "a { }", ""])
+def test_template_refusals(folder, template):
+    with pytest.raises(ValueError, match="--template"):
+        prompts_from_template(folder, template)
+
+
+def prompt_lines(folder, **changes):
+    rows = {i.key: {"file_name": i.key, "text": f"text of {i.name}"} for i in folder.images}
+    rows.update(changes)
+    return "\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows.values() if r)
+
+
+def test_prompt_file(folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\ufeff" + prompt_lines(folder, **{"a/x.webp": {"file_name": "x.webp", "text": "Größe 猫", "other": 1}}) + "\n\n")
+    prompts = prompts_from_file(folder, path)
+    assert prompts["a/x.webp"] == "Größe 猫" and prompts["b_b/2.png"] == "text of 2.png" and len(prompts) == 5
+
+
+@pytest.mark.parametrize("line, message", [
+    ({"file_name": "c/none.png", "text": "x"}, "line 6 names 'c/none.png'"), ({"file_name": "../a/x.webp", "text": "x"}, "line 6 names"),
+    ({"file_name": "/etc/passwd", "text": "x"}, "line 6 names"), ({"file_name": "a/x.webp", "text": "x"}, "second text"),
+    ({"file_name": "a/x.webp"}, "line 6 must have"), ({"file_name": 3, "text": "x"}, "line 6 must have"), ("[1]", "line 6 is no JSON object"),
+    ("{", "line 6 is no JSON object"), ("[" * 100_000, "line 6 is no JSON object"), ("9" * 10_000, "line 6 is no JSON object"),
+    ('{"file_name": "a/x.webp", "text": "\\ud800"}', "surrogate")])
+def test_prompt_file_refusals(folder, tmp_path, line, message):
+    (tmp_path / "prompts.jsonl").write_text(prompt_lines(folder, last=line))
+    with pytest.raises(ValueError, match=message):
+        prompts_from_file(folder, tmp_path / "prompts.jsonl")
+
+
+def test_prompt_file_must_cover_every_image_and_be_unambiguous(folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(prompt_lines(folder, **{"a/x.webp": None, "b_b/2.png": None}))
+    with pytest.raises(ValueError, match="no line for 2 of the 5 images; the first is 'a/x.webp'"):
+        prompts_from_file(folder, path)
+    (folder.root / "a/2.png").write_bytes((folder.root / "b_b/2.png").read_bytes())
+    again = ImageFolder.scan(folder.root)
+    path.write_text(prompt_lines(again, **{"a/2.png": {"file_name": "2.png", "text": "x"}}))
+    with pytest.raises(ValueError, match="several classes; write it as 'a/2.png'"):
+        prompts_from_file(again, path)
+    with pytest.raises(FileNotFoundError):
+        prompts_from_file(folder, tmp_path / "none.jsonl")
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match="line 1"):
+        prompts_from_file(folder, path)
+
+
+def test_own_prompt_file_is_found_by_its_text_field(folder):
+    assert own_prompt_file(folder) is None
+    (folder.root / "metadata.jsonl").write_text('{"file_name": "a/x.webp", "score": 1}\n')
+    assert own_prompt_file(folder) is None
+    (folder.root / "metadata.jsonl").write_text(prompt_lines(folder))
+    assert own_prompt_file(folder) == folder.root / "metadata.jsonl"
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_decoding_of_every_mode():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (6, 9, 3), np.uint8)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(rgb))), rgb)
+    gray = decode_image(encoded(Image.fromarray(rgb[..., 0])))
+    assert np.array_equal(gray, rgb[..., :1].repeat(3, 2))
+    deep = rgb[..., 0].astype(np.uint16) * 257
+    assert np.array_equal(decode_image(encoded(Image.fromarray(deep))), gray)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(deep), "TIFF")), gray)
+    assert np.array_equal(decode_image(encoded(Image.fromarray(rgb).quantize(), "PNG")), np.array(Image.fromarray(rgb).quantize().convert("RGB")))
+    alpha = np.dstack([rgb, np.zeros((6, 9), np.uint8)])
+    alpha[0, 0, 3] = 255
+    white = np.full_like(rgb, 255)
+    white[0, 0] = rgb[0, 0]
+    assert np.array_equal(decode_image(encoded(Image.fromarray(alpha))), white)
+    assert decode_image(encoded(Image.fromarray(alpha, "CMYK"), "JPEG")).shape == rgb.shape
+    assert decode_image(encoded(Image.fromarray(rgb).convert("1"))).shape == rgb.shape
+    with pytest.raises(BrokenImageError, match="32-bit"):
+        decode_image(encoded(Image.fromarray(rgb[..., 0].astype(np.float32)), "TIFF"))
+
+
+def test_exif_orientation_and_plain_resize():
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(decode_image(encoded(Image.fromarray(rgb), exif=exif)), np.rot90(rgb, -1))
+    small = decode_image(encoded(Image.fromarray(rgb)), (4, 4))
+    assert np.array_equal(small, np.array(Image.fromarray(rgb).resize((4, 4), Image.Resampling.BICUBIC)))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_hostile_files_are_broken_images(tmp_path):
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    large = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_500, 9_500, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    good = encoded(Image.new("RGB", (64, 64), "red"), "JPEG")
+    for data in (b"", b"\x89PNG", bomb, large, good[:-200], good[:200], encoded(Image.new("RGB", (3, 3)), "GIF"), b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        (tmp_path / "x.png").write_bytes(data)
+        with pytest.raises(BrokenImageError):
+            read_image(tmp_path / "x.png", (8, 8))
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name in ("fifo", "folder", "dangling", "device", "missing"):
+        with pytest.raises(BrokenImageError):
+            read_image(tmp_path / f"{name}.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]), st.integers(0, 10_000), st.binary(min_size=1, max_size=6), st.integers(0, 10_000))
+def test_damaged_files_give_pixels_or_a_broken_image(kind, at, patch, length):
+    data = bytearray(encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)), kind))
+    at %= len(data)
+    data[at: at + len(patch)] = patch
+    try:
+        pixels = decode_image(bytes(data[: max(1, length % (2 * len(data)))]), (8, 8))
+    except BrokenImageError:
+        return
+    assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8
+
+
+def test_bundled_images():
+    bundled = load_bundled()
+    assert bundled.seeds.shape == (100, 32, 32, 3) and bundled.test.shape == (1000, 32, 32, 3) and bundled.seeds.dtype == np.uint8
+    assert np.array_equal(np.bincount(bundled.seed_labels), [10] * 10) and np.array_equal(np.bincount(bundled.test_labels), [100] * 10)
+    assert bundled.class_names[9] == "ankle boot" and len(bundled.class_names) == 10
+    hashes = [hashlib.sha256(x.tobytes()).digest() for x in np.concatenate([bundled.seeds, bundled.test])]
+    assert len(set(hashes)) == 1100
+    assert not bundled.seeds[:, :2].any() and bundled.seeds.mean() > 20
+    with pytest.raises(ValueError, match="fashion-mini"):
+        load_bundled("imagenet")

@@ -1,0 +1,351 @@
+"""The run folder: resume, shards, locks, signals, hostile names. The pipeline is a stand-in whose images depend on keys and parameters."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamda.data import ImageFolder, prompts_from_template
+from dreamda.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
+
+
+class FakePipeline:
+    """Images that are a function of all that a real pipeline's images depend on, and of nothing else."""
+
+    size = (8, 8)
+    dtype = "f32"
+    fingerprint = "f" * 64
+
+    def __init__(self, on_call=None):
+        self.calls, self.on_call = [], on_call
+
+    def augment(self, images, prompts, *, variants, keys, progress=None, **parameters):
+        assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
+        self.calls.append(list(keys))
+        if self.on_call:
+            self.on_call(self)
+        out = np.empty((len(keys), variants, *self.size, 3), np.uint8)
+        for n, (image, prompt, key) in enumerate(zip(images, prompts, keys)):
+            for k in range(variants):
+                text = f"{image.tobytes()!r} {prompt} {key} {k} {sorted(parameters.items())}"
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+                out[n, k] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
+            if progress:
+                progress(n + 1, len(keys))
+        return out
+
+
+SETTINGS = Settings(variants=3, steps=4)
+
+
+def make_real(root: Path, per_class: int = 3, labels=("coat", "ankle_boot")) -> ImageFolder:
+    rng = np.random.default_rng(0)
+    for label in labels:
+        (root / label).mkdir(parents=True)
+        for i in range(per_class):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(root / label / f"{i:02d}.png")
+    return ImageFolder.scan(root)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def real(tmp_path):
+    return make_real(tmp_path / "real")
+
+
+@pytest.fixture
+def undisturbed(real, tmp_path):
+    generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS)
+    return tree(tmp_path / "undisturbed")
+
+
+def test_a_run_writes_every_variant_and_describes_it(real, tmp_path):
+    seen = []
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, model="fake", progress=lambda a, b: seen.append((a, b)))
+    assert (report.made, report.present, report.total, report.skipped, report.signal) == (18, 0, 18, [], None)
+    assert seen[-1] == (18, 18) and seen == sorted(seen)
+    rows = lines(tmp_path / "out")
+    assert [(r["seed_file"], r["variant"]) for r in rows] == [(i.key, v) for i in real.images for v in range(3)]
+    assert rows[0]["prompt"] == "a photo of an ankle boot" and rows[0]["label"] == "ankle_boot"
+    for row in rows:
+        data = (tmp_path / "out" / row["file_name"]).read_bytes()
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        assert row["seed_sha256"] == hashlib.sha256((real.root / row["seed_file"]).read_bytes()).hexdigest()
+        about = json.loads(Image.open(tmp_path / "out" / row["file_name"]).text["dreamda"])
+        assert about == {k: v for k, v in row.items() if k != "sha256"}
+        assert (row["steps"], row["strength"], row["model"], row["model_sha256"], row["dtype"]) == (4, 0.8, "fake", "f" * 64, "f32")
+    assert sorted(os.listdir(tmp_path / "out")) == ["ankle_boot", "coat", "metadata.jsonl", "run.json"]
+
+
+def test_the_same_call_again_does_nothing(real, tmp_path, undisturbed):
+    pipe = FakePipeline()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "undisturbed").rglob("*") if p.is_file()}
+    report = generate_dataset(real, tmp_path / "undisturbed", pipe, SETTINGS)
+    assert (report.made, report.present, pipe.calls) == (0, 18, [])
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "undisturbed").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_shards_together_equal_one_run(real, tmp_path, undisturbed, count):
+    for index in reversed(range(count)):
+        generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, shard=(index, count))
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_shards_at_the_same_time_on_one_folder(real, tmp_path, undisturbed):
+    barrier = threading.Barrier(3)
+    pipes = [FakePipeline(lambda pipe: len(pipe.calls) == 1 and barrier.wait(30)) for _ in range(3)]
+    work = [threading.Thread(target=generate_dataset, args=(real, tmp_path / "out", pipe, SETTINGS), kwargs={"shard": (i, 3)})
+            for i, pipe in enumerate(pipes)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_overlapping_work_on_one_folder_is_refused(real, tmp_path):
+    out = tmp_path / "out"
+
+    def second(_):
+        for shard in [(0, 1), (0, 2), (1, 3)]:
+            with pytest.raises(ValueError, match="being written by another"):
+                generate_dataset(real, out, FakePipeline(), SETTINGS, shard=shard)
+
+    generate_dataset(real, out, FakePipeline(second), SETTINGS, shard=(0, 2))
+
+
+def test_spans_cover_the_range_without_overlap():
+    for count in (1, 2, 3, 7, 64, 65536):
+        spans = [_span(f"{i}-of-{count}") for i in range(count)]
+        assert spans[0][0] == 0 and sum(spans[-1]) == SPACE == MERGE
+        assert all(a + n == b for (a, n), (b, _) in zip(spans, spans[1:]))
+
+
+@pytest.mark.parametrize("changed", [dict(variants=4), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(step="sdedit"),
+                                     dict(share_start=False), dict(source_prompt="a thing")])
+def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):
+    with pytest.raises(ValueError, match="--" + next(iter(changed)).replace("_", "-")):
+        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), Settings(**{"variants": 3, "steps": 4, **changed}))
+    assert tree(tmp_path / "undisturbed") == undisturbed
+
+
+def test_another_model_dtype_size_or_prompt_is_refused(real, tmp_path, undisturbed):
+    for name, value, message in [("fingerprint", "0" * 64, "--model"), ("dtype", "bf16", "--dtype"), ("size", (16, 16), "--size")]:
+        pipe = FakePipeline()
+        setattr(pipe, name, value)
+        with pytest.raises(ValueError, match=message):
+            generate_dataset(real, tmp_path / "undisturbed", pipe, SETTINGS)
+    with pytest.raises(ValueError, match="--template"):
+        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS, prompts=prompts_from_template(real, "one {}"),
+                         prompt_source={"template": "one {}"})
+    assert tree(tmp_path / "undisturbed") == undisturbed
+
+
+def test_a_folder_that_is_not_ours_is_refused(real, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="no run.json"):
+        generate_dataset(real, tmp_path / "other", FakePipeline(), SETTINGS)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError):
+        generate_dataset(real, tmp_path / "file", FakePipeline(), SETTINGS)
+    for inside in (real.root, real.root / "synthetic", real.root / "coat" / "x"):
+        with pytest.raises(ValueError, match="lies in the data set"):
+            check_out(inside, real, {})
+    for content in ("[]", "{", "[" * 100_000, '"x"'):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / "run.json").write_text(content)
+        with pytest.raises(ValueError, match="run.json"):
+            generate_dataset(real, tmp_path / "broken", FakePipeline(), SETTINGS)
+    assert sorted(os.listdir(tmp_path)) == ["broken", "file", "other", "real"]
+
+
+def test_broken_images_are_skipped_and_tried_again(real, tmp_path):
+    good = (real.root / "coat/01.png").read_bytes()
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), SETTINGS)
+    for broken in (good[: len(good) // 2], b"", b"GIF89a"):
+        (real.root / "coat/01.png").write_bytes(broken)
+        report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+        assert [name for name, _ in report.skipped] == ["coat/01.png"] and len(lines(tmp_path / "out")) == 15
+    (real.root / "coat/01.png").write_bytes(good)
+    assert generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS).made == 3
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_changed_seed_is_made_again_and_a_removed_one_reported(real, tmp_path, undisturbed):
+    Image.new("RGB", (8, 8), "red").save(real.root / "coat/00.png")
+    (real.root / "coat/02.png").unlink()
+    report = generate_dataset(ImageFolder.scan(real.root), tmp_path / "undisturbed", FakePipeline(), SETTINGS)
+    assert report.made == 3 and [name for name, _ in report.skipped] == ["coat/02.png"]
+    now = tree(tmp_path / "undisturbed")
+    changed = {name for name in now if now[name] != undisturbed[name]}
+    assert changed == {"metadata.jsonl", *(f"coat/00-00{v}.png" for v in range(3))} and now.keys() == undisturbed.keys()
+
+
+def test_a_deleted_image_is_made_again(real, tmp_path, undisturbed):
+    (tmp_path / "undisturbed/coat/01-002.png").unlink()
+    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 3
+    assert tree(tmp_path / "undisturbed") == undisturbed
+
+
+def test_an_error_in_the_engine_leaves_a_consistent_folder(real, tmp_path, undisturbed):
+    def fail(pipe):
+        if len(pipe.calls) == 2:
+            raise RuntimeError("engine")
+
+    with pytest.raises(RuntimeError, match="engine"):
+        generate_dataset(real, tmp_path / "out", FakePipeline(fail), SETTINGS)
+    assert len(lines(tmp_path / "out")) == 3 and not (tmp_path / "out/.dreamda").exists()
+    generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, number):
+    before = signal.getsignal(number)
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(lambda pipe: len(pipe.calls) == 2 and os.kill(os.getpid(), number)), SETTINGS)
+    assert report.signal == number and 3 < report.made < 18 and len(lines(tmp_path / "out")) == report.made
+    assert signal.getsignal(number) is before
+    generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+WORKER = textwrap.dedent("""
+    import os, sys, random, signal
+    sys.path.insert(0, sys.argv[3])
+    from test_generate import FakePipeline, SETTINGS
+    from dreamda.data import ImageFolder
+    import dreamda.generate as g
+    after = int(sys.argv[4])
+    events = 0
+    def counted(function):
+        def call(*a, **k):
+            global events
+            events += 1
+            if events == after:
+                if function is os.write:
+                    function(a[0], bytes(a[1][: len(a[1]) // 2]))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*a, **k)
+        return call
+    for name in ("write", "fsync", "rename", "mkdir", "unlink", "ftruncate", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    g.generate_dataset(ImageFolder.scan(sys.argv[1]), sys.argv[2], FakePipeline(), SETTINGS)
+    print("events", events)
+""")
+
+
+def run_worker(real: Path, out: Path, after: int) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", WORKER, real, out, Path(__file__).parent, str(after)], capture_output=True, text=True)
+
+
+def test_kill_at_any_moment_then_resume_is_byte_identical(real, tmp_path, undisturbed):
+    """SIGKILL before the n-th call that changes the disk (in the middle of it, where it is a write), for n spread over a whole run."""
+    whole = run_worker(real.root, tmp_path / "whole", 0)
+    assert tree(tmp_path / "whole") == undisturbed, whole.stderr
+    events = int(whole.stdout.split()[-1])
+    for after in sorted({*range(1, 12), *range(12, events - 6, 9), *range(events - 6, events + 1)}):
+        out = tmp_path / f"out{after}"
+        assert run_worker(real.root, out, after).returncode == -signal.SIGKILL
+        generate_dataset(real, out, FakePipeline(), SETTINGS)
+        assert tree(out) == undisturbed, after
+        assert sorted(os.listdir(out)) == ["ankle_boot", "coat", "metadata.jsonl", "run.json"]
+
+
+def test_what_a_killed_shard_left_is_taken_over(real, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+    rows = (out / "metadata.jsonl").read_text()
+    (out / ".dreamda").mkdir()
+    (out / "metadata.jsonl").rename(out / ".dreamda/1-of-2.jsonl")
+    (out / ".dreamda/1-of-2.tmp").write_text("half an image")
+    (out / ".dreamda/1-of-2.jsonl").write_text(rows + '{"file_name": "torn')
+    pipe = FakePipeline()
+    generate_dataset(real, out, pipe, SETTINGS)
+    assert tree(out) == undisturbed and sum(map(len, pipe.calls)) == 3
+
+
+@pytest.mark.parametrize("allowed", [0, 400, 3000, 9000])
+def test_a_full_disk_is_one_sentence_and_resumable(real, tmp_path, undisturbed, monkeypatch, allowed):
+    left = allowed
+    write = os.write
+
+    def limited(fd, data):
+        nonlocal left
+        if left <= 0:
+            raise OSError(28, "No space left on device")
+        left -= min(left, len(data))
+        return write(fd, bytes(data)[: max(1, len(data) // 2)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", limited)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert isinstance(caught.value, OutputError) == (allowed > 400)
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert report.made + report.present == 18 and tree(tmp_path / "out") == undisturbed
+
+
+def test_nothing_is_written_through_a_symlink(real, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    (out / "coat").symlink_to(elsewhere)
+    with pytest.raises(OutputError):
+        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+    assert os.listdir(elsewhere) == []
+    (out / "coat").unlink()
+    (out / ".dreamda").symlink_to(elsewhere)
+    with pytest.raises(OSError):
+        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+    assert os.listdir(elsewhere) == []
+
+
+def test_odd_names(tmp_path):
+    labels = ["..a", "a b\n", "-rf", "Ünïcødé", "猫", "%s{}", "x" * 255, "nul", "'\"`$(id)", "\u202eabc"]
+    names = ["..png", "a.png", "a.jpg", "a.png.jpg", "b" * 251 + ".png", "c" * 251 + ".PNG", "é.png", "e\u0301.png", "a-000.png", "\\.png", "\x7f\x01.png"]
+    for label in labels:
+        (tmp_path / "real" / label).mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / "real" / "猫" / name, "PNG")
+    Image.new("RGB", (4, 4)).save(tmp_path / "real" / "a b\n" / "x\n.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "real" / ("x" * 255) / ("y" * 251 + ".png"))
+    folder = ImageFolder.scan(tmp_path / "real")
+    report = generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
+    rows = lines(tmp_path / "out")
+    assert report.made == len(rows) == len({r["file_name"] for r in rows}) == 3 * len(folder.images) == 3 * (len(names) - 1 + 2)
+    assert {r["file_name"] for r in rows} == {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    assert sorted(os.listdir(tmp_path)) == ["out", "real"]
+    stems = output_stems(folder)
+    assert [stems[f"猫/{n}"] for n in ("a.png", "a.jpg", "a.png.jpg", "a-000.png")] == ["a.png", "a.jpg", "a.png.jpg", "a-000"]
+
+
+def test_reserved_class_names_are_refused(tmp_path):
+    folder = make_real(tmp_path / "real", labels=("run.json", "coat"))
+    with pytest.raises(ValueError, match="collide"):
+        generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(steps=1001), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
+                                 dict(steps=2, strength=0.4), dict(eta=-1), dict(eta=2), dict(step="ddpm"), dict(guidance_scale=float("inf")),
+                                 dict(noise_scale=-1), dict(seed=-1), dict(seed=1 << 64)])
+def test_settings_that_cannot_be_meant(bad):
+    with pytest.raises(ValueError, match="--" + list(bad)[0].replace("_", "-")):
+        Settings(**bad)
