@@ -1,0 +1,823 @@
+/* The vector kernels, written once. A kernels_*.c file sets `#pragma GCC target` and these, then includes this file:
+ *
+ *     #define DD_KERNELS dd_kernels_avx512   // the table to define
+ *     #define DD_VECTOR 16                   // floats in a vector: 8 (AVX2) or 16 (AVX-512)
+ *     #define DD_BF16_DOT 0                  // 1 where AVX512-BF16 is there
+ *     #include "kernels_impl.h"
+ *
+ * Loops over whole vectors come first, then the few elements left over go through a padded vector, so that any size works.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define W DD_VECTOR
+
+/* ---- vectors -------------------------------------------------------------------------------------------------- */
+
+#if W == 16
+typedef __m512 vf;
+INLINE vf set1(float x) { return _mm512_set1_ps(x); }
+INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf divide(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf fma_(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
+INLINE vf fms(vf a, vf b, vf c) { return _mm512_fmsub_ps(a, b, c); }    /* a b - c */
+INLINE vf larger(vf a, vf b) { return _mm512_max_ps(a, b); }            /* b where either is NaN */
+INLINE vf smaller(vf a, vf b) { return _mm512_min_ps(a, b); }           /* likewise */
+INLINE vf nearest(vf a) { return _mm512_roundscale_ps(a, 8); }
+INLINE vf where_ge(vf a, vf b, vf x, vf y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), y, x); }
+INLINE bool any_less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
+INLINE vf load_f32(const void *p) { return _mm512_loadu_ps(p); }
+INLINE void store_f32(void *p, vf x) { _mm512_storeu_ps(p, x); }
+INLINE vf broadcast(const uint32_t *p) { return _mm512_castsi512_ps(_mm512_set1_epi32((int)*p)); }
+INLINE float horizontal_sum(vf x) { return _mm512_reduce_add_ps(x); }
+INLINE vf lanes(void) { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+/* x times 2 to the power in the low bits of `shifted` (see exp2_reduced). */
+INLINE vf scale_by_bits(vf x, vf shifted)
+{
+    __m512i e = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), e));
+}
+INLINE vf load_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+}
+INLINE void store_bf16(void *p, vf x)
+{
+#if DD_BF16_DOT
+    _mm256_storeu_si256(p, (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    __m512i u = _mm512_castps_si512(x), top = _mm512_srli_epi32(u, 16);
+    __m512i even = _mm512_and_si512(top, _mm512_set1_epi32(1));
+    __m512i r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff))), 16);
+    r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), top, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(r));
+#endif
+}
+#else
+typedef __m256 vf;
+INLINE vf set1(float x) { return _mm256_set1_ps(x); }
+INLINE vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+INLINE vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf divide(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf fma_(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a b + c */
+INLINE vf fms(vf a, vf b, vf c) { return _mm256_fmsub_ps(a, b, c); }    /* a b - c */
+INLINE vf larger(vf a, vf b) { return _mm256_max_ps(a, b); }            /* b where either is NaN */
+INLINE vf smaller(vf a, vf b) { return _mm256_min_ps(a, b); }           /* likewise */
+INLINE vf nearest(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf where_ge(vf a, vf b, vf x, vf y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+INLINE bool any_less(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0; }
+INLINE vf load_f32(const void *p) { return _mm256_loadu_ps(p); }
+INLINE void store_f32(void *p, vf x) { _mm256_storeu_ps(p, x); }
+INLINE vf broadcast(const uint32_t *p) { return _mm256_castsi256_ps(_mm256_set1_epi32((int)*p)); }
+INLINE float horizontal_sum(vf x)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE vf lanes(void) { return _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0); }
+/* x times 2 to the power in the low bits of `shifted` (see exp2_reduced). */
+INLINE vf scale_by_bits(vf x, vf shifted)
+{
+    __m256i e = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), e));
+}
+INLINE vf load_bf16(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+INLINE void store_bf16(void *p, vf x)
+{
+    __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
+    __m256i even = _mm256_and_si256(top, _mm256_set1_epi32(1));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan);
+    _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
+}
+#endif
+
+INLINE vf load(dd_dtype t, const void *p, size_t i)
+{
+    return t == DD_BF16 ? load_bf16((const uint16_t *)p + i) : load_f32((const float *)p + i);
+}
+
+INLINE void store(dd_dtype t, void *p, size_t i, vf x)
+{
+    if (t == DD_BF16) {
+        store_bf16((uint16_t *)p + i, x);
+    } else {
+        store_f32((float *)p + i, x);
+    }
+}
+
+/* The first `count` < W elements; the other lanes are zero. */
+INLINE vf load_part(dd_dtype t, const void *p, size_t i, size_t count)
+{
+    uint32_t buffer[W] = {0};
+    memcpy(buffer, (const char *)p + i * dd_dtype_size(t), count * dd_dtype_size(t));
+    return load(t, buffer, 0);
+}
+
+INLINE void store_part(dd_dtype t, void *p, size_t i, vf x, size_t count)
+{
+    uint32_t buffer[W];
+    store(t, buffer, 0, x);
+    memcpy((char *)p + i * dd_dtype_size(t), buffer, count * dd_dtype_size(t));
+}
+
+INLINE vf load_up_to(dd_dtype t, const void *p, size_t i, size_t count)
+{
+    return count == W ? load(t, p, i) : load_part(t, p, i, count);
+}
+
+INLINE void store_up_to(dd_dtype t, void *p, size_t i, vf x, size_t count)
+{
+    if (count == W) {
+        store(t, p, i, x);
+    } else {
+        store_part(t, p, i, x, count);
+    }
+}
+
+/* ---- exponential ---------------------------------------------------------------------------------------------- */
+
+#define ROUND_BY_ADDING 12582912.0f /* 1.5 * 2^23: x + this has the integer nearest to x in its low bits */
+
+/* 2^(f + r), |f| <= 1/2 and `shifted` = r + ROUND_BY_ADDING, -126 <= r <= 127. Least-maximum fits of 2^f with p(0) = 1:
+   the relative error is below 1e-4 (degree 3, half of bf16's rounding at most a twentieth), 3e-6 (4), 1 ulp of f32 (6). */
+INLINE vf exp2_reduced(vf f, vf shifted, const int degree)
+{
+    static const float fit[3][6] = {
+        {0.693282902f, 0.242210954f, 0.0550089292f},
+        {0.693124175f, 0.240240991f, 0.0559064262f, 0.00958285294f},
+        {0.693147182f, 0.240226477f, 0.0555033237f, 0.00961843692f, 0.00133988739f, 0.00015353362f},
+    };
+    const float *c = fit[degree == 3 ? 0 : degree == 4 ? 1 : 2];
+    vf p = set1(c[degree - 1]);
+#pragma GCC unroll 6
+    for (int i = degree - 2; i >= 0; i--) {
+        p = fma_(p, f, set1(c[i]));
+    }
+    return scale_by_bits(fma_(p, f, set1(1.0f)), shifted);
+}
+
+/* y / (1 + exp(-y)). */
+INLINE vf silu_of(dd_dtype t, vf y)
+{
+    const vf minus_log2e = set1(-1.44269504f);
+    /* Past 87 the exponential would overflow, and the result is y or 0 to the last bit that matters. */
+    vf z = smaller(set1(87.0f), larger(set1(-87.0f), y));
+    vf shifted = fma_(z, minus_log2e, set1(ROUND_BY_ADDING));
+    vf f = fms(z, minus_log2e, sub(shifted, set1(ROUND_BY_ADDING)));
+    if (t == DD_F32) {
+        f = fma_(z, set1(-1.92596299e-8f), f); /* what log2(e) lost when it became a float */
+    }
+    return divide(y, add(set1(1.0f), exp2_reduced(f, shifted, t == DD_F32 ? 6 : 4)));
+}
+
+/* ---- GroupNorm ------------------------------------------------------------------------------------------------ */
+
+/* Adds rows [row, row + rows) of one source, rows <= 8, to the mean and the sum of squared deviations of each channel.
+   `done` rows are in them already. The two-pass statistics of eight rows stay in registers, then Chan's formula joins them. */
+INLINE void gather(const dd_dtype t, const void *src, size_t c, size_t row, int rows, int done, float *mean, float *m2)
+{
+    const vf per_row = set1(1.0f / (float)rows);
+    const vf weight = set1((float)rows / (float)(done + rows));
+    const vf cross = set1((float)done * ((float)rows / (float)(done + rows)));
+    for (size_t ch = 0; ch < c; ch += W) {
+        size_t count = c - ch < W ? c - ch : W;
+        vf x[8], sum = set1(0.0f), squares = set1(0.0f);
+        if (rows == 8 && count == W) {
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; r++) {
+                x[r] = load(t, src, (row + (size_t)r) * c + ch);
+            }
+            sum = add(add(add(x[0], x[1]), add(x[2], x[3])), add(add(x[4], x[5]), add(x[6], x[7])));
+            sum = mul(sum, per_row);
+#pragma GCC unroll 8
+            for (int r = 0; r < 8; r++) {
+                vf e = sub(x[r], sum);
+                squares = fma_(e, e, squares);
+            }
+        } else {
+            for (int r = 0; r < rows; r++) {
+                sum = add(sum, load_up_to(t, src, (row + (size_t)r) * c + ch, count));
+            }
+            sum = mul(sum, per_row);
+            for (int r = 0; r < rows; r++) {
+                vf e = sub(load_up_to(t, src, (row + (size_t)r) * c + ch, count), sum);
+                squares = fma_(e, e, squares);
+            }
+        }
+        if (done) {
+            vf old = load_up_to(DD_F32, mean, ch, count), e = sub(sum, old);
+            sum = fma_(e, weight, old);
+            squares = fma_(mul(e, e), cross, add(squares, load_up_to(DD_F32, m2, ch, count)));
+        }
+        store_up_to(DD_F32, mean, ch, sum, count);
+        store_up_to(DD_F32, m2, ch, squares, count);
+    }
+}
+
+/* dst = [silu]((src - shift) * gain + beta) for `rows` rows of one source, `ld` channels apart in dst. */
+INLINE void apply(const dd_dtype t, const bool silu, void *dst, size_t ld, const void *src, size_t c, size_t row, int rows,
+                  size_t first, const float *shift, const float *gain, const float *beta)
+{
+    for (size_t r = row; r < row + (size_t)rows; r++) {
+        for (size_t ch = 0; ch < c; ch += W) {
+            size_t count = c - ch < W ? c - ch : W;
+            vf x = load_up_to(t, src, r * c + ch, count);
+            vf y = fma_(sub(x, load_up_to(DD_F32, shift, ch, count)), load_up_to(DD_F32, gain, ch, count),
+                        load_up_to(DD_F32, beta, ch, count));
+            store_up_to(t, dst, r * ld + first + ch, silu ? silu_of(t, y) : y, count);
+        }
+    }
+}
+
+INLINE void group_norm_of(const dd_dtype t, const bool silu, void *dst, const void *src0, int c0, const void *src1, int c1,
+                          const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
+                          int n, int hw, int groups, float eps, float *scratch)
+{
+    const int c = c0 + c1, chunk = dd_group_norm_chunk(c), chunks = (hw + chunk - 1) / chunk;
+    const size_t pad = dd_group_norm_channels(c);
+    float *partial = scratch;                                   /* (n, chunks, 2, pad): mean, sum of squared deviations */
+    float *shift = partial + (size_t)n * (size_t)chunks * 2 * pad; /* (n, 2, pad): first the image's statistics, then */
+                                                                /* what to subtract and to multiply by */
+    const ptrdiff_t tasks = (ptrdiff_t)n * chunks;
+
+#pragma omp parallel
+    {
+        /* By hand, not by `omp for`: each thread then meets its own chunks again, the ones still in its cache first. */
+        const ptrdiff_t me = omp_get_thread_num(), team = omp_get_num_threads();
+        const ptrdiff_t begin = tasks * me / team, end = tasks * (me + 1) / team;
+        for (ptrdiff_t i = begin; i < end; i++) {
+            const int start = (int)(i % chunks) * chunk, rows = hw - start < chunk ? hw - start : chunk;
+            const size_t base = (size_t)(i / chunks) * (size_t)hw + (size_t)start;
+            float *mean = partial + (size_t)i * 2 * pad, *m2 = mean + pad;
+            for (int r = 0; r < rows; r += 8) {
+                const int some = rows - r < 8 ? rows - r : 8;
+                gather(t, src0, (size_t)c0, base + (size_t)r, some, r, mean, m2);
+                if (c1) {
+                    gather(t, src1, (size_t)c1, base + (size_t)r, some, r, mean + c0, m2 + c0);
+                }
+            }
+        }
+#pragma omp barrier
+        /* Chunks to image, channel by channel. */
+#pragma omp for collapse(2) schedule(static)
+        for (int i = 0; i < n; i++) {
+            for (int tile = 0; tile < (c + 63) / 64; tile++) {
+                const int ch0 = tile * 64, ch1 = ch0 + 64 < c ? ch0 + 64 : c;
+                float *mean = shift + (size_t)i * 2 * pad, *m2 = mean + pad;
+                for (int k = 0, done = 0; k < chunks; k++) {
+                    const float *part = partial + ((size_t)i * (size_t)chunks + (size_t)k) * 2 * pad;
+                    const int rows = hw - done < chunk ? hw - done : chunk;
+                    const float weight = (float)rows / (float)(done + rows), cross = (float)done * weight;
+                    for (int ch = ch0; ch < ch1; ch++) {
+                        const float old = done ? mean[ch] : 0.0f, old_m2 = done ? m2[ch] : 0.0f;
+                        const float e = part[ch] - old;
+                        mean[ch] = old + e * weight;
+                        m2[ch] = old_m2 + part[pad + (size_t)ch] + e * e * cross;
+                    }
+                    done += rows;
+                }
+            }
+        }
+        /* Channels to groups, in double: a few thousand numbers. */
+#pragma omp for collapse(2) schedule(static)
+        for (int i = 0; i < n; i++) {
+            for (int g = 0; g < groups; g++) {
+                const int size = c / groups, ch0 = g * size;
+                const float *bias = row_bias ? row_bias + (size_t)i * row_bias_ld : NULL;
+                float *mean = shift + (size_t)i * 2 * pad, *m2 = mean + pad;
+                double centre = 0, squares = 0;
+                for (int ch = ch0; ch < ch0 + size; ch++) {
+                    centre += (double)mean[ch] + (bias ? (double)bias[ch] : 0.0);
+                }
+                centre /= size;
+                for (int ch = ch0; ch < ch0 + size; ch++) {
+                    const double e = (double)mean[ch] + (bias ? (double)bias[ch] : 0.0) - centre;
+                    squares += (double)m2[ch] + (double)hw * e * e;
+                }
+                const double scale = 1.0 / sqrt(squares / ((double)hw * size) + (double)eps);
+                for (int ch = ch0; ch < ch0 + size; ch++) {
+                    mean[ch] = (float)(centre - (bias ? (double)bias[ch] : 0.0));
+                    m2[ch] = (float)((double)gamma[ch] * scale);
+                }
+            }
+        }
+        for (ptrdiff_t i = end - 1; i >= begin; i--) {
+            const int start = (int)(i % chunks) * chunk, rows = hw - start < chunk ? hw - start : chunk;
+            const size_t base = (size_t)(i / chunks) * (size_t)hw + (size_t)start;
+            const float *shifts = shift + (size_t)(i / chunks) * 2 * pad, *gain = shifts + pad;
+            apply(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, beta);
+            if (c1) {
+                apply(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0, beta + c0);
+            }
+        }
+    }
+}
+
+static void group_norm(dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
+                       const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
+                       int n, int hw, int groups, float eps, bool silu, void *scratch)
+{
+#define CASE(T, S) \
+    group_norm_of(T, S, dst, src0, c0, src1, c1, row_bias, row_bias_ld, gamma, beta, n, hw, groups, eps, scratch)
+    if (dtype == DD_BF16) {
+        if (silu) {
+            CASE(DD_BF16, true);
+        } else {
+            CASE(DD_BF16, false);
+        }
+    } else if (silu) {
+        CASE(DD_F32, true);
+    } else {
+        CASE(DD_F32, false);
+    }
+#undef CASE
+}
+
+/* ---- LayerNorm ------------------------------------------------------------------------------------------------ */
+
+INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const float *gamma, const float *beta, size_t c,
+                           float eps)
+{
+    vf sum = set1(0.0f), squares = set1(0.0f);
+    for (size_t ch = 0; ch < c; ch += W) {
+        sum = add(sum, load_up_to(t, src, ch, c - ch < W ? c - ch : W));
+    }
+    const float mean = horizontal_sum(sum) / (float)c;
+    size_t ch = 0;
+    for (; ch + W <= c; ch += W) {
+        vf e = sub(load(t, src, ch), set1(mean));
+        squares = fma_(e, e, squares);
+    }
+    if (ch < c) {
+        vf e = sub(load_part(t, src, ch, c - ch), set1(mean));
+        e = where_ge(lanes(), set1((float)(c - ch)), set1(0.0f), e);
+        squares = fma_(e, e, squares);
+    }
+    const float scale = 1.0f / sqrtf(horizontal_sum(squares) / (float)c + eps);
+    for (ch = 0; ch < c; ch += W) {
+        size_t count = c - ch < W ? c - ch : W;
+        vf e = mul(sub(load_up_to(t, src, ch, count), set1(mean)), set1(scale));
+        store_up_to(t, dst, ch, fma_(e, load_up_to(DD_F32, gamma, ch, count), load_up_to(DD_F32, beta, ch, count)), count);
+    }
+}
+
+static void layer_norm(dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
+                       int rows, int c, float eps)
+{
+    const size_t stride = (size_t)c * dd_dtype_size(dtype);
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        char *to = (char *)dst + (size_t)r * stride;
+        const char *from = (const char *)src + (size_t)r * stride;
+        if (dtype == DD_BF16) {
+            layer_norm_row(DD_BF16, to, from, gamma, beta, (size_t)c, eps);
+        } else {
+            layer_norm_row(DD_F32, to, from, gamma, beta, (size_t)c, eps);
+        }
+    }
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------
+ *
+ * Everything is transposed, so that a vector holds as many *queries*: scores S' = K Q' (keys x queries), weights P' = 2^(..),
+ * result O' = V' P' (d x queries). Maxima, sums and rescaling are then plain vector operations, K and V are read as
+ * broadcast scalars in their natural order, and no head size is padded.
+ *
+ * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed over:
+ *     K: (tk, steps) units, steps = d or (d + 1) / 2      V: (tk, d) units or ((tk + 1) / 2, d), pairs of keys
+ *     Q: (steps, QUERIES)     S: (KEYS, QUERIES) floats, overwritten by P: (KEYS or KEYS / 2, QUERIES)     O: (d, QUERIES)
+ *
+ * The running maximum that softmax subtracts is rounded to an integer power of two: rescaling is then exact.
+ */
+
+#define QUERIES (2 * W) /* queries a micro-kernel works on */
+#define KEYS 128        /* keys between two updates of the maximum: S (16 KiB) stays in L1 */
+#define STRIPS 2        /* strips of QUERIES in a task: they share a block of K and V while it is in cache */
+#if W == 16
+#define TILE 8 /* rows of a micro-kernel: TILE * 2 accumulators hide the latency of the multiply-add */
+#else
+#define TILE 4
+#endif
+
+INLINE vf multiply_add(const bool dot, vf acc, vf a, vf b)
+{
+#if DD_BF16_DOT
+    if (dot) {
+        return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+    }
+#endif
+    (void)dot;
+    return fma_(a, b, acc);
+}
+
+/* S[0 .. m) = K[0 .. m) Q, and `top` is raised to the largest score of each query. */
+INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const uint32_t *q, size_t steps, uint32_t *s,
+                        vf top[2])
+{
+    vf acc[TILE][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+        acc[i][0] = acc[i][1] = set1(0.0f);
+    }
+    for (size_t j = 0; j < steps; j++) {
+        vf q0 = load_f32(q + j * QUERIES), q1 = load_f32(q + j * QUERIES + W);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+            vf a = broadcast(k + (size_t)i * steps + j);
+            acc[i][0] = multiply_add(dot, acc[i][0], a, q0);
+            acc[i][1] = multiply_add(dot, acc[i][1], a, q1);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+        store_f32(s + i * QUERIES, acc[i][0]);
+        store_f32(s + i * QUERIES + W, acc[i][1]);
+        top[0] = larger(top[0], acc[i][0]);
+        top[1] = larger(top[1], acc[i][1]);
+    }
+}
+
+/* O[0 .. m) += V'[0 .. m) P. */
+INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d, const uint32_t *p, size_t steps,
+                        uint32_t *o)
+{
+    vf acc[TILE][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+        acc[i][0] = load_f32(o + i * QUERIES);
+        acc[i][1] = load_f32(o + i * QUERIES + W);
+    }
+    for (size_t j = 0; j < steps; j++) {
+        vf p0 = load_f32(p + j * QUERIES), p1 = load_f32(p + j * QUERIES + W);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+            vf a = broadcast(v + j * d + i);
+            acc[i][0] = multiply_add(dot, acc[i][0], a, p0);
+            acc[i][1] = multiply_add(dot, acc[i][1], a, p1);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+        store_f32(o + i * QUERIES, acc[i][0]);
+        store_f32(o + i * QUERIES + W, acc[i][1]);
+    }
+}
+
+/* What one strip carries from one block of keys to the next: per query, the power of two subtracted and the sum of weights. */
+typedef struct {
+    vf power[2], sum[2];
+} running;
+
+INLINE vf pair_weights(vf even, vf odd)
+{
+#if DD_BF16_DOT
+    static const uint16_t interleave[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), both));
+#else
+    (void)odd;
+    return even;
+#endif
+}
+
+/* Turns the scores of `keys` keys into weights, in place, and brings O and the sums to the new maximum. The sums are of the
+   weights as rounded for the product with V, so that the weights that V really meets add up to one. */
+INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, const vf top[2], running *run, uint32_t *o, int d)
+{
+    vf power[2], factor[2];
+    for (int v = 0; v < 2; v++) {
+        power[v] = nearest(mul(top[v], set1(c)));
+        power[v] = first ? power[v] : larger(run->power[v], power[v]);
+    }
+    if (!first && (any_less(run->power[0], power[0]) || any_less(run->power[1], power[1]))) {
+        for (int v = 0; v < 2; v++) {
+            vf shifted = add(larger(set1(-127.0f), sub(run->power[v], power[v])), set1(ROUND_BY_ADDING));
+            factor[v] = scale_by_bits(set1(1.0f), shifted);
+            run->sum[v] = mul(run->sum[v], factor[v]);
+        }
+        for (int i = 0; i < d; i++) {
+            store_f32(o + i * QUERIES, mul(load_f32(o + i * QUERIES), factor[0]));
+            store_f32(o + i * QUERIES + W, mul(load_f32(o + i * QUERIES + W), factor[1]));
+        }
+    }
+    const uint32_t one = dot ? 0x3f803f80u : 0x3f800000u;
+    const vf ones = broadcast(&one), log2_scale = set1(c);
+    vf least[2], base[2];
+    for (int v = 0; v < 2; v++) {
+        /* Weights below 2^-120 of the largest are raised to that: it keeps the exponent in range, masked keys included. */
+        least[v] = mul(sub(power[v], set1(120.0f)), set1(1.0f / c));
+        base[v] = sub(set1(ROUND_BY_ADDING), power[v]);
+        run->power[v] = power[v];
+    }
+    const int step = dot ? 2 : 1;
+    for (int j = 0; j < keys; j += step) {
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+            vf w[2];
+#pragma GCC unroll 2
+            for (int i = 0; i < step; i++) {
+                vf x = larger(least[v], load_f32(s + (j + i) * QUERIES + v * W));
+                vf shifted = fma_(x, log2_scale, base[v]);
+                vf f = fms(x, log2_scale, sub(shifted, base[v]));
+                w[i] = exp2_reduced(f, shifted, dot ? 3 : 6);
+            }
+            vf p = dot ? pair_weights(w[0], w[1]) : w[0];
+            run->sum[v] = multiply_add(dot, run->sum[v], p, ones);
+            store_f32(s + j / step * QUERIES + v * W, p);
+        }
+    }
+}
+
+/* Scores of keys after their query become -inf; `top` is found anew. */
+INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
+{
+    top[0] = top[1] = set1(-INFINITY);
+    for (int j = 0; j < keys; j++) {
+        for (int v = 0; v < 2; v++) {
+            vf position = add(set1((float)(query + v * W)), lanes());
+            vf x = load_f32(s + j * QUERIES + v * W);
+            x = where_ge(position, set1((float)(key + j)), x, set1(-INFINITY));
+            top[v] = larger(top[v], x);
+            store_f32(s + j * QUERIES + v * W, x);
+        }
+    }
+}
+
+/* `f(m, row)` for the rows 0 .. count in tiles of TILE, then 4, 2, 1: each is compiled for its m. */
+#define FOR_TILES(count, f)                               \
+    do {                                                  \
+        int row_ = 0;                                     \
+        for (; row_ + TILE <= (count); row_ += TILE) {    \
+            f(TILE, row_);                                \
+        }                                                 \
+        if (TILE > 4 && row_ + 4 <= (count)) {            \
+            f(4, row_);                                   \
+            row_ += 4;                                    \
+        }                                                 \
+        if (row_ + 2 <= (count)) {                        \
+            f(2, row_);                                   \
+            row_ += 2;                                    \
+        }                                                 \
+        if (row_ < (count)) {                             \
+            f(1, row_);                                   \
+        }                                                 \
+    } while (0)
+
+/* One strip meets one block of keys. */
+INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const uint32_t *q, int keys, int key, int query,
+                   size_t steps, int d, float c, bool causal, uint32_t *s, uint32_t *o, running *run)
+{
+    vf top[2] = {set1(-INFINITY), set1(-INFINITY)};
+#define SCORES(m, row) scores_tile(dot, m, k + (size_t)(row) * steps, q, steps, s + (row) * QUERIES, top)
+    FOR_TILES(keys, SCORES);
+#undef SCORES
+    if (causal && key + keys - 1 > query) {
+        mask_future(s, keys, key, query, top);
+    }
+    int rows = keys;
+    if (dot && keys % 2) { /* the missing half of the last pair */
+        store_f32(s + keys * QUERIES, set1(-INFINITY));
+        store_f32(s + keys * QUERIES + W, set1(-INFINITY));
+        rows++;
+    }
+    weigh(dot, s, rows, c, key == 0, top, run, o, d);
+    const size_t sums = (size_t)(dot ? rows / 2 : rows);
+#define VALUES(m, row) values_tile(dot, m, v + (row), (size_t)d, s, sums, o + (row) * QUERIES)
+    FOR_TILES(d, VALUES);
+#undef VALUES
+}
+
+INLINE void transpose8(__m256 r[8])
+{
+    __m256 t[8], u[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+
+/* One row of d elements as units: bf16 pairs (`dot`; an odd last one is paired with zero), or floats. */
+INLINE void units_of_row(const bool dot, const dd_dtype t, uint32_t *dst, const void *src, int d)
+{
+    if (dot) {
+        dst[(d - 1) / 2] = 0;
+        memcpy(dst, src, (size_t)d * 2);
+    } else if (t == DD_BF16) {
+        const uint16_t *x = src;
+        for (int i = 0; i < d; i++) {
+            dst[i] = (uint32_t)x[i] << 16;
+        }
+    } else {
+        memcpy(dst, src, (size_t)d * 4);
+    }
+}
+
+/* Two rows of V as pairs (key, key + 1). */
+INLINE void units_of_two_rows(uint32_t *dst, const uint16_t *even, const uint16_t *odd, int d)
+{
+    for (int i = 0; i < d; i++) {
+        dst[i] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
+    }
+}
+
+/* Q (steps, QUERIES) from QUERIES rows; rows past the end repeat the last one, and nobody reads their result. `row` is room
+   for eight rows of units. */
+INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows, int d,
+                         size_t steps, uint32_t *row)
+{
+    const size_t ld = (steps + 7) / 8 * 8;
+    for (int q = 0; q < QUERIES; q += 8) {
+        for (int i = 0; i < 8; i++) {
+            const int r = q + i < rows ? q + i : rows - 1;
+            units_of_row(dot, t, row + (size_t)i * ld, src + (size_t)r * ld_bytes, d);
+        }
+        for (size_t j = 0; j < steps; j += 8) {
+            __m256 x[8];
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                x[i] = _mm256_loadu_ps((const float *)(const void *)(row + (size_t)i * ld + j));
+            }
+            transpose8(x);
+            for (size_t i = 0; i < 8 && j + i < steps; i++) {
+                _mm256_storeu_ps((float *)(void *)(dst + (j + i) * QUERIES + (size_t)q), x[i]);
+            }
+        }
+    }
+}
+
+/* dst rows = O' / sum. */
+INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uint32_t *o, const running *run, int rows, int d)
+{
+    float inverse[QUERIES];
+    store_f32(inverse, divide(set1(1.0f), run->sum[0]));
+    store_f32(inverse + W, divide(set1(1.0f), run->sum[1]));
+    for (int q = 0; q < rows; q += 8) {
+        const __m256 f = _mm256_loadu_ps(inverse + q);
+        for (int j = 0; j < d; j += 8) {
+            __m256 x[8];
+            const int some = d - j < 8 ? d - j : 8;
+            for (int i = 0; i < 8; i++) {
+                x[i] = i < some ? _mm256_loadu_ps((const float *)(const void *)(o + (j + i) * QUERIES + q)) : f;
+                x[i] = _mm256_mul_ps(x[i], f);
+            }
+            transpose8(x);
+            for (int i = 0; i < 8 && q + i < rows; i++) {
+                float y[8];
+                uint16_t h[8];
+                _mm256_storeu_ps(y, x[i]);
+                char *to = dst + (size_t)(q + i) * ld_bytes + (size_t)j * dd_dtype_size(t);
+                if (t == DD_BF16) {
+                    for (int l = 0; l < 8; l++) {
+                        h[l] = dd_f32_to_bf16(y[l]);
+                    }
+                }
+                memcpy(to, t == DD_BF16 ? (void *)h : (void *)y, (size_t)some * dd_dtype_size(t));
+            }
+        }
+    }
+}
+
+INLINE size_t steps_of(bool dot, int d) { return dot ? ((size_t)d + 1) / 2 : (size_t)d; }
+INLINE size_t whole_lines(size_t units) { return (units + 15) / 16 * 16; }
+INLINE size_t head_units_k(bool dot, int tk, int d) { return whole_lines((size_t)tk * steps_of(dot, d)); }
+INLINE size_t head_units_v(bool dot, int tk, int d)
+{
+    return whole_lines((dot ? ((size_t)tk + 1) / 2 : (size_t)tk) * (size_t)d);
+}
+
+/* Units of a thread's own scratch: S, eight rows of units, then Q and O of each strip. */
+INLINE size_t thread_units(bool dot, int d)
+{
+    return KEYS * QUERIES + 8 * ((steps_of(dot, d) + 7) / 8 * 8) + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)d);
+}
+
+INLINE void attention_of(const bool dot, const dd_dtype t, void *dst, size_t dst_ld, const void *q, size_t q_ld,
+                         const void *k, size_t k_ld, const void *v, size_t v_ld,
+                         int n, int heads, int tq, int tk, int d, float scale, bool causal, uint32_t *scratch)
+{
+    const size_t size = dd_dtype_size(t), steps = steps_of(dot, d);
+    const size_t k_units = head_units_k(dot, tk, d), v_units = head_units_v(dot, tk, d);
+    const int key_blocks = (tk + KEYS - 1) / KEYS, query_blocks = (tq + STRIPS * QUERIES - 1) / (STRIPS * QUERIES);
+    const float c = scale * 1.44269504f;
+    uint32_t *packed_k = scratch;
+    uint32_t *packed_v = packed_k + (size_t)n * (size_t)heads * k_units;
+    uint32_t *own = packed_v + (size_t)n * (size_t)heads * v_units;
+
+#pragma omp parallel
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (int nh = 0; nh < n * heads; nh++) {
+            for (int b = 0; b < key_blocks; b++) {
+                const int end = (b + 1) * KEYS < tk ? (b + 1) * KEYS : tk;
+                const size_t row0 = (size_t)(nh / heads) * (size_t)tk, column = (size_t)(nh % heads) * (size_t)d;
+                uint32_t *to_k = packed_k + (size_t)nh * k_units, *to_v = packed_v + (size_t)nh * v_units;
+                for (int j = b * KEYS; j < end; j++) {
+                    const char *from_v = (const char *)v + ((row0 + (size_t)j) * v_ld + column) * size;
+                    units_of_row(dot, t, to_k + (size_t)j * steps,
+                                 (const char *)k + ((row0 + (size_t)j) * k_ld + column) * size, d);
+                    if (!dot) {
+                        units_of_row(false, t, to_v + (size_t)j * (size_t)d, from_v, d);
+                    } else if (j % 2 == 0) {
+                        units_of_two_rows(to_v + (size_t)(j / 2) * (size_t)d, (const uint16_t *)(const void *)from_v,
+                                          j + 1 < tk ? (const uint16_t *)(const void *)(from_v + v_ld * size) : NULL, d);
+                    }
+                }
+            }
+        }
+        uint32_t *s = own + (size_t)omp_get_thread_num() * thread_units(dot, d);
+        uint32_t *rows = s + KEYS * QUERIES;
+        uint32_t *packed_q = rows + 8 * ((steps + 7) / 8 * 8);
+        uint32_t *o = packed_q + STRIPS * QUERIES * steps;
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int nh = 0; nh < n * heads; nh++) {
+            for (int b = 0; b < query_blocks; b++) {
+                const int q0 = b * STRIPS * QUERIES, q1 = q0 + STRIPS * QUERIES < tq ? q0 + STRIPS * QUERIES : tq;
+                const int strips = (q1 - q0 + QUERIES - 1) / QUERIES;
+                const size_t row0 = (size_t)(nh / heads) * (size_t)tq + (size_t)q0;
+                const size_t column = (size_t)(nh % heads) * (size_t)d;
+                running run[STRIPS];
+                for (int i = 0; i < strips; i++) {
+                    const int left = q1 - q0 - i * QUERIES;
+                    pack_queries(dot, t, packed_q + (size_t)i * QUERIES * steps,
+                                 (const char *)q + ((row0 + (size_t)i * QUERIES) * q_ld + column) * size, q_ld * size,
+                                 left, d, steps, rows);
+                    run[i].sum[0] = run[i].sum[1] = set1(0.0f);
+                }
+                memset(o, 0, (size_t)strips * QUERIES * (size_t)d * 4);
+                const int last = causal && q1 < tk ? q1 : tk;
+                for (int key = 0; key < last; key += KEYS) {
+                    const int keys = last - key < KEYS ? last - key : KEYS;
+                    const uint32_t *block_k = packed_k + (size_t)nh * k_units + (size_t)key * steps;
+                    const uint32_t *block_v = packed_v + (size_t)nh * v_units + (size_t)(dot ? key / 2 : key) * (size_t)d;
+                    for (int i = 0; i < strips; i++) {
+                        if (causal && key > q0 + i * QUERIES + QUERIES - 1) {
+                            continue;
+                        }
+                        attend(dot, block_k, block_v, packed_q + (size_t)i * QUERIES * steps, keys, key, q0 + i * QUERIES,
+                               steps, d, c, causal, s, o + (size_t)i * QUERIES * (size_t)d, &run[i]);
+                    }
+                }
+                for (int i = 0; i < strips; i++) {
+                    const int left = q1 - q0 - i * QUERIES;
+                    write_result(t, (char *)dst + ((row0 + (size_t)i * QUERIES) * dst_ld + column) * size, dst_ld * size,
+                                 o + (size_t)i * QUERIES * (size_t)d, &run[i], left < QUERIES ? left : QUERIES, d);
+                }
+            }
+        }
+    }
+}
+
+static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld,
+                      const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
+                      void *scratch)
+{
+#define CASE(DOT, T) \
+    attention_of(DOT, T, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch)
+    if (dtype == DD_BF16) {
+        CASE(DD_BF16_DOT, DD_BF16);
+    } else {
+        CASE(false, DD_F32);
+    }
+#undef CASE
+}
+
+static size_t attention_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
+{
+    const bool dot = DD_BF16_DOT && dtype == DD_BF16;
+    (void)tq;
+    return 4 * ((size_t)n * (size_t)heads * (head_units_k(dot, tk, d) + head_units_v(dot, tk, d)) +
+                (size_t)threads * thread_units(dot, d));
+}
+
+const dd_kernel_table DD_KERNELS = {
+    .group_norm = group_norm,
+    .layer_norm = layer_norm,
+    .attention = attention,
+    .attention_scratch = attention_scratch,
+};

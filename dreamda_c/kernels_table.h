@@ -1,0 +1,35 @@
+/* The kernels that exist once per instruction set: kernels_impl.h is compiled into one table for each, kernels.c picks.
+ *
+ *     const dd_kernel_table *k = &dd_kernels_avx512;
+ *     k->layer_norm(DD_F32, dst, src, gamma, beta, rows, c, eps);
+ */
+#ifndef DD_KERNELS_TABLE_H
+#define DD_KERNELS_TABLE_H
+
+#include "kernels.h"
+
+typedef struct {
+    void (*group_norm)(dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
+                       const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
+                       int n, int hw, int groups, float eps, bool silu, void *scratch);
+    void (*layer_norm)(dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
+                       int rows, int c, float eps);
+    void (*attention)(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld,
+                      const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
+                      void *scratch);
+    size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+} dd_kernel_table;
+
+extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
+
+/* Layout of dd_group_norm's scratch, in floats. Channels are padded to whole vectors of the widest instruction set. */
+static inline size_t dd_group_norm_channels(int c) { return ((size_t)c + 15) / 16 * 16; }
+
+/* Positions whose statistics are gathered in one go: about 32 thousand elements, whatever the batch and the threads. */
+static inline int dd_group_norm_chunk(int c)
+{
+    int rows = 32768 / c / 8 * 8;
+    return rows < 8 ? 8 : rows > 512 ? 512 : rows;
+}
+
+#endif
