@@ -280,9 +280,9 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
     static char *names[] = {"rows", "dtype", "threads", "height", "width", "tokens", "decoders", NULL};
     dd_module_state *state = PyType_GetModuleState(Py_TYPE(self));
     plan_shape s = {.height = 1, .width = 1, .tokens = 1, .decoders = 1};
-    const char *dtype;
-    int threads;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$isi|iiii:plan", names, &s.rows, &dtype, &threads, &s.height, &s.width,
+    const char *dtype = "";
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$isiiiii:plan", names, &s.rows, &dtype, &threads, &s.height, &s.width,
                                      &s.tokens, &s.decoders)) {
         return NULL;
     }
