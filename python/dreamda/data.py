@@ -309,6 +309,31 @@ class BundledImages:
     test_labels: np.ndarray
     class_names: tuple[str, ...]
 
+    def folder(self, root: str | os.PathLike[str]) -> ImageFolder:
+        """The seeds as a data set at `root`, not yet written; ValueError if something else is there."""
+        root = Path(root)
+        labels = [name.replace(" ", "_") for name in self.class_names]
+        images = sorted(ImageRef(labels[label], f"{number:03d}.png") for number, label in enumerate(self.seed_labels))
+        folder = ImageFolder(root, tuple(sorted(labels)), tuple(images), ())
+        if os.path.lexists(root):
+            known = {*(root / label for label in labels), *(folder.path(image) for image in images)}
+            foreign = sorted(set(root.rglob("*")) - known)
+            if foreign or not root.is_dir():
+                raise ValueError(f"{foreign[0] if foreign else root} is not one of the bundled images; give another folder")
+        return folder
+
+    def write(self, folder: ImageFolder) -> None:
+        """Write the seeds into the data set that `folder` returned, as PNG files."""
+        from PIL import Image
+
+        for image in folder.images:
+            path = folder.path(image)
+            buffer = io.BytesIO()
+            Image.fromarray(self.seeds[int(path.stem)]).save(buffer, "PNG", compress_level=6)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file() or path.read_bytes() != buffer.getvalue():
+                path.write_bytes(buffer.getvalue())
+
 
 def load_bundled(name: str = "fashion-mini") -> BundledImages:
     """Load the bundled Fashion-MNIST images, which the bundled model of the same name has never seen.

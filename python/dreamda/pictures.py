@@ -1,7 +1,9 @@
 """Pictures for people to look at, drawn with Pillow alone."""
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,3 +86,34 @@ def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str]
                 paste(pixels, x + (k + 1) * (cell_w + GAP) + 2 * GAP, y)
     return sheet
 
+
+
+def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[str], *, per_class: int = 2, max_classes: int = 20,
+                         max_variants: int = 6, title: str = "") -> Image:
+    """A `contact_sheet` of a folder that `dreamda generate` has written, with the first seeds of each class.
+
+    Parameters
+    ----------
+    out, real : path
+        The run, and the data set it was made from.
+    per_class, max_classes, max_variants : int
+        How much of it to show.
+    title : str
+
+    Raises
+    ------
+    ValueError
+        A line of metadata.jsonl is no JSON object, or an image is gone or broken.
+    """
+    from .data import read_image, read_json_lines
+
+    shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
+    for _, row in read_json_lines(Path(out) / "metadata.jsonl"):
+        files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
+        if len(files) < max_variants:
+            files.append(row["file_name"])
+        size = tuple(row["size"])
+    picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
+    seeds = np.stack([read_image(Path(real) / seed, size).pixels for _, seed, _ in picked])
+    variants = np.stack([[read_image(Path(out) / name).pixels for name in files] for _, _, files in picked])
+    return contact_sheet(seeds, variants, [label.replace("_", " ") for label, _, _ in picked], per_row=per_class, title=title)

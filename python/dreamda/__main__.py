@@ -1,0 +1,6 @@
+"""``python -m dreamda``: the same as the ``dreamda`` command."""
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,271 @@
+"""The ``dreamda`` command: one function a command; what is heavy is imported inside.
+
+Exit codes: 0 done; 1 ran, but some inputs were skipped or OUT could not be written any more; 2 wrong use or bad input, nothing
+written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
+"""
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .data import ImageFolder
+    from .generate import Report, Settings
+    from .pipeline import Pipeline
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"]},
+                  help="Generative data augmentation on the CPU: real images in, labelled synthetic training images out.")
+_debug = False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Default: ``sys.argv[1:]``.
+    """
+    global _debug
+    _debug = False
+    from .generate import OutputError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name="dreamda", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        print("dreamda: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; the interpreter must not complain about it either
+        return 1
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's own errors, wherever this typer keeps click
+        if not usage and not isinstance(error, (ValueError, OSError, MemoryError, ImportError, typer.Abort)):
+            from . import Error
+            if not isinstance(error, Error):
+                raise  # a fault of ours: the traceback is the message
+        if _debug:
+            traceback.print_exc()
+        if usage:
+            text = usage()
+        elif isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        elif isinstance(error, MemoryError):
+            text = "not enough memory; take a smaller --size, or --dtype bf16 where the CPU has it"
+        else:
+            text = str(error)
+        _complain(text)
+        return 1 if isinstance(error, (OutputError, MemoryError)) else 2
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = value or _debug
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from . import __version__
+        print(f"dreamda {__version__}")
+        raise typer.Exit
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
+Dtype = Annotated[str, typer.Option(help="auto, f32 or bf16; auto is bf16 where the CPU computes in it.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
+Size = Annotated[str, typer.Option(help="Image size, N or HEIGHTxWIDTH; default: the model's own.")]
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+          debug: Debug = False) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    real: Annotated[Path, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")],
+    out: Annotated[Path, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")],
+    model: ModelOption,
+    variants: Annotated[int, typer.Option(help="Synthetic images for each real one.")] = 10,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
+    strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
+    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt.")] = 7.5,
+    noise_scale: Annotated[float, typer.Option(help="Perturbation of the U-Net's bottleneck, 0: none.")] = 3.0,
+    step: Annotated[str, typer.Option(help="cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).")] = "cycle",
+    template: Annotated[str | None, typer.Option(help='Prompt of a class. [default: "a photo of a {}"]')] = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
+                                                      "[default: REAL/metadata.jsonl, if it has texts]")] = None,
+    eta: Annotated[float, typer.Option(help="Fresh noise in every step: 0 none (DDIM) to 1.")] = 1.0,
+    source_prompt: Annotated[str, typer.Option(help="Prompt of the real image's own trajectory; empty saves a quarter of the work.")] = "",
+    source_guidance_scale: Annotated[float, typer.Option(help="Weight of the source prompt.")] = 1.5,
+    share_source: Annotated[bool, typer.Option(help="One source trajectory for all variants of an image: up to a third faster.")] = False,
+    share_start: Annotated[bool, typer.Option(help="All variants of an image start from the same noise.")] = True,
+    diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar noises for the variants of an image.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
+    shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
+    size: Size = "",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    debug: Debug = False,
+) -> int:
+    """Make a synthetic data set from a real one.
+
+    The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label.
+    """
+    import hashlib
+
+    from .data import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template
+    from .generate import Settings, check_out, run_identity
+
+    settings = Settings(variants, steps, strength, eta, guidance_scale, noise_scale, source_prompt, source_guidance_scale, step,
+                        share_source, share_start, diverse, seed)
+    part = _parse_shard(shard)
+    folder = ImageFolder.scan(real)
+    if template is not None and prompts is not None:
+        raise ValueError("--template and --prompts exclude each other; give one of them")
+    if template is None:
+        prompts = prompts or own_prompt_file(folder)
+    if prompts is not None:
+        texts = prompts_from_file(folder, prompts)
+        source = {"prompts_sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()}
+    else:
+        source = {"template": DEFAULT_TEMPLATE if template is None else template}
+        texts = prompts_from_template(folder, source["template"])
+    check_out(out, folder, run_identity(settings, source))
+    pipe = _load(model, dtype, threads, size)
+    return _generate(folder, out, pipe, model, settings, texts, source, part)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("dreamda-demo"),
+    variants: Annotated[int, typer.Option(help="Synthetic images for each of the 100 real ones.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = 20,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    debug: Debug = False,
+) -> int:
+    """The whole job on the bundled model and images, in a minute or so."""
+    from .data import DEFAULT_TEMPLATE, load_bundled, prompts_from_template
+    from .generate import Settings, check_out, run_identity
+    from .pictures import contact_sheet_of_run
+
+    settings, source = Settings(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
+    bundled = load_bundled()
+    folder = bundled.folder(out / "real")
+    check_out(out / "synthetic", folder, run_identity(settings, source))
+    pipe = _load("fashion-mini", dtype, threads, "")
+    bundled.write(folder)
+    code = _generate(folder, out / "synthetic", pipe, "fashion-mini", settings, prompts_from_template(folder), source, (0, 1))
+    if code == 0:
+        sheet = out / "contact-sheet.png"
+        contact_sheet_of_run(out / "synthetic", folder.root, title="fashion-mini: real images and what was made of them").save(sheet)
+        print(f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}")
+    return code
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isascii() and index.isdecimal() and count.isascii() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--shard {text!r} must be i/n with 0 <= i < n, such as 0/4")
+    return int(index), int(count)
+
+
+def _parse_size(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(n.isascii() and n.isdecimal() and len(n) < 6 for n in numbers):
+        raise ValueError(f"--size {text!r} must be a number of pixels, or HEIGHTxWIDTH")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
+    from .pipeline import Pipeline
+
+    return Pipeline.load(model, dtype=dtype, threads=threads or None, size=_parse_size(size))
+
+
+def _generate(folder: ImageFolder, out: Path, pipe: Pipeline, model: str, settings: Settings, prompts: dict[str, str],
+              source: dict[str, str], part: tuple[int, int]) -> int:
+    from .generate import generate_dataset
+
+    with _Progress() as progress:
+        report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
+                                  environment=_environment(pipe), progress=progress)
+    return _summarise(report, out)
+
+
+def _summarise(report: Report, out: Path) -> int:
+    for name, reason in report.skipped[:20]:
+        _complain(f"skipped {name}: {reason}")
+    if len(report.skipped) > 20:
+        _complain(f"skipped {len(report.skipped) - 20} more")
+    rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
+    there = f", {report.present} were there already" if report.present else ""
+    print(_printable(f"{out}: {report.made} images made{rate}{there}"))
+    if report.signal:
+        left = report.total - report.made - report.present
+        _complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; the same command goes on from here")
+        return 128 + report.signal
+    return 1 if report.skipped else 0
+
+
+def _environment(pipe: Pipeline) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    from . import info
+
+    about = {k: v for k, v in info().items() if k != "live_bytes"}
+    return {**about, "threads": pipe.threads, "cpu": _cpu()[0], "python": platform.python_version(),
+            **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """The CPU's name and features, as Linux reports them."""
+    about: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        about.setdefault(key.strip(), value.strip())
+    return about.get("model name", "unknown"), set(about.get("flags", "").split())
+
+
+class _Progress:
+    """A bar on stderr where that is a terminal; takes `generate_dataset`'s progress calls."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __call__(self, done: float, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+            self._bar = tqdm(total=total, initial=int(done), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True,
+                             bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _complain(text: str) -> None:
+    print(_printable(f"dreamda: {text}"), file=sys.stderr)
+
+
+def _printable(text: str) -> str:
+    """File names are untrusted: no control characters to the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

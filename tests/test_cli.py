@@ -1,0 +1,184 @@
+"""The command line: exit codes, one-sentence errors, and that bad input writes nothing. The engine is a stand-in."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_generate import FakePipeline, lines, make_real, tree
+
+import dreamda
+from dreamda import cli
+from dreamda.data import load_bundled
+from dreamda.pictures import contact_sheet
+
+FAST = ["--model", "fake", "--variants", "2", "--steps", "3"]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    pipe = FakePipeline()
+    pipe.threads = 1
+
+    def load(model, dtype, threads, size):
+        if model != "fake":
+            raise ValueError(f"--model {model}: no such model; give a folder")
+        return pipe
+
+    monkeypatch.setattr(cli, "_load", load)
+    return pipe
+
+
+@pytest.fixture
+def real(tmp_path):
+    return make_real(tmp_path / "real").root
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+def test_generate_then_again(fake, real, tmp_path, capsys):
+    assert run("generate", real, tmp_path / "out", *FAST) == 0
+    first = capsys.readouterr()
+    assert "12 images made" in first.out and first.err == ""
+    assert [r["prompt"] for r in lines(tmp_path / "out")][::6] == ["a photo of an ankle boot", "a photo of a coat"]
+    assert run("generate", real, tmp_path / "out", *FAST) == 0
+    assert "0 images made, 12 were there already" in capsys.readouterr().out
+
+
+def test_shards_equal_one_run(fake, real, tmp_path):
+    assert run("generate", real, tmp_path / "one", *FAST) == 0
+    for part in ("0/2", "1/2"):
+        assert run("generate", real, tmp_path / "two", *FAST, "--shard", part) == 0
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_prompts_from_own_metadata_file_template(fake, real, tmp_path):
+    rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot") for i in range(3)]
+    (real / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("generate", real, tmp_path / "a", *FAST) == 0
+    assert lines(tmp_path / "a")[0]["prompt"] == "ankle_boot number 0"
+    assert run("generate", real, tmp_path / "b", *FAST, "--template", "{}!") == 0
+    assert lines(tmp_path / "b")[0]["prompt"] == "ankle boot!"
+    (real / "metadata.jsonl").rename(tmp_path / "p.jsonl")
+    assert run("generate", real, tmp_path / "c", *FAST, "--prompts", tmp_path / "p.jsonl") == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "c")
+
+
+def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
+    (real / "coat/\x1b[31m.png").write_bytes(b"x")
+    (real / "coat/01.png").write_bytes(b"x")
+    assert run("generate", real, tmp_path / "out", *FAST) == 1
+    err = capsys.readouterr().err
+    assert "skipped coat/01.png: not an image" in err and "coat/\\x1b[31m.png" in err and "\x1b" not in err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["{tmp}/none", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "{tmp}/../out", *FAST], "no images in them"),
+    (["{real}", "{real}/out", *FAST], "lies in the data set"), (["{real}", "{tmp}/out", "--model", "other"], "--model other"),
+    (["{real}", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
+    (["{real}", "{tmp}/out", *FAST, "--strength", "0"], "--strength"), (["{real}", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),
+    (["{real}", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"), (["{real}", "{tmp}/out", *FAST, "--step", "x"], "--step"),
+    (["{real}", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"), (["{real}", "{tmp}/out"], "--model"), (["{real}"], "out"),
+    (["{real}", "{tmp}/out", *FAST, "--template", "x"], "--template"), (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
+    (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
+    (["{real}", "{tmp}/out", *FAST, "--threads", "-1"], "--threads"), (["{real}", "{tmp}/out", *FAST, "--frobnicate"], "--frobnicate")])
+def test_bad_input_is_one_sentence_exit_2_nothing_written(fake, real, tmp_path, capsys, arguments, message):
+    filled = [a.replace("{tmp}", str(tmp_path)).replace("{real}", str(real)) for a in arguments]
+    before = tree(tmp_path)
+    assert run("generate", *filled) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and message in captured.err and captured.out == ""
+    assert tree(tmp_path) == before and os.listdir(tmp_path) == ["real"]
+
+
+def test_a_prompt_file_that_names_absent_images(fake, real, tmp_path, capsys):
+    (tmp_path / "p").write_text('{"file_name": "coat/77.png", "text": "x"}')
+    assert run("generate", real, tmp_path / "out", *FAST, "--prompts", tmp_path / "p") == 2
+    assert "line 1 names 'coat/77.png'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_other_parameters_on_an_existing_out(fake, real, tmp_path, capsys):
+    assert run("generate", real, tmp_path / "out", *FAST) == 0
+    before = tree(tmp_path)
+    assert run("generate", real, tmp_path / "out", *FAST, "--noise-scale", "1") == 2
+    assert "another --noise-scale: 3.0, now 1.0" in capsys.readouterr().err and tree(tmp_path) == before
+
+
+def test_signals(fake, real, tmp_path, capsys):
+    fake.on_call = lambda pipe: os.kill(os.getpid(), signal.SIGTERM)
+    assert run("generate", real, tmp_path / "out", *FAST) == 128 + signal.SIGTERM
+    assert "SIGTERM" in (err := capsys.readouterr().err) and "the same command goes on from here" in err
+    fake.on_call = lambda pipe: os.kill(os.getpid(), signal.SIGINT)
+    assert run("generate", real, tmp_path / "out", *FAST) == 130
+    fake.on_call = None
+    assert run("generate", real, tmp_path / "out", *FAST) == 0 and len(lines(tmp_path / "out")) == 12
+
+
+def test_a_full_disk_exits_1(fake, real, tmp_path, capsys, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    fake.on_call = lambda pipe: monkeypatch.setattr(os, "fsync", full)
+    assert run("generate", real, tmp_path / "out", *FAST) == 1
+    assert "No space left on device" in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(fake, tmp_path, capsys):
+    for arguments in (["--debug", "generate", tmp_path / "no", "o", *FAST], ["generate", tmp_path / "no", "o", *FAST, "--debug"]):
+        assert run(*arguments) == 2
+        assert "Traceback" in capsys.readouterr().err
+    assert run("generate", tmp_path / "no", "o", *FAST) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):
+    monkeypatch.setattr(cli, "_load", lambda *_: fake)
+    monkeypatch.setattr(fake, "size", (32, 32))
+    monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
+    assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
+    assert "contact-sheet.png" in capsys.readouterr().out
+    assert len(list((tmp_path / "demo/real").rglob("*.png"))) == 100 and len(lines(tmp_path / "demo/synthetic")) == 200
+    assert lines(tmp_path / "demo/synthetic")[0]["prompt"] == "a photo of an ankle boot"
+    assert Image.open(tmp_path / "demo/contact-sheet.png").width > 500
+    before = tree(tmp_path)
+    assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
+    assert tree(tmp_path) == before
+    (tmp_path / "other/real/mine").mkdir(parents=True)
+    assert run("demo", "--out", tmp_path / "other") == 2
+    assert "give another folder" in capsys.readouterr().err and os.listdir(tmp_path / "other") == ["real"]
+
+
+def test_bundled_seeds_survive_the_way_through_files(tmp_path):
+    bundled = load_bundled()
+    folder = bundled.folder(tmp_path / "real")
+    bundled.write(folder)
+    for image in folder.images[::7]:
+        assert np.array_equal(np.array(Image.open(folder.path(image))), bundled.seeds[int(Path(image.name).stem)])
+        assert image.label == bundled.class_names[bundled.seed_labels[int(Path(image.name).stem)]].replace(" ", "_")
+
+
+def test_contact_sheet_layout():
+    seeds = np.full((3, 8, 8, 3), 200, np.uint8)
+    variants = np.zeros((3, 2, 8, 8, 3), np.uint8)
+    one, two = (contact_sheet(seeds, variants, ["a", "a", "b"], per_row=n, title="t") for n in (1, 2))
+    assert two.width > one.width and two.height < one.height
+    for sheet in (one, two):  # every seed is there, enlarged to 96 x 96 but for its frame; and every variant
+        assert (np.array(sheet) == 200).all(axis=2).sum() >= 3 * 94 * 94 and (np.array(sheet) == 0).all(axis=2).sum() >= 6 * 96 * 96
+    with pytest.raises(ValueError, match="contact_sheet"):
+        contact_sheet(seeds, variants[:2], ["a", "a", "b"])
+    with pytest.raises(ValueError, match="label"):
+        contact_sheet(seeds, variants, ["a"])
+
+
+def test_as_a_module_and_version():
+    environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "dreamda", "--version"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, f"dreamda {dreamda.__version__}\n"), done.stderr
+    done = subprocess.run([sys.executable, "-m", "dreamda"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "generate" in done.stdout
