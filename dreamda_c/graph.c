@@ -186,10 +186,8 @@ static int parameter(dd_graph *g, const char *name, const char *ending, int ndim
         dd_graph_fail(g, DD_INVALID, "a parameter name is longer than %d characters", MAX_NAME);
         return -1;
     }
-    int id = dd_weights_parameter(g->weights, full, ndim, dims);
-    if (id < 0) {
-        g->status = DD_INVALID; /* the message is dd_weights_parameter's */
-    }
+    int id = -1;
+    g->status = dd_weights_parameter(g->weights, full, ndim, dims, &id);
     return id;
 }
 

@@ -110,10 +110,22 @@ static void core_free(void *module)
     core_clear(module);
 }
 
+static PyObject *core_alloc_fail_after(PyObject *Py_UNUSED(module), PyObject *object)
+{
+    long long n = PyLong_AsLongLong(object);
+    if (n == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    dd_alloc_fail_after(n);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef core_methods[] = {
     {"normals", (PyCFunction)(void (*)(void))core_normals, METH_VARARGS | METH_KEYWORDS,
      "normals(seed, image, variant, step, stream, row, shape) -> float32 array of N(0, 1) noise that belongs to that key."},
     {"info", core_info, METH_NOARGS, "info() -> dict: oneDNN's version and ISA, our kernels' ISA, threads, live bytes."},
+    {"_alloc_fail_after", core_alloc_fail_after, METH_O,
+     "For tests: the (n+1)th allocation of the core from now fails, once; -1 switches that off."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,7 @@
 
 #include "arena.h"
 #include "kernels.h"
+#include "planner.h"
 #include "rng.h"
 
 #include <omp.h>
@@ -451,6 +452,36 @@ static PyObject *selftest_alloc_fail_after(PyObject *Py_UNUSED(module), PyObject
     Py_RETURN_NONE;
 }
 
+/* ---- planner --------------------------------------------------------------------------------------------------- */
+
+static PyObject *selftest_plan_memory(PyObject *Py_UNUSED(module), PyObject *o_buffers)
+{
+    PyObject *list = PySequence_Fast(o_buffers, "expected a list of (bytes, first, last)"), *offsets = NULL;
+    if (!list) {
+        return NULL;
+    }
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
+    dd_buffer *buffers = PyMem_Calloc((size_t)count + 1, sizeof *buffers);
+    size_t arena = 0;
+    bool ok = buffers != NULL;
+    for (Py_ssize_t i = 0; ok && i < count; i++) {
+        Py_ssize_t bytes;
+        ok = PyArg_ParseTuple(PySequence_Fast_GET_ITEM(list, i), "nii", &bytes, &buffers[i].first, &buffers[i].last);
+        buffers[i].bytes = (size_t)bytes;
+    }
+    if (ok && dd_planner_assign(buffers, (int)count, &arena) != DD_OK) {
+        PyErr_SetString(PyExc_ValueError, dd_message());
+        ok = false;
+    }
+    offsets = ok ? PyList_New(count) : NULL;
+    for (Py_ssize_t i = 0; offsets && i < count; i++) {
+        PyList_SET_ITEM(offsets, i, PyLong_FromSize_t(buffers[i].offset));
+    }
+    PyMem_Free(buffers);
+    Py_DECREF(list);
+    return offsets ? Py_BuildValue("Nn", offsets, (Py_ssize_t)arena) : NULL;
+}
+
 /* ---- module --------------------------------------------------------------------------------------------------- */
 
 #define KEYWORDS(f) (PyCFunction)(void (*)(void))(f), METH_VARARGS | METH_KEYWORDS
@@ -471,6 +502,7 @@ static PyMethodDef methods[] = {
     {"add_noise", KEYWORDS(selftest_add_noise), "add_noise(src, scale, given, keys, threads); src (n, hw, c)"},
     {"embed", selftest_embed, METH_VARARGS, "embed(ids, tokens, positions, bf16)"},
     {"convert", selftest_convert, METH_VARARGS, "convert(src, bf16); a vector of float32, uint16 (bfloat16) or float16"},
+    {"plan_memory", selftest_plan_memory, METH_O, "plan_memory([(bytes, first, last), ...]) -> (offsets, arena bytes)"},
     {"best_isa", selftest_best_isa, METH_NOARGS, "0 AVX2, 1 AVX-512, 2 AVX512-BF16, -1 none of them"},
     {"live_bytes", selftest_live_bytes, METH_NOARGS, "bytes that the arena has handed out"},
     {"alloc_fail_after", selftest_alloc_fail_after, METH_O, "the (n+1)th allocation from now fails, once; -1: off"},

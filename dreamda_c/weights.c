@@ -126,24 +126,23 @@ static bool grow(void *array_pointer, int count, int *capacity, size_t size)
     return true;
 }
 
-int dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_t *dims)
+dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_t *dims, int *out)
 {
     int known = dd_weights_find(w, name);
     if (known >= 0) {
         const dd_parameter *p = &w->parameters[known];
         if (p->ndim != ndim || memcmp(p->dims, dims, (size_t)ndim * sizeof *dims) != 0) {
-            dd_fail(DD_SHAPE, "parameter '%s' is declared twice with different shapes", name);
-            return -1;
+            return dd_fail(DD_SHAPE, "parameter '%s' is declared twice with different shapes", name);
         }
-        return known;
+        *out = known;
+        return DD_OK;
     }
     int sorted_capacity = w->capacity;
     char *copy = dd_strdup(name);
     if (!copy || !grow(&w->sorted, w->count, &sorted_capacity, sizeof *w->sorted) ||
         !grow(&w->parameters, w->count, &w->capacity, sizeof *w->parameters)) {
         dd_free(copy);
-        dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
-        return -1;
+        return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
     int place = search(w, name), id = w->count;
     dd_parameter *p = &w->parameters[id];
@@ -152,7 +151,8 @@ int dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_
     memmove(w->sorted + place + 1, w->sorted + place, (size_t)(w->count - place) * sizeof *w->sorted);
     w->sorted[place] = id;
     w->count++;
-    return id;
+    *out = id;
+    return DD_OK;
 }
 
 static int64_t parameter_cols(const dd_parameter *p)

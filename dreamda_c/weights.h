@@ -3,7 +3,8 @@
  *
  *     dd_weights *w;
  *     DD_TRY(dd_weights_create(&w));
- *     int id = dd_weights_parameter(w, "conv_in.weight", 4, (int64_t[]){320, 4, 3, 3});       // while a graph is built
+ *     int id;
+ *     DD_TRY(dd_weights_parameter(w, "conv_in.weight", 4, (int64_t[]){320, 4, 3, 3}, &id));   // while a graph is built
  *     dd_pack *pack;
  *     DD_TRY(dd_weights_pack(w, &(dd_slice){.parameter = id, .rows = 320, .cols = 36}, 1, layout, &pack));
  *     DD_TRY(dd_weights_load(w, id, DD_F16, data));            // fills every pack that needs it; `data` is not kept
@@ -36,8 +37,8 @@ dd_status dd_weights_create(dd_weights **out);
 void dd_weights_destroy(dd_weights *w);
 dd_engine *dd_weights_engine(dd_weights *w);
 
-/* Index of the parameter, added if it is new; -1 (with a message) out of memory or if it is known with another shape. */
-int dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_t *dims);
+/* *out = index of the parameter, added if it is new. DD_SHAPE if it is known with another shape. */
+dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_t *dims, int *out);
 int dd_weights_count(const dd_weights *w);
 const dd_parameter *dd_weights_get(const dd_weights *w, int parameter);
 int dd_weights_find(const dd_weights *w, const char *name); /* -1: no such parameter */

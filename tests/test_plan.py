@@ -1,0 +1,349 @@
+"""Plans: state, threads, memory, faults, noise at the bottleneck, and what bad arguments get."""
+
+import gc
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from networks import CLIP, UNET, VAE, load, unet, weight
+
+from dreamda import _core, normals
+
+DTYPES = ["f32", "bf16"]
+
+
+def same(a, b):
+    return all(np.array_equal(a[k], b[k]) for k in a.keys() | b.keys())
+
+
+# ------------------------------------------------------------------------------------------------ state
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_runs_do_not_depend_on_earlier_runs(dtype):
+    plan, inputs = unet(dtype=dtype)
+    first = plan.run(inputs)
+    other = plan.run({k: v * np.float32(1.5) for k, v in inputs.items()})
+    assert not np.array_equal(first["sample"], other["sample"])
+    assert same(first, plan.run(inputs))
+
+
+def test_the_context_is_remembered_by_content():
+    plan, inputs = unet()
+    first = plan.run(inputs)
+    plan.run(inputs)
+    assert all(r["ms"] == 0 for r in plan.profile() if r["name"].endswith("attn2.to_k")), "keys and values are kept"
+    changed = inputs | {"context": inputs["context"] + 1}
+    second = plan.run(changed)
+    assert not np.array_equal(first["sample"], second["sample"])
+    inputs["context"][:] += 1  # the same array object with new contents
+    assert same(second, plan.run(inputs))
+    assert same(second, unet()[0].run(changed))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_a_row_does_not_depend_on_its_place_or_neighbours(dtype, rows):
+    plan, inputs = unet(rows=rows, height=12, width=8, dtype=dtype)
+    whole = plan.run(inputs)
+    for shift in range(1, rows):
+        rolled = plan.run({k: np.roll(v, shift, axis=0) for k, v in inputs.items()})
+        assert np.array_equal(np.roll(whole["sample"], shift, axis=0), rolled["sample"])
+
+
+def test_plans_of_one_model_share_packed_weights():
+    model = _core.Model("unet", UNET)
+    small = load(model.plan(rows=1, height=8, width=8, tokens=5, dtype="f32", threads=2), model)
+    weights = small.memory["weights"]
+    large = model.plan(rows=4, height=16, width=16, tokens=5, dtype="f32", threads=2)
+    load(large, model)
+    assert large.memory["weights"] < 2 * weights
+    again = model.plan(rows=1, height=8, width=8, tokens=5, dtype="f32", threads=2)
+    assert again.missing() == []
+
+
+# ------------------------------------------------------------------------------------------------ noise at the bottleneck
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_reaches_only_the_rows_asked_for(dtype):
+    plan, inputs = unet(rows=3, dtype=dtype)
+    clean = plan.run(inputs)
+    _, c, h, w = plan.inputs["noise"][1]
+    noise = np.random.default_rng(0).standard_normal((3, c, h, w)).astype(np.float32)
+    noisy = plan.run(inputs | {"noise": noise, "noise_scale": np.array([0, 3, 0], np.float32)})
+    assert np.array_equal(clean["bottleneck"], noisy["bottleneck"]), "the bottleneck that is returned is the clean one"
+    for row, touched in enumerate([False, True, False]):
+        assert np.array_equal(clean["sample"][row], noisy["sample"][row]) is not touched
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keyed_noise_is_the_published_noise(dtype):
+    plan, inputs = unet(rows=2, dtype=dtype)
+    shape = plan.inputs["noise"][1][1:]
+    seed, image = 2**40 + 5, 2**63 + 11
+    noise = np.stack([normals(seed, image, variant, 9, 3, row, shape) for row, variant in enumerate((4, 0))])
+    words = [seed & 0xFFFFFFFF, seed >> 32, image & 0xFFFFFFFF, image >> 32]
+    keys = np.array([[*words, 4, 9, 3, 0], [*words, 0, 9, 3, 1]], np.uint32)
+    scale = np.array([3, 1.5], np.float32)
+    given = plan.run(inputs | {"noise": noise, "noise_scale": scale})
+    keyed = plan.run(inputs | {"noise_key": keys, "noise_scale": scale})
+    assert same(given, keyed)
+
+
+def test_two_decoders_agree_with_one():
+    one, inputs = unet(rows=2)
+    two, _ = unet(rows=2, decoders=2)
+    noise = np.ones(one.inputs["noise"][1], np.float32)
+    noisy = inputs | {"noise": noise, "noise_scale": np.full(2, 2, np.float32)}
+    both = two.run(noisy)
+    assert np.array_equal(both["sample"], one.run(inputs)["sample"])
+    assert np.array_equal(both["perturbed"], one.run(noisy)["sample"])
+    assert np.array_equal(both["bottleneck"], one.run(inputs)["bottleneck"])
+
+
+# ------------------------------------------------------------------------------------------------ threads
+
+
+def test_many_threads_share_plans():
+    plan_a, inputs = unet()
+    plan_b, _ = unet(dtype="bf16", threads=1)
+    expected = {id(p): p.run(inputs) for p in (plan_a, plan_b)}
+    failures = []
+
+    def work(plan):
+        for _ in range(10):
+            if not same(plan.run(inputs), expected[id(plan)]):
+                failures.append("different bits")
+
+    threads = [threading.Thread(target=work, args=(p,)) for p in (plan_a, plan_b) * 4]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_the_gil_is_released_during_a_run():
+    plan, inputs = unet(rows=8, height=64, width=64)
+    plan.run(inputs)
+    ticks, stop = [], threading.Event()
+
+    def count():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    start = time.perf_counter()
+    plan.run(inputs)
+    end = time.perf_counter()
+    stop.set()
+    counter.join()
+    inside = [t for t in ticks if start + 0.1 * (end - start) < t < end - 0.1 * (end - start)]
+    assert inside, "another thread has to get a turn while the plan runs"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_thread_counts_agree_closely(dtype):
+    results = [unet(threads=threads, dtype=dtype)[0].run(unet()[1])["sample"] for threads in (1, 2)]
+    error = np.mean((results[0] - results[1]) ** 2) / np.mean(results[0] ** 2)
+    assert error < (1e-12 if dtype == "f32" else 1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ memory and faults
+
+
+def test_every_failed_allocation_is_a_memory_error_and_leaks_nothing():
+    gc.collect()
+    before = _core.info()["live_bytes"]
+    inputs = unet()[1]
+    for n in range(100000):
+        _core._alloc_fail_after(n)
+        try:
+            model = _core.Model("unet", UNET)
+            plan = load(model.plan(rows=2, height=8, width=8, tokens=5, dtype="bf16", threads=2), model)
+            result = plan.run(inputs)
+        except MemoryError:
+            continue
+        finally:
+            _core._alloc_fail_after(-1)
+            model = plan = None
+            assert _core.info()["live_bytes"] == before
+        break
+    assert n > 100, "the loop has to have met the allocations"
+    assert np.isfinite(result["sample"]).all()
+
+
+def test_a_failed_load_can_be_tried_again():
+    model = _core.Model("clip_text", CLIP)
+    plan = model.plan(rows=1, tokens=6, dtype="f32", threads=1)
+    shapes = dict(model.parameters())
+    tokens = {"tokens": np.arange(6, dtype=np.int32)[None]}
+    for name in plan.missing():
+        for n in range(20):
+            _core._alloc_fail_after(n)
+            try:
+                plan.load(name, weight(name, shapes[name]))
+                break
+            except MemoryError:
+                with pytest.raises(ValueError, match="not loaded"):
+                    plan.run(tokens)
+            finally:
+                _core._alloc_fail_after(-1)
+    fresh = load(_core.Model("clip_text", CLIP).plan(rows=1, tokens=6, dtype="f32", threads=1), model)
+    assert same(plan.run(tokens), fresh.run(tokens))
+
+
+def test_references_and_memory_stay_level():
+    plan, inputs = unet(rows=1)
+    plan.run(inputs)
+    before = [sys.getrefcount(v) for v in inputs.values()]
+    live = _core.info()["live_bytes"]
+    for _ in range(200):
+        plan.run(inputs)
+        plan.profile(), plan.missing(), plan.inputs, plan.outputs, plan.memory
+    assert [sys.getrefcount(v) for v in inputs.values()] == before
+    assert _core.info()["live_bytes"] == live
+
+
+# ------------------------------------------------------------------------------------------------ arrays
+
+
+def test_inputs_are_taken_as_they_come_and_never_written():
+    plan, inputs = unet()
+    expected = plan.run(inputs)
+    for array in inputs.values():
+        array.flags.writeable = False
+    assert same(plan.run(inputs), expected)
+    strided = {k: np.repeat(v, 2, axis=-1)[..., ::2] for k, v in inputs.items()}
+    swapped = {k: v.astype(">f4") for k, v in inputs.items()}
+    doubles = {k: v.astype(np.float64) for k, v in inputs.items()}
+    lists = {k: v.tolist() for k, v in inputs.items()}
+    for form in (strided, swapped, doubles, lists):
+        assert same(plan.run(form), expected)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sample": np.zeros((2, 4, 8, 9), np.float32)}, r"sample: expected an array of shape \(2, 4, 8, 8\), got \(2, 4, 8, 9\)"),
+        ({"sample": np.zeros((2, 4, 8), np.float32)}, "sample: expected an array of shape"),
+        ({"timestep": np.array(["a", "b"])}, "timestep: expected an array of float32"),
+        ({"timestep": np.array([1j, 2])}, "timestep: expected an array of float32"),
+        ({"sample": None}, "input 'sample' is missing"),
+        ({"extra": np.zeros(3)}, "an input is named that this plan does not have"),
+        ({"noise_scale": np.ones(2)}, "neither noise nor noise_key"),
+        ({"noise_key": np.zeros((2, 8))}, "noise_key: expected an array of integers"),
+    ],
+)
+def test_bad_inputs(change, message):
+    plan, inputs = unet()
+    with pytest.raises(ValueError, match=message):
+        plan.run(inputs | change)
+    assert np.isfinite(plan.run(inputs)["sample"]).all(), "and the plan still works"
+
+
+def test_bad_tokens():
+    model = _core.Model("clip_text", CLIP)
+    plan = load(model.plan(rows=1, tokens=4, dtype="f32", threads=1), model)
+    for bad in (-1, CLIP["vocab_size"]):
+        with pytest.raises(ValueError, match="outside of the vocabulary"):
+            plan.run({"tokens": np.array([[1, 2, bad, 3]], np.int32)})
+
+
+def test_bad_parameters():
+    model = _core.Model("vae_decoder", VAE)
+    plan = model.plan(rows=1, height=8, width=8, dtype="f32", threads=1)
+    name, shape = next((n, s) for n, s in model.parameters() if len(s) == 4)
+    with pytest.raises(ValueError, match="no parameter 'nonsense'"):
+        plan.load("nonsense", np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="another shape"):
+        plan.load(name, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="expected float32, float16 or uint16"):
+        plan.load(name, np.zeros(shape, np.float64))
+    for bad in (np.nan, np.inf, -np.inf):
+        values = np.zeros(shape, np.float32)
+        values.flat[values.size // 2] = bad
+        with pytest.raises(ValueError, match=f"'{name}' holds NaN or infinite values"):
+            plan.load(name, values)
+    with pytest.raises(ValueError, match="not loaded yet"):
+        plan.run({"latent": np.zeros((1, 4, 4, 4), np.float32)})
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.uint16])
+def test_half_precision_files(kind):
+    model, reference = _core.Model("clip_text", CLIP), _core.Model("clip_text", CLIP)
+    plan = model.plan(rows=1, tokens=4, dtype="f32", threads=1)
+    other = reference.plan(rows=1, tokens=4, dtype="f32", threads=1)
+    for name, shape in model.parameters():
+        values = weight(name, shape)
+        if kind is np.float16:
+            half = values.astype(np.float16)
+            full = half.astype(np.float32)
+        else:
+            half = (values.view(np.uint32) >> 16).astype(np.uint16)
+            full = (half.astype(np.uint32) << 16).view(np.float32)
+        plan.load(name, half)
+        other.load(name, full)
+    tokens = {"tokens": np.arange(4, dtype=np.int32)[None]}
+    assert same(plan.run(tokens), other.run(tokens))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(norm_num_groups=7), "norm_num_groups 7 does not divide 16 channels"),
+        (dict(heads=[3, 4]), "3 heads do not divide 16 channels"),
+        (dict(block_out_channels=[]), "'block_out_channels' has 0 entries"),
+        (dict(block_out_channels=[16] * 9), "'block_out_channels' has 9 entries"),
+        (dict(layers_per_block=[1]), "'layers_per_block' has 1 entries, but 2 are possible"),
+        (dict(layers_per_block=[1, 200000]), "skip connections|operations"),
+        (dict(transformer_layers=[1000000, 1]), "operations"),
+        (dict(context_dim=0), "'context_dim' is 0"),
+        (dict(context_dim=2**40), "'context_dim'"),
+        (dict(context_dim="many"), "'context_dim' has to be a whole number"),
+        (dict(norm_eps=float("nan")), "'norm_eps' has to be a number"),
+        (dict(in_channels=-4), "'in_channels' is -4"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(ValueError, match=message):
+        model = _core.Model("unet", UNET | change)
+        model.plan(rows=1, height=8, width=8, tokens=4, dtype="f32", threads=1)
+
+
+@pytest.mark.parametrize("key", sorted(UNET))
+def test_a_missing_key_is_named(key):
+    with pytest.raises(ValueError, match=f"'{key}' is missing"):
+        _core.Model("unet", {k: v for k, v in UNET.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(rows=0), "0 rows"),
+        (dict(dtype="f16"), "dtype: 'f16' is unknown: use f32 or bf16"),
+        (dict(threads=0), "threads: 0 is not possible"),
+        (dict(height=1 << 20, width=1 << 20), "not possible"),
+        (dict(decoders=3), "3 decoders"),
+    ],
+)
+def test_bad_plans(change, message):
+    model = _core.Model("unet", UNET)
+    shape = dict(rows=1, height=8, width=8, tokens=4, dtype="f32", threads=1)
+    with pytest.raises(ValueError, match=message):
+        model.plan(**shape | change)
+
+
+def test_a_profile_names_every_op():
+    plan, inputs = unet()
+    plan.run(inputs)
+    rows = plan.profile()
+    assert {"conv", "linear", "attention", "group_norm", "layer_norm", "add_noise"} <= {r["op"] for r in rows}
+    assert any(r["name"] == "down_blocks.0.resnets.0.conv1" and r["gflops"] > 0 and r["ms"] > 0 for r in rows)
+    assert not any(r["implementation"].startswith("ref") for r in rows), "a reference implementation is a bug"
