@@ -198,6 +198,11 @@ def test_a_changed_seed_is_made_again_and_a_removed_one_reported(real, tmp_path,
     assert changed == {"metadata.jsonl", *(f"coat/00-00{v}.png" for v in range(3))} and now.keys() == undisturbed.keys()
 
 
+def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(lambda _: (real.root / "coat/02.png").unlink(missing_ok=True)), SETTINGS)
+    assert report.skipped == [("coat/02.png", "cannot be read (No such file or directory)")] and report.made == 15
+
+
 def test_a_deleted_image_is_made_again(real, tmp_path, undisturbed):
     (tmp_path / "undisturbed/coat/01-002.png").unlink()
     assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 3

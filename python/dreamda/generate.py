@@ -29,7 +29,8 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -194,28 +195,31 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         pending = [image for image in mine if not _is_finished(folder, image, settings.variants, finished)]
         report.present = report.total - len(pending) * settings.variants
         begun = time.monotonic()
-        batch = 1
-        while pending and not stop.signal:
-            taken, pending = pending[:batch], pending[batch:]
-            seeds: list[tuple[ImageRef, LoadedImage]] = []
-            for image in taken:
-                try:
-                    seeds.append((image, read_image(folder.path(image), pipeline.size)))
-                except BrokenImageError as error:
-                    report.skipped.append((image.key, str(error)))
-            if not seeds:
-                continue
-            started = time.monotonic()
-            within = None
-            if progress:
-                within = partial(_scaled, progress, report.present + report.made, len(seeds) * settings.variants, report.total)
-            made = pipeline.augment(np.stack([seed.pixels for _, seed in seeds]), [prompts[image.key] for image, _ in seeds],
-                                    keys=[image.key for image, _ in seeds], progress=within, **asdict(settings))
-            for (image, seed), variants in zip(seeds, made, strict=True):
-                place.write(image, stems[image.key], seed.sha256, prompts[image.key], variants)
-                report.made += len(variants)
-            took = (time.monotonic() - started) / len(seeds)
-            batch = max(1, min(2 * len(taken), MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
+        batch, computed, writing = 1, report.present, None
+        with ThreadPoolExecutor(1) as writer:  # an fsync takes milliseconds, in which the engine can go on
+            while pending and not stop.signal:
+                taken, pending = pending[:batch], pending[batch:]
+                seeds: list[tuple[ImageRef, LoadedImage]] = []
+                for image in taken:
+                    try:
+                        seeds.append((image, read_image(folder.path(image), pipeline.size)))
+                    except BrokenImageError as error:
+                        report.skipped.append((image.key, str(error)))
+                if not seeds:
+                    continue
+                started = time.monotonic()
+                share = len(seeds) * settings.variants
+                within = partial(_scaled, progress, computed, share, report.total) if progress else None
+                made = pipeline.augment(np.stack([seed.pixels for _, seed in seeds]), [prompts[image.key] for image, _ in seeds],
+                                        keys=[image.key for image, _ in seeds], progress=within, **asdict(settings))
+                computed += share
+                if writing:
+                    report.made += writing.result()
+                writing = writer.submit(place.write, seeds, stems, prompts, made)
+                took = (time.monotonic() - started) / len(seeds)
+                batch = max(1, min(2 * len(taken), MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
+            if writing:
+                report.made += writing.result()
         report.seconds = time.monotonic() - begun
         report.signal = stop.signal if pending else None
     return report
@@ -422,16 +426,21 @@ class _RunFolder:
                 done[row["seed_file"], row["variant"]] = row["seed_sha256"]
         return done
 
-    def write(self, image: ImageRef, stem: str, seed_sha256: str, prompt: str, variants: np.ndarray) -> None:
-        """Write the variants, uint8 (K, H, W, 3), of one seed and then their lines."""
+    def write(self, seeds: Sequence[tuple[ImageRef, LoadedImage]], stems: Mapping[str, str], prompts: Mapping[str, str],
+              made: np.ndarray) -> int:
+        """Write the variants, uint8 (N, K, H, W, 3), of N seeds: of each the images, then their lines. Returns the number of images."""
+        with self._reporting():
+            for (image, seed), variants in zip(seeds, made, strict=True):
+                self._write_seed(image, stems[image.key], seed.sha256, prompts[image.key], variants)
+        return made.shape[0] * made.shape[1]
+
+    def _write_seed(self, image: ImageRef, stem: str, seed_sha256: str, prompt: str, variants: np.ndarray) -> None:
         parameters = {k: v for k, v in self.run.items() if k not in ("format", "real", "environment", "template", "prompts_sha256")}
         lines = []
-        with self._reporting(), contextlib.ExitStack() as stack:
-            try:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(image.label, dir_fd=self._out)
                 os.fsync(self._out)
-            except FileExistsError:
-                pass
             target = _opened(stack, image.label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
             for variant, pixels in enumerate(variants):
                 name = f"{stem}-{variant:03d}.png"
@@ -441,13 +450,13 @@ class _RunFolder:
                 self._replace(name, png, target, sync_folder=False)
                 lines.append(json.dumps({**row, "sha256": hashlib.sha256(png).hexdigest()}, ensure_ascii=False) + "\n")
             os.fsync(target)
-            end = os.fstat(self._journal).st_size
-            try:
-                _write_all(self._journal, "".join(lines).encode())
-                os.fsync(self._journal)
-            except OSError:
-                os.ftruncate(self._journal, end)
-                raise
+        end = os.fstat(self._journal).st_size
+        try:
+            _write_all(self._journal, "".join(lines).encode())
+            os.fsync(self._journal)
+        except OSError:
+            os.ftruncate(self._journal, end)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:
