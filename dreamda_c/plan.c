@@ -88,8 +88,18 @@ static dd_status create_linear(dd_plan *p, dd_step *s)
     dd_matmul_desc d = {.dtype = p->dtype, .dst_dtype = dst->dtype == DD_ACTIVATION ? p->dtype : (dd_dtype)dst->dtype,
                         .m = (int64_t)src->n * tokens(src), .k = op->src[0].channels, .n = dst->c, .src_ld = (size_t)src->c,
                         .dst_ld = (size_t)dst->c, .epilogue = epilogue(p, op)};
-    DD_TRY(dd_matmul_create(&s->primitive, dd_weights_engine(dd_graph_weights(p->graph)), &d));
+    dd_engine *engine = dd_weights_engine(dd_graph_weights(p->graph));
     s->flops = 2.0 * (double)d.m * (double)d.k * (double)d.n;
+    DD_TRY(dd_matmul_create(&s->primitive, engine, &d));
+    if (strncmp(dd_primitive_implementation(s->primitive), "gemm", 4) == 0 && d.dst_dtype == d.dtype) {
+        /* Before AVX-512 oneDNN's products are a GEMM whose sums depend on where a row stands: bits that a batch could
+           change. A 1 x 1 convolution computes the same, every row alike, and faster. */
+        dd_primitive_destroy(s->primitive);
+        s->primitive = NULL;
+        dd_conv_desc c = {.dtype = d.dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c, .kernel = 1,
+                          .stride = 1, .epilogue = d.epilogue};
+        DD_TRY(dd_conv_create(&s->primitive, engine, &c));
+    }
 fail:
     return status;
 }
@@ -230,6 +240,9 @@ dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int thr
     p->dtype = dtype;
     p->threads = threads;
     p->isa = dd_onednn_isa();
+    if (dtype == DD_BF16 && p->isa < DD_ISA_AVX512_BF16) {
+        DD_FAIL(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32", dd_onednn_isa_name());
+    }
     p->steps = dd_calloc((size_t)nops + 1, sizeof *p->steps);
     p->data = dd_calloc((size_t)count + 1, sizeof *p->data);
     p->remembered = dd_calloc((size_t)count + 1, sizeof *p->remembered);

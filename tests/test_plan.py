@@ -12,7 +12,9 @@ from networks import CLIP, UNET, VAE, load, unet, weight
 
 from dreamda import _core, normals
 
-DTYPES = ["f32", "bf16"]
+HAS_BF16 = _core.info()["kernels_isa"] == "avx512_bf16"
+BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
+DTYPES = ["f32", BF16]
 
 
 def same(a, b):
@@ -110,7 +112,7 @@ def test_two_decoders_agree_with_one():
 
 def test_many_threads_share_plans():
     plan_a, inputs = unet()
-    plan_b, _ = unet(dtype="bf16", threads=1)
+    plan_b, _ = unet(threads=1)
     expected = {id(p): p.run(inputs) for p in (plan_a, plan_b)}
     failures = []
 
@@ -166,7 +168,7 @@ def test_every_failed_allocation_is_a_memory_error_and_leaks_nothing():
         _core._alloc_fail_after(n)
         try:
             model = _core.Model("unet", UNET)
-            plan = load(model.plan(rows=2, height=8, width=8, tokens=5, dtype="bf16", threads=2), model)
+            plan = load(model.plan(rows=2, height=8, width=8, tokens=5, dtype="f32", threads=2), model)
             result = plan.run(inputs)
         except MemoryError:
             continue
@@ -338,6 +340,12 @@ def test_bad_plans(change, message):
     shape = dict(rows=1, height=8, width=8, tokens=4, dtype="f32", threads=1)
     with pytest.raises(ValueError, match=message):
         model.plan(**shape | change)
+
+
+@pytest.mark.skipif(HAS_BF16, reason="this processor has bfloat16 instructions")
+def test_bf16_is_refused_where_it_would_be_emulated():
+    with pytest.raises(ValueError, match="dtype bf16 needs a processor with AVX512-BF16 or AMX .*: use f32"):
+        unet(dtype="bf16")
 
 
 def test_a_profile_names_every_op():
