@@ -17,6 +17,17 @@
 
 /* ---- vectors -------------------------------------------------------------------------------------------------- */
 
+/* Round to nearest even; NaN stays NaN. */
+INLINE __m128i bf16_of_8(__m256 x)
+{
+    __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
+    __m256i even = _mm256_and_si256(top, _mm256_set1_epi32(1));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+
 #if W == 16
 typedef __m512 vf;
 INLINE vf set1(float x) { return _mm512_set1_ps(x); }
@@ -24,6 +35,7 @@ INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 INLINE vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf divide(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf reciprocal(vf a) { return _mm512_rcp14_ps(a); }               /* good for bf16: 2^-14 */
 INLINE vf fma_(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
 INLINE vf fms(vf a, vf b, vf c) { return _mm512_fmsub_ps(a, b, c); }    /* a b - c */
 INLINE vf larger(vf a, vf b) { return _mm512_max_ps(a, b); }            /* b where either is NaN */
@@ -65,6 +77,11 @@ INLINE vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 INLINE vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf divide(vf a, vf b) { return _mm256_div_ps(a, b); }
+INLINE vf reciprocal(vf a)                                              /* good for bf16 */
+{
+    vf r = _mm256_rcp_ps(a);
+    return _mm256_mul_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(2.0f)));
+}
 INLINE vf fma_(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }   /* a b + c */
 INLINE vf fms(vf a, vf b, vf c) { return _mm256_fmsub_ps(a, b, c); }    /* a b - c */
 INLINE vf larger(vf a, vf b) { return _mm256_max_ps(a, b); }            /* b where either is NaN */
@@ -92,15 +109,7 @@ INLINE vf load_bf16(const void *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
-INLINE void store_bf16(void *p, vf x)
-{
-    __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
-    __m256i even = _mm256_and_si256(top, _mm256_set1_epi32(1));
-    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    r = _mm256_blendv_epi8(r, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan);
-    _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1)));
-}
+INLINE void store_bf16(void *p, vf x) { _mm_storeu_si128(p, bf16_of_8(x)); }
 #endif
 
 INLINE vf load(dd_dtype t, const void *p, size_t i)
@@ -169,17 +178,18 @@ INLINE vf exp2_reduced(vf f, vf shifted, const int degree)
 }
 
 /* y / (1 + exp(-y)). */
-INLINE vf silu_of(dd_dtype t, vf y)
+INLINE vf silu_of(const dd_dtype t, vf y)
 {
     const vf minus_log2e = set1(-1.44269504f);
     /* Past 87 the exponential would overflow, and the result is y or 0 to the last bit that matters. */
     vf z = smaller(set1(87.0f), larger(set1(-87.0f), y));
     vf shifted = fma_(z, minus_log2e, set1(ROUND_BY_ADDING));
     vf f = fms(z, minus_log2e, sub(shifted, set1(ROUND_BY_ADDING)));
-    if (t == DD_F32) {
-        f = fma_(z, set1(-1.92596299e-8f), f); /* what log2(e) lost when it became a float */
+    if (t == DD_BF16) {
+        return mul(y, reciprocal(add(set1(1.0f), exp2_reduced(f, shifted, 4))));
     }
-    return divide(y, add(set1(1.0f), exp2_reduced(f, shifted, t == DD_F32 ? 6 : 4)));
+    f = fma_(z, set1(-1.92596299e-8f), f); /* what log2(e) lost when it became a float */
+    return divide(y, add(set1(1.0f), exp2_reduced(f, shifted, 6)));
 }
 
 /* ---- GroupNorm ------------------------------------------------------------------------------------------------ */
@@ -241,9 +251,32 @@ INLINE void apply(const dd_dtype t, const bool silu, void *dst, size_t ld, const
     }
 }
 
-INLINE void group_norm_of(const dd_dtype t, const bool silu, void *dst, const void *src0, int c0, const void *src1, int c1,
-                          const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
-                          int n, int hw, int groups, float eps, float *scratch)
+static void gather_rows(dd_dtype t, const void *src, size_t c, size_t row, int rows, int done, float *mean, float *m2)
+{
+    if (t == DD_BF16) {
+        gather(DD_BF16, src, c, row, rows, done, mean, m2);
+    } else {
+        gather(DD_F32, src, c, row, rows, done, mean, m2);
+    }
+}
+
+static void apply_rows(dd_dtype t, bool silu, void *dst, size_t ld, const void *src, size_t c, size_t row, int rows,
+                       size_t first, const float *shift, const float *gain, const float *beta)
+{
+    if (t == DD_BF16 && silu) {
+        apply(DD_BF16, true, dst, ld, src, c, row, rows, first, shift, gain, beta);
+    } else if (t == DD_BF16) {
+        apply(DD_BF16, false, dst, ld, src, c, row, rows, first, shift, gain, beta);
+    } else if (silu) {
+        apply(DD_F32, true, dst, ld, src, c, row, rows, first, shift, gain, beta);
+    } else {
+        apply(DD_F32, false, dst, ld, src, c, row, rows, first, shift, gain, beta);
+    }
+}
+
+static void group_norm(dd_dtype t, void *dst, const void *src0, int c0, const void *src1, int c1, const float *row_bias,
+                       size_t row_bias_ld, const float *gamma, const float *beta, int n, int hw, int groups, float eps,
+                       bool silu, void *scratch)
 {
     const int c = c0 + c1, chunk = dd_group_norm_chunk(c), chunks = (hw + chunk - 1) / chunk;
     const size_t pad = dd_group_norm_channels(c);
@@ -263,9 +296,9 @@ INLINE void group_norm_of(const dd_dtype t, const bool silu, void *dst, const vo
             float *mean = partial + (size_t)i * 2 * pad, *m2 = mean + pad;
             for (int r = 0; r < rows; r += 8) {
                 const int some = rows - r < 8 ? rows - r : 8;
-                gather(t, src0, (size_t)c0, base + (size_t)r, some, r, mean, m2);
+                gather_rows(t, src0, (size_t)c0, base + (size_t)r, some, r, mean, m2);
                 if (c1) {
-                    gather(t, src1, (size_t)c1, base + (size_t)r, some, r, mean + c0, m2 + c0);
+                    gather_rows(t, src1, (size_t)c1, base + (size_t)r, some, r, mean + c0, m2 + c0);
                 }
             }
         }
@@ -317,32 +350,12 @@ INLINE void group_norm_of(const dd_dtype t, const bool silu, void *dst, const vo
             const int start = (int)(i % chunks) * chunk, rows = hw - start < chunk ? hw - start : chunk;
             const size_t base = (size_t)(i / chunks) * (size_t)hw + (size_t)start;
             const float *shifts = shift + (size_t)(i / chunks) * 2 * pad, *gain = shifts + pad;
-            apply(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, beta);
+            apply_rows(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, beta);
             if (c1) {
-                apply(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0, beta + c0);
+                apply_rows(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0, beta + c0);
             }
         }
     }
-}
-
-static void group_norm(dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
-                       const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
-                       int n, int hw, int groups, float eps, bool silu, void *scratch)
-{
-#define CASE(T, S) \
-    group_norm_of(T, S, dst, src0, c0, src1, c1, row_bias, row_bias_ld, gamma, beta, n, hw, groups, eps, scratch)
-    if (dtype == DD_BF16) {
-        if (silu) {
-            CASE(DD_BF16, true);
-        } else {
-            CASE(DD_BF16, false);
-        }
-    } else if (silu) {
-        CASE(DD_F32, true);
-    } else {
-        CASE(DD_F32, false);
-    }
-#undef CASE
 }
 
 /* ---- LayerNorm ------------------------------------------------------------------------------------------------ */
@@ -350,22 +363,36 @@ static void group_norm(dd_dtype dtype, void *dst, const void *src0, int c0, cons
 INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const float *gamma, const float *beta, size_t c,
                            float eps)
 {
-    vf sum = set1(0.0f), squares = set1(0.0f);
-    for (size_t ch = 0; ch < c; ch += W) {
-        sum = add(sum, load_up_to(t, src, ch, c - ch < W ? c - ch : W));
+    /* Four accumulators hide the latency of the additions. */
+    vf sum[4], squares[4];
+    for (int i = 0; i < 4; i++) {
+        sum[i] = squares[i] = set1(0.0f);
     }
-    const float mean = horizontal_sum(sum) / (float)c;
     size_t ch = 0;
-    for (; ch + W <= c; ch += W) {
-        vf e = sub(load(t, src, ch), set1(mean));
-        squares = fma_(e, e, squares);
+    for (; ch + 4 * W <= c; ch += 4 * W) {
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++) {
+            sum[i] = add(sum[i], load(t, src, ch + i * W));
+        }
     }
-    if (ch < c) {
-        vf e = sub(load_part(t, src, ch, c - ch), set1(mean));
-        e = where_ge(lanes(), set1((float)(c - ch)), set1(0.0f), e);
-        squares = fma_(e, e, squares);
+    for (; ch < c; ch += W) {
+        sum[0] = add(sum[0], load_up_to(t, src, ch, c - ch < W ? c - ch : W));
     }
-    const float scale = 1.0f / sqrtf(horizontal_sum(squares) / (float)c + eps);
+    const float mean = horizontal_sum(add(add(sum[0], sum[1]), add(sum[2], sum[3]))) / (float)c;
+    for (ch = 0; ch + 4 * W <= c; ch += 4 * W) {
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++) {
+            vf e = sub(load(t, src, ch + i * W), set1(mean));
+            squares[i] = fma_(e, e, squares[i]);
+        }
+    }
+    for (; ch < c; ch += W) {
+        vf e = sub(load_up_to(t, src, ch, c - ch < W ? c - ch : W), set1(mean));
+        e = where_ge(lanes(), set1((float)(c - ch)), set1(0.0f), e); /* lanes past the end do not count */
+        squares[0] = fma_(e, e, squares[0]);
+    }
+    const float variance = horizontal_sum(add(add(squares[0], squares[1]), add(squares[2], squares[3]))) / (float)c;
+    const float scale = 1.0f / sqrtf(variance + eps);
     for (ch = 0; ch < c; ch += W) {
         size_t count = c - ch < W ? c - ch : W;
         vf e = mul(sub(load_up_to(t, src, ch, count), set1(mean)), set1(scale));
@@ -403,8 +430,8 @@ static void layer_norm(dd_dtype dtype, void *dst, const void *src, const float *
  */
 
 #define QUERIES (2 * W) /* queries a micro-kernel works on */
-#define KEYS 128        /* keys between two updates of the maximum: S (16 KiB) stays in L1 */
-#define STRIPS 2        /* strips of QUERIES in a task: they share a block of K and V while it is in cache */
+#define KEYS 256    /* keys between two updates of the maximum: S (32 KiB) and what it meets stay in L2 */
+#define STRIPS 2    /* strips of QUERIES in a task: they share a block of K and V while it is in cache */
 #if W == 16
 #define TILE 8 /* rows of a micro-kernel: TILE * 2 accumulators hide the latency of the multiply-add */
 #else
@@ -449,15 +476,14 @@ INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const ui
     }
 }
 
-/* O[0 .. m) += V'[0 .. m) P. */
+/* O[0 .. m) += V'[0 .. m) P. The block is summed by itself first: short chains of additions round less. */
 INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d, const uint32_t *p, size_t steps,
                         uint32_t *o)
 {
     vf acc[TILE][2];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
-        acc[i][0] = load_f32(o + i * QUERIES);
-        acc[i][1] = load_f32(o + i * QUERIES + W);
+        acc[i][0] = acc[i][1] = set1(0.0f);
     }
     for (size_t j = 0; j < steps; j++) {
         vf p0 = load_f32(p + j * QUERIES), p1 = load_f32(p + j * QUERIES + W);
@@ -470,8 +496,8 @@ INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d
     }
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
-        store_f32(o + i * QUERIES, acc[i][0]);
-        store_f32(o + i * QUERIES + W, acc[i][1]);
+        store_f32(o + i * QUERIES, add(load_f32(o + i * QUERIES), acc[i][0]));
+        store_f32(o + i * QUERIES + W, add(load_f32(o + i * QUERIES + W), acc[i][1]));
     }
 }
 
@@ -522,6 +548,7 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
         base[v] = sub(set1(ROUND_BY_ADDING), power[v]);
         run->power[v] = power[v];
     }
+    vf sum[2] = {set1(0.0f), set1(0.0f)};
     const int step = dot ? 2 : 1;
     for (int j = 0; j < keys; j += step) {
 #pragma GCC unroll 2
@@ -535,10 +562,12 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
                 w[i] = exp2_reduced(f, shifted, dot ? 3 : 6);
             }
             vf p = dot ? pair_weights(w[0], w[1]) : w[0];
-            run->sum[v] = multiply_add(dot, run->sum[v], p, ones);
+            sum[v] = multiply_add(dot, sum[v], p, ones);
             store_f32(s + j / step * QUERIES + v * W, p);
         }
     }
+    run->sum[0] = add(run->sum[0], sum[0]);
+    run->sum[1] = add(run->sum[1], sum[1]);
 }
 
 /* Scores of keys after their query become -inf; `top` is found anew. */
@@ -646,26 +675,41 @@ INLINE void units_of_two_rows(uint32_t *dst, const uint16_t *even, const uint16_
     }
 }
 
-/* Q (steps, QUERIES) from QUERIES rows; rows past the end repeat the last one, and nobody reads their result. `row` is room
-   for eight rows of units. */
-INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows, int d,
-                         size_t steps, uint32_t *row)
+/* Units [j, j + 8) of a row of d elements; past its end they are zero. */
+INLINE __m256 load_units8(const bool dot, const dd_dtype t, const char *row, size_t j, size_t d)
 {
-    const size_t ld = (steps + 7) / 8 * 8;
+    const size_t size = !dot && t == DD_BF16 ? 2 : 4, bytes = d * dd_dtype_size(t) - j * size; /* of a unit; left */
+    uint32_t buffer[8] = {0};
+    row += j * size;
+    if (bytes < 8 * size) {
+        memcpy(buffer, row, bytes);
+        row = (const char *)buffer;
+    }
+    if (size == 2) {
+        __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)row));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+    }
+    return _mm256_loadu_ps((const float *)(const void *)row);
+}
+
+/* Q (steps, QUERIES) from QUERIES rows; rows past the end repeat the last one, and nobody reads their result. */
+INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows, int d,
+                         size_t steps)
+{
     for (int q = 0; q < QUERIES; q += 8) {
-        for (int i = 0; i < 8; i++) {
-            const int r = q + i < rows ? q + i : rows - 1;
-            units_of_row(dot, t, row + (size_t)i * ld, src + (size_t)r * ld_bytes, d);
-        }
         for (size_t j = 0; j < steps; j += 8) {
             __m256 x[8];
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
-                x[i] = _mm256_loadu_ps((const float *)(const void *)(row + (size_t)i * ld + j));
+                const int r = q + i < rows ? q + i : rows - 1;
+                x[i] = load_units8(dot, t, src + (size_t)r * ld_bytes, j, (size_t)d);
             }
             transpose8(x);
-            for (size_t i = 0; i < 8 && j + i < steps; i++) {
-                _mm256_storeu_ps((float *)(void *)(dst + (j + i) * QUERIES + (size_t)q), x[i]);
+#pragma GCC unroll 8
+            for (size_t i = 0; i < 8; i++) {
+                if (j + i < steps) {
+                    _mm256_storeu_ps((float *)(void *)(dst + (j + i) * QUERIES + (size_t)q), x[i]);
+                }
             }
         }
     }
@@ -680,24 +724,29 @@ INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uin
     for (int q = 0; q < rows; q += 8) {
         const __m256 f = _mm256_loadu_ps(inverse + q);
         for (int j = 0; j < d; j += 8) {
-            __m256 x[8];
             const int some = d - j < 8 ? d - j : 8;
+            __m256 x[8];
+#pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
-                x[i] = i < some ? _mm256_loadu_ps((const float *)(const void *)(o + (j + i) * QUERIES + q)) : f;
-                x[i] = _mm256_mul_ps(x[i], f);
+                const int last = i < some ? i : some - 1;
+                x[i] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(const void *)(o + (j + last) * QUERIES + q)), f);
             }
             transpose8(x);
-            for (int i = 0; i < 8 && q + i < rows; i++) {
-                float y[8];
-                uint16_t h[8];
-                _mm256_storeu_ps(y, x[i]);
-                char *to = dst + (size_t)(q + i) * ld_bytes + (size_t)j * dd_dtype_size(t);
-                if (t == DD_BF16) {
-                    for (int l = 0; l < 8; l++) {
-                        h[l] = dd_f32_to_bf16(y[l]);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++) {
+                if (q + i < rows) {
+                    char *to = dst + (size_t)(q + i) * ld_bytes + (size_t)j * dd_dtype_size(t);
+                    uint32_t buffer[8];
+                    char *full = some == 8 ? to : (char *)buffer;
+                    if (t == DD_BF16) {
+                        _mm_storeu_si128((__m128i *)(void *)full, bf16_of_8(x[i]));
+                    } else {
+                        _mm256_storeu_ps((float *)(void *)full, x[i]);
+                    }
+                    if (some < 8) {
+                        memcpy(to, buffer, (size_t)some * dd_dtype_size(t));
                     }
                 }
-                memcpy(to, t == DD_BF16 ? (void *)h : (void *)y, (size_t)some * dd_dtype_size(t));
             }
         }
     }
@@ -711,85 +760,75 @@ INLINE size_t head_units_v(bool dot, int tk, int d)
     return whole_lines((dot ? ((size_t)tk + 1) / 2 : (size_t)tk) * (size_t)d);
 }
 
-/* Units of a thread's own scratch: S, eight rows of units, then Q and O of each strip. */
+/* Units of a thread's own scratch: S, then Q and O of each strip. */
 INLINE size_t thread_units(bool dot, int d)
 {
-    return KEYS * QUERIES + 8 * ((steps_of(dot, d) + 7) / 8 * 8) + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)d);
+    return KEYS * QUERIES + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)d);
 }
 
-INLINE void attention_of(const bool dot, const dd_dtype t, void *dst, size_t dst_ld, const void *q, size_t q_ld,
-                         const void *k, size_t k_ld, const void *v, size_t v_ld,
-                         int n, int heads, int tq, int tk, int d, float scale, bool causal, uint32_t *scratch)
-{
-    const size_t size = dd_dtype_size(t), steps = steps_of(dot, d);
-    const size_t k_units = head_units_k(dot, tk, d), v_units = head_units_v(dot, tk, d);
-    const int key_blocks = (tk + KEYS - 1) / KEYS, query_blocks = (tq + STRIPS * QUERIES - 1) / (STRIPS * QUERIES);
-    const float c = scale * 1.44269504f;
-    uint32_t *packed_k = scratch;
-    uint32_t *packed_v = packed_k + (size_t)n * (size_t)heads * k_units;
-    uint32_t *own = packed_v + (size_t)n * (size_t)heads * v_units;
+typedef struct {
+    char *dst;
+    const char *q, *k, *v;
+    size_t dst_ld, q_ld, k_ld, v_ld; /* bytes from row to row */
+    int heads, tq, tk, d;
+    float c; /* scale, for powers of two */
+    bool causal;
+    size_t steps, k_units, v_units;
+    uint32_t *packed_k, *packed_v, *own;
+} attention_job;
 
-#pragma omp parallel
-    {
-#pragma omp for collapse(2) schedule(static)
-        for (int nh = 0; nh < n * heads; nh++) {
-            for (int b = 0; b < key_blocks; b++) {
-                const int end = (b + 1) * KEYS < tk ? (b + 1) * KEYS : tk;
-                const size_t row0 = (size_t)(nh / heads) * (size_t)tk, column = (size_t)(nh % heads) * (size_t)d;
-                uint32_t *to_k = packed_k + (size_t)nh * k_units, *to_v = packed_v + (size_t)nh * v_units;
-                for (int j = b * KEYS; j < end; j++) {
-                    const char *from_v = (const char *)v + ((row0 + (size_t)j) * v_ld + column) * size;
-                    units_of_row(dot, t, to_k + (size_t)j * steps,
-                                 (const char *)k + ((row0 + (size_t)j) * k_ld + column) * size, d);
-                    if (!dot) {
-                        units_of_row(false, t, to_v + (size_t)j * (size_t)d, from_v, d);
-                    } else if (j % 2 == 0) {
-                        units_of_two_rows(to_v + (size_t)(j / 2) * (size_t)d, (const uint16_t *)(const void *)from_v,
-                                          j + 1 < tk ? (const uint16_t *)(const void *)(from_v + v_ld * size) : NULL, d);
-                    }
-                }
+/* Packs keys [block * KEYS, ..) of one head (`nh` = row * heads + head). */
+INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job, int nh, int block)
+{
+    const size_t size = dd_dtype_size(t), d = (size_t)job->d;
+    const size_t row0 = (size_t)(nh / job->heads) * (size_t)job->tk, column = (size_t)(nh % job->heads) * d * size;
+    const int end = job->tk - block * KEYS < KEYS ? job->tk : (block + 1) * KEYS;
+    uint32_t *to_k = job->packed_k + (size_t)nh * job->k_units, *to_v = job->packed_v + (size_t)nh * job->v_units;
+    for (int j = block * KEYS; j < end; j++) {
+        const char *from_k = job->k + (row0 + (size_t)j) * job->k_ld + column;
+        const char *from_v = job->v + (row0 + (size_t)j) * job->v_ld + column;
+        units_of_row(dot, t, to_k + (size_t)j * job->steps, from_k, job->d);
+        if (!dot) {
+            units_of_row(false, t, to_v + (size_t)j * d, from_v, job->d);
+        } else if (j % 2 == 0) {
+            units_of_two_rows(to_v + (size_t)(j / 2) * d, (const uint16_t *)(const void *)from_v,
+                              j + 1 < job->tk ? (const uint16_t *)(const void *)(from_v + job->v_ld) : NULL, job->d);
+        }
+    }
+}
+
+/* The results of queries [block * STRIPS * QUERIES, ..) of one head, with scratch of thread_units. */
+INLINE void attend_queries(const bool dot, const dd_dtype t, const attention_job *job, int nh, int block, uint32_t *own)
+{
+    const int d = job->d, q0 = block * STRIPS * QUERIES;
+    const int q1 = job->tq - q0 < STRIPS * QUERIES ? job->tq : q0 + STRIPS * QUERIES;
+    const int strips = (q1 - q0 + QUERIES - 1) / QUERIES;
+    const int end = job->causal && q1 < job->tk ? q1 : job->tk;
+    const size_t steps = job->steps, row0 = (size_t)(nh / job->heads) * (size_t)job->tq + (size_t)q0;
+    const size_t column = (size_t)(nh % job->heads) * (size_t)d * dd_dtype_size(t);
+    uint32_t *s = own, *packed_q = s + KEYS * QUERIES, *o = packed_q + STRIPS * QUERIES * steps;
+    running run[STRIPS];
+    for (int i = 0; i < strips; i++) {
+        pack_queries(dot, t, packed_q + (size_t)i * QUERIES * steps, job->q + (row0 + (size_t)i * QUERIES) * job->q_ld + column,
+                     job->q_ld, q1 - q0 - i * QUERIES, d, steps);
+        run[i].sum[0] = run[i].sum[1] = set1(0.0f);
+    }
+    memset(o, 0, (size_t)strips * QUERIES * (size_t)d * 4);
+    for (int key = 0; key < end; key += KEYS) {
+        const int keys = end - key < KEYS ? end - key : KEYS;
+        const uint32_t *k = job->packed_k + (size_t)nh * job->k_units + (size_t)key * steps;
+        const uint32_t *v = job->packed_v + (size_t)nh * job->v_units + (size_t)(dot ? key / 2 : key) * (size_t)d;
+        for (int i = 0; i < strips; i++) {
+            if (!job->causal || key <= q0 + (i + 1) * QUERIES - 1) {
+                attend(dot, k, v, packed_q + (size_t)i * QUERIES * steps, keys, key, q0 + i * QUERIES, steps, d, job->c,
+                       job->causal, s, o + (size_t)i * QUERIES * (size_t)d, &run[i]);
             }
         }
-        uint32_t *s = own + (size_t)omp_get_thread_num() * thread_units(dot, d);
-        uint32_t *rows = s + KEYS * QUERIES;
-        uint32_t *packed_q = rows + 8 * ((steps + 7) / 8 * 8);
-        uint32_t *o = packed_q + STRIPS * QUERIES * steps;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int nh = 0; nh < n * heads; nh++) {
-            for (int b = 0; b < query_blocks; b++) {
-                const int q0 = b * STRIPS * QUERIES, q1 = q0 + STRIPS * QUERIES < tq ? q0 + STRIPS * QUERIES : tq;
-                const int strips = (q1 - q0 + QUERIES - 1) / QUERIES;
-                const size_t row0 = (size_t)(nh / heads) * (size_t)tq + (size_t)q0;
-                const size_t column = (size_t)(nh % heads) * (size_t)d;
-                running run[STRIPS];
-                for (int i = 0; i < strips; i++) {
-                    const int left = q1 - q0 - i * QUERIES;
-                    pack_queries(dot, t, packed_q + (size_t)i * QUERIES * steps,
-                                 (const char *)q + ((row0 + (size_t)i * QUERIES) * q_ld + column) * size, q_ld * size,
-                                 left, d, steps, rows);
-                    run[i].sum[0] = run[i].sum[1] = set1(0.0f);
-                }
-                memset(o, 0, (size_t)strips * QUERIES * (size_t)d * 4);
-                const int last = causal && q1 < tk ? q1 : tk;
-                for (int key = 0; key < last; key += KEYS) {
-                    const int keys = last - key < KEYS ? last - key : KEYS;
-                    const uint32_t *block_k = packed_k + (size_t)nh * k_units + (size_t)key * steps;
-                    const uint32_t *block_v = packed_v + (size_t)nh * v_units + (size_t)(dot ? key / 2 : key) * (size_t)d;
-                    for (int i = 0; i < strips; i++) {
-                        if (causal && key > q0 + i * QUERIES + QUERIES - 1) {
-                            continue;
-                        }
-                        attend(dot, block_k, block_v, packed_q + (size_t)i * QUERIES * steps, keys, key, q0 + i * QUERIES,
-                               steps, d, c, causal, s, o + (size_t)i * QUERIES * (size_t)d, &run[i]);
-                    }
-                }
-                for (int i = 0; i < strips; i++) {
-                    const int left = q1 - q0 - i * QUERIES;
-                    write_result(t, (char *)dst + ((row0 + (size_t)i * QUERIES) * dst_ld + column) * size, dst_ld * size,
-                                 o + (size_t)i * QUERIES * (size_t)d, &run[i], left < QUERIES ? left : QUERIES, d);
-                }
-            }
-        }
+    }
+    for (int i = 0; i < strips; i++) {
+        const int left = q1 - q0 - i * QUERIES;
+        write_result(t, job->dst + (row0 + (size_t)i * QUERIES) * job->dst_ld + column, job->dst_ld,
+                     o + (size_t)i * QUERIES * (size_t)d, &run[i], left < QUERIES ? left : QUERIES, d);
     }
 }
 
@@ -797,14 +836,44 @@ static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, s
                       const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
                       void *scratch)
 {
-#define CASE(DOT, T) \
-    attention_of(DOT, T, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch)
-    if (dtype == DD_BF16) {
-        CASE(DD_BF16_DOT, DD_BF16);
-    } else {
-        CASE(false, DD_F32);
+    const size_t size = dd_dtype_size(dtype);
+    const bool bf16 = dtype == DD_BF16, dot = DD_BF16_DOT && bf16;
+    attention_job job = {
+        .dst = dst, .q = q, .k = k, .v = v,
+        .dst_ld = dst_ld * size, .q_ld = q_ld * size, .k_ld = k_ld * size, .v_ld = v_ld * size,
+        .heads = heads, .tq = tq, .tk = tk, .d = d, .c = scale * 1.44269504f, .causal = causal,
+        .steps = steps_of(dot, d), .k_units = head_units_k(dot, tk, d), .v_units = head_units_v(dot, tk, d),
+        .packed_k = scratch,
+    };
+    job.packed_v = job.packed_k + (size_t)n * (size_t)heads * job.k_units;
+    job.own = job.packed_v + (size_t)n * (size_t)heads * job.v_units;
+    const int key_blocks = (tk + KEYS - 1) / KEYS, query_blocks = (tq + STRIPS * QUERIES - 1) / (STRIPS * QUERIES);
+
+    /* The type is told apart in here: it would be no constant in the function that OpenMP makes of the region. */
+#pragma omp parallel
+    {
+#pragma omp for collapse(2) schedule(static)
+        for (int nh = 0; nh < n * heads; nh++) {
+            for (int b = 0; b < key_blocks; b++) {
+                if (bf16) {
+                    pack_keys(DD_BF16_DOT, DD_BF16, &job, nh, b);
+                } else {
+                    pack_keys(false, DD_F32, &job, nh, b);
+                }
+            }
+        }
+        uint32_t *own = job.own + (size_t)omp_get_thread_num() * thread_units(dot, d);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int nh = 0; nh < n * heads; nh++) {
+            for (int b = 0; b < query_blocks; b++) {
+                if (bf16) {
+                    attend_queries(DD_BF16_DOT, DD_BF16, &job, nh, b, own);
+                } else {
+                    attend_queries(false, DD_F32, &job, nh, b, own);
+                }
+            }
+        }
     }
-#undef CASE
 }
 
 static size_t attention_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
