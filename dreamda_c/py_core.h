@@ -36,6 +36,7 @@ typedef struct {
 } dd_model_object;
 
 extern PyType_Spec dd_model_spec, dd_plan_spec;
+extern PyMethodDef dd_loss_methods[]; /* py_losses.c */
 
 /* Sets the exception that fits the status, with dd_message() as its text. Always returns NULL. */
 PyObject *dd_raise(dd_module_state *state, dd_status status);

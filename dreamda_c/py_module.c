@@ -80,6 +80,9 @@ static int core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, dd_message());
         return -1;
     }
+    if (PyModule_AddFunctions(module, dd_loss_methods) < 0) {
+        return -1;
+    }
     state->error = PyErr_NewExceptionWithDoc("dreamda.Error", "The engine refused to do what was asked.", PyExc_RuntimeError, NULL);
     if (!state->error || PyModule_AddObjectRef(module, "Error", state->error) < 0) {
         return -1;
