@@ -1,0 +1,255 @@
+"""The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's layouts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _core
+from .config import read_text_config, read_unet_config, read_vae_config
+from .weights import WeightFile
+
+
+def resolve_dtype(dtype: str) -> str:
+    """"f32" or "bf16"; "auto" is bf16 where the processor computes in it (AVX512-BF16 or AMX).
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    """
+    if dtype not in ("auto", "f32", "bf16"):
+        raise ValueError(f"dtype: {dtype!r} is unknown; use auto, f32 or bf16")
+    if dtype != "auto":
+        return dtype
+    return "bf16" if _core.info()["kernels_isa"] == "avx512_bf16" else "f32"
+
+
+def resolve_threads(threads: int | None) -> int:
+    """The number of threads asked for, else what OMP_NUM_THREADS or the processors we may run on give."""
+    if threads is None:
+        return min(int(_core.info()["threads"]), len(os.sched_getaffinity(0)))
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads: {threads!r} is not possible; use 1 to 1024")
+    return int(threads)
+
+
+class Network:
+    """One model family with its weights: plans are made when a shape is first seen, and kept.
+
+    Parameters
+    ----------
+    family : str
+        As `dreamda._core.Model` names it.
+    config : dict
+        For that family.
+    weights : WeightFile
+    dtype, threads
+        As in `UNet.load`.
+    ignore : tuple of str
+        Beginnings of names in the file that belong to another network.
+
+    Raises
+    ------
+    ValueError
+        If the weights do not fit the configuration; every misfit is listed.
+    """
+
+    def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int,
+                 ignore: tuple[str, ...] = ()) -> None:
+        self._model = _core.Model(family, config)
+        self._weights = weights
+        self._plans: dict[tuple, _core.Plan] = {}
+        self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
+        parameters = self._model.parameters()
+        weights.check(parameters, ignore)
+        self._shapes = dict(parameters)
+        self.parameters = sum(int(np.prod(shape)) for shape in self._shapes.values())
+
+    def plan(self, **shape: int) -> _core.Plan:
+        """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded."""
+        key = tuple(sorted(shape.items()))
+        if key not in self._plans:
+            plan = self._model.plan(dtype=self.dtype, threads=self.threads, **shape)
+            missing = set(plan.missing())
+            for name in self._weights.names():
+                if name in missing:
+                    plan.load(name, self._weights.read(name).reshape(self._shapes[name]))
+            self._plans[key] = plan
+        return self._plans[key]
+
+
+def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name}: expected an array {form}, got shape {array.shape}")
+    return array
+
+
+class UNet:
+    """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
+
+    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+        self.config = config
+        self._network = Network("unet", config, weights, dtype, threads)
+        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
+        self.plan = self._network.plan
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "UNet":
+        """Load a diffusers `unet` folder (safetensors).
+
+        Parameters
+        ----------
+        folder : path
+            With `config.json` and `diffusion_pytorch_model.safetensors` (or its shards, or its `.fp16` variant).
+        dtype : {"auto", "f32", "bf16"}
+            What is computed in; sums, norms and softmax are always f32.
+        threads : int, optional
+            Default: OMP_NUM_THREADS, else the processors this process may use.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            Naming the file, the key or the tensors, and the mend.
+        """
+        return cls(read_unet_config(folder), WeightFile(folder), dtype, threads)
+
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Run the network.
+
+        Parameters
+        ----------
+        sample : array (rows, in_channels, H, W)
+            Noisy latents.
+        timestep : float or array (rows,)
+        context : array (rows, tokens, context_dim)
+            Text embeddings.
+        bottleneck_noise : array (rows, C, h, w), optional
+            Added to the output of the mid block; the skip connections stay clean (DreamDA, arXiv 2403.12803).
+        return_bottleneck : bool
+            Also return the clean mid-block output.
+
+        Returns
+        -------
+        float32 array (rows, out_channels, H, W) [, float32 array (rows, C, h, w)]
+
+        Raises
+        ------
+        ValueError
+            Where shapes do not fit each other or the model.
+        """
+        sample = _array(sample, "sample", 4, "(rows, channels, height, width)")
+        context = _array(context, "context", 3, "(rows, tokens, channels)")
+        rows, _, height, width = sample.shape
+        plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
+        inputs = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
+        if bottleneck_noise is not None:
+            inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
+        out = plan.run(inputs)
+        return (out["sample"], out["bottleneck"]) if return_bottleneck else out["sample"]
+
+
+class VAE:
+    """AutoencoderKL: images to latent images and back. Use `VAE.load`.
+
+    Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+        self.config = config
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        self._encoder = Network("vae_encoder", config, weights, dtype, threads, ("decoder.", "post_quant_conv."))
+        self._decoder = Network("vae_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
+        self.parameters = self._encoder.parameters + self._decoder.parameters
+        self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "VAE":
+        """Load a diffusers `vae` folder; parameters and errors as in `UNet.load`."""
+        return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
+
+    def moments(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the posterior.
+
+        Parameters
+        ----------
+        images : array (rows, 3, H, W) in [-1, 1]
+            H and W are multiples of ``factor``.
+
+        Returns
+        -------
+        mean, std : float32 arrays (rows, latent_channels, H / factor, W / factor)
+            Not scaled by ``scaling_factor``.
+        """
+        images = _array(images, "images", 4, "(rows, 3, height, width)")
+        rows, _, height, width = images.shape
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"images: {height} x {width} is not a multiple of the VAE's factor {self.factor}")
+        moments = self._encoder.plan(rows=rows, height=height, width=width).run({"image": images})["moments"]
+        mean, log_variance = np.split(moments, 2, axis=1)
+        return mean, np.exp(0.5 * np.clip(log_variance, -30, 20))
+
+    def encode(self, images: ArrayLike, noise: ArrayLike | None = None) -> np.ndarray:
+        """Scaled latents: the posterior's mean, or its sample where `noise` (standard normal, the latent's shape) is given."""
+        mean, std = self.moments(images)
+        z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
+        return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
+
+    def decode(self, latents: ArrayLike) -> np.ndarray:
+        """Images (rows, 3, H, W), about [-1, 1] and not clipped, from scaled latents (rows, latent_channels, h, w)."""
+        latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
+        z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
+        rows, _, h, w = z.shape
+        return self._decoder.plan(rows=rows, height=h * self.factor, width=w * self.factor).run({"latent": z})["image"]
+
+
+class TextEncoder:
+    """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
+
+    Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.tokenizer.Tokenizer` or None), ``parameters``, ``dtype``, ``threads``.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, tokenizer: Any = None, dtype: str = "auto",
+                 threads: int | None = None) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection",))
+        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
+        if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
+            raise ValueError(f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
+                             f"'max_position_embeddings' {config['max_position_embeddings']}")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, dtype: str = "auto",
+             threads: int | None = None) -> "TextEncoder":
+        """Load a diffusers `text_encoder` folder, and the `tokenizer` folder (default: the one beside it, if there is one)."""
+        from .tokenizer import Tokenizer
+
+        beside = Path(folder).parent / "tokenizer"
+        where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
+        return cls(read_text_config(folder), WeightFile(folder, "text_model."), Tokenizer(where) if where is not None else None,
+                   dtype, threads)
+
+    def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
+        """Embeddings (rows, T, hidden_size), after the final norm, of token ids (rows, T).
+
+        Raises
+        ------
+        ValueError
+            For ids outside of the vocabulary, or more tokens than the model has positions.
+        """
+        tokens = _array(tokens, "tokens", 2, "(rows, tokens)")
+        plan = self._network.plan(rows=tokens.shape[0], tokens=tokens.shape[1])
+        return plan.run({"tokens": tokens})["hidden"]
+
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """Embeddings (len(prompts), tokenizer.length, hidden_size). One prompt at a time, so that its bits never depend on others."""
+        if self.tokenizer is None:
+            raise ValueError("prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
+        return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])
