@@ -22,7 +22,7 @@ typedef struct {
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
 
-/* Layout of dd_group_norm's scratch, in floats. Channels are padded to whole vectors of the widest instruction set. */
+/* Channels as dd_group_norm's scratch counts them: padded to whole vectors of the widest instruction set. */
 static inline size_t dd_group_norm_channels(int c) { return ((size_t)c + 15) / 16 * 16; }
 
 /* Positions whose statistics are gathered in one go: about 32 thousand elements, whatever the batch and the threads. */
