@@ -27,12 +27,16 @@ _LAZY = {
     "VAE": "models",
     "TextEncoder": "models",
     "load_bundled": "data",
+    "AMSTClassifier": "classifier",
+    "AMSTHeads": "heads",
 }
 
 __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
 
 if TYPE_CHECKING:
+    from .classifier import AMSTClassifier
     from .data import load_bundled
+    from .heads import AMSTHeads
     from .models import UNet, VAE, TextEncoder
     from .pipeline import Pipeline
 
