@@ -1,6 +1,7 @@
 """The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's layouts."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,28 @@ class Network:
         self._model = _core.Model(family, config)
         self._weights = weights
         self._plans: dict[tuple, _core.Plan] = {}
+        self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
         weights.check(parameters, ignore)
         self._shapes = dict(parameters)
         self.parameters = sum(int(np.prod(shape)) for shape in self._shapes.values())
 
-    def plan(self, **shape: int) -> _core.Plan:
-        """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded."""
-        key = tuple(sorted(shape.items()))
-        if key not in self._plans:
-            plan = self._model.plan(dtype=self.dtype, threads=self.threads, **shape)
-            missing = set(plan.missing())
-            for name in self._weights.names():
-                if name in missing:
-                    plan.load(name, self._weights.read(name).reshape(self._shapes[name]))
-            self._plans[key] = plan
-        return self._plans[key]
+    def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
+        """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
+
+        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads.
+        """
+        key = (lane, *sorted(shape.items()))
+        with self._lock:
+            if key not in self._plans:
+                plan = self._model.plan(dtype=self.dtype, threads=self.threads if lane is None else 1, **shape)
+                missing = set(plan.missing())
+                for name in self._weights.names():
+                    if name in missing:
+                        plan.load(name, self._weights.read(name).reshape(self._shapes[name]))
+                self._plans[key] = plan
+            return self._plans[key]
 
 
 def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
@@ -175,13 +181,15 @@ class VAE:
         """Load a diffusers `vae` folder; parameters and errors as in `UNet.load`."""
         return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
 
-    def moments(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self, images: ArrayLike, lane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the posterior.
 
         Parameters
         ----------
         images : array (rows, 3, H, W) in [-1, 1]
             H and W are multiples of ``factor``.
+        lane : int, optional
+            Run single-threaded, beside other lanes.
 
         Returns
         -------
@@ -192,22 +200,22 @@ class VAE:
         rows, _, height, width = images.shape
         if height % self.factor or width % self.factor:
             raise ValueError(f"images: {height} x {width} is not a multiple of the VAE's factor {self.factor}")
-        moments = self._encoder.plan(rows=rows, height=height, width=width).run({"image": images})["moments"]
+        moments = self._encoder.plan(lane, rows=rows, height=height, width=width).run({"image": images})["moments"]
         mean, log_variance = np.split(moments, 2, axis=1)
         return mean, np.exp(0.5 * np.clip(log_variance, -30, 20))
 
-    def encode(self, images: ArrayLike, noise: ArrayLike | None = None) -> np.ndarray:
+    def encode(self, images: ArrayLike, noise: ArrayLike | None = None, lane: int | None = None) -> np.ndarray:
         """Scaled latents: the posterior's mean, or its sample where `noise` (standard normal, the latent's shape) is given."""
-        mean, std = self.moments(images)
+        mean, std = self.moments(images, lane)
         z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
         return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
 
-    def decode(self, latents: ArrayLike) -> np.ndarray:
+    def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
         """Images (rows, 3, H, W), about [-1, 1] and not clipped, from scaled latents (rows, latent_channels, h, w)."""
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
         z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
         rows, _, h, w = z.shape
-        return self._decoder.plan(rows=rows, height=h * self.factor, width=w * self.factor).run({"latent": z})["image"]
+        return self._decoder.plan(lane, rows=rows, height=h * self.factor, width=w * self.factor).run({"latent": z})["image"]
 
 
 class TextEncoder:

@@ -9,13 +9,17 @@ Three step rules share one loop over timesteps:
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
 Work is cut into groups of a fixed number of U-Net rows that depends on the model and the mode only, short groups are padded, and
-all noise is keyed. So an image's bits do not depend on what else is made, in which order, or where it was resumed.
+all noise is keyed. Small models run one single-threaded group a processor, side by side; large ones one group on all threads. So
+an image's bits do not depend on what else is made, in which order, or where it was resumed.
 """
 
 import hashlib
 import math
+import queue
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +38,7 @@ STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE
 STEPS = ("cycle", "asymmetric", "sdedit")
 # Latent positions in one U-Net call: small images are batched until they fill the caches, large ones are not.
 POSITIONS = 8192
+SMALL = 1024  # latent positions of an image up to which a group is left to one thread
 CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
 MAX_PROMPTS = 1024  # text embeddings kept
 
@@ -150,6 +155,7 @@ class Pipeline:
         self.size = (h * vae.factor, w * vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
         self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config["latent_channels"]:
             raise ValueError(f"{folder}: the U-Net's in_channels and out_channels have to be the VAE's latent_channels "
                              f"{vae.config['latent_channels']}; inpainting and depth models are not supported")
@@ -274,9 +280,46 @@ class Pipeline:
             z0 = self.encode(images[part], identities[part], seed=mode.seed, size=(height, width))
             latents = self._latents(z0, prompts[part], identities[part], mode, report)
             flat = latents.reshape(-1, *latents.shape[2:])
-            pixels = np.concatenate([self._decode(flat[i : i + batch], batch) for i in range(0, len(flat), batch)])
+            pixels = np.empty((len(flat), height, width, 3), np.uint8)
+
+            def decode(i: int, lane: int | None) -> None:
+                pixels[i : i + batch] = self._decode(flat[i : i + batch], batch, lane)
+
+            self._each(range(0, len(flat), batch), decode, latents.shape[-2:])
             result[part] = pixels.reshape(len(z0), mode.variants, height, width, 3)
         return result
+
+    def _each(self, groups: Iterable[Any], work: Callable[[Any, int | None], None], latent_size: tuple[int, int]) -> None:
+        """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads."""
+        groups = list(groups)
+        if latent_size[0] * latent_size[1] > SMALL:
+            for group in groups:
+                work(group, None)
+            return
+        lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for lane in range(self.threads):
+            lanes.put(lane)
+        failed = threading.Event()
+
+        def run(group: Any) -> None:
+            if failed.is_set():
+                return
+            lane = lanes.get()
+            try:
+                work(group, lane)
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                lanes.put(lane)
+
+        with ThreadPoolExecutor(self.threads, "dreamda") as pool:
+            try:
+                for future in [pool.submit(run, group) for group in groups]:
+                    future.result()
+            except BaseException:  # Ctrl-C too: what has not begun is dropped, what runs is waited for
+                failed.set()
+                raise
 
     def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0,
                size: tuple[int, int] | None = None) -> np.ndarray:
@@ -297,15 +340,18 @@ class Pipeline:
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
         batch = self._group(1, *shape[1:])
         result = np.empty((len(images), *shape), np.float32)
-        for first in range(0, len(images), batch):
+
+        def encode(first: int, lane: int | None) -> None:
             part = images[first : first + batch]
             x = np.stack([_resize(image, height, width) for image in part]).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
             noise = np.stack([_core.normals(seed, k, 0, 0, STREAM_POSTERIOR, 0, shape) for k in identities[first : first + batch]])
-            result[first : first + batch] = self.vae.encode(_pad(x, batch), _pad(noise, batch))[: len(part)]
+            result[first : first + batch] = self.vae.encode(_pad(x, batch), _pad(noise, batch), lane)[: len(part)]
+
+        self._each(range(0, len(images), batch), encode, shape[1:])
         return result
 
-    def _decode(self, latents: np.ndarray, batch: int) -> np.ndarray:
-        x = self.vae.decode(_pad(latents, batch))[: len(latents)]
+    def _decode(self, latents: np.ndarray, batch: int, lane: int | None) -> np.ndarray:
+        x = self.vae.decode(_pad(latents, batch), lane)[: len(latents)]
         return np.clip(np.rint((x.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
 
     def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -360,11 +406,12 @@ class Pipeline:
 
     def context(self, prompt: str) -> np.ndarray:
         """The prompt's embedding, float32 (tokens, context_dim); remembered."""
-        if prompt not in self._contexts:
-            self._contexts[prompt] = self.text_encoder([prompt])[0]
-            if len(self._contexts) > MAX_PROMPTS:
-                self._contexts.popitem(last=False)
-        return self._contexts[prompt]
+        with self._lock:
+            if prompt not in self._contexts:
+                self._contexts[prompt] = self.text_encoder([prompt])[0]
+                if len(self._contexts) > MAX_PROMPTS:
+                    self._contexts.popitem(last=False)
+            return self._contexts[prompt]
 
 
 class _Run:
@@ -378,6 +425,11 @@ class _Run:
         self.units = [(image, variant) for image in range(len(z0)) for variant in range(mode.variants)]
         self.result = np.empty((len(z0), mode.variants, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
+        self.lock = threading.Lock()
+
+    def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
+        """work(group, lane) for the units in groups of `rows` U-Net rows a unit."""
+        self.pipe._each(self.groups(units, rows), work, self.z0.shape[2:])
 
     # ---- noise
 
@@ -417,11 +469,11 @@ class _Run:
         self.total += -(-units // size) * size * rows * (steps or len(self.steps))
 
     def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
-                decoders: int = 1) -> dict[str, np.ndarray]:
+                lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
         """U-Net outputs for `rows`; row r sees x[r.unit]."""
         h, w = self.z0.shape[2:]
         tokens = rows[0].context.shape[0]
-        plan = self.pipe.unet.plan(rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
+        plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
         inputs = {
             "sample": x[[r.unit for r in rows]],
             "timestep": np.full(len(rows), t, np.float32),
@@ -431,9 +483,10 @@ class _Run:
             inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.mode.noise_scale for r in rows], np.float32)
             inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
         out = plan.run(inputs)
-        self.done += len(rows)
-        if self.progress:
-            self.progress(self.done, self.total)
+        with self.lock:
+            self.done += len(rows)
+            if self.progress:
+                self.progress(self.done, self.total)
         return out
 
     def key(self, image: int, variant: int, index: int, row: int) -> list[int]:
@@ -466,25 +519,26 @@ class _Run:
         else:
             self.expect(len(self.units), source + target)
             trajectories = None
-        for group in self.groups(self.units, target if mode.share_source else source + target):
-            x = np.stack([self.start(*unit) for unit in group])
-            x_source = x
-            targets, sources = self.target_rows(group), self.source_rows(len(group))
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = x_source = np.stack([self.start(*unit) for unit in group])
+            targets = self.target_rows(group)
+            # Source rows come behind the targets in one call, over the source's own latents.
+            sources = [_Row(r.unit + len(group), r.context) for r in self.source_rows(len(group))]
             for step in self.steps:
                 if trajectories is not None:
-                    out = self.predict(x, step.t, targets, group, step.index)["sample"]
-                    mean_source = np.stack([trajectories[image][step.index][0] for image, _ in group])
-                    next_source = np.stack([trajectories[image][step.index][1] for image, _ in group])
+                    out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
+                    mean_source, next_source = (np.stack(a) for a in zip(*(trajectories[image][step.index] for image, _ in group)))
                 else:
-                    # Source rows come behind the targets in one call, over the source's own latents.
-                    shifted = [_Row(r.unit + len(group), r.context) for r in sources]
-                    both = self.predict(np.concatenate([x, x_source]), step.t, targets + shifted, group + group, step.index)["sample"]
-                    out, out_source = both[: len(targets)], both[len(targets) :]
+                    both = self.predict(np.concatenate([x, x_source]), step.t, targets + sources, group + group, step.index, lane)
+                    out, out_source = both["sample"][: len(targets)], both["sample"][len(targets) :]
                     mean_source = self.schedule.mean(_guide(out_source, len(group), mode.source_guidance_scale), x_source, step)
                     next_source = self.posterior(x_source, group, step)
                 mean = self.schedule.mean(_guide(out, len(group), mode.guidance_scale), x, step)
                 x, x_source = next_source + (mean - mean_source), next_source
             self.store(group, x)
+
+        self.each(self.units, target if mode.share_source else source + target, work)
         return self.result
 
     def posterior(self, x: np.ndarray, units: list[tuple[int, int]], step: Step) -> np.ndarray:
@@ -498,17 +552,19 @@ class _Run:
     def source_trajectories(self, rows: int) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
         """For every image, (mean, next latent) of each step of the one source that all its variants share."""
         result: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {image: [] for image in range(len(self.z0))}
-        images = [(image, 0) for image in result]
-        for group in self.groups(images, rows):
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
             sources = self.source_rows(len(group))
             for step in self.steps:
-                out = self.predict(x, step.t, sources, group, step.index)["sample"]
+                out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
                 mean = self.schedule.mean(_guide(out, len(group), self.mode.source_guidance_scale), x, step)
                 x = self.posterior(x, group, step)
                 for u, (image, _) in enumerate(group):
-                    if len(result[image]) == step.index:
+                    if len(result[image]) == step.index:  # a filled-up group repeats its last image
                         result[image].append((mean[u], x[u]))
+
+        self.each([(image, 0) for image in result], rows, work)
         return result
 
     def asymmetric(self) -> np.ndarray:
@@ -517,11 +573,12 @@ class _Run:
         self.expect(len(self.z0), 1)
         self.expect(len(self.units), rows)
         starts = self.inversions()
-        for group in self.groups(self.units, rows):
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([starts[image] for image, _ in group])
             targets = self.target_rows(group)
             for step in self.steps:
-                out = self.predict(x, step.t, targets, group, step.index, decoders=2)
+                out = self.predict(x, step.t, targets, group, step.index, lane, decoders=2)
                 clean = _guide(out["sample"], len(group), mode.guidance_scale)
                 perturbed = _guide(out["perturbed"], len(group), mode.guidance_scale)
                 noise, _ = self.schedule.noise_and_image(clean, x, step.a_t)
@@ -529,6 +586,8 @@ class _Run:
                 x = (np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
                      + self.step_noise(group, step))
             self.store(group, x)
+
+        self.each(self.units, rows, work)
         return self.result
 
     def inversions(self) -> list[np.ndarray]:
@@ -536,27 +595,33 @@ class _Run:
         less noisy latent under the noisier timestep."""
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
         context = self.pipe.context(self.mode.source_prompt)
-        for group in self.groups([(image, 0) for image in range(len(self.z0))], 1):
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = self.z0[[image for image, _ in group]]
             rows = [_Row(u, context) for u in range(len(group))]
             for step in reversed(self.steps):
-                out = self.predict(x, step.t, rows, group, step.index)["sample"]
+                out = self.predict(x, step.t, rows, group, step.index, lane)["sample"]
                 noise, image = self.schedule.noise_and_image(out, x, step.a_p)
                 x = np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
             for u, (image_index, _) in enumerate(group):
                 result[image_index] = x[u]
+
+        self.each([(image, 0) for image in range(len(self.z0))], 1, work)
         return result
 
     def sdedit(self) -> np.ndarray:
         rows = len(self.target_rows(self.units[:1])) if self.units else 1
         self.expect(len(self.units), rows)
-        for group in self.groups(self.units, rows):
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
             targets = self.target_rows(group)
             for step in self.steps:
-                out = self.predict(x, step.t, targets, group, step.index)["sample"]
+                out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
                 x = self.schedule.mean(_guide(out, len(group), self.mode.guidance_scale), x, step) + self.step_noise(group, step)
             self.store(group, x)
+
+        self.each(self.units, rows, work)
         return self.result
 
     def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
