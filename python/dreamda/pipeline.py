@@ -143,16 +143,17 @@ class Pipeline:
     text_encoder : TextEncoder
     schedule : dreamda.schedulers.Schedule
     size : (int, int)
-        Height and width in pixels that the model was made for.
+        Height and width in pixels of the images made.
     dtype : str
     threads : int
     folder : Path
     """
 
-    def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: Schedule, folder: Path,
+                 size: tuple[int, int] | None = None) -> None:
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
         h, w = unet.config["sample_size"]
-        self.size = (h * vae.factor, w * vae.factor)
+        self.size = (h * vae.factor, w * vae.factor) if size is None else _check_size(size, vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
         self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
@@ -164,7 +165,8 @@ class Pipeline:
                              f"hidden_size {text_encoder.config['hidden_size']}")
 
     @classmethod
-    def load(cls, model: str | Path, dtype: str = "auto", threads: int | None = None) -> "Pipeline":
+    def load(cls, model: str | Path, dtype: str = "auto", threads: int | None = None,
+             size: tuple[int, int] | None = None) -> "Pipeline":
         """Load a model.
 
         Parameters
@@ -176,6 +178,8 @@ class Pipeline:
             "auto" is bf16 where the processor computes in it.
         threads : int, optional
             Default: OMP_NUM_THREADS, else the processors this process may use.
+        size : (int, int), optional
+            Height and width to work at, multiples of the VAE's factor. Default: what the model was made for.
 
         Raises
         ------
@@ -194,6 +198,7 @@ class Pipeline:
             TextEncoder.load(folder / "text_encoder", folder / "tokenizer", dtype, threads),
             Schedule(read_scheduler_config(folder / "scheduler")),
             folder,
+            size,
         )
 
     @cached_property
@@ -211,14 +216,14 @@ class Pipeline:
     def augment(self, images: np.ndarray, prompts: Sequence[str], variants: int = 10, steps: int = 100, strength: float = 0.8,
                 eta: float = 1.0, guidance_scale: float = 7.5, noise_scale: float | None = None, source_prompt: str = "",
                 source_guidance_scale: float = 1.5, step: str = "cycle", share_source: bool = False, share_start: bool = True,
-                diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None, size: tuple[int, int] | None = None,
+                diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | None = None) -> np.ndarray:
         """Make `variants` new images of each image.
 
         Parameters
         ----------
         images : uint8 array (N, H, W, 3)
-            Resized (bicubic) to `size` where they differ.
+            Resized (bicubic) to the pipeline's ``size`` where they differ.
         prompts : sequence of N str
             What each image shows, "a photo of a coat".
         variants : int
@@ -248,8 +253,6 @@ class Pipeline:
             Of all noise; the same seed gives the same images whatever the batch, order or resumption.
         keys : sequence of N int or str, optional
             What else keys an image's noise. Default: its index in this call; pass file names to be independent of it.
-        size : (int, int), optional
-            Height and width to work at, multiples of the VAE's factor. Default: the model's own.
         progress : callable(done, total), optional
             Called after every U-Net call with the share of work done.
 
@@ -268,7 +271,7 @@ class Pipeline:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
             raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
-        height, width = self._size(size)
+        height, width = self.size
         prompts, identities = _per_image(len(images), prompts, keys)
         result = np.empty((len(images), mode.variants, height, width, 3), np.uint8)
         batch = self._group(1, height // self.vae.factor, width // self.vae.factor)
@@ -277,7 +280,7 @@ class Pipeline:
         for first in range(0, len(images), block):
             part = slice(first, first + block)
             report = _section(progress, first, len(images[part]), len(images))
-            z0 = self.encode(images[part], identities[part], seed=mode.seed, size=(height, width))
+            z0 = self.encode(images[part], identities[part], seed=mode.seed)
             latents = self._latents(z0, prompts[part], identities[part], mode, report)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -321,21 +324,20 @@ class Pipeline:
                 failed.set()
                 raise
 
-    def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0,
-               size: tuple[int, int] | None = None) -> np.ndarray:
+    def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0) -> np.ndarray:
         """Scaled latents: samples of the VAE's posterior, their noise keyed by `seed` and `keys`.
 
         Parameters
         ----------
         images : uint8 array (N, H, W, 3)
-        keys, seed, size
+        keys, seed
             As in `augment`.
 
         Returns
         -------
         float32 array (N, latent_channels, height / factor, width / factor)
         """
-        height, width = self._size(size)
+        height, width = self.size
         identities = _identities(len(images), keys)
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
         batch = self._group(1, *shape[1:])
@@ -353,18 +355,6 @@ class Pipeline:
     def _decode(self, latents: np.ndarray, batch: int, lane: int | None) -> np.ndarray:
         x = self.vae.decode(_pad(latents, batch), lane)[: len(latents)]
         return np.clip(np.rint((x.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-    def _size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        if size is None:
-            return self.size
-        try:
-            height, width = (int(v) for v in size)
-        except (TypeError, ValueError):
-            raise ValueError(f"size: expected (height, width), got {size!r}") from None
-        factor = self.vae.factor
-        if height < factor or width < factor or height % factor or width % factor or max(height, width) > 8192:
-            raise ValueError(f"size: {height} x {width} is not possible; use multiples of {factor}, up to 8192")
-        return height, width
 
     def _group(self, rows: int, h: int, w: int) -> int:
         """How many units of `rows` U-Net rows go into one call. Depends on nothing but the model and the mode."""
@@ -664,6 +654,16 @@ def _per_image(count: int, prompts: Sequence[str], keys: Sequence[int | str] | N
     if isinstance(prompts, str) or len(prompts) != count or not all(isinstance(p, str) for p in prompts):
         raise ValueError(f"prompts: expected a list of {count} texts, one an image")
     return list(prompts), _identities(count, keys)
+
+
+def _check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    try:
+        height, width = (int(v) for v in size)
+    except (TypeError, ValueError):
+        raise ValueError(f"size: expected (height, width), got {size!r}") from None
+    if height < factor or width < factor or height % factor or width % factor or max(height, width) > 8192:
+        raise ValueError(f"size: {height} x {width} is not possible; use multiples of {factor}, up to 8192")
+    return height, width
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
