@@ -35,7 +35,9 @@ void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const
 
 /* dst = softmax(scale * q k^T [+ causal mask]) v, per row and head, without ever holding a (tq, tk) matrix: blocks small
    enough for L2, online softmax, f32 accumulation. q: n * tq rows, k and v: n * tk rows, dst: n * tq rows; row r starts at
-   element r * ld, and head h takes its elements [h * d, (h + 1) * d). tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot). */
+   element r * ld, and head h takes its elements [h * d, (h + 1) * d). tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot).
+   Causal: key j is visible to query i when j <= i, also where tq != tk. scale > 0, and |scale * score| below 2e6. `scratch` is
+   for the thread count given to dd_attention_scratch; no more may run. */
 void dd_attention(dd_isa isa, dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld,
                   const void *k, size_t k_ld, const void *v, size_t v_ld,
                   int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch);
