@@ -1,0 +1,241 @@
+"""Weak, strong and plain views of images, and threads that make them ahead of the network.
+
+    views = Views((32, 32), *channel_statistics(images), seed=0, crop_scale=(0.5, 1.0))
+    x = views.weak(image, draw=3, index=17)                      # float32 (3, 32, 32), normalised
+    for batch in ahead(make_batch, 0, 100, workers=2): ...       # batches 0 to 99, in order
+
+A view is a function of (seed, stage, draw, index, kind) alone, through a counter-based generator keyed with them: neither the
+number of workers nor the order of calls, neither the batch nor an interruption changes a bit of it.
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+WEAK, RANDAUGMENT, STRONG = "weak", "randaugment", "strong"
+KINDS = (WEAK, RANDAUGMENT, STRONG)
+SMALL = 64                             # up to this many pixels an image is "small": milder crops, and no centre crop
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RATIO = (3 / 4, 4 / 3)
+EVAL_CROP = 224 / 256
+CUTOUT = 0.5                           # the largest side of the hole, as a part of the image's
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+
+class Views:
+    """Makes training and evaluation views of uint8 RGB images.
+
+    Parameters
+    ----------
+    size : (height, width)
+        Of the views.
+    mean, std : three floats each
+        Of the data set's channels, in units of 0 to 1; see `channel_statistics`.
+    seed : int
+        0 to 2^64 - 1.
+    stage : int
+        Part of the key, so that the stages of a training run see different views.
+    crop_scale : (low, high), optional
+        Area of the random crop as a part of the image's. Default: (0.08, 1), the authors', for views of more than 64 pixels; (0.5, 1) for
+        smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
+    flip : bool
+        Flip half of the views horizontally. Wrong for chest X-rays, digits and the like.
+    grey : bool
+        The images have no colour: RandAugment's Color, which would do nothing, is left out.
+    operations, magnitude : int, float
+        RandAugment: operations per view, and their greatest strength, 0 to 1, drawn uniformly up to it (as in FixMatch).
+
+    Notes
+    -----
+    Weak: random resized crop (aspect ratio 3/4 to 4/3), flip. randaugment: the same and RandAugment (Cubuk et al., 2019). Strong: the same
+    and Cutout (DeVries & Taylor, 2017), a square of up to half the image's side, centred anywhere, filled with the mean.
+    """
+
+    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, seed: int = 0, stage: int = 0,
+                 crop_scale: tuple[float, float] | None = None, flip: bool = True, grey: bool = False, operations: int = 2,
+                 magnitude: float = 1.0) -> None:
+        if crop_scale is None:
+            crop_scale = (0.5, 1.0) if max(size) <= SMALL else (0.08, 1.0)
+        if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two parts of the area with 0 < low <= high <= 1; it is {crop_scale}")
+        self.size = (int(size[0]), int(size[1]))
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        if self.mean.shape != (3,) or self.std.shape != (3,) or not (np.isfinite(self.mean).all() and (self.std > 0).all()):
+            raise ValueError(f"mean and std must be three numbers each, std above 0; they are {mean} and {std}")
+        self.seed, self.stage = seed, stage
+        self.crop_scale, self.flip, self.operations, self.magnitude = crop_scale, flip, operations, magnitude
+        self._fill = tuple(int(round(float(m) * 255)) for m in self.mean)
+        self._operations = [op for op in OPERATIONS if not (grey and op is _color)]
+
+    def view(self, kind: str, image: Pixels, draw: int, index: int, stream: int = 0) -> NDArray[np.float32]:
+        """One view, float32 (3, height, width), normalised.
+
+        Parameters
+        ----------
+        kind : {"weak", "randaugment", "strong"}
+        image : uint8 (H, W, 3)
+        draw, index, stream : int
+            How often this image was drawn before, its number in the data set, and which of several views at the same time.
+        """
+        # 64 numbers whatever is needed of them: each choice has its own place
+        key = np.random.Philox(key=[self.seed, self.stage << 32 | stream], counter=[0, draw, index, KINDS.index(kind)])
+        random = np.random.Generator(key).random(64)
+        picture = self._crop(Image.fromarray(image), random[:4])
+        if self.flip and random[4] < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if kind != WEAK:
+            for i in range(self.operations):
+                which, strength, sign = random[8 + 3 * i: 11 + 3 * i]
+                operation = self._operations[int(which * len(self._operations))]
+                picture = operation(picture, self.magnitude * strength, sign < 0.5, self._fill)
+        pixels = np.asarray(picture)
+        if kind == STRONG:
+            pixels = self._cutout(pixels, random[5:8])
+        return self._normalise(pixels)
+
+    def weak(self, image: Pixels, draw: int, index: int) -> NDArray[np.float32]:
+        """`view` of kind "weak"."""
+        return self.view(WEAK, image, draw, index)
+
+    def strong(self, image: Pixels, draw: int, index: int) -> NDArray[np.float32]:
+        """`view` of kind "strong"."""
+        return self.view(STRONG, image, draw, index)
+
+    def plain(self, image: Pixels) -> NDArray[np.float32]:
+        """The view for evaluation: resized, and for views of more than 64 pixels the centre 7/8 of the shorter side (as on ImageNet)."""
+        picture = Image.fromarray(image)
+        height, width = self.size
+        if picture.size == (width, height):
+            return self._normalise(image)
+        if max(self.size) <= SMALL:
+            return self._normalise(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)))
+        scale = EVAL_CROP * min(picture.width / width, picture.height / height)
+        crop_w, crop_h = scale * width, scale * height
+        left, top = (picture.width - crop_w) / 2, (picture.height - crop_h) / 2
+        box = (left, top, left + crop_w, top + crop_h)
+        return self._normalise(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)))
+
+    def _crop(self, picture: Image.Image, random: NDArray[np.float64]) -> Image.Image:
+        """Random resized crop: a random area, then a random aspect ratio, cut to what fits; then a random place."""
+        low, high = self.crop_scale
+        area = picture.width * picture.height * (low + (high - low) * random[0])
+        ratio = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * random[1])
+        width = min(picture.width, max(1, round(math.sqrt(area * ratio))))
+        height = min(picture.height, max(1, round(math.sqrt(area / ratio))))
+        left = int(random[2] * (picture.width - width + 1))
+        top = int(random[3] * (picture.height - height + 1))
+        return picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+
+    def _cutout(self, pixels: Pixels, random: NDArray[np.float64]) -> Pixels:
+        height, width = self.size
+        half = random[0] * CUTOUT * min(height, width) / 2
+        y, x = random[1] * height, random[2] * width
+        top, bottom, left, right = (max(0, round(v)) for v in (y - half, y + half, x - half, x + half))
+        holed = pixels.copy()
+        holed[top:bottom, left:right] = self._fill
+        return holed
+
+    def _normalise(self, pixels: Pixels) -> NDArray[np.float32]:
+        scaled = pixels.astype(np.float32) * (1 / (255 * self.std)) - self.mean / self.std
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1))
+
+
+# ---- RandAugment's fourteen operations: (picture, strength 0 to 1, sign, fill) -> picture
+
+def _enhance(kind: type) -> Callable[..., Image.Image]:
+    def operation(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+        return kind(picture).enhance(1 + (0.95 if sign else -0.95) * strength)
+    return operation
+
+
+def _affine(coefficients: Callable[[float, Image.Image], tuple[float, ...]]) -> Callable[..., Image.Image]:
+    def operation(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+        return picture.transform(picture.size, Image.Transform.AFFINE, coefficients(strength if sign else -strength, picture),
+                                 Image.Resampling.BILINEAR, fillcolor=fill)
+    return operation
+
+
+def _identity(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return picture
+
+
+def _autocontrast(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return ImageOps.autocontrast(picture)
+
+
+def _equalize(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return ImageOps.equalize(picture)
+
+
+def _rotate(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return picture.rotate(30 * strength if sign else -30 * strength, Image.Resampling.BILINEAR, fillcolor=fill)
+
+
+def _solarize(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return ImageOps.solarize(picture, round(256 * (1 - strength)))
+
+
+def _posterize(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
+    return ImageOps.posterize(picture, 8 - int(4.999 * strength))
+
+
+_color = _enhance(ImageEnhance.Color)
+OPERATIONS = (
+    _identity, _autocontrast, _equalize, _rotate, _solarize, _color, _posterize, _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Brightness), _enhance(ImageEnhance.Sharpness),
+    _affine(lambda s, p: (1, 0.3 * s, -0.15 * s * p.height, 0, 1, 0)), _affine(lambda s, p: (1, 0, 0, 0.3 * s, 1, -0.15 * s * p.width)),
+    _affine(lambda s, p: (1, 0, 0.3 * s * p.width, 0, 1, 0)), _affine(lambda s, p: (1, 0, 0, 0, 1, 0.3 * s * p.height)))
+
+
+# ---- the data set
+
+def channel_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the three channels, in units of 0 to 1, every image weighing the same.
+
+    >>> channel_statistics([np.full((2, 2, 3), 51, np.uint8), np.full((4, 4, 3), 153, np.uint8)])
+    ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+    """
+    total, squares, count = np.zeros(3), np.zeros(3), 0
+    for image in images:
+        values = image.reshape(-1, 3).astype(np.int64)
+        total += values.sum(axis=0) / len(values)
+        squares += np.square(values).sum(axis=0) / len(values)
+        count += 1
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean * mean, 0))
+    return tuple(round(float(m) / 255, 6) for m in mean), tuple(max(round(float(s) / 255, 6), 1e-3) for s in std)
+
+
+def is_grey(images: Iterable[Pixels]) -> bool:
+    """Whether no image has colour."""
+    return all(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]) for image in images)
+
+
+def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Iterator[T]:
+    """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
+
+    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator waits for the calls
+    under way and drops the others.
+    """
+    if workers < 1:
+        yield from map(make, range(start, stop))
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dreamda-views")
+    try:
+        pending = deque(pool.submit(make, number) for number in range(start, min(start + workers + 1, stop)))
+        for number in range(start + len(pending), stop + len(pending)):
+            result = pending.popleft().result()
+            if number < stop:
+                pending.append(pool.submit(make, number))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
