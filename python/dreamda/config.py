@@ -103,7 +103,10 @@ class _Reader:
     def integer(self, key: str, default: Any = _ABSENT) -> int:
         return self.typed(key, _is_positive, "a whole number of 1 or more", default)
 
-    def number(self, key: str, default: Any = _ABSENT) -> float:
+    def number(self, key: str, default: Any = _ABSENT, null: float | None = None) -> float:
+        """`null` is what a null in the file stands for, where one is allowed."""
+        if null is not None and self.get(key, default) is None:
+            return null
         return float(self.typed(key, _is_number, "a finite number", default))
 
     def boolean(self, key: str, default: Any = _ABSENT) -> bool:
@@ -230,7 +233,7 @@ def read_vae_config(folder: str | Path) -> dict[str, Any]:
         post_quant_conv=r.boolean("use_post_quant_conv", True),
         mid_attention=r.boolean("mid_block_add_attention", True),
         scaling_factor=r.number("scaling_factor", 0.18215),
-        shift_factor=float(r.get("shift_factor", None) or 0.0),
+        shift_factor=r.number("shift_factor", 0.0, null=0.0),
     )
     r.block_types("down_block_types", levels, {"DownEncoderBlock2D": False})
     r.block_types("up_block_types", levels, {"UpDecoderBlock2D": False})
@@ -264,29 +267,38 @@ def read_text_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
-    """The noise schedule of any diffusers scheduler folder (they share these keys); see `dreamda.schedulers.Schedule`."""
+    """The noise schedule of any diffusers scheduler folder (they share these keys); see `dreamda.schedulers.Schedule`.
+
+    Whatever sampler the folder names, DDIM is run on its schedule. Absent keys have the values that diffusers' DDIMScheduler gives
+    them, except that only a DDIMScheduler clips samples without being told to.
+    """
     r = _Reader(Path(folder) / "scheduler_config.json")
+    ddim = r.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
     betas = r.get("trained_betas", None)
     if betas is not None and not (isinstance(betas, list) and betas and all(_is_number(b) and 0 <= b < 1 for b in betas)):
         raise r.refuse("trained_betas", "has to be null or a list of numbers from 0 to below 1")
     for key in ("rescale_betas_zero_snr", "thresholding"):
         if r.get(key, False) not in (False, None):
             raise r.refuse(key, "is on, which is not supported")
+    if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
+        raise r.refuse("timestep_spacing", f"is {r.get('timestep_spacing')!r}, but only 'leading' is supported")
     config = dict(
         num_train_timesteps=r.integer("num_train_timesteps", 1000),
-        beta_start=r.number("beta_start", 0.00085),
-        beta_end=r.number("beta_end", 0.012),
+        beta_start=r.number("beta_start", 0.0001),
+        beta_end=r.number("beta_end", 0.02),
         beta_schedule=r.typed("beta_schedule", lambda v: v in ("linear", "scaled_linear", "squaredcos_cap_v2"),
                               "linear, scaled_linear or squaredcos_cap_v2", "linear"),
         trained_betas=betas,
         prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"), "epsilon or v_prediction", "epsilon"),
         steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
         set_alpha_to_one=r.boolean("set_alpha_to_one", True),
-        clip_sample=r.boolean("clip_sample", False),
+        clip_sample=r.boolean("clip_sample", ddim),
         clip_sample_range=r.number("clip_sample_range", 1.0),
     )
     if not 0 <= config["beta_start"] <= config["beta_end"] < 1:
         raise r.refuse("beta_start", f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
+    if not config["clip_sample_range"] > 0:
+        raise r.refuse("clip_sample_range", f"has to be above 0, got {config['clip_sample_range']}")
     if config["num_train_timesteps"] > 100_000:
         raise r.refuse("num_train_timesteps", f"is {config['num_train_timesteps']}, but at most 100000 make sense")
     return config

@@ -92,12 +92,15 @@ class Schedule:
         return result
 
     def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, a_t: float) -> tuple[np.ndarray, np.ndarray]:
-        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict (clipped where configured)."""
+        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where configured.
+
+        Velocity is v = sqrt(a_t) noise - sqrt(1 - a_t) image (Salimans and Ho, 2022).
+        """
+        signal, spread = np.float32(math.sqrt(a_t)), np.float32(math.sqrt(1 - a_t))
         if self.v_prediction:
-            noise = np.float32(math.sqrt(a_t)) * prediction + np.float32(math.sqrt(1 - a_t)) * x
+            noise, image = signal * prediction + spread * x, signal * x - spread * prediction
         else:
-            noise = prediction
-        image = (x - np.float32(math.sqrt(1 - a_t)) * noise) * np.float32(1 / math.sqrt(a_t))
+            noise, image = prediction, (x - spread * prediction) * np.float32(1 / math.sqrt(a_t))
         if self.clip is not None:
             image = np.clip(image, -self.clip, self.clip)
         return noise, image
@@ -106,3 +109,8 @@ class Schedule:
         """The DDIM step without its fresh noise: sqrt(a_p) x0 + sqrt(1 - a_p - sigma^2) eps."""
         noise, image = self.noise_and_image(prediction, x, step.a_t)
         return np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
+
+    def undo(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
+        """DDIM inversion: from x at p to t, with the prediction made for x under timestep t (diffusers' DDIMInverseScheduler)."""
+        noise, image = self.noise_and_image(prediction, x, step.a_p)
+        return np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise

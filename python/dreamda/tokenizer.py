@@ -19,6 +19,12 @@ class Tokenizer:
     folder : path
         Holds the two files and, optionally, `tokenizer_config.json` and `special_tokens_map.json`.
 
+    Attributes
+    ----------
+    length : int
+        Tokens a text is padded or cut to.
+    vocab_size : int
+
     Raises
     ------
     FileNotFoundError, ValueError
@@ -51,6 +57,7 @@ class Tokenizer:
         engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
                                                         pre_tokenizers.ByteLevel(add_prefix_space=False)])
         engine.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in dict.fromkeys(special.values())])
+        self.vocab_size: int = max(vocab.values()) + 1
         self._engine = engine
 
     def __call__(self, texts: list[str]) -> np.ndarray:

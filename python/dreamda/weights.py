@@ -25,6 +25,10 @@ class WeightFile:
     prefix : str
         What every name should begin with; added where the file leaves it out (newer transformers do for CLIP).
 
+    Attributes
+    ----------
+    files : list of Path
+
     Raises
     ------
     FileNotFoundError
@@ -36,7 +40,8 @@ class WeightFile:
     def __init__(self, path: str | os.PathLike[str], prefix: str = "") -> None:
         self.path = Path(path)
         self._tensors: dict[str, tuple[Path, np.dtype, tuple[int, ...], int, int]] = {}
-        for file in _files(self.path):
+        self.files = _files(self.path)
+        for file in self.files:
             for name, entry in _read_header(file).items():
                 canonical = _canonical(name, prefix)
                 if canonical in self._tensors:
@@ -48,7 +53,7 @@ class WeightFile:
         return sorted(self._tensors, key=lambda n: (self._tensors[n][0], self._tensors[n][3]))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape; old VAE attention weights count as matrices."""
+        """The tensor's shape as it is stored."""
         return self._tensors[name][2]
 
     def read(self, name: str) -> np.ndarray:

@@ -1,0 +1,188 @@
+"""Configurations: real ones are read, everything that would change the network and is not computed is refused by file and key."""
+
+import json
+
+import pytest
+
+from dreamda import _core
+from dreamda.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
+from dreamda.pipeline import BUNDLED
+
+MODEL = BUNDLED / "fashion-mini"
+# As published, without the keys that say nothing.
+SD15 = {
+    "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0,
+    "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
+    "sample_size": 64, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD21 = SD15 | {
+    "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "dual_cross_attention": False, "num_class_embeds": None,
+    "only_cross_attention": False, "sample_size": 96, "upcast_attention": True, "use_linear_projection": True,
+}
+SDXL = SD15 | {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+
+
+def write(folder, content, name="config.json"):
+    (folder / name).write_text(json.dumps(content) if not isinstance(content, str) else content)
+    return folder
+
+
+def test_stable_diffusion_1(tmp_path):
+    config = read_unet_config(write(tmp_path, SD15))
+    assert config["heads"] == [8] * 4 and config["transformer_layers"] == [1] * 4 and config["layers_per_block"] == [2] * 4
+    assert config["down_attention"] == [True, True, True, False] and config["up_attention"] == [False, True, True, True]
+    assert config["sample_size"] == (64, 64) and config["linear_projection"] is False
+    parameters = _core.Model("unet", config).parameters()
+    assert len(parameters) == 686
+    assert sum(_count(shape) for _, shape in parameters) == 859_520_964
+
+
+def test_stable_diffusion_2(tmp_path):
+    config = read_unet_config(write(tmp_path, SD21))
+    assert config["heads"] == [5, 10, 20, 20] and config["linear_projection"] is True
+    assert sum(_count(shape) for _, shape in _core.Model("unet", config).parameters()) == 865_910_724
+
+
+def _count(shape):
+    n = 1
+    for d in shape:
+        n *= d
+    return n
+
+
+def test_heads_are_called_attention_head_dim_unless_given(tmp_path):
+    assert read_unet_config(write(tmp_path, SD15 | {"num_attention_heads": None}))["heads"] == [8] * 4
+    assert read_unet_config(write(tmp_path, SD15 | {"num_attention_heads": [5, 10, 20, 20]}))["heads"] == [5, 10, 20, 20]
+
+
+def test_the_bundled_model():
+    assert read_unet_config(MODEL / "unet")["heads"] == [4, 4, 4]
+    assert read_vae_config(MODEL / "vae")["scaling_factor"] == pytest.approx(0.4752215)
+    assert read_text_config(MODEL / "text_encoder")["max_position_embeddings"] == 16
+    assert read_scheduler_config(MODEL / "scheduler")["steps_offset"] == 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"_class_name": "UNet2DModel"}, "'_class_name' is 'UNet2DModel'"),
+        ({"mid_block_type": None}, "'mid_block_type' is null: without a mid block there is no bottleneck to perturb"),
+        ({"mid_block_type": "UNetMidBlock2D"}, "'mid_block_type' is 'UNetMidBlock2D'"),
+        ({"block_out_channels": []}, "'block_out_channels' has to be a list of 1 to 8"),
+        ({"block_out_channels": [320, -1]}, "'block_out_channels'"),
+        ({"down_block_types": ["DownBlock2D"]}, "'down_block_types' has to be a list of 4"),
+        ({"up_block_types": ["UpBlock2D"] * 3 + ["AttnUpBlock2D"]}, "'up_block_types' names 'AttnUpBlock2D'"),
+        ({"attention_head_dim": [8, 8]}, "'attention_head_dim' has to be a whole number, or a list of 4"),
+        ({"attention_head_dim": 7}, "'attention_head_dim' asks for 7 heads at level 0"),
+        ({"in_channels": "4"}, "'in_channels' has to be a whole number"),
+        ({"in_channels": True}, "'in_channels' has to be a whole number"),
+        ({"norm_eps": None}, "'norm_eps' has to be a finite number"),
+        ({"sample_size": [64, 64, 64]}, "'sample_size'"),
+        ({"act_fn": "gelu"}, "'act_fn' is 'gelu', but only 'silu' is supported"),
+        ({"only_cross_attention": [True, True, True, False]}, "'only_cross_attention'"),
+        ({"class_embed_type": "timestep"}, "'class_embed_type' is 'timestep'"),
+        ({"brand_new_feature": 3}, "'brand_new_feature' is unknown"),
+        (SDXL, "'addition_embed_type' is 'text_time'"),
+    ],
+)
+def test_what_is_not_computed_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError) as caught:
+        read_unet_config(write(tmp_path, SD15 | change))
+    assert message in str(caught.value) and str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["in_channels", "block_out_channels", "cross_attention_dim", "down_block_types"])
+def test_missing_keys(tmp_path, key):
+    with pytest.raises(ValueError, match=f"'{key}' is missing"):
+        read_unet_config(write(tmp_path, {k: v for k, v in SD15.items() if k != key}))
+
+
+def test_features_that_are_off_may_be_named(tmp_path):
+    read_unet_config(write(tmp_path, SD15 | {"brand_new_feature": None, "another": False, "only_cross_attention": [False] * 4}))
+
+
+@pytest.mark.parametrize(
+    "text, message", [("", "not valid JSON"), ("[]", "expected a JSON object"), ("[" * 100_000, "not valid JSON"), ('{"a": NaN', "not valid JSON")]
+)
+def test_files_that_are_no_configuration(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_unet_config(write(tmp_path, text))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_unet_config(tmp_path)
+
+
+def test_missing_files(tmp_path):
+    for read in (read_unet_config, read_vae_config, read_text_config, read_scheduler_config):
+        with pytest.raises(FileNotFoundError, match="config.json: no such file"):
+            read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"_class_name": "AutoencoderTiny"}, "'_class_name' is 'AutoencoderTiny'"),
+        ({"scaling_factor": 0}, "'scaling_factor' has to be above 0"),
+        ({"shift_factor": "a"}, "'shift_factor' has to be a finite number"),
+        ({"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "'latents_mean'"),
+        ({"in_channels": 1}, "images are RGB"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "'down_block_types' names 'AttnDownEncoderBlock2D'"),
+    ],
+)
+def test_vae(tmp_path, change, message):
+    content = json.loads((MODEL / "vae" / "config.json").read_text())
+    with pytest.raises(ValueError) as caught:
+        read_vae_config(write(tmp_path, content | change))
+    assert message in str(caught.value)
+    assert read_vae_config(write(tmp_path, content | {"shift_factor": None}))["shift_factor"] == 0
+    assert read_vae_config(write(tmp_path, content | {"shift_factor": 0.1}))["shift_factor"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "t5"}, "'model_type' is 't5'"),
+        ({"hidden_act": "relu"}, "'hidden_act' has to be"),
+        ({"num_attention_heads": 7}, "does not divide 'hidden_size'"),
+    ],
+)
+def test_text_encoder(tmp_path, change, message):
+    content = json.loads((MODEL / "text_encoder" / "config.json").read_text())
+    with pytest.raises(ValueError) as caught:
+        read_text_config(write(tmp_path, content | change))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"beta_schedule": "sigmoid"}, "'beta_schedule' has to be"),
+        ({"prediction_type": "sample"}, "'prediction_type' has to be epsilon or v_prediction"),
+        ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' is on"),
+        ({"thresholding": True}, "'thresholding' is on"),
+        ({"timestep_spacing": "trailing"}, "'timestep_spacing' is 'trailing'"),
+        ({"steps_offset": 5}, "'steps_offset' has to be 0 or 1"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "'beta_start' and 'beta_end' have to rise"),
+        ({"trained_betas": []}, "'trained_betas'"),
+        ({"trained_betas": [0.1, 1.0]}, "'trained_betas'"),
+        ({"clip_sample_range": 0}, "'clip_sample_range' has to be above 0"),
+        ({"num_train_timesteps": 1_000_000}, "'num_train_timesteps'"),
+    ],
+)
+def test_schedulers(tmp_path, change, message):
+    content = json.loads((MODEL / "scheduler" / "scheduler_config.json").read_text())
+    with pytest.raises(ValueError) as caught:
+        read_scheduler_config(write(tmp_path, content | change, "scheduler_config.json"))
+    assert message in str(caught.value)
+
+
+def test_absent_scheduler_keys_are_diffusers_defaults(tmp_path):
+    ddim = read_scheduler_config(write(tmp_path, {"_class_name": "DDIMScheduler"}, "scheduler_config.json"))
+    assert (ddim["beta_start"], ddim["beta_end"], ddim["beta_schedule"]) == (0.0001, 0.02, "linear")
+    assert ddim["clip_sample"] and ddim["set_alpha_to_one"] and ddim["steps_offset"] == 0
+    assert not read_scheduler_config(write(tmp_path, {"_class_name": "PNDMScheduler"}, "scheduler_config.json"))["clip_sample"]

@@ -1,0 +1,66 @@
+"""The noise schedule against values from diffusers (golden/schedules.json), and what impossible requests get."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamda.config import read_scheduler_config
+from dreamda.schedulers import Schedule
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
+
+
+def schedule(tmp_path, **config):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    return Schedule(read_scheduler_config(tmp_path))
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['config']['beta_schedule']}-{c['config']['prediction_type']}-{c['steps']}")
+def test_steps_equal_diffusers(tmp_path, case):
+    made = schedule(tmp_path, **case["config"])
+    steps = made.steps(case["steps"], case["strength"], case["eta"])
+    assert [s.t for s in steps] == case["timesteps"]
+    assert [s.index for s in steps] == list(range(len(steps)))
+    x, prediction, noise = (np.array(GOLDEN[k], np.float32) for k in ("x", "prediction", "noise"))
+    by_t = {s.t: s for s in steps}
+    for row in case["rows"]:
+        step = by_t[row["t"]]
+        # diffusers makes its table in float32, which is what the tolerance is for
+        np.testing.assert_allclose(made.mean(prediction, x, step) + np.float32(step.sigma) * noise, row["down"], rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(made.undo(prediction, x, step), row["up"], rtol=2e-5, atol=2e-5)
+
+
+def test_velocity_and_noise_are_two_names_for_one_thing(tmp_path):
+    config = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    by_noise, by_velocity = schedule(tmp_path, **config), schedule(tmp_path, **config, prediction_type="v_prediction")
+    rng = np.random.default_rng(0)
+    noise, image = rng.standard_normal((2, 64)).astype(np.float32)
+    for a in (0.999, 0.5, 0.01):
+        x = np.float32(a**0.5) * image + np.float32((1 - a) ** 0.5) * noise
+        velocity = np.float32(a**0.5) * noise - np.float32((1 - a) ** 0.5) * image
+        for got in (by_noise.noise_and_image(noise, x, a), by_velocity.noise_and_image(velocity, x, a)):
+            np.testing.assert_allclose(got[0], noise, atol=1e-5)
+            np.testing.assert_allclose(got[1], image, atol=3e-5)
+
+
+def test_strength_keeps_the_last_steps(tmp_path):
+    made = schedule(tmp_path, steps_offset=1, clip_sample=False)
+    assert [s.t for s in made.steps(100, 0.8, 1.0)][:3] == [791, 781, 771]
+    assert [s.t for s in made.steps(100, 0.8, 1.0)][-1] == 1
+    assert len(made.steps(100, 1.0, 1.0)) == 100
+    assert len(made.steps(100, 0.29, 1.0)) == int(100 * 0.29) == 28  # as Python and diffusers round
+
+
+def test_without_eta_nothing_is_random(tmp_path):
+    made = schedule(tmp_path)
+    assert all(s.sigma == 0 for s in made.steps(50, 0.8, 0.0))
+    assert all(s.sigma > 0 for s in made.steps(50, 0.8, 1.0)[:-1])
+
+
+@pytest.mark.parametrize("steps, strength, option", [(1001, 1.0, "steps"), (0, 1.0, "steps"), (10, 0.05, "strength"), (1000, 1.0, "steps")])
+def test_impossible_numbers_of_steps(tmp_path, steps, strength, option):
+    made = schedule(tmp_path, steps_offset=1)  # with an offset the 1000th of 1000 timesteps does not exist
+    with pytest.raises(ValueError, match=f"^{option}: "):
+        made.steps(steps, strength, 1.0)
