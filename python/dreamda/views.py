@@ -9,6 +9,7 @@ number of workers nor the order of calls, neither the batch nor an interruption 
 """
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +76,12 @@ class Views:
         self.crop_scale, self.flip, self.operations, self.magnitude = crop_scale, flip, operations, magnitude
         self._fill = tuple(int(round(float(m) * 255)) for m in self.mean)
         self._operations = [op for op in OPERATIONS if not (grey and op is _color)]
+
+    def with_stage(self, stage: int) -> Views:
+        """The same views, keyed with another stage."""
+        other = copy.copy(self)
+        other.stage = stage
+        return other
 
     def view(self, kind: str, image: Pixels, draw: int, index: int, stream: int = 0) -> NDArray[np.float32]:
         """One view, float32 (3, height, width), normalised.

@@ -1,0 +1,250 @@
+"""The stages: what is learned and logged, that a resumed run ends with the same bits, and what cannot be trained says so."""
+import json
+
+import numpy as np
+import pytest
+from standin import StandIn, pictures
+
+from dreamda.amst import RECIPE_FIELDS, Data, DivergenceError, Network, Recipe, Training, _Batch, _mix, _Pool, initialise, learning_rate
+from dreamda.heads import AMSTHeads
+from dreamda.views import Views
+
+REAL, LABELS = pictures(30)
+SYNTHETIC, HINTS = pictures(90, seed=1)
+TEST, TEST_LABELS = pictures(300, seed=2)
+VIEWS = Views((16, 16), (0.4,) * 3, (0.25,) * 3, crop_scale=(0.9, 1.0), operations=1, magnitude=0.3)
+FAST = dict(epochs=6, batch=16, lr=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7)
+
+
+def make(workers=0, data=None, classes=3, **recipe):
+    recipe = Recipe(**{**FAST, **recipe})
+    backbone = StandIn(batch=recipe.batch)
+    initialise(backbone, recipe.seed)
+    data = data or Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS)
+    return Training(backbone, AMSTHeads(backbone.features, classes, recipe.seed), recipe, VIEWS, data, workers=workers)
+
+
+def finish(run, **options):
+    events = []
+    assert run.run(events.append, **options)
+    return events
+
+
+def accuracy(run, images=TEST, labels=TEST_LABELS):
+    return (run.network.predict_proba(images, VIEWS).argmax(axis=1) == labels).mean()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("recipe", [
+    {}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"}, {"view": "randaugment"},
+    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"hint": "agree"}, {"pretrain_epochs": 1}])
+def test_every_method_learns(recipe):
+    run = make(**recipe)
+    events = finish(run)
+    assert accuracy(run) > 0.85
+    epochs = [e for e in events if e["event"] == "epoch"]
+    assert [e["epoch"] for e in epochs] == [1, 2, 3, 4, 5, 6] and run.network.backbone.steps == 72
+    assert json.loads(json.dumps(events)) == events
+
+
+def test_the_log_of_amst():
+    run = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS, TEST[:60], TEST_LABELS[:60]), relabel=2)
+    events = finish(run)
+    assert [e["event"] + e.get("stage", "") for e in events] == (
+        ["epochpretrain"] * 2 + ["labelling"] + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
+    labelling = events[2]
+    assert labelling["images"] == 90 and sum(labelling["per_class"]) == labelling["accepted"] > 30
+    assert labelling["precision"] > 0.9 and labelling["precision"] == labelling["agree_with_seed"] and labelling["epoch"] == 2
+    assert (run.assigned >= 0).sum() == events[5]["accepted"]
+    epochs = [e for e in events if e["event"] == "epoch"]
+    for e in epochs:
+        assert e["loss"] > 0 and 0 <= e["train_accuracy"] <= 1 and e["gradient_norm"] > 0 and 0 <= e["validation_accuracy"] <= 1
+    assert epochs[3]["loss"] == pytest.approx(epochs[3]["supervised"] + epochs[3]["consistency"]) and epochs[3]["used"] > 0
+    assert epochs[1]["loss"] < epochs[0]["loss"]
+    assert run.best["accuracy"] == max(e["validation_accuracy"] for e in epochs[2:])
+
+
+def test_workers_do_not_change_a_bit():
+    states = []
+    for workers in (0, 1, 3):
+        run = make(workers)
+        finish(run)
+        states.append(run.network.state())
+    assert same(states[0], states[1]) and same(states[0], states[2])
+    other = make(seed=1)
+    finish(other)
+    assert not same(states[0], other.network.state())
+
+
+@pytest.mark.parametrize("recipe, at", [({}, 5), ({}, 24), ({}, 29), ({"relabel": 2, "clip_norm": 0.5}, 49), ({"method": "plain", "mix": "cutmix"}, 31)])
+def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(recipe, at):
+    whole = make(**recipe)
+    expected = finish(whole)
+    part = make(**recipe)
+    events, steps = [], iter(range(1, 1000))
+    assert not part.run(events.append, stop=lambda: next(steps) == at)
+    arrays, position = part.state()
+    position = json.loads(json.dumps(position))
+    later = make(2, **recipe)
+    later.load_state(arrays, position)
+    assert later.run(events.append)
+    assert same(whole.state()[0], later.state()[0]) and whole.state()[1] == later.state()[1]
+    for a, b in zip(expected, events, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_wrong_hints_hurt_amst_less_than_plain_training():
+    rng = np.random.default_rng(0)
+    lost = {"amst": [], "plain": []}
+    for seed in range(5):
+        flipped = HINTS.copy()
+        chosen = rng.permutation(90)[:36]
+        flipped[chosen] = (flipped[chosen] + rng.integers(1, 3, 36)) % 3
+        for method in lost:
+            clean, wrong = (make(method=method, seed=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS)) for hints in (HINTS, flipped))
+            for run in (clean, wrong):
+                finish(run)
+            lost[method].append(np.mean(clean.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS])
+                                - np.mean(wrong.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS]))
+    assert np.mean(lost["amst"]) == 0 and np.mean(lost["plain"]) > 0.05  # AMST, as it is here, never looks at the hints
+
+
+def test_hint_agree_takes_only_what_agrees():
+    flipped = HINTS.copy()
+    flipped[:30] = (flipped[:30] + 1) % 3
+    run = make(hint="agree", data=Data(REAL, LABELS, SYNTHETIC, flipped, HINTS))
+    labelling = next(e for e in finish(run) if e["event"] == "labelling")
+    assert labelling["agree_with_seed"] == 1 and labelling["precision"] > 0.95
+    assert (run.assigned[:30] == -1).mean() > 0.9 and (run.assigned[30:] >= 0).mean() > 0.5
+
+
+def test_nothing_accepted_is_on_record_and_training_goes_on():
+    events = finish(make(threshold=1.0))
+    labelling = next(e for e in events if e["event"] == "labelling")
+    assert labelling["accepted"] == 0 and labelling["per_class"] == [0, 0, 0] and 0.3 < labelling["confidence_max"] < 1
+
+
+def test_everything_accepted_leaves_no_consistency_loss():
+    events = finish(make(threshold=0.0, data=Data(REAL, LABELS, REAL[:9], LABELS[:9])))
+    assert next(e for e in events if e["event"] == "labelling")["accepted"] == 9
+    assert events[-1]["consistency"] == 0 and events[-1]["used"] == 0
+
+
+def test_at_least_half_of_a_batch_is_real():
+    run = make(method="plain", data=Data(REAL, LABELS, SYNTHETIC, HINTS))
+    assert run._maker("train", 0)(0).real == 8
+    run = make(method="plain", data=Data(REAL, LABELS, SYNTHETIC[:10], HINTS[:10]))
+    batch = run._maker("train", 0)(0)
+    assert batch.real == 12 and batch.images.shape == (16, 3, 16, 16)
+    assert make(method="plain", real_share=0.0, data=Data(REAL, LABELS, SYNTHETIC, HINTS))._maker("train", 0)(0).real == 4
+    assert make(method="real-only")._maker("train", 0)(0).real == 16
+
+
+@pytest.mark.parametrize("recipe", [{}, {"method": "plain"}])
+def test_divergence_stops_with_the_step_and_harms_nothing(recipe):
+    run = make(**recipe)
+    finish(run)
+    backbone = run.network.backbone
+    forward, calls = backbone.forward, []
+    run = make(**recipe)
+    backbone = run.network.backbone
+    forward = backbone.forward
+
+    def poisoned(images, slot=0):
+        calls.append(slot)
+        return forward(images, slot) * np.float32(np.nan if len(calls) > 20 else 1)
+
+    backbone.forward = poisoned
+    with pytest.raises(DivergenceError, match="training diverged in stage .*, step .*learning rate.*--lr") as error:
+        run.run()
+    assert error.value.step == (11 if not recipe else 21)
+    assert all(np.isfinite(v).all() for v in run.network.state().values())
+    with pytest.raises(DivergenceError, match="the loss is|not finite"):
+        make(lr=1e30, warmup_epochs=0, **recipe).run()
+
+
+def test_clipping_is_of_both_gradients_together():
+    run = make(clip_norm=1e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0.0, lr=1.0, method="real-only")
+    before = run.network.state()
+    run.run(stop=lambda: True)
+    after = run.network.state()
+    moved = sum(np.square(after[k].astype(np.float64) - before[k]).sum() for k in after if "moment" not in k and "running" not in k)
+    assert np.sqrt(moved) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_warms_up_and_falls_to_nothing():
+    recipe = Recipe(lr=0.5, warmup_epochs=2)
+    rates = [learning_rate(recipe, i, 100, 10) for i in range(100)]
+    assert rates[0] == 0.5 / 20 and rates[19] == rates[20] == 0.5 and max(rates) == 0.5
+    assert all(a > b for a, b in zip(rates[20:], rates[21:])) and rates[-1] < 0.001 and rates[60] == pytest.approx(0.25)
+    assert learning_rate(recipe, 0, 10, 10) == 0.25  # never more than a fifth of a stage
+    assert learning_rate(Recipe(lr=1, warmup_epochs=0), 0, 4, 4) == 1
+
+
+def test_a_pool_is_one_random_order_after_another():
+    drawn = _Pool(1, 2, 3, 7).take(0, 28)
+    assert [d for d, _ in drawn] == [0] * 7 + [1] * 7 + [2] * 7 + [3] * 7
+    orders = [tuple(i for _, i in drawn[k: k + 7]) for k in (0, 7, 14, 21)]
+    assert all(sorted(o) == list(range(7)) for o in orders) and len(set(orders)) == 4
+    assert _Pool(1, 2, 3, 7).take(5, 9) == drawn[5:14] and _Pool(1, 2, 4, 7).take(0, 28) != drawn
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pixels_and_labels_have_the_same_share(kind):
+    labels = np.arange(6)
+    images = np.broadcast_to(labels[:, None, None, None], (6, 3, 32, 32)).astype(np.float32)
+    shares = []
+    for seed in range(200):
+        batch = _Batch(images, labels)
+        _mix(batch, kind, np.random.default_rng(seed))
+        expected = (1 - batch.mixed) * labels + batch.mixed * batch.mixed_labels
+        np.testing.assert_allclose(batch.images.mean(axis=(1, 2, 3)), expected, atol=1e-5)
+        shares.append(batch.mixed)
+    assert min(shares) < 0.05 and 0.3 < np.mean(shares) < 0.6 and (kind == "cutmix" or max(shares) > 0.95)
+
+
+def test_initial_weights():
+    backbone = StandIn(features=500)
+    initialise(backbone, 0)
+    weight = backbone.parameters["conv1.weight"]
+    assert weight.std() == pytest.approx(np.sqrt(2 / (500 * 16)), rel=0.02) and abs(weight.mean()) < 1e-3
+    first = weight.copy()
+    initialise(backbone, 0)
+    assert np.array_equal(weight, first)
+    initialise(backbone, 1)
+    assert not np.array_equal(weight, first)
+
+
+@pytest.mark.parametrize("recipe, message", [
+    ({"method": "x"}, "--method must be amst, plain or real-only; it is 'x'"), ({"mix": "x"}, "--mix"), ({"hint": "x"}, "--hint"),
+    ({"view": "x"}, "--view"), ({"threshold": 1.1}, "--threshold"), ({"threshold": float("nan")}, "--threshold"), ({"lr": 0}, "--lr"),
+    ({"epochs": 1}, "--epochs must be 2 or more with --method amst"), ({"epochs": 0, "method": "plain"}, "--epochs"),
+    ({"pretrain_epochs": 6}, "--pretrain-epochs must be 1 to 5"), ({"batch": 1}, "--batch"), ({"steps_per_epoch": 0}, "--steps-per-epoch"),
+    ({"relabel": -1}, "--relabel"), ({"relabel": 1, "mix": "mixup"}, "exclude each other"), ({"seed": -1}, "--seed"),
+    ({"momentum": 1}, "--momentum"), ({"weight_decay": -1}, "--weight-decay"), ({"clip_norm": float("inf")}, "--clip-norm")])
+def test_a_recipe_that_cannot_be_meant(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{**FAST, **recipe})
+    assert set(FAST) <= set(RECIPE_FIELDS)
+
+
+def test_data_that_does_not_fit():
+    with pytest.raises(ValueError, match="no real images"):
+        make(data=Data((), np.zeros(0, np.int64), SYNTHETIC))
+    for method in ("amst", "plain"):
+        with pytest.raises(ValueError, match=f"method {method} needs synthetic images"):
+            make(method=method, data=Data(REAL, LABELS))
+    for recipe in ({"method": "plain"}, {"hint": "agree"}):
+        with pytest.raises(ValueError, match="90 synthetic images have no label, but"):
+            make(data=Data(REAL, LABELS, SYNTHETIC), **recipe)
+    run = make()
+    arrays, position = run.state()
+    with pytest.raises(ValueError, match="run with 89 synthetic images; there are 90"):
+        run.load_state({**arrays, "assigned": arrays["assigned"][1:]}, position)
+    with pytest.raises(ValueError, match="backbone.conv1.weight is missing in the checkpoint"):
+        run.load_state({k: v for k, v in arrays.items() if k != "backbone.conv1.weight"}, position)
+    with pytest.raises(ValueError, match="yields 24 features, but the heads are for 7"):
+        Network(StandIn(), AMSTHeads(7, 3))
