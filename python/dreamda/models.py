@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike
 from . import _core
 from .config import read_text_config, read_unet_config, read_vae_config
 from .weights import WeightFile
+
+MAX_SHAPES = 4  # a network keeps the plans of this many shapes
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -38,7 +41,7 @@ def resolve_threads(threads: int | None) -> int:
 
 
 class Network:
-    """One model family with its weights: plans are made when a shape is first seen, and kept.
+    """One model family with its weights: plans are made when a shape is first seen, and the last few are kept.
 
     Parameters
     ----------
@@ -62,7 +65,7 @@ class Network:
                  ignore: tuple[str, ...] = ()) -> None:
         self._model = _core.Model(family, config)
         self._weights = weights
-        self._plans: dict[tuple, _core.Plan] = {}
+        self._plans: OrderedDict[tuple, dict[int | None, _core.Plan]] = OrderedDict()  # shape -> lane -> plan
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
@@ -75,16 +78,25 @@ class Network:
 
         Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads.
         """
-        key = (lane, *sorted(shape.items()))
+        key = tuple(sorted(shape.items()))
         with self._lock:
-            if key not in self._plans:
+            lanes = self._plans.setdefault(key, {})
+            self._plans.move_to_end(key)
+            if len(self._plans) > MAX_SHAPES:
+                self._plans.popitem(last=False)
+            if lane not in lanes:
                 plan = self._model.plan(dtype=self.dtype, threads=self.threads if lane is None else 1, **shape)
                 missing = set(plan.missing())
-                for name in self._weights.names():
+                for name in self._weights.names():  # in file order: read once, front to back
                     if name in missing:
                         plan.load(name, self._weights.read(name).reshape(self._shapes[name]))
-                self._plans[key] = plan
-            return self._plans[key]
+                lanes[lane] = plan
+            return lanes[lane]
+
+    def close(self) -> None:
+        """Give the plans' memory back; the next call makes new ones."""
+        with self._lock:
+            self._plans.clear()
 
 
 def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
@@ -104,7 +116,8 @@ class UNet:
         self.config = config
         self._network = Network("unet", config, weights, dtype, threads)
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
-        self.plan = self._network.plan
+        self.files = weights.files
+        self.plan, self.close = self._network.plan, self._network.close
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "UNet":
@@ -175,11 +188,17 @@ class VAE:
         self._decoder = Network("vae_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
         self.parameters = self._encoder.parameters + self._decoder.parameters
         self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
+        self.files = weights.files
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "VAE":
         """Load a diffusers `vae` folder; parameters and errors as in `UNet.load`."""
         return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
+
+    def close(self) -> None:
+        """Give the plans' memory back; the next call makes new ones."""
+        self._encoder.close()
+        self._decoder.close()
 
     def moments(self, images: ArrayLike, lane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the posterior.
@@ -229,9 +248,13 @@ class TextEncoder:
         self.config, self.tokenizer = config, tokenizer
         self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection",))
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
+        self.files, self.close = weights.files, self._network.close
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
-                             f"'max_position_embeddings' {config['max_position_embeddings']}")
+                             f"'max_position_embeddings' {config['max_position_embeddings']}; the two folders do not belong together")
+        if tokenizer is not None and tokenizer.vocab_size > config["vocab_size"]:
+            raise ValueError(f"tokenizer: its {tokenizer.vocab_size} tokens exceed the text encoder's 'vocab_size' "
+                             f"{config['vocab_size']}; the two folders do not belong together")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, dtype: str = "auto",

@@ -4,8 +4,8 @@ Three step rules share one loop over timesteps:
 
 * ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the seed image; the noise that
   explains it drives the target. That noise is never formed: it cancels in ``x_p = x_p_source + mean(target) - mean(source)``.
-* ``asymmetric``: the paper's figure. Deterministic inversion of the seed; then the clean image comes from the perturbed
-  prediction, and the direction from the clean one.
+* ``asymmetric``: the paper's figure. Deterministic inversion of the seed (of the posterior's mean); then the clean image comes
+  from the perturbed prediction, and the direction from the clean one.
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
 Work is cut into groups of a fixed number of U-Net rows that depends on the model and the mode only, short groups are padded, and
@@ -16,6 +16,7 @@ an image's bits do not depend on what else is made, in which order, or where it 
 import hashlib
 import math
 import queue
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,8 +37,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 # Streams of `dreamda.normals`: what a noise is for.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
 STEPS = ("cycle", "asymmetric", "sdedit")
-# Latent positions in one U-Net call: small images are batched until they fill the caches, large ones are not.
-POSITIONS = 8192
+# Latent positions in one call: a row more gains nothing then (measured from 1 to 48 rows), and short groups waste less.
+POSITIONS = 1536
 SMALL = 1024  # latent positions of an image up to which a group is left to one thread
 CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
 MAX_PROMPTS = 1024  # text embeddings kept
@@ -85,8 +86,12 @@ class _Mode:
             raise ValueError(f"step: {self.step!r} is unknown; use {', '.join(STEPS)}")
         if not isinstance(self.source_prompt, str):
             raise ValueError(f"source_prompt: expected a text, got {self.source_prompt!r}")
-        if self.diverse and self.share_start:
-            raise ValueError("diverse: chooses among starts, so it needs share_start=False")
+        if self.diverse and (self.share_start or self.step == "asymmetric"):
+            raise ValueError("diverse: chooses among noisy starts, so it needs share_start=False and step cycle or sdedit")
+        if self.share_source and self.step != "cycle":
+            raise ValueError(f"share_source: step {self.step} has no source trajectory; leave it off")
+        if self.source_prompt and self.step == "sdedit":
+            raise ValueError("source_prompt: step sdedit has no source; leave it empty")
 
 
 @dataclass
@@ -203,13 +208,19 @@ class Pipeline:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every configuration, tokenizer and weight file of the model."""
+        """SHA-256 over the configuration, tokenizer and weight files that were loaded, in hex."""
+        files = [self.folder / part / "config.json" for part in ("unet", "vae", "text_encoder")]
+        files += [self.folder / "scheduler" / "scheduler_config.json", *sorted((self.folder / "tokenizer").glob("*.json"))]
+        files += [self.folder / "tokenizer" / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files]
         digest = hashlib.sha256()
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            for file in sorted((self.folder / part).iterdir()):
-                if file.is_file() and file.suffix in (".json", ".txt", ".safetensors"):
-                    digest.update(f"{part}/{file.name}\n".encode() + _file_digest(file))
+        for file in files:
+            digest.update(f"{file.parent.name}/{file.name}\n".encode() + _file_digest(file))
         return digest.hexdigest()
+
+    def close(self) -> None:
+        """Give the memory of the plans back; the next call makes new ones. The weights stay."""
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.close()
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -245,8 +256,9 @@ class Pipeline:
         share_source : bool
             One source trajectory for all variants of an image (cheaper; ``cycle`` only). The authors draw one a variant.
         share_start : bool
-            One noisy start for all variants of an image, as the authors have it; False draws one a variant. ``asymmetric``
-            starts from the inverted image in any case.
+            One noisy start for all variants of an image, as the authors have it; False draws one a variant (with
+            ``share_source`` the source keeps its own, and only the targets differ). ``asymmetric`` starts from the inverted
+            image in any case.
         diverse : bool
             Choose the variants' starts from four times as many candidates, mutually dissimilar (needs ``share_start=False``).
         seed : int
@@ -268,19 +280,15 @@ class Pipeline:
         mode = _mode(variants, steps, strength, eta, guidance_scale, noise_scale, source_prompt, source_guidance_scale, step,
                      share_source, share_start, diverse, seed)
         self.schedule.steps(mode.steps, mode.strength, mode.eta)
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-            raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+        images = _check_images(images)
         height, width = self.size
         prompts, identities = _per_image(len(images), prompts, keys)
         result = np.empty((len(images), mode.variants, height, width, 3), np.uint8)
-        batch = self._group(1, height // self.vae.factor, width // self.vae.factor)
-        # Images pass through in blocks, so that memory does not grow with their number.
-        block = max(1, batch * 8 // mode.variants)
-        for first in range(0, len(images), block):
-            part = slice(first, first + block)
-            report = _section(progress, first, len(images[part]), len(images))
-            z0 = self.encode(images[part], identities[part], seed=mode.seed)
+        latent = height // self.vae.factor, width // self.vae.factor
+        batch = self._group(1, *latent)
+        for part in self._blocks(len(images), mode.variants, *latent):
+            report = _section(progress, part.start, len(images[part]), len(images))
+            z0 = self.encode(images[part], identities[part], mode.seed, sample=mode.step != "asymmetric")
             latents = self._latents(z0, prompts[part], identities[part], mode, report)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -291,6 +299,13 @@ class Pipeline:
             self._each(range(0, len(flat), batch), decode, latents.shape[-2:])
             result[part] = pixels.reshape(len(z0), mode.variants, height, width, 3)
         return result
+
+    def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
+        """Images pass through in blocks, so that memory does not grow with their number: enough to keep every lane busy, and whole
+        groups of what is computed once an image."""
+        group = self._group(1, h, w)
+        block = -(-max(1, 8 * self.threads * group // variants) // group) * group
+        return (slice(first, first + block) for first in range(0, images, block))
 
     def _each(self, groups: Iterable[Any], work: Callable[[Any, int | None], None], latent_size: tuple[int, int]) -> None:
         """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads."""
@@ -324,19 +339,23 @@ class Pipeline:
                 failed.set()
                 raise
 
-    def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0) -> np.ndarray:
-        """Scaled latents: samples of the VAE's posterior, their noise keyed by `seed` and `keys`.
+    def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0, sample: bool = True) -> np.ndarray:
+        """Scaled latents of images.
 
         Parameters
         ----------
         images : uint8 array (N, H, W, 3)
         keys, seed
             As in `augment`.
+        sample : bool
+            Sample the VAE's posterior, the noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False takes its mean,
+            as ``asymmetric`` does.
 
         Returns
         -------
         float32 array (N, latent_channels, height / factor, width / factor)
         """
+        images = _check_images(images)
         height, width = self.size
         identities = _identities(len(images), keys)
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
@@ -346,15 +365,20 @@ class Pipeline:
         def encode(first: int, lane: int | None) -> None:
             part = images[first : first + batch]
             x = np.stack([_resize(image, height, width) for image in part]).transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
-            noise = np.stack([_core.normals(seed, k, 0, 0, STREAM_POSTERIOR, 0, shape) for k in identities[first : first + batch]])
-            result[first : first + batch] = self.vae.encode(_pad(x, batch), _pad(noise, batch), lane)[: len(part)]
+            noise = None
+            if sample:
+                drawn = [_core.normals(seed, k, 0, 0, STREAM_POSTERIOR, 0, shape) for k in identities[first : first + batch]]
+                noise = _pad(np.stack(drawn), batch)
+            result[first : first + batch] = self.vae.encode(_pad(x, batch), noise, lane)[: len(part)]
 
         self._each(range(0, len(images), batch), encode, shape[1:])
         return result
 
     def _decode(self, latents: np.ndarray, batch: int, lane: int | None) -> np.ndarray:
-        x = self.vae.decode(_pad(latents, batch), lane)[: len(latents)]
-        return np.clip(np.rint((x.transpose(0, 2, 3, 1) + 1) * 127.5), 0, 255).astype(np.uint8)
+        x = self.vae.decode(_pad(latents, batch), lane)[: len(latents)].transpose(0, 2, 3, 1)
+        if not np.isfinite(x).all():
+            raise _core.Error("the model made pixels that are not numbers; use dtype f32, or a smaller guidance or noise scale")
+        return np.rint(np.clip(x / 2 + np.float32(0.5), 0, 1) * 255).astype(np.uint8)
 
     def _group(self, rows: int, h: int, w: int) -> int:
         """How many units of `rows` U-Net rows go into one call. Depends on nothing but the model and the mode."""
@@ -384,10 +408,16 @@ class Pipeline:
         if unknown := parameters.keys() - defaults.keys():
             raise TypeError(f"augment_latents() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         z0 = np.asarray(z0, np.float32)
-        if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"]:
+        if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
             raise ValueError(f"z0: expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
         prompts, identities = _per_image(len(z0), prompts, keys)
-        return self._latents(z0, prompts, identities, _mode(**defaults | parameters), progress)
+        mode = _mode(**defaults | parameters)
+        self.schedule.steps(mode.steps, mode.strength, mode.eta)
+        result = np.empty((len(z0), mode.variants, *z0.shape[1:]), np.float32)
+        for part in self._blocks(len(z0), mode.variants, *z0.shape[2:]):
+            report = _section(progress, part.start, len(z0[part]), len(z0))
+            result[part] = self._latents(z0[part], prompts[part], identities[part], mode, report)
+        return result
 
     def _latents(self, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode,
                  progress: Callable[[int, int], None] | None) -> np.ndarray:
@@ -430,14 +460,17 @@ class _Run:
         """x_T of a unit: the image's latent with noise added up to the first timestep."""
         a = self.steps[0].a_t
         if self.mode.diverse:
-            noise = self.diverse_starts(image)[variant]
+            noise = self.noise(STREAM_CANDIDATE, image, self.chosen[image][variant], 0)
         else:
             noise = self.noise(STREAM_START, image, 0 if self.mode.share_start else variant, 0)
         return np.float32(math.sqrt(a)) * self.z0[image] + np.float32(math.sqrt(1 - a)) * noise
 
-    def diverse_starts(self, image: int) -> list[np.ndarray]:
-        candidates = np.stack([self.noise(STREAM_CANDIDATE, image, m, 0) for m in range(CANDIDATES * self.mode.variants)])
-        return [candidates[i] for i in choose_diverse(candidates, self.mode.variants)]
+    @cached_property
+    def chosen(self) -> list[list[int]]:
+        """For every image, the numbers of the candidates that its variants start from."""
+        variants = range(CANDIDATES * self.mode.variants)
+        return [choose_diverse(np.stack([self.noise(STREAM_CANDIDATE, image, m, 0) for m in variants]), self.mode.variants)
+                for image in range(len(self.z0))]
 
     def step_noise(self, units: list[tuple[int, int]], step: Step) -> np.ndarray:
         """sigma n of a step; zeros where the step adds none."""
@@ -590,9 +623,7 @@ class _Run:
             x = self.z0[[image for image, _ in group]]
             rows = [_Row(u, context) for u in range(len(group))]
             for step in reversed(self.steps):
-                out = self.predict(x, step.t, rows, group, step.index, lane)["sample"]
-                noise, image = self.schedule.noise_and_image(out, x, step.a_p)
-                x = np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
+                x = self.schedule.undo(self.predict(x, step.t, rows, group, step.index, lane)["sample"], x, step)
             for u, (image_index, _) in enumerate(group):
                 result[image_index] = x[u]
 
@@ -640,6 +671,16 @@ def _mode(*values: Any, **named: Any) -> _Mode:
     if fields["noise_scale"] is None:
         fields["noise_scale"] = 0.0 if fields["step"] == "sdedit" else 3.0
     return _Mode(**fields)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise ValueError("images: they differ in size; resize them, or pass them one by one") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"images: expected uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
+    return images
 
 
 def _identities(count: int, keys: Sequence[int | str] | None) -> list[int]:
@@ -702,6 +743,8 @@ def find_model(model: str | Path) -> Path:
     """
     path = Path(model)
     bundled = BUNDLED / str(model)
+    if path.name == str(model) and (bundled / "model_index.json").is_file():
+        return bundled
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise FileNotFoundError(f"{path}: has no model_index.json, so it is not a model folder in diffusers' format")
@@ -709,10 +752,7 @@ def find_model(model: str | Path) -> Path:
     if path.is_file():
         raise ValueError(f"{path}: is a file, but a folder in diffusers' format is needed; convert it where PyTorch is installed: "
                          "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER, safe_serialization=True)")
-    if path.name == str(model) and (bundled / "model_index.json").is_file():
-        return bundled
-    parts = str(model).split("/")
-    if len(parts) != 2 or not all(parts) or str(model).startswith((".", "~")):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model), re.ASCII):
         names = ", ".join(sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file()))
         raise FileNotFoundError(f"{model}: no such folder, and not a bundled model ({names})")
     return _fetch(str(model))
@@ -725,14 +765,18 @@ def _fetch(model: str) -> Path:
     except ImportError:
         raise FileNotFoundError(f"{model}: no such folder; if it is a model id of the hub, install the extra: "
                                 "pip install 'dreamda-c[hub]'") from None
+    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     patterns = ["model_index.json"]
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+    for part in (*weights, "tokenizer", "scheduler"):
         patterns += [f"{part}/*.json", f"{part}/*.txt"]
-    for part in ("unet", "vae"):
-        patterns += [f"{part}/diffusion_pytorch_model.safetensors", f"{part}/diffusion_pytorch_model-*.safetensors"]
-    patterns += ["text_encoder/model.safetensors", "text_encoder/model-*.safetensors"]
+    for part, stem in weights.items():  # by name: repositories hold other variants and pickles of the same weights
+        patterns += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        folder = Path(snapshot_download(model, allow_patterns=patterns))
+        half = [f"{part}/{stem}*.fp16*.safetensors" for part, stem in weights.items() if not any((folder / part).glob("*.safetensors"))]
+        if half and (folder / "model_index.json").is_file():
+            snapshot_download(model, allow_patterns=half)
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise FileNotFoundError(f"{model}: not a local folder, and the hub did not give it ({type(error).__name__}: "
                                 f"{str(error).splitlines()[0] if str(error) else ''})") from None
