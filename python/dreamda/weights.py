@@ -12,7 +12,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _STEMS = ("diffusion_pytorch_model", "model")
 # Before diffusers 0.14 the VAE's attention had these names.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-_BUFFERS = ("position_ids",)
+_BUFFERS = ("position_ids", "num_batches_tracked")
 
 
 class WeightFile:

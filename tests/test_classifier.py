@@ -1,0 +1,139 @@
+"""AMSTClassifier: scikit-learn's conventions, files, and errors. The backbone is a stand-in where the core's is not the point."""
+import pickle
+
+import numpy as np
+import pytest
+from standin import StandIn, pictures
+
+import dreamda
+from dreamda import classifier as module
+from dreamda import trained
+from dreamda.trained import TrainedModel, choose_stem, load_pretrained
+
+X, CODES = pictures(30)
+Y = np.array(["bag", "coat", "shirt"])[CODES]
+SYNTHETIC, HINTS = pictures(60, seed=1)
+TEST, TEST_CODES = pictures(200, seed=2)
+FAST = dict(epochs=6, batch=16, lr=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7, crop_scale=(0.9, 1.0), validation_fraction=0.0)
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    def create(name, *, size, batch, slots, **_):
+        return StandIn(batch=batch, height=size[0], width=size[1], slots=slots)
+
+    monkeypatch.setattr(module, "create_backbone", create)
+    monkeypatch.setattr(trained, "create_backbone", create)
+
+
+def make(**params):
+    return dreamda.AMSTClassifier(**{**FAST, **params})
+
+
+def test_fit_predict_score_save_load_pickle(standin, tmp_path):
+    clf = make()
+    assert clf.fit(X, Y, SYNTHETIC, Y[:3][HINTS]) is clf
+    assert clf.classes_.tolist() == ["bag", "coat", "shirt"]
+    assert clf.score(TEST, Y[:3][TEST_CODES]) > 0.85
+    probabilities = clf.predict_proba(TEST)
+    assert probabilities.shape == (200, 3) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert (clf.predict(TEST) == clf.classes_[probabilities.argmax(axis=1)]).all()
+    assert {e["event"] for e in clf.history_} == {"epoch", "labelling"} and clf.best_epoch_ == 6 and len(clf.pseudo_labels_) == 60
+    clf.save(tmp_path / "m.safetensors")
+    clf.save(tmp_path / "m.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    for other in (dreamda.AMSTClassifier.load(tmp_path / "m.safetensors"), pickle.loads(pickle.dumps(clf))):
+        np.testing.assert_array_equal(other.predict_proba(TEST), probabilities)
+        assert other.get_params() == clf.get_params() and other.history_ == clf.history_ and other.classes_.tolist() == clf.classes_.tolist()
+        assert other.predict(TEST[:2]).dtype.kind == "U" and other.pseudo_labels_.tolist() == clf.pseudo_labels_.tolist()
+
+
+def test_conventions_of_scikit_learn(standin):
+    clf = make(method="real-only", random_state=4)
+    params = clf.get_params()
+    assert params["method"] == "real-only" and params["random_state"] == 4 and len(params) > 25
+    copy = type(clf)(**params)                                     # what sklearn.base.clone does
+    assert all(copy.get_params()[k] is params[k] for k in params)
+    assert clf.set_params(lr=0.2) is clf and clf.lr == 0.2 and copy.lr == 0.1
+    with pytest.raises(ValueError, match="no parameter 'rate'"):
+        clf.set_params(rate=1)
+    assert repr(make()) == "AMSTClassifier(epochs=6, steps_per_epoch=12, batch=16, lr=0.1, warmup_epochs=1, threshold=0.7, crop_scale=(0.9, 1.0))"
+    first, second = copy.fit(X, CODES), make(method="real-only", random_state=4, workers=0).fit(X, CODES)
+    np.testing.assert_array_equal(first.predict_proba(TEST), second.predict_proba(TEST))
+    assert first.predict(TEST).dtype.kind == "i"
+    assert not np.array_equal(first.predict_proba(TEST), make(method="real-only").fit(X, CODES).predict_proba(TEST))
+
+
+def test_best_epoch_on_held_back_images(standin):
+    clf = make(validation_fraction=0.3).fit(X, Y, SYNTHETIC)
+    accuracies = {e["epoch"]: e["validation_accuracy"] for e in clf.history_ if e.get("stage") == "train"}
+    assert clf.best_epoch_ == max(accuracies, key=accuracies.get)
+    train, held = module.split(CODES, 0.3, 0)
+    assert len(held) == 9 and np.bincount(CODES[held]).tolist() == [3, 3, 3] and sorted([*train, *held]) == list(range(30))
+    assert module.split(np.array([0, 1, 1]), 0.9, 0)[0].tolist()[0] == 0
+
+
+def test_grey_and_other_sizes(standin):
+    grey = X[..., 0]
+    clf = make(method="real-only", image_size=16).fit(np.repeat(np.repeat(grey, 2, axis=1), 2, axis=2), Y)
+    assert clf.model_.size == (16, 16) and len(set(clf.model_.mean)) == 1
+    assert clf.predict(grey[..., None]).shape == (30,)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: make().fit(X / 255, Y), "X must be uint8"), (lambda: make().fit(X[0, 0], Y), "X must be images"),
+    (lambda: make().fit(X, Y[:5]), "y has shape"), (lambda: make().fit(X, ["a"] * 30), "1 class; a classifier needs 2"),
+    (lambda: make().fit(X, Y), "method amst needs synthetic images"), (lambda: make().fit(X, Y, X, Y[:5]), "y_synthetic has shape"),
+    (lambda: make().fit(X, Y, X, ["hat"] * 30), "classes that no real image has: 'hat'"), (lambda: make(method="z").fit(X, Y), "--method"),
+    (lambda: make(method="plain").fit(X, Y, X), "30 synthetic images have no label"), (lambda: make().predict(X), "not fitted"),
+    (lambda: make().save("x"), "not fitted"), (lambda: make(validation_fraction=1).fit(X, Y, X), "--validation"),
+    (lambda: make(crop_scale=(0, 1)).fit(X, Y, X), "crop_scale"), (lambda: make(std=(0, 0, 0)).fit(X, Y, X), "std")])
+def test_bad_arguments(standin, call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_stems():
+    assert [choose_stem("auto", s) for s in ((32, 32), (64, 64), (65, 64), (224, 224))] == ["small", "small", "imagenet", "imagenet"]
+    for stem, size in (("imagenet", (31, 64)), ("auto", (7, 7))):
+        with pytest.raises(ValueError, match="too small for the .* stem"):
+            choose_stem(stem, size)
+    with pytest.raises(ValueError, match="--backbone must be resnet18, resnet34 or resnet50"):
+        trained.create_backbone("vgg", size=(32, 32), batch=4)
+
+
+def test_files_that_are_no_models(tmp_path):
+    from safetensors.numpy import save_file
+
+    with pytest.raises(FileNotFoundError):
+        TrainedModel.load(tmp_path / "none")
+    (tmp_path / "junk").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        TrainedModel.load(tmp_path / "junk")
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "plain")
+    with pytest.raises(ValueError, match="not written by dreamda train as a model"):
+        TrainedModel.load(tmp_path / "plain")
+    trained.save_arrays(tmp_path / "odd", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 1})
+    with pytest.raises(ValueError, match="no model of dreamda train"):
+        TrainedModel.load(tmp_path / "odd")
+    trained.save_arrays(tmp_path / "new", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 9})
+    with pytest.raises(ValueError, match="format 9"):
+        TrainedModel.load(tmp_path / "new")
+
+
+def test_pretrained_files_by_name(tmp_path):
+    from safetensors.numpy import save_file
+
+    backbone = StandIn()
+    rng = np.random.default_rng(0)
+    tensors = {k: rng.standard_normal(v.shape).astype(np.float16) for k, v in (*backbone.parameters.items(), *backbone.buffers.items())}
+    head = {"fc.weight": np.zeros((1000, 24), np.float32), "bn1.num_batches_tracked": np.array(5)}
+    save_file({**tensors, **head}, tmp_path / "good.safetensors")
+    load_pretrained(backbone, tmp_path / "good.safetensors")
+    for name, array in (*backbone.parameters.items(), *backbone.buffers.items()):
+        np.testing.assert_array_equal(array, tensors[name].astype(np.float32))
+    other = {**tensors, "conv1.weight": tensors["conv1.weight"][:, :2], "layer9.weight": tensors["bn1.bias"]}
+    del other["bn1.bias"]
+    save_file(other, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=r"another architecture .*missing: bn1.bias; unexpected: layer9.weight; other shapes: conv1.weight"):
+        load_pretrained(backbone, tmp_path / "bad.safetensors")
