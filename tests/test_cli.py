@@ -107,7 +107,7 @@ def test_other_parameters_on_an_existing_out(fake, real, tmp_path, capsys):
     assert run("generate", real, tmp_path / "out", *FAST) == 0
     before = tree(tmp_path)
     assert run("generate", real, tmp_path / "out", *FAST, "--noise-scale", "1") == 2
-    assert "another --noise-scale: 3.0, now 1.0" in capsys.readouterr().err and tree(tmp_path) == before
+    assert "another --noise-scale 3.0 (now 1.0);" in capsys.readouterr().err and tree(tmp_path) == before
 
 
 def test_signals(fake, real, tmp_path, capsys):
@@ -135,6 +135,18 @@ def test_debug_shows_the_traceback(fake, tmp_path, capsys):
         assert "Traceback" in capsys.readouterr().err
     assert run("generate", tmp_path / "no", "o", *FAST) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_diverse_needs_starts_of_its_own(fake, real, tmp_path, capsys):
+    assert run("generate", real, tmp_path / "out", *FAST, "--diverse") == 2
+    assert "--no-share-start" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run("generate", real, tmp_path / "out", *FAST, "--diverse", "--no-share-start") == 0
+
+
+def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
+    assert run("generate", real, tmp_path / "a", *FAST, "--step", "sdedit") == 0
+    assert run("generate", real, tmp_path / "b", *FAST) == 0
+    assert [lines(tmp_path / n)[0]["noise_scale"] for n in "ab"] == [0.0, 3.0]
 
 
 def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):

@@ -29,6 +29,8 @@ class FakePipeline:
 
     def augment(self, images, prompts, *, variants, keys, progress=None, **parameters):
         assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
+        if not len(keys):  # asked whether it takes the parameters
+            return np.empty((0, variants, *self.size, 3), np.uint8)
         self.calls.append(list(keys))
         if self.on_call:
             self.on_call(self)
@@ -350,7 +352,7 @@ def test_reserved_class_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(steps=1001), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
                                  dict(steps=2, strength=0.4), dict(eta=-1), dict(eta=2), dict(step="ddpm"), dict(guidance_scale=float("inf")),
-                                 dict(noise_scale=-1), dict(seed=-1), dict(seed=1 << 64)])
+                                 dict(noise_scale=-1), dict(diverse=True), dict(seed=-1), dict(seed=1 << 64)])
 def test_settings_that_cannot_be_meant(bad):
     with pytest.raises(ValueError, match="--" + list(bad)[0].replace("_", "-")):
         Settings(**bad)

@@ -100,7 +100,7 @@ def generate(
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
     strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
     guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt.")] = 7.5,
-    noise_scale: Annotated[float, typer.Option(help="Perturbation of the U-Net's bottleneck, 0: none.")] = 3.0,
+    noise_scale: Annotated[float | None, typer.Option(help="Perturbation of the U-Net's bottleneck. [default: 3, sdedit: 0]")] = None,
     step: Annotated[str, typer.Option(help="cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).")] = "cycle",
     template: Annotated[str | None, typer.Option(help='Prompt of a class. [default: "a photo of a {}"]')] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
@@ -110,7 +110,7 @@ def generate(
     source_guidance_scale: Annotated[float, typer.Option(help="Weight of the source prompt.")] = 1.5,
     share_source: Annotated[bool, typer.Option(help="One source trajectory for all variants of an image: up to a third faster.")] = False,
     share_start: Annotated[bool, typer.Option(help="All variants of an image start from the same noise.")] = True,
-    diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar noises for the variants of an image.")] = False,
+    diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar starts for the variants of an image; needs --no-share-start.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
     size: Size = "",
@@ -174,6 +174,51 @@ def demo(
     return code
 
 
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder in diffusers format, or a hub id.")],
+    size: Size = "",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps."""
+    import json
+
+    from .inspection import describe_model
+
+    progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    about = describe_model(_load(model, dtype, threads, size), progress)
+    if as_json:
+        print(json.dumps(about, indent=1))
+        return
+    print(_printable(about["folder"]))
+    for name, part in about["parts"].items():
+        print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
+    print(f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
+          f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
+          f"{about['rows_per_image']} rows an image\n"
+          f"  an image      about {about['seconds_per_image']:.3g} s at the default settings\n"
+          f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
+
+
+@app.command()
+def doctor(threads: Threads = 0, debug: Debug = False) -> int:
+    """Check that this machine computes right: libraries, threads, noise, and the bundled model against what it must return."""
+    from .inspection import cpu, self_check
+
+    name, features = cpu()
+    used = [f for f in ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in features]
+    print(f"      CPU: {name}; {', '.join(used) or 'no AVX2'}")
+    failed = 0
+    for check in self_check(threads or None):
+        failed += not check.ok
+        print(f"{'PASS' if check.ok else 'FAIL'}  {check.name}: {_printable(check.found)}", flush=True)
+    print(f"{failed} of the checks failed; please report the lines above" if failed else "All is well.")
+    return 1 if failed else 0
+
+
 def _parse_shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not (slash and index.isascii() and index.isdecimal() and count.isascii() and count.isdecimal() and int(index) < int(count)):
@@ -226,19 +271,11 @@ def _environment(pipe: Pipeline) -> dict[str, Any]:
     from importlib.metadata import version
 
     from . import info
+    from .inspection import cpu
 
     about = {k: v for k, v in info().items() if k != "live_bytes"}
-    return {**about, "threads": pipe.threads, "cpu": _cpu()[0], "python": platform.python_version(),
+    return {**about, "threads": pipe.threads, "cpu": cpu()[0], "python": platform.python_version(),
             **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
-
-
-def _cpu() -> tuple[str, set[str]]:
-    """The CPU's name and features, as Linux reports them."""
-    about: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        about.setdefault(key.strip(), value.strip())
-    return about.get("model name", "unknown"), set(about.get("flags", "").split())
 
 
 class _Progress:

@@ -50,7 +50,7 @@ MERGE = SPACE             # the lock byte of whoever creates, merges or tidies
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # bytes of a file name
 MAX_BATCH = 64            # seeds
-SECONDS_A_BATCH = 8.0     # seeds are taken in batches of about this length: the time from a signal to the end
+SECONDS_A_BATCH = 10.0    # seeds are taken in batches of about this length: the time from a signal to the end
 
 
 class PipelineLike(Protocol):
@@ -71,7 +71,8 @@ class OutputError(OSError):
 class Settings:
     """Everything but the model, the prompts and the seed images that decides a synthetic image; see `Pipeline.augment`.
 
-    Raises ValueError, naming the command line's option, for a value that cannot be meant.
+    A `noise_scale` of None becomes 3, and 0 for the step "sdedit". Raises ValueError, naming the command line's option, for a value
+    that cannot be meant.
     """
 
     variants: int = 10
@@ -79,7 +80,7 @@ class Settings:
     strength: float = 0.8
     eta: float = 1.0
     guidance_scale: float = 7.5
-    noise_scale: float = 3.0
+    noise_scale: float | None = None
     source_prompt: str = ""
     source_guidance_scale: float = 1.5
     step: str = "cycle"
@@ -101,6 +102,10 @@ class Settings:
             raise ValueError(f"--step must be cycle, asymmetric or sdedit; it is {self.step!r}")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"--eta must be 0 to 1; it is {self.eta}")
+        if self.diverse and self.share_start:
+            raise ValueError("--diverse chooses among starts; it needs --no-share-start")
+        if self.noise_scale is None:
+            object.__setattr__(self, "noise_scale", 0.0 if self.step == "sdedit" else 3.0)
         for name in ("strength", "eta", "guidance_scale", "source_guidance_scale", "noise_scale"):
             object.__setattr__(self, name, float(getattr(self, name)))  # 3 and 3.0 are one value, and one text in the files
         for name in ("guidance_scale", "source_guidance_scale", "noise_scale"):
@@ -183,6 +188,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     run = {**run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
            "model_sha256": pipeline.fingerprint, "model": model, "real": str(folder.root), "environment": dict(environment or {})}
     check_out(out, folder, run)
+    pipeline.augment(np.empty((0, *pipeline.size, 3), np.uint8), [], keys=[], **asdict(settings))  # what only the model can refuse
 
     n = len(folder.images)
     mine = folder.images[-(-index * n // count): -(-(index + 1) * n // count)]
@@ -217,7 +223,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
                     report.made += writing.result()
                 writing = writer.submit(place.write, seeds, stems, prompts, made)
                 took = (time.monotonic() - started) / len(seeds)
-                batch = max(1, min(2 * len(taken), MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
+                batch = max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
             if writing:
                 report.made += writing.result()
         report.seconds = time.monotonic() - begun
@@ -281,11 +287,13 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
         if any(entry.name != WORK for entry in os.scandir(out)):
             raise ValueError(f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
         return
+    others = []
     for name, value in run.items():
         if name not in NOT_COMPARED and there.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
-            values = f": {there.get(name)!r}, now {value!r}" if shown else ""
-            raise ValueError(f"OUT {out} holds a run with another {option}{values}; repeat that one or give another OUT")
+            others.append(option + (f" {there.get(name)!r} (now {value!r})" if shown else ""))
+    if others:
+        raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
 
 
 _OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model", False),
@@ -342,6 +350,7 @@ class _stop_on_signals:
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.signal = number
         self.__exit__()
+        os.write(2, b"dreamda: finishing the images in hand; a second signal stops at once and loses those\n")
 
 
 def _lock(fd: int, kind: int, start: int, length: int, *, wait: bool = False) -> bool:

@@ -1,0 +1,140 @@
+"""The command line on the real engine and the bundled model: generate, resume, shards, inspect, doctor."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_generate import lines, tree
+
+import dreamda
+from dreamda import cli, inspection
+from dreamda.data import load_bundled
+
+FAST = ["--model", "fashion-mini", "--variants", "2", "--steps", "3", "--dtype", "f32"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Three classes with two seeds each, one class in photographs of another size."""
+    bundled, root = load_bundled(), tmp_path_factory.mktemp("data") / "real"
+    folder = bundled.folder(root)
+    bundled.write(folder)
+    for path in root.iterdir():
+        if path.name not in ("coat", "ankle_boot", "bag"):
+            shutil.rmtree(path)
+        else:
+            for image in sorted(path.iterdir())[2:]:
+                image.unlink()
+    for image in (root / "bag").iterdir():
+        Image.open(image).resize((80, 60)).save(image)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(real, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "out"
+    assert cli.main(["generate", str(real), str(out), *FAST]) == 0
+    return out
+
+
+def test_images_are_new_and_of_their_seed(real, whole):
+    rows = lines(whole)
+    assert len(rows) == 12 and {r["label"] for r in rows} == {"coat", "ankle_boot", "bag"}
+    for row in rows:
+        seed = np.array(Image.open(real / row["seed_file"]).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+        image = np.array(Image.open(whole / row["file_name"])).astype(int)
+        assert image.shape == (32, 32, 3) and image.std() > 10
+        assert 1 < np.abs(image - seed).mean() < 60
+    first, second = (np.array(Image.open(whole / r["file_name"])) for r in rows[:2])
+    assert not np.array_equal(first, second)
+
+
+def test_shards_equal_one_run(real, whole, tmp_path):
+    for part in ("1/2", "0/2"):
+        assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--shard", part]) == 0
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_the_library_makes_the_same_images(real, whole):
+    pipe = dreamda.Pipeline.load("fashion-mini", dtype="f32")
+    row = lines(whole)[-1]
+    seed = np.array(Image.open(real / row["seed_file"]))[None]
+    images = pipe.augment(seed, [row["prompt"]], variants=2, steps=3, keys=[row["seed_file"]])
+    assert np.array_equal(images[0, row["variant"]], np.array(Image.open(whole / row["file_name"])))
+
+
+def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
+    """SIGKILL in the middle, SIGINT later, then to the end: the same bytes as one undisturbed run."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "import dreamda.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
+               "generate", str(real), str(out), *FAST]
+    environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+
+    def run(stop_after: int, number: int) -> subprocess.Popen:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("*/*.png"))) < stop_after and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(number)
+        process.wait(60)
+        return process
+
+    assert run(3, signal.SIGKILL).returncode in (-signal.SIGKILL, 0)
+    stopped = run(7, signal.SIGINT)
+    assert stopped.returncode in (130, 0)
+    if stopped.returncode:
+        assert "the same command goes on from here" in stopped.stderr.read()
+    assert cli.main(["generate", str(real), str(out), *FAST]) == 0
+    assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--dtype", "f16"], "f16"), (["--size", "33"], "33"), (["--size", "axb"], "--size"), (["--steps", "1000"], "steps"),
+    (["--model", "nowhere"], "nowhere"), (["--model", "{tmp}/weights.ckpt"], "weights.ckpt")])
+def test_what_only_the_model_can_refuse_writes_nothing(real, tmp_path, capsys, arguments, message):
+    (tmp_path / "weights.ckpt").write_bytes(b"\x80\x02")
+    filled = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, *filled]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_truncated_model_is_refused(real, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(Path(dreamda.__file__).parent / "bundled/fashion-mini", model)
+    with open(model / "unet/diffusion_pytorch_model.safetensors", "r+b") as file:
+        file.truncate(1_000_000)
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--model", str(model)]) == 2
+    err = capsys.readouterr().err
+    assert "diffusion_pytorch_model.safetensors" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_demo(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
+    assert len(lines(tmp_path / "demo/synthetic")) == 100 and "contact-sheet.png" in capsys.readouterr().out
+    assert np.array(Image.open(tmp_path / "demo/contact-sheet.png")).std() > 50
+
+
+def test_inspect(capsys):
+    assert cli.main(["inspect", "fashion-mini", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["parts"]["unet"]["parameters"] == 4_731_364 and about["latent"] == [4, 16, 16] and about["rows_per_image"] == 240
+    assert 0 < about["seconds_per_image"] < 1000 and about["peak_memory_bytes"] > 10_000_000
+    assert cli.main(["inspect", "fashion-mini"]) == 0
+    assert "4,731,364 parameters" in capsys.readouterr().out
+
+
+def test_doctor(capsys, monkeypatch):
+    assert cli.main(["doctor"]) == 0
+    found = capsys.readouterr().out
+    assert "FAIL" not in found and "known answer" in found and found.count("PASS") >= 8
+    monkeypatch.setattr(inspection, "KNOWN_ANSWER", (0, 0, 0, 0))
+    assert cli.main(["doctor"]) == 1
+    assert "FAIL  known answer" in capsys.readouterr().out
