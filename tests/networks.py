@@ -1,8 +1,8 @@
 """Tiny networks with random weights, for tests of the engine: made from a seed, so that nothing has to be stored."""
 
-import zlib
-
 import numpy as np
+
+from random_weights import weight
 
 from dreamda import _core
 
@@ -43,15 +43,6 @@ CLIP = dict(
     hidden_act="quick_gelu",
     layer_norm_eps=1e-5,
 )
-
-
-def weight(name, shape):
-    """Values that depend on the name alone: scaled normals; norms near one."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    values = rng.standard_normal(shape).astype(np.float32)
-    if len(shape) > 1:
-        return values / np.float32(np.sqrt(np.prod(shape[1:])))
-    return (np.float32(1) if "norm" in name and name.endswith("weight") else np.float32(0)) + np.float32(0.1) * values
 
 
 def load(plan, model):

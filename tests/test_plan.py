@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from networks import CLIP, UNET, VAE, load, unet, weight
+from networks import CLIP, UNET, VAE, load, unet
+from random_weights import weight
 
 from dreamda import _core, normals
 

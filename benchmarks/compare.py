@@ -1,0 +1,141 @@
+"""Ours against the peers, in one interleaved run: every engine is a process of its own, and they take turns.
+
+    python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
+    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15]
+
+`--peer-python` is an environment with torch, diffusers, transformers and openvino; this one has dreamda-c. Prints a table (median,
+spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+class Worker:
+    """One engine in its own process."""
+
+    def __init__(self, name: str, python: str, script: str, job: dict) -> None:
+        self.name, self.seconds = name, []
+        environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": ""}
+        self.process = subprocess.Popen([python, str(HERE / script), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None, text=True, env=environment)
+        self.about = self.answer()
+
+    def answer(self) -> dict:
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                return json.loads(line)
+        raise SystemExit(f"{self.name}: the worker died (exit {self.process.wait()}); VERBOSE=1 shows why")
+
+    def run(self) -> float:
+        self.process.stdin.write("run\n")
+        self.process.stdin.flush()
+        return self.answer()["seconds"]
+
+    def close(self) -> dict:
+        self.process.stdin.close()
+        self.about |= self.answer()
+        self.process.wait()
+        return self.about
+
+
+def measure(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict]:
+    """Interleaved: warm-up once each, then `rounds` times one run of each engine in turn. The first engine is ours."""
+    workers = [Worker(*engine) for engine in engines]
+    for worker in workers:
+        worker.about["first_seconds"] = worker.run()
+    for _ in range(rounds):
+        for worker in workers:
+            worker.seconds.append(worker.run())
+    rows = []
+    for worker in workers:
+        about = worker.close()
+        ratios = [theirs / ours for theirs, ours in zip(worker.seconds, workers[0].seconds)]
+        rows.append(dict(name=worker.name, median=statistics.median(worker.seconds), minimum=min(worker.seconds), maximum=max(worker.seconds),
+                         ratio=statistics.median(ratios), ratio_minimum=min(ratios), ratio_maximum=max(ratios), seconds=worker.seconds, **about))
+    return rows
+
+
+def table(title: str, rows: list[dict], unit: str = "s", per: float = 1) -> str:
+    lines = [f"{title}", f"| engine | median {unit} | spread | ratio to ours | peak GiB | load + first run s |", "|---|---|---|---|---|---|"]
+    for r in rows:
+        lines.append(f"| {r['name']} | {r['median'] / per:.3f} | {r['minimum'] / per:.3f} - {r['maximum'] / per:.3f} | {r['ratio']:.2f} "
+                     f"({r['ratio_minimum']:.2f} - {r['ratio_maximum']:.2f}) | {r['peak_rss_gib']:.2f} | {r['loaded_seconds'] + r['first_seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict:
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags"))
+    features = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f}" in flags]
+    return dict(cpu=cpu, features=features, processors=os.cpu_count(), kernel=platform.release(), date=datetime.date.today().isoformat())
+
+
+def sd15(arguments) -> str:
+    folder = Path(arguments.work) / "sd15"
+    subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), str(folder)], check=True)
+    return str(folder)
+
+
+def unet(arguments) -> list[dict]:
+    model, results = sd15(arguments), []
+    for dtype in arguments.dtype:
+        job = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads)
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", arguments.peer_python, "engine_torch.py", job)]
+        if arguments.compile:
+            engines.append(("PyTorch compiled, freezing", arguments.peer_python, "engine_torch.py", job | {"compile": True}))
+        engines.append(("OpenVINO", arguments.peer_python, "engine_openvino.py", job))
+        rows = measure(engines, arguments.rounds)
+        print(table(f"\nSD 1.5 U-Net, 2 rows, 64 x 64 latents, {dtype}, {arguments.threads} threads", rows), flush=True)
+        results.append(dict(task="unet", dtype=dtype, rows=rows))
+    return results
+
+
+def generate(arguments) -> list[dict]:
+    results = []
+    small = arguments.model == "fashion-mini"
+    model = str(HERE.parent / "python/dreamda/bundled/fashion-mini") if small else sd15(arguments)
+    for dtype in arguments.dtype:
+        # At full size two steps of the hundred are timed; every step costs the same, and coding is timed with them.
+        shape = dict(images=2, variants=10, steps=20, strength=0.8) if small else dict(images=1, variants=1, steps=2, strength=1.0)
+        job = dict(task="generate", model=model, dtype=dtype, threads=arguments.threads, share_source=False, **shape)
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("authors' pipeline", arguments.peer_python, "engine_torch.py", job)]
+        if small:
+            engines.insert(1, ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}))
+        rows = measure(engines, arguments.rounds)
+        made = shape["images"] * shape["variants"]
+        title = f"\n{arguments.model}, {dtype}, {arguments.threads} threads: seconds an image ({int(shape['steps'] * shape['strength'])} steps run)"
+        print(table(title, rows, per=made), flush=True)
+        results.append(dict(task="generate", model=arguments.model, dtype=dtype, shape=shape, rows=rows))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["unet", "generate"])
+    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--work", required=True, help="where large models are made and kept")
+    parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
+    parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
+    arguments = parser.parse_args()
+    results = {"unet": unet, "generate": generate}[arguments.task](arguments)
+    RESULTS.mkdir(exist_ok=True)
+    name = arguments.task if arguments.task == "unet" else f"generate-{arguments.model}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=machine(), threads=arguments.threads, results=results), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Makes networks.npz: what diffusers and transformers compute for tiny networks whose weights follow from their names alone.
+
+    TORCH_ENVIRONMENT/bin/python tests/golden/make_networks.py
+
+Together they hold every kind of layer that the engine knows; `CASES` says which. Weights are those of tests/random_weights.py, so that only
+inputs and outputs have to be stored. The file also says with which versions it was made.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+
+
+def unet(channels, plain, **options):
+    kinds = [PLAIN if level in plain else CROSS for level in range(len(channels))]
+    return dict(in_channels=4, out_channels=4, block_out_channels=list(channels), down_block_types=[k[0] for k in kinds],
+                up_block_types=[k[1] for k in reversed(kinds)], norm_num_groups=8, sample_size=8) | options
+
+
+def vae(channels, **options):
+    levels = len(channels)
+    return dict(block_out_channels=list(channels), down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+                latent_channels=4, norm_num_groups=8, layers_per_block=1) | options
+
+
+def clip(act):
+    return dict(vocab_size=60, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=12,
+                hidden_act=act, bos_token_id=58, eos_token_id=59, pad_token_id=59)
+
+
+CASES = {
+    # resnet blocks with and without shortcut, timestep embedding, transformer with convolutions, self- and cross-attention, GEGLU,
+    # down- and upsampling by 2, mid block
+    "sd1": ("unet", unet((16, 32), (1,), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4), (2, 8, 8, 7)),
+    # linear projections, heads a level, several transformer layers, sizes that do not halve evenly, cosine first
+    "sd2": ("unet", unet((16, 24, 32), (0,), layers_per_block=[1, 2, 1], cross_attention_dim=40, attention_head_dim=[2, 3, 4],
+                         use_linear_projection=True, transformer_layers_per_block=[1, 2, 1], flip_sin_to_cos=False, freq_shift=1), (3, 9, 7, 5)),
+    # spatial attention, padding at one side, quantisation convolutions
+    "vae": ("vae", vae((16, 32)), (2, 12, 8)),
+    "vae-plain": ("vae", vae((16, 24, 32), use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False), (1, 8, 16)),
+    # causal attention, both activations
+    "clip-quick-gelu": ("clip", clip("quick_gelu"), (2, 12)),
+    "clip-gelu": ("clip", clip("gelu"), (3, 5)),
+}
+
+
+def inputs(name, turn):
+    """Two different turns, so that a test can run them alternately."""
+    kind, config, shape = CASES[name]
+    rng = np.random.RandomState(turn)
+    normals = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
+    if kind == "clip":
+        return dict(tokens=rng.randint(0, config["vocab_size"], shape).astype(np.int32))
+    if kind == "vae":
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        rows, h, w = shape
+        return dict(image=rng.uniform(-1, 1, (rows, 3, h, w)).astype(np.float32), latent=normals(rows, 4, h // factor, w // factor))
+    rows, h, w, tokens = shape
+    bottom = [h, w]
+    for _ in config["block_out_channels"][1:]:
+        bottom = [(s + 1) // 2 for s in bottom]
+    return dict(sample=normals(rows, 4, h, w), timestep=rng.randint(0, 1000, rows).astype(np.float32),
+                context=normals(rows, tokens, config["cross_attention_dim"]), noise=normals(rows, config["block_out_channels"][-1], *bottom))
+
+
+def main():
+    import diffusers
+    import torch
+    import transformers
+
+    sys.path.insert(0, str(HERE.parent))
+    from random_weights import weight
+
+    torch.set_grad_enabled(False)
+    out = {"versions": np.array([f"torch {torch.__version__}", f"diffusers {diffusers.__version__}", f"transformers {transformers.__version__}"])}
+    for name, (kind, config, _) in CASES.items():
+        if kind == "clip":
+            model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+        else:
+            model = (diffusers.UNet2DConditionModel if kind == "unet" else diffusers.AutoencoderKL)(**config)
+        model.eval()
+        for parameter_name, parameter in model.named_parameters():
+            canonical = parameter_name if kind != "clip" or parameter_name.startswith("text_model.") else f"text_model.{parameter_name}"
+            parameter.copy_(torch.from_numpy(weight(canonical, tuple(parameter.shape))))
+        for turn in (0, 1):
+            x = {k: torch.from_numpy(v) for k, v in inputs(name, turn).items()}
+            if kind == "clip":
+                results = dict(hidden=model(x["tokens"].long()).last_hidden_state)
+            elif kind == "vae":
+                results = dict(moments=model.encode(x["image"]).latent_dist.parameters, image=model.decode(x["latent"]).sample)
+            else:
+                seen = []
+                hook = model.mid_block.register_forward_hook(lambda m, a, o: seen.append(o))
+                results = dict(sample=model(x["sample"], x["timestep"], x["context"]).sample, bottleneck=seen[0])
+                hook.remove()
+                hook = model.mid_block.register_forward_hook(lambda m, a, o: o + x["noise"])
+                results["perturbed"] = model(x["sample"], x["timestep"], x["context"]).sample
+                hook.remove()
+            out |= {f"{name}.{turn}.{k}": v.numpy() for k, v in results.items()}
+    np.savez_compressed(HERE / "networks.npz", **out)
+
+
+if __name__ == "__main__":
+    main()
