@@ -1,0 +1,88 @@
+"""The PyTorch side: makes networks with random weights, saves them as diffusers and transformers do, and runs them.
+
+    TORCH_ENVIRONMENT/bin/python tests/parity/reference.py WORK [CASE ...]
+
+WORK/CASE/model then holds the network and WORK/CASE/reference.npz its outputs: `f32.0.sample` is the output `sample` of turn 0
+computed in float32. A case that is there already is not made again.
+"""
+
+import gc
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from cases import CASES, inputs
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging
+from transformers import CLIPTextConfig, CLIPTextModel
+
+torch.set_num_threads(2)
+logging.set_verbosity_error()
+
+
+def make(case: dict, folder: Path) -> torch.nn.Module:
+    """A network with random weights, saved; returned as the saved file holds it, in float32."""
+    torch.manual_seed(0)
+    if case["family"] == "clip":
+        model = CLIPTextModel(CLIPTextConfig(**case["config"]))
+    else:
+        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[case["family"]](**case["config"])
+    if case.get("norms"):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter += 0.2 * torch.randn(parameter.shape)
+    model = model.to(getattr(torch, case.get("file", "float32")))
+    shards = dict(max_shard_size="200KB") if case.get("shards") else {}
+    variant = dict(variant="fp16") if case.get("file") == "float16" else {}
+    model.save_pretrained(folder, safe_serialization=True, **shards, **variant)
+    return model.float().eval()
+
+
+@torch.no_grad()
+def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    x = {name: torch.from_numpy(array) for name, array in given.items()}
+    cast = {name: array.to(dtype) if array.is_floating_point() else array for name, array in x.items()}
+    if case["family"] == "clip":
+        return dict(hidden=model(x["tokens"].long()).last_hidden_state)
+    if case["family"] == "vae":
+        return dict(moments=model.encode(cast["image"]).latent_dist.parameters, image=model.decode(cast["latent"]).sample)
+    outputs = {}
+    noise = None
+
+    def bottleneck(module, arguments, output):
+        outputs.setdefault("bottleneck", output)
+        return output if noise is None else output + noise
+
+    hook = model.mid_block.register_forward_hook(bottleneck)
+    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"]).sample
+    noise = cast["noise_scale"][:, None, None, None] * cast["noise"]
+    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"]).sample
+    hook.remove()
+    return outputs
+
+
+def main(work: Path, names: list[str]) -> None:
+    for name in names:
+        case, folder = CASES[name], work / name
+        if (folder / "reference.npz").exists():
+            continue
+        print(f"PyTorch {torch.__version__}: {name}", flush=True)
+        model = make(case, folder / "model")
+        results = {}
+        for label, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+            model.to(dtype)
+            if case["family"] != "clip":
+                model.to(memory_format=torch.channels_last)
+            for turn in (0, 1):
+                for key, value in run(case, model, inputs(case, turn), dtype).items():
+                    results[f"{label}.{turn}.{key}"] = value.float().numpy()
+        np.savez(folder / "unfinished.npz", **results)
+        (folder / "unfinished.npz").rename(folder / "reference.npz")
+        del model
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(CASES))

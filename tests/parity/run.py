@@ -1,0 +1,104 @@
+"""Parity with PyTorch, live: both sides in their own process and environment, the same weights from the same files.
+
+    python tests/parity/run.py --reference-python TORCH_ENVIRONMENT/bin/python [--work DIR] [--cases sd15 vae ...]
+
+The environment of --reference-python holds requirements.txt. A table and one line `N passed, N failed`; the exit code is 1 if
+anything failed. With --work the networks (6 GB) and PyTorch's outputs are kept there, and used again by the next run.
+
+The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. bfloat16: NMSE against PyTorch in
+float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+from cases import CASES  # noqa: E402
+
+MODEL = HERE.parents[1] / "python/dreamda/bundled/fashion-mini"
+F32_NMSE, F32_LARGEST, BF16_RATIO, TRAJECTORY_NMSE = 1e-9, 1e-3, 1.5, 1e-7
+
+
+def nmse(x: np.ndarray, reference: np.ndarray) -> float:
+    reference = reference.astype(np.float64)
+    return float(np.sum((x - reference) ** 2) / np.sum(reference**2))
+
+
+class Report:
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def line(self, case: str, what: str, verdict: bool, text: str) -> None:
+        self.passed += verdict
+        self.failed += not verdict
+        print(f"{'ok  ' if verdict else 'FAIL'} {case:<12} {what:<34} {text}", flush=True)
+
+
+def compare_networks(report: Report, name: str, work: Path) -> None:
+    reference, ours = (np.load(work / name / file) for file in ("reference.npz", "ours.npz"))
+    for key in (k for k in ours.files if ".again." not in k):
+        dtype, turn, quantity = key.split(".", 2)
+        plain = f"{turn}.{quantity.removesuffix(' (two decoders)')}"
+        expected = reference[f"f32.{plain}"]
+        if ours[key].shape != expected.shape:
+            report.line(name, key, False, f"shape {ours[key].shape} instead of {expected.shape}")
+            continue
+        error = nmse(ours[key], expected)
+        if dtype == "f32":
+            largest = float(np.max(np.abs(ours[key] - expected)) / np.max(np.abs(expected)))
+            report.line(name, key, error <= F32_NMSE and largest <= F32_LARGEST, f"NMSE {error:.1e}  max|diff| {largest:.1e} max|ref|")
+        else:
+            theirs = nmse(reference[f"bf16.{plain}"], expected)
+            report.line(name, key, error <= BF16_RATIO * theirs, f"NMSE {error:.2e}  PyTorch's {theirs:.2e}  ratio {error / theirs:.2f}")
+    changed = [k for k in ours.files if ".again." in k and not np.array_equal(ours[k], ours[k.replace("again", "0")])]
+    report.line(name, "turn 0 again, bit for bit", not changed, ", ".join(changed))
+
+
+def compare_trajectories(report: Report, work: Path) -> None:
+    from trajectory_cases import TRAJECTORIES
+
+    ours, reference = (np.load(work / "trajectories" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in TRAJECTORIES:
+        error = nmse(ours[name], reference[name])
+        report.line("trajectory", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare dreamda with PyTorch, diffusers and transformers.")
+    parser.add_argument("--reference-python", required=True, help="interpreter with torch, diffusers, transformers (requirements.txt)")
+    parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
+    parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
+    names = [*CASES, "trajectories"]
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        report = Report()
+
+        def run(python: str, script: str, *arguments: str) -> None:
+            subprocess.run([python, str(HERE / script), *arguments], check=True)
+
+        networks = [name for name in options.cases if name in CASES]
+        if networks:
+            run(options.reference_python, "reference.py", str(work), *networks)
+            run(options.ours_python, "ours.py", str(work), *networks)
+            for name in networks:
+                compare_networks(report, name, work)
+        if "trajectories" in options.cases:
+            # Ours first: it hands over the noise it has drawn.
+            run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
+            run(options.reference_python, "trajectory_reference.py", str(work / "trajectories"), str(MODEL))
+            compare_trajectories(report, work)
+        print(f"{report.passed} passed, {report.failed} failed")
+        return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
