@@ -226,8 +226,8 @@ def test_an_error_in_the_engine_leaves_a_consistent_folder(real, tmp_path, undis
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, number):
     before = signal.getsignal(number)
-    report = generate_dataset(real, tmp_path / "out", FakePipeline(lambda pipe: len(pipe.calls) == 2 and os.kill(os.getpid(), number)), SETTINGS)
-    assert report.signal == number and 3 < report.made < 18 and len(lines(tmp_path / "out")) == report.made
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(lambda pipe: os.kill(os.getpid(), number)), SETTINGS)
+    assert report.signal == number and 0 < report.made < 18 and len(lines(tmp_path / "out")) == report.made
     assert signal.getsignal(number) is before
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert tree(tmp_path / "out") == undisturbed
