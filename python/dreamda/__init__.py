@@ -4,8 +4,9 @@ Real images in, synthetic training images out (DreamDA, arXiv 2403.12803), on a 
 
 >>> import dreamda
 >>> pipe = dreamda.Pipeline.load("fashion-mini")
->>> seeds, labels, names = dreamda.load_bundled("fashion-mini")["seeds"]     # doctest: +SKIP
->>> out = pipe.augment(seeds[:4], ["a photo of a coat"] * 4, variants=3)     # doctest: +SKIP
+>>> seeds = dreamda.load_bundled("fashion-mini").seeds[:1]
+>>> pipe.augment(seeds, ["a photo of a t-shirt"], variants=2, steps=2).shape
+(1, 2, 32, 32, 3)
 
 Names are loaded when they are first used, so that ``import dreamda`` stays fast.
 """
