@@ -1,0 +1,652 @@
+"""The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad input gets."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import dreamda
+from dreamda import Pipeline, _core, normals
+from dreamda.config import read_scheduler_config
+from dreamda.pipeline import (BUNDLED, CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
+                              choose_diverse, image_key)
+from dreamda.schedulers import Schedule
+
+HAS_BF16 = _core.info()["kernels_isa"] == "avx512_bf16"
+MODEL = BUNDLED / "fashion-mini"
+COAT, BOOT = "a photo of a coat", "a photo of an ankle boot"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline.load("fashion-mini", dtype="f32", threads=2)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return dreamda.UNet.load(MODEL / "unet", dtype="f32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def seeds():
+    return dreamda.load_bundled().seeds[[40, 90, 41]]
+
+
+@pytest.fixture(scope="module")
+def z0(pipe, seeds):
+    return pipe.encode(seeds)
+
+
+@contextmanager
+def scheduled(pipe, **changes):
+    """The pipeline with another noise schedule."""
+    before = pipe.schedule
+    pipe.schedule = Schedule(read_scheduler_config(MODEL / "scheduler") | changes)
+    try:
+        yield pipe
+    finally:
+        pipe.schedule = before
+
+
+# ------------------------------------------------------------------------------------------------ the recursions, written plainly
+
+
+class Plain:
+    """One variant of one image at a time, one U-Net row at a time, float64, and the noise z formed as in the authors' code."""
+
+    def __init__(self, pipe, unet, z0, prompt, image, variant, *, steps, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=3.0, source_prompt="",
+                 source_guidance_scale=1.5, share_source=False, share_start=True, seed=0):
+        self.__dict__.update(locals())
+        config = read_scheduler_config(MODEL / "scheduler")
+        betas = np.linspace(math.sqrt(config["beta_start"]), math.sqrt(config["beta_end"]), 1000) ** 2
+        self.table = np.cumprod(1 - betas)
+        self.stride = 1000 // steps
+        self.timesteps = [i * self.stride + 1 for i in range(int(steps * strength))][::-1]
+        self.own = 0 if share_source else variant
+
+    def alpha(self, t):
+        return self.table[t] if t >= 0 else self.table[0]
+
+    def draw(self, stream, variant, step=0):
+        return normals(self.seed, self.image, variant, step, stream, 0, self.z0.shape).astype(np.float64)
+
+    def row(self, x, t, prompt, step=0, noise_row=None):
+        shape = (1, 128, 4, 4)
+        noise = None
+        if noise_row is not None:
+            noise = self.noise_scale * normals(self.seed, self.image, self.variant, step, STREAM_BOTTLENECK, noise_row, shape[1:])[None]
+        return self.unet(x[None].astype(np.float32), t, self.pipe.context(prompt)[None], bottleneck_noise=noise)[0].astype(np.float64)
+
+    def target(self, x, t, step, noisy=True):
+        empty = self.row(x, t, "", step, 0 if noisy else None)
+        text = self.row(x, t, self.prompt, step, 1 if noisy else None)
+        return empty + self.guidance_scale * (text - empty)
+
+    def split(self, out, x, a):
+        """Noise and clean image."""
+        schedule = self.pipe.schedule
+        noise = math.sqrt(a) * out + math.sqrt(1 - a) * x if schedule.v_prediction else out
+        clean = (x - math.sqrt(1 - a) * noise) / math.sqrt(a)
+        return noise, clean if schedule.clip is None else np.clip(clean, -schedule.clip, schedule.clip)
+
+    def ddim(self, out, x, t, z):
+        a_t, a_p = self.alpha(t), self.alpha(t - self.stride)
+        sigma = self.sigma(t)
+        noise, clean = self.split(out, x, a_t)
+        return math.sqrt(a_p) * clean + math.sqrt(1 - a_p - sigma**2) * noise + sigma * z
+
+    def sigma(self, t):
+        a_t, a_p = self.alpha(t), self.alpha(t - self.stride)
+        return self.eta * math.sqrt(max(0, (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)))
+
+    def start(self, variant):
+        a = self.alpha(self.timesteps[0])
+        return math.sqrt(a) * self.z0 + math.sqrt(1 - a) * self.draw(STREAM_START, 0 if self.share_start else variant)
+
+    def cycle(self):
+        x, source = self.start(self.variant), self.start(self.own)
+        for i, t in enumerate(self.timesteps):
+            p = t - self.stride
+            a_t, a_p, sigma = self.alpha(t), self.alpha(p), self.sigma(t)
+            empty, text = self.row(source, t, ""), self.row(source, t, self.source_prompt)
+            out = empty + self.source_guidance_scale * (text - empty)
+            if p <= 0:
+                following = self.z0.astype(np.float64)
+            else:
+                e = (source - math.sqrt(a_t) * self.z0) / math.sqrt(1 - a_t)
+                following = math.sqrt(a_p) * self.z0 + math.sqrt(1 - a_p - sigma**2) * e + sigma * self.draw(STREAM_STEP, self.own, i)
+            z = (following - self.ddim(out, source, t, 0)) / sigma
+            x, source = self.ddim(self.target(x, t, i), x, t, z), following
+        return x
+
+    def asymmetric(self):
+        x = self.z0.astype(np.float64)
+        for t in self.timesteps[::-1]:
+            noise, clean = self.split(self.row(x, t, self.source_prompt), x, self.alpha(t - self.stride))
+            x = math.sqrt(self.alpha(t)) * clean + math.sqrt(1 - self.alpha(t)) * noise
+        for i, t in enumerate(self.timesteps):
+            a_t, a_p, sigma = self.alpha(t), self.alpha(t - self.stride), self.sigma(t)
+            noise, _ = self.split(self.target(x, t, i, noisy=False), x, a_t)
+            _, clean = self.split(self.target(x, t, i), x, a_t)
+            x = math.sqrt(a_p) * clean + math.sqrt(1 - a_p - sigma**2) * noise + sigma * self.draw(STREAM_STEP, self.variant, i)
+        return x
+
+    def sdedit(self):
+        x = self.start(self.variant)
+        for i, t in enumerate(self.timesteps):
+            x = self.ddim(self.target(x, t, i), x, t, self.draw(STREAM_STEP, self.variant, i))
+        return x
+
+
+@pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction"}, {"clip_sample": True}], ids=["epsilon", "velocity", "clipped"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(step="cycle"),
+        dict(step="cycle", share_source=True),
+        dict(step="cycle", share_start=False, eta=0.4),
+        dict(step="cycle", share_start=False, share_source=True),
+        dict(step="cycle", source_prompt="a photo of a bag", source_guidance_scale=2.0),
+        dict(step="cycle", source_prompt="a photo of a bag", source_guidance_scale=1.0, share_source=True),
+        dict(step="cycle", guidance_scale=1.0),
+        dict(step="asymmetric", guidance_scale=3.0),
+        dict(step="asymmetric", guidance_scale=1.0, eta=0.0, source_prompt=COAT),
+        dict(step="sdedit", noise_scale=2.0),
+        dict(step="sdedit", share_start=False, noise_scale=0.0),
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_against_the_plain_recursions(pipe, unet, z0, schedule, options):
+    options = dict(steps=5, noise_scale=3.0) | options
+    with scheduled(pipe, **schedule):
+        made = pipe.augment_latents(z0[:2], [COAT, BOOT], variants=2, seed=2**33 + 5, **options)
+        rest = {k: v for k, v in options.items() if k != "step"}
+        plain = Plain(pipe, unet, z0[1], BOOT, 1, 1, seed=2**33 + 5, **rest)
+        expected = getattr(plain, options["step"])()
+    error = np.mean((made[1, 1] - expected) ** 2) / np.mean(expected**2)
+    assert error < 1e-9, f"relative squared error {error:.1e}"  # 1e-11 seen, over 4 steps
+
+
+# ------------------------------------------------------------------------------------------------ invariants
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("options", [dict(), dict(eta=0.0), dict(share_source=True), dict(share_start=False)], ids=str)
+def test_without_a_difference_the_cycle_returns_the_seed(pipe, z0, guidance, options):
+    made = pipe.augment_latents(z0[:2], [COAT, COAT], variants=2, steps=6, noise_scale=0, guidance_scale=guidance, source_prompt=COAT,
+                                source_guidance_scale=guidance, **options)
+    assert np.array_equal(made, np.repeat(z0[:2, None], 2, axis=1))
+
+
+@pytest.mark.parametrize("options", [dict(), dict(share_source=True), dict(step="asymmetric", eta=0.0), dict(step="sdedit")], ids=str)
+def test_variants_differ_from_each_other_and_from_the_seed(pipe, seeds, options):
+    made = pipe.augment(seeds[:1], [COAT], variants=3, steps=6, **options).astype(int)
+    assert made.shape == (1, 3, 32, 32, 3)
+    for i in range(3):
+        assert np.abs(made[0, i] - seeds[0]).mean() > 1
+        for j in range(i):
+            assert np.abs(made[0, i] - made[0, j]).mean() > 0.1
+
+
+def test_the_perturbation_is_what_tells_variants_of_one_source_apart(pipe, z0):
+    made = pipe.augment_latents(z0[:1], [COAT], variants=2, steps=5, share_source=True, noise_scale=0)
+    assert np.array_equal(made[0, 0], made[0, 1])
+
+
+def test_the_class_survives(pipe, seeds):
+    """Not black, not noise: at moderate settings a variant stays nearer to its own seed than to one of another class."""
+    made = pipe.augment(seeds[:2], [COAT, BOOT], variants=2, steps=10, guidance_scale=4.0).astype(float)
+    distance = np.abs(made[:, :, None] - seeds[:2].astype(float)[None, None]).mean(axis=(3, 4, 5))
+    assert (distance[0, :, 0] < 0.6 * distance[0, :, 1]).all() and (distance[1, :, 1] < 0.6 * distance[1, :, 0]).all()
+
+
+# ------------------------------------------------------------------------------------------------ bits
+
+MODES = [dict(step="cycle"), dict(step="cycle", share_source=True), dict(step="cycle", source_prompt="a bag"), dict(step="asymmetric"),
+         dict(step="sdedit", share_start=False, diverse=True)]
+
+
+@pytest.mark.parametrize("dtype", ["f32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions"))])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_an_image_alone_equals_itself_among_others(seeds, dtype, mode):
+    pipe = Pipeline.load(MODEL, dtype=dtype, threads=2)
+    prompts, keys = [COAT, BOOT, "a photo of a dress"], ["coat/1.png", "boot/2.png", 77]
+    options = dict(variants=3, steps=4, seed=9, **mode)
+    together = pipe.augment(seeds, prompts, keys=keys, **options)
+    for i in (0, 2):
+        assert np.array_equal(together[i : i + 1], pipe.augment(seeds[i : i + 1], prompts[i : i + 1], keys=keys[i : i + 1], **options))
+    if mode != MODES[-1]:  # which dissimilar noises are chosen depends on how many
+        assert np.array_equal(together[:1, :2], pipe.augment(seeds[:1], prompts[:1], keys=keys[:1], **options | {"variants": 2}))
+    backwards = pipe.augment(seeds[::-1], prompts[::-1], keys=keys[::-1], **options)
+    assert np.array_equal(together, backwards[::-1])
+
+
+def test_blocks_of_images_leave_no_trace(pipe, z0, monkeypatch):
+    whole = pipe.augment_latents(z0, [COAT] * 3, variants=2, steps=4, share_source=True)
+    monkeypatch.setattr(pipe, "_blocks", lambda n, *_: [slice(0, 1), slice(1, 3)])
+    seen = []
+    assert np.array_equal(whole, pipe.augment_latents(z0, [COAT] * 3, variants=2, steps=4, share_source=True,
+                                                      progress=lambda done, total: seen.append(done / total)))
+    assert seen == sorted(seen) and seen[-1] == 1
+
+
+def test_threads_leave_no_trace(pipe, seeds):
+    one = Pipeline.load(MODEL, dtype="f32", threads=1)
+    assert np.array_equal(one.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4), pipe.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4))
+
+
+def test_calls_from_many_threads(pipe, seeds):
+    expected = pipe.augment(seeds[:1], [COAT], variants=2, steps=4)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(pipe.augment(seeds[:1], [COAT], variants=2, steps=4))) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 3 and all(np.array_equal(r, expected) for r in results)
+
+
+def test_close_gives_memory_back_and_the_pipeline_goes_on(seeds):
+    pipe = Pipeline.load(MODEL, dtype="f32", threads=1)
+    first = pipe.augment(seeds[:1], [COAT], variants=1, steps=4)
+    before = _core.info()["live_bytes"]
+    pipe.close()
+    assert _core.info()["live_bytes"] < before
+    assert np.array_equal(first, pipe.augment(seeds[:1], [COAT], variants=1, steps=4))
+
+
+def test_seeds_keys_and_variants_all_matter(pipe, z0):
+    def made(seed=0, key=0):
+        return pipe.augment_latents(z0[:1], [COAT], keys=[key], variants=1, steps=4, seed=seed)
+
+    base = made()
+    assert np.array_equal(base, made())
+    for other in (made(seed=1), made(seed=2**32), made(key=1), made(key=2**63), made(key="0")):
+        assert not np.array_equal(base, other)
+    assert np.array_equal(made(key="a.png"), made(key=image_key("a.png")))
+    assert image_key("a.png") == 0x58BF5F803512077F
+
+
+def test_the_noises_are_the_published_ones(pipe, seeds):
+    mean = pipe.encode(seeds[:1], sample=False)
+    sampled = pipe.encode(seeds[:1], keys=["k"], seed=3)
+    _, std = pipe.vae.moments(np.repeat(seeds[:1].transpose(0, 3, 1, 2) / np.float32(127.5) - 1, 2, axis=0))
+    noise = normals(3, image_key("k"), 0, 0, STREAM_POSTERIOR, 0, mean.shape[1:])
+    np.testing.assert_allclose(sampled[0] - mean[0], std[0] * noise * pipe.vae.config["scaling_factor"], atol=2e-6)
+
+
+def test_dissimilar_noises(pipe, z0):
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal(50)
+    candidates = np.stack([base, base + 0.1 * rng.standard_normal(50), 2 * base, -base, rng.standard_normal(50)])
+    assert choose_diverse(candidates, 1) == [0]
+    assert choose_diverse(candidates, 3) == [0, 3, 4]
+    assert sorted(choose_diverse(candidates, 5)) == list(range(5))
+    options = dict(variants=2, steps=4, step="sdedit", eta=0.0, guidance_scale=1.0)
+    drawn = np.stack([normals(0, 0, m, 0, STREAM_CANDIDATE, 0, z0.shape[1:]) for m in range(CANDIDATES * 2)])
+    first, second = choose_diverse(drawn, 2)
+    diverse = pipe.augment_latents(z0[:1], [COAT], share_start=False, diverse=True, **options)
+    assert first == 0 and second > 0 and not np.array_equal(diverse[0, 0], diverse[0, 1])
+    assert not np.array_equal(diverse, pipe.augment_latents(z0[:1], [COAT], share_start=False, **options))
+
+
+# ------------------------------------------------------------------------------------------------ images and progress
+
+
+def test_other_sizes_are_resized(pipe, seeds):
+    large = np.asarray(Image.fromarray(seeds[0]).resize((57, 40)))[None]
+    small = np.asarray(Image.fromarray(large[0]).resize((32, 32), Image.Resampling.BICUBIC))[None]
+    assert np.array_equal(pipe.encode(large), pipe.encode(small))
+
+
+def test_another_working_size(seeds):
+    pipe = Pipeline.load("fashion-mini", dtype="f32", threads=2, size=(48, 36))
+    assert pipe.size == (48, 36)
+    assert pipe.augment(seeds[:1], [COAT], variants=2, steps=3).shape == (1, 2, 48, 36, 3)
+    for size in ((33, 32), (0, 32), (32, 10**6), 32, "32x32"):
+        with pytest.raises(ValueError, match="^size: "):
+            Pipeline.load("fashion-mini", size=size)
+
+
+def test_large_images_take_all_threads(seeds, monkeypatch):
+    monkeypatch.setattr("dreamda.pipeline.SMALL", 255)
+    pipe = Pipeline.load("fashion-mini", dtype="f32", threads=2)
+    options = dict(variants=2, steps=3)
+    together = pipe.augment(seeds[:2], [COAT, BOOT], **options)
+    assert np.array_equal(together[1:], pipe.augment(seeds[1:2], [BOOT], keys=[1], **options))
+
+
+def test_no_images(pipe):
+    for mode in MODES:
+        assert pipe.augment(np.empty((0, 32, 32, 3), np.uint8), [], variants=2, steps=4, **mode).shape == (0, 2, 32, 32, 3)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_progress_counts_to_the_end(pipe, seeds, mode):
+    seen = []
+    pipe.augment(seeds, [COAT] * 3, variants=3, steps=4, progress=lambda done, total: seen.append(done / total), **mode)
+    assert seen == sorted(seen) and 0 < seen[0] < 0.5 and seen[-1] == 1
+
+
+def test_an_error_in_a_lane_arrives(pipe, seeds):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.augment(seeds, [COAT] * 3, variants=3, steps=4, progress=stop)
+    assert pipe.augment(seeds[:1], [COAT], variants=1, steps=4).any(), "and the pipeline still works"
+
+
+def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, lane: np.full((len(z), 3, 32, 32), np.nan, np.float32))
+    with pytest.raises(dreamda.Error, match="not numbers; use dtype f32"):
+        pipe.augment(seeds[:1], [COAT], variants=1, steps=4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(images=np.zeros((1, 32, 32, 3), np.float32)), "images: expected uint8"),
+        (dict(images=np.zeros((32, 32, 3), np.uint8)), "images: expected uint8"),
+        (dict(images=np.zeros((1, 32, 32, 4), np.uint8)), "images: expected uint8"),
+        (dict(images=np.zeros((1, 0, 32, 3), np.uint8)), "images: expected uint8"),
+        (dict(images=[np.zeros((3, 3, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)]), "images: they differ in size"),
+        (dict(prompts=[]), "prompts: expected a list of 1"),
+        (dict(prompts=COAT), "prompts: expected a list of 1"),
+        (dict(prompts=[None]), "prompts: expected a list of 1"),
+        (dict(keys=[]), "keys: expected one an image"),
+        (dict(keys=[-1]), "keys: -1 is not possible"),
+        (dict(keys=[1.5]), "keys: 1.5 is not possible"),
+        (dict(variants=0), "variants: 0 is not possible"),
+        (dict(variants=1.5), "variants: 1.5 is not possible"),
+        (dict(variants=True), "variants: True is not possible"),
+        (dict(steps=0), "steps: 0 is not possible"),
+        (dict(steps=1001), "steps: 1001 is not possible"),
+        (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step"),
+        (dict(strength=0), "strength: 0 is not possible"),
+        (dict(strength=1.01), "strength: 1.01 is not possible"),
+        (dict(strength=float("nan")), "strength: nan is not a finite number"),
+        (dict(strength="1"), "strength: '1' is not a finite number"),
+        (dict(eta=-0.1), "eta: -0.1 is not possible"),
+        (dict(eta=1.1), "eta: 1.1 is not possible"),
+        (dict(guidance_scale=float("inf")), "guidance_scale: inf is not a finite number"),
+        (dict(source_guidance_scale=None), "source_guidance_scale: None is not a finite number"),
+        (dict(noise_scale=-1), "noise_scale: -1 is not possible"),
+        (dict(seed=-1), "seed: -1 is not possible"),
+        (dict(seed=2**64), "seed: 18446744073709551616 is not possible"),
+        (dict(step="ddim"), "step: 'ddim' is unknown; use cycle, asymmetric, sdedit"),
+        (dict(source_prompt=None), "source_prompt: expected a text"),
+        (dict(source_prompt="a bag", step="sdedit"), "source_prompt: step sdedit has no source"),
+        (dict(share_source=True, step="asymmetric"), "share_source: step asymmetric has no source trajectory"),
+        (dict(diverse=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
+        (dict(diverse=True, share_start=False, step="asymmetric"), "diverse: "),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_bad_arguments(pipe, change, message):
+    arguments = dict(images=np.zeros((1, 32, 32, 3), np.uint8), prompts=[COAT], variants=1, steps=4) | change
+    with pytest.raises(ValueError) as caught:
+        pipe.augment(**arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_latents(pipe, z0):
+    with pytest.raises(ValueError, match=r"^z0: expected \(N, 4, h, w\)"):
+        pipe.augment_latents(z0[:, :3], [COAT] * 3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'variant'"):
+        pipe.augment_latents(z0, [COAT] * 3, variant=3)
+
+
+# ------------------------------------------------------------------------------------------------ the networks alone
+
+
+def test_unet_alone(pipe, z0):
+    context = np.stack([pipe.context(COAT), pipe.context("")])
+    plain, bottleneck = pipe.unet(z0[:2], 500, context, return_bottleneck=True)
+    assert plain.shape == (2, 4, 16, 16) and bottleneck.shape == (2, 128, 4, 4) and plain.dtype == np.float32
+    assert np.array_equal(plain, pipe.unet(z0[:2].astype(np.float64), np.array([500, 500]), context))
+    noise = np.random.default_rng(0).standard_normal(bottleneck.shape)
+    noisy, clean = pipe.unet(z0[:2], 500, context, bottleneck_noise=noise, return_bottleneck=True)
+    assert np.array_equal(clean, bottleneck) and not np.array_equal(noisy, plain)
+    assert np.array_equal(pipe.unet(z0[:2], 500, context, bottleneck_noise=np.zeros_like(noise)), plain)
+    for bad in (dict(sample=z0[0]), dict(context=context[:1]), dict(context=context[..., :5]), dict(timestep=[1, 2, 3]),
+                dict(bottleneck_noise=noise[:1]), dict(sample=z0[:2, :3])):
+        with pytest.raises(ValueError):
+            pipe.unet(**dict(sample=z0[:2], timestep=500, context=context) | bad)
+
+
+def test_vae_alone(pipe, seeds):
+    x = seeds.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
+    z = pipe.vae.encode(x)
+    assert z.shape == (3, 4, 16, 16)
+    assert np.abs(pipe.vae.decode(z) - x).mean() < 0.05
+    with pytest.raises(ValueError, match="not a multiple of the VAE's factor 2"):
+        pipe.vae.encode(x[..., :31])
+
+
+def test_text_encoder_alone(pipe):
+    both = pipe.text_encoder([COAT, ""])
+    assert both.shape == (2, 16, 64)
+    assert np.array_equal(both[1:], pipe.text_encoder([""]))
+    ids = pipe.text_encoder.tokenizer([COAT])
+    for length in (1, 7, 16):
+        np.testing.assert_allclose(pipe.text_encoder.encode_tokens(ids[:, :length]), both[:1, :length], atol=1e-5)  # causal
+    with pytest.raises(ValueError):
+        pipe.text_encoder.encode_tokens(np.zeros((1, 17), np.int32))
+    with pytest.raises(ValueError):
+        pipe.text_encoder.encode_tokens(np.full((1, 4), 598, np.int32))
+
+
+def test_a_text_encoder_without_tokenizer(tmp_path):
+    shutil.copytree(MODEL / "text_encoder", tmp_path / "text_encoder")
+    encoder = dreamda.TextEncoder.load(tmp_path / "text_encoder", dtype="f32")
+    with pytest.raises(ValueError, match="without a tokenizer; pass tokenizer=FOLDER"):
+        encoder([COAT])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fp16", None])
+def test_unknown_dtypes(dtype):
+    with pytest.raises(ValueError, match="^dtype: .* is unknown; use auto, f32 or bf16"):
+        Pipeline.load("fashion-mini", dtype=dtype)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, 5000])
+def test_impossible_threads(threads):
+    with pytest.raises(ValueError, match="^threads: "):
+        Pipeline.load("fashion-mini", threads=threads)
+
+
+def test_few_plans_are_kept():
+    unet = dreamda.UNet.load(MODEL / "unet", dtype="f32", threads=1)
+    context = np.zeros((1, 4, 64), np.float32)
+    for _ in range(2):
+        for side in range(8, 24, 2):
+            unet(np.zeros((1, 4, side, side)), 1, context)
+    assert len(unet._network._plans) == 4
+
+
+# ------------------------------------------------------------------------------------------------ model folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_the_fingerprint_is_of_what_is_loaded(folder):
+    first = Pipeline.load(MODEL).fingerprint
+    assert len(first) == 64 and first == Pipeline.load(folder).fingerprint
+    (folder / "unet" / "notes.txt").write_text("unused")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"unused")
+    assert first == Pipeline.load(folder).fingerprint
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)
+    second = Pipeline.load(folder).fingerprint
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert len({first, second, Pipeline.load(folder).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("kind", ["float16", "shards"])
+def test_other_weight_files(folder, seeds, kind):
+    """The bundled weights are float16; as float32, in shards, they give the same bits, and names without "text_model." do too."""
+    expected = Pipeline.load(MODEL, dtype="f32").augment(seeds[:1], [COAT], variants=1, steps=4)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    if kind == "float16":
+        save_file({k: v.astype(np.float16) for k, v in tensors.items()}, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    else:
+        names, weight_map = sorted(tensors), {}
+        for i in range(2):
+            shard = f"diffusion_pytorch_model-{i + 1:05d}-of-00002.safetensors"
+            save_file({n: tensors[n].astype(np.float32) for n in names[i::2]}, file.with_name(shard))
+            weight_map |= dict.fromkeys(names[i::2], shard)
+        file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    text = folder / "text_encoder" / "model.safetensors"
+    save_file({k.removeprefix("text_model."): v for k, v in load_file(text).items()}, text)
+    assert np.array_equal(expected, Pipeline.load(folder, dtype="f32").augment(seeds[:1], [COAT], variants=1, steps=4))
+
+
+def test_misfits_are_all_listed(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    tensors["conv_out.bias"] = np.zeros(5, np.float16)
+    tensors["more"] = np.zeros(5, np.float16)
+    save_file(tensors, file)
+    with pytest.raises(ValueError) as caught:
+        Pipeline.load(folder)
+    assert all(s in str(caught.value) for s in ("missing: conv_in.weight", "unexpected: more", "wrong shape: conv_out.bias (5,) instead of (4,)"))
+
+
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("unet", dict(in_channels=9), "have to be the VAE's latent_channels 4; inpainting"),
+        ("unet", dict(cross_attention_dim=32), "weights do not fit"),
+        ("unet", dict(mid_block_type=None), "no bottleneck to perturb"),
+        ("text_encoder", dict(max_position_embeddings=8), "weights do not fit"),
+    ],
+)
+def test_contradictory_folders(folder, part, changes, message):
+    edit(folder / part / "config.json", **changes)
+    if "in_channels" in changes:
+        file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        tensors["conv_in.weight"] = np.zeros((64, 9, 3, 3), np.float16)
+        save_file(tensors, file)
+    with pytest.raises(ValueError, match=message):
+        Pipeline.load(folder)
+
+
+def test_a_tokenizer_of_another_model(folder):
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=77)
+    with pytest.raises(ValueError, match="model_max_length 77 exceeds .*'max_position_embeddings' 16"):
+        Pipeline.load(folder)
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=16)
+    edit(folder / "tokenizer" / "vocab.json", more=5000)
+    with pytest.raises(ValueError, match="5001 tokens exceed the text encoder's 'vocab_size' 598"):
+        Pipeline.load(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"])
+def test_missing_parts(folder, part):
+    shutil.rmtree(folder / part) if (folder / part).is_dir() else (folder / part).unlink()
+    with pytest.raises(FileNotFoundError, match=part):
+        Pipeline.load(folder)
+
+
+@pytest.mark.parametrize("name", ["sd.ckpt", "sd.safetensors"])
+def test_single_files_are_no_models(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match="is a file, but a folder .* convert it"):
+        Pipeline.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["", "no-such-model", "/no/such/folder", "a/b/c", "../x", "~/model"])
+def test_no_such_model(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Pipeline.load(name)
+
+
+def test_a_hub_id_needs_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'dreamda-c\[hub\]'"):
+        Pipeline.load("owner/name")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as snapshot_download asks for."""
+
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        name = path.partition(f"/resolve/{'0' * 40}/")[2]
+        if path.startswith("/api/models/owner/mini/revision/"):
+            self.reply(json.dumps({"id": "owner/mini", "sha": "0" * 40, "siblings": [{"rfilename": n} for n in self.files]}).encode())
+        elif path.startswith("/api/models/owner/mini/tree/"):
+            self.reply(json.dumps([{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in self.files.items()]).encode())
+        elif path.startswith("/owner/mini/resolve/") and name in self.files:
+            self.reply(self.files[name], ETag=f'"{abs(hash(name)):x}"', **{"X-Repo-Commit": "0" * 40})
+        else:
+            self.reply(b"", 404)
+
+    do_HEAD = do_GET
+
+    def reply(self, content, code=200, **headers):
+        self.send_response(code)
+        for key, value in {"Content-Length": len(content), **headers}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.skipif(not find_spec("huggingface_hub"), reason="the hub extra is not installed")
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_models_from_the_hub(tmp_path, variant):
+    files = {str(f.relative_to(MODEL)): f.read_bytes() for f in MODEL.rglob("*") if f.is_file()}
+    unet = "unet/diffusion_pytorch_model{}.safetensors"
+    files[unet.format(variant)] = files.pop(unet.format(""))
+    unwanted = {"model.ckpt": b"", "unet/diffusion_pytorch_model.bin": b"", "unet/diffusion_pytorch_model.non_ema.safetensors": b"",
+                "vae/diffusion_pytorch_model.fp16.safetensors": b"", "v1-5-pruned.safetensors": b""}
+    handler = type("Handler", (Hub,), {"files": files | unwanted, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    program = "import sys, dreamda; print(dreamda.Pipeline.load(sys.argv[1], 'f32').fingerprint)"
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+                   "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+    try:
+        done = subprocess.run([sys.executable, "-c", program, "owner/mini"], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        fetched = {path.partition(f"/resolve/{'0' * 40}/")[2] for path in handler.asked if "/resolve/" in path}
+        assert fetched == set(files)
+        absent = subprocess.run([sys.executable, "-c", program, "owner/absent"], env=environment, capture_output=True, text=True, timeout=120)
+        assert "FileNotFoundError: owner/absent: not a local folder, and the hub did not give it" in absent.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
