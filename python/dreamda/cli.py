@@ -306,3 +306,8 @@ def _complain(text: str) -> None:
 def _printable(text: str) -> str:
     """File names are untrusted: no control characters to the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+from . import cli_train  # noqa: E402  (its commands take the options above)
+
+cli_train.register(app)

@@ -1,0 +1,272 @@
+"""`dreamda train | evaluate | predict`: files, resume to the same bytes, signals, errors that write nothing. The backbone is a stand-in."""
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from standin import StandIn, pictures
+
+from dreamda import cli, trained, train_run
+from dreamda.train_run import FolderImages
+
+NAMES = ("bag", "coat", "shirt")
+FAST = ["--epochs", "4", "--batch", "16", "--lr", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12", "--threshold", "0.6",
+        "--crop-scale", "0.9,1", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def standin(monkeypatch):
+    made = []
+
+    def create(name, *, size, batch, slots, **_):
+        made.append(StandIn(batch=batch, height=size[0], width=size[1], slots=slots))
+        return made[-1]
+
+    monkeypatch.setattr(train_run, "create_backbone", create)
+    monkeypatch.setattr(trained, "create_backbone", create)
+    return made
+
+
+def write(root: Path, images, labels, names=NAMES) -> Path:
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = root / names[label] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return root
+
+
+@pytest.fixture
+def data(tmp_path):
+    write(tmp_path / "real", *pictures(30))
+    write(tmp_path / "synthetic", *pictures(45, seed=1))
+    write(tmp_path / "test", *pictures(60, seed=2))
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+def train(data, out="out", *options, synthetic="synthetic"):
+    return run("train", data / "real", *([data / synthetic] if synthetic else []), "--out", data / out, *FAST, *options)
+
+
+def content(folder: Path, *names: str) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names or ("checkpoint.safetensors", "model.safetensors", "run.json")}
+
+
+def test_the_whole_run(data, capsys):
+    assert train(data, "out", "--test", data / "test") == 0
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out and "out/model.safetensors" in captured.out and "labelling:" in captured.err
+    assert {p.name for p in (data / "out").iterdir()} >= {*train_run.FILES} - {"confusion.png", "curves.png"}
+    log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in log] == ["epoch", "labelling", "epoch", "epoch", "epoch"] and log[1]["agree_with_seed"] > 0.7
+    metrics = json.loads((data / "out/metrics.json").read_text())
+    assert metrics["images"] == 60 and metrics["accuracy"] > 0.75 and metrics["per_class"][0]["class"] == "bag"
+    before = content(data / "out")
+    assert train(data, "out", "--test", data / "test") == 0          # nothing left to do
+    assert content(data / "out") == before
+
+    assert run("evaluate", data / "out", data / "test", "--out", data / "evaluation") == 0
+    assert json.loads((data / "evaluation/metrics.json").read_text()) == metrics
+    capsys.readouterr()
+    assert run("predict", data / "out/model.safetensors", data / "test/coat", data / "real/bag/000.png") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 21 and rows[-1]["file_name"].endswith("bag/000.png") and set(rows[0]["probabilities"]) == {*NAMES}
+    assert np.mean([r["label"] == "coat" for r in rows[:20]]) > 0.5 and rows[0]["probability"] == pytest.approx(max(rows[0]["probabilities"].values()), abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [[], ["--method", "plain", "--mix", "cutmix"], ["--validation", "0.2", "--relabel", "1"]])
+def test_two_runs_and_an_interrupted_one_write_the_same_bytes(data, capsys, standin, options, monkeypatch):
+    assert train(data, "one", *options) == 0
+    assert train(data, "two", *options, "--workers", "0") == 0
+    assert content(data / "one") == content(data / "two")
+    for at in (4, 20):                                              # within the first epoch, then the twentieth step from there
+        steps = StandIn.step
+        count = iter(range(1, 1000))
+
+        def step(self, *args, at=at, count=count, steps=steps, **kwargs):
+            steps(self, *args, **kwargs)
+            if next(count) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StandIn, "step", step)
+            assert train(data, "part", *options) == 130
+        assert "the same command goes on from here" in capsys.readouterr().err
+        assert not (data / "part/model.safetensors").exists() or "--validation" in options
+    assert train(data, "part", *options) == 0
+    assert "going on from" in capsys.readouterr().err
+    assert content(data / "one") == content(data / "part")
+    without_times = [[{**json.loads(line), "seconds": 0} for line in (data / f"{name}/log.jsonl").read_text().splitlines()] for name in ("one", "part")]
+    assert without_times[0] == without_times[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(data, monkeypatch):
+    assert train(data, "one") == 0
+    save = train_run.save_arrays
+    count = iter(range(1, 10))
+
+    def killed(path, *args):
+        if next(count) == 3:
+            raise SystemExit("killed")
+        save(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_run, "save_arrays", killed)
+        with pytest.raises(SystemExit):
+            train(data, "two")
+    assert train(data, "two") == 0
+    assert content(data / "one") == content(data / "two")
+
+
+def test_best_epoch_is_the_model(data):
+    assert train(data, "out", "--validation", "0.3", "--method", "real-only", synthetic=None) == 0
+    log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
+    accuracies = {e["epoch"]: e["validation_accuracy"] for e in log}
+    assert trained.TrainedModel.load(data / "out/model.safetensors").about["epoch"] == max(accuracies, key=accuracies.get)
+
+
+def test_labels_come_from_metadata_not_from_names(data, capsys):
+    """As dreamda generate writes it; a field "truth" gives the precision of the pseudo-labels."""
+    rows = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[(i + (i < 9)) % 3], "truth": NAMES[i % 3]} for i in range(45)]
+    (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert train(data) == 0
+    labelling = json.loads((data / "out/log.jsonl").read_text().splitlines()[1])
+    assert labelling["precision"] > labelling["agree_with_seed"] > 0.5
+
+
+def test_nothing_accepted_says_so(data, capsys):
+    assert train(data, "out", "--threshold", "1") == 1
+    err = capsys.readouterr().err
+    assert "no synthetic image was ever accepted at --threshold 1" in err and "0 of 45 synthetic images accepted at threshold 1" in err
+
+
+def test_divergence_names_the_step_and_the_checkpoint(data, capsys, monkeypatch):
+    forward = StandIn.forward
+
+    def poisoned(self, images, slot=0):
+        return forward(self, images, slot) * np.float32(np.nan if self.steps == 20 else 1)
+
+    monkeypatch.setattr(StandIn, "forward", poisoned)
+    assert train(data) == 1
+    err = capsys.readouterr().err
+    assert "diverged in stage train, step 21" in err and "checkpoint.safetensors, of epoch 1" in err
+    assert np.isfinite(trained.load_arrays(data / "out/checkpoint.safetensors", "checkpoint")[0]["backbone.conv1.weight"]).all()
+
+
+def tree(folder: Path) -> list[tuple[str, float]]:
+    return sorted((str(p), p.stat().st_mtime) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["{real}", "{synthetic}"], "--out is missing"), (["{real}", "--out", "{out}"], "--method amst needs SYNTHETIC"),
+    (["{none}", "{synthetic}", "--out", "{out}"], "no such folder"), (["{real}", "{none}", "--out", "{out}"], "no such folder"),
+    (["{one}", "{synthetic}", "--out", "{out}"], "1 class ('bag'); a classifier needs 2 or more"),
+    (["{empty}", "{synthetic}", "--out", "{out}"], "class 'hat' has no real image"),
+    (["{real}", "{more}", "--out", "{out}"], "SYNTHETIC {more} has class 'hat' that the others lack"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "--test {more} has class 'hat'"),
+    (["{real}", "{broken}", "--out", "{out}"], "broken/bag/x.png: not an image"), (["{real}", "{real}", "--out", "{real}/x"], "lies in the data set"),
+    (["{real}", "{synthetic}", "--out", "{real}"], "lies in the data set"), (["{real}", "{synthetic}", "--out", "{other}"], "no run.json"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--size", "7"], "too small for the small stem"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--stem", "imagenet"], "too small for the imagenet stem"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"), (["{real}", "{synthetic}", "--out", "{out}", "--lr", "nan"], "--lr"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--mean", "1,2"], "--mean"), (["{real}", "{synthetic}", "--out", "{out}", "--validation", "1"], "--validation"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--std", "0,0,0"], "std"), (["{real}", "{synthetic}", "--out", "{out}", "--epochs", "1"], "--epochs"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{none}"], "No such file"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{weights}"], "another architecture"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--width", "2"], "--width"), (["{real}", "{synthetic}", "--out", "{out}", "--dtype", "f8"], "dtype")])
+def test_bad_input_is_one_sentence_exit_2_nothing_written(data, capsys, arguments, message):
+    (data / "one/bag").mkdir(parents=True)
+    Image.fromarray(pictures(1)[0][0]).save(data / "one/bag/a.png")
+    write(data / "more", *pictures(4), ("hat", "coat", "bag"))
+    write(data / "empty", *pictures(4))
+    (data / "empty/hat").mkdir()
+    write(data / "broken", *pictures(4))
+    (data / "broken/bag/x.png").write_bytes(b"x")
+    (data / "other").mkdir()
+    (data / "other/file").write_text("mine")
+    trained.save_arrays(data / "weights", {"conv1.weight": np.zeros((2, 2), np.float32)}, {})
+    places = {name: str(data / name) for name in ("real", "synthetic", "none", "one", "empty", "more", "broken", "other", "out", "weights")}
+    before = tree(data)
+    assert run("train", *(a.format(**places) for a in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and message.format(**places) in captured.err and captured.out == ""
+    assert tree(data) == before
+
+
+def test_another_run_in_out_is_refused(data, capsys):
+    assert train(data) == 0
+    for options, message in ((["--lr", "0.2"], "another --lr: 0.1, now 0.2"), (["--seed", "1"], "another --seed"), (["--no-flip"], "another --flip")):
+        assert train(data, "out", *options) == 2
+        assert message in capsys.readouterr().err
+    Image.fromarray(pictures(1, seed=9)[0][0]).save(data / "synthetic/bag/000.png")
+    assert train(data) == 2
+    assert "another data set SYNTHETIC; repeat that one" in capsys.readouterr().err
+    write(data / "real", *pictures(3), ("hat", "hat", "hat"))
+    assert train(data) == 2
+    assert "another list of classes" in capsys.readouterr().err
+
+
+def test_a_full_disk_exits_1_and_goes_on_later(data, capsys, monkeypatch):
+    assert train(data, "one") == 0
+    fsync, count = os.fsync, iter(range(1000))
+
+    def full(fd):
+        if next(count) > 12:
+            raise OSError(28, "No space left on device")
+        fsync(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert train(data, "two") == 1
+    err = capsys.readouterr().err
+    assert "No space left on device" in err and "goes on from the last checkpoint" in err and not list((data / "two").glob(".*"))
+    assert train(data, "two") == 0
+    assert content(data / "one") == content(data / "two")
+
+
+def test_a_run_in_use_is_refused(data, capsys):
+    import fcntl
+
+    (data / "out").mkdir()
+    fd = os.open(data / "out", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert train(data) == 2
+    os.close(fd)
+    assert "being written by another process" in capsys.readouterr().err and not list((data / "out").iterdir())
+
+
+def test_evaluate_and_predict_errors(data, capsys):
+    assert train(data) == 0
+    write(data / "more", *pictures(4), ("hat", "coat", "bag"))
+    (data / "nothing").mkdir()
+    capsys.readouterr()
+    for arguments, message in (
+            (["evaluate", data / "out", data / "more"], "class 'hat' that the others lack"), (["evaluate", data / "none", data / "test"], "no such file"),
+            (["evaluate", data / "real", data / "test"], "no such file"), (["predict", data / "out", data / "none"], "no such file"),
+            (["predict", data / "out/log.jsonl", data / "test"], "not a whole safetensors file"),
+            (["evaluate", data / "out/checkpoint.safetensors", data / "test"], "not written by dreamda train as a model"),
+            (["predict", data / "out", data / "nothing"], "holds no images")):
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+    (data / "test/bag/x.png").write_bytes(b"x")
+    assert run("predict", data / "out", data / "test", "--out", data / "p.jsonl") == 1
+    assert "skipped" in capsys.readouterr().err and len((data / "p.jsonl").read_text().splitlines()) == 60
+
+
+def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    write(tmp_path, [rng.integers(0, 256, (100, 150, 3), dtype=np.uint8), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)], [0, 1])
+    images = FolderImages(sorted(tmp_path.rglob("*.png")), (16, 16))
+    images.read_all()
+    assert [images[i].shape for i in (0, 1)] == [(32, 48, 3), (20, 30, 3)] and images[0] is images[0]
+    monkeypatch.setattr(train_run, "CACHE_BYTES", 0)
+    again = FolderImages(images.paths, (16, 16))
+    again.read_all()
+    np.testing.assert_array_equal(images[0], again[0])
+    assert images.hashes == again.hashes and again[0] is not again[0]
