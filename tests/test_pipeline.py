@@ -324,7 +324,12 @@ def test_large_images_take_all_threads(seeds, monkeypatch):
     pipe = Pipeline.load("fashion-mini", dtype="f32", threads=2)
     options = dict(variants=2, steps=3)
     together = pipe.augment(seeds[:2], [COAT, BOOT], **options)
+    kept = _core.info()["live_bytes"]
     assert np.array_equal(together[1:], pipe.augment(seeds[1:2], [BOOT], keys=[1], **options))
+    pipe.text_encoder.close()
+    text = kept - _core.info()["live_bytes"]
+    pipe.close()
+    assert kept - _core.info()["live_bytes"] == text, "no other plan had been kept"
 
 
 def test_no_images(pipe):

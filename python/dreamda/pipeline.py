@@ -289,7 +289,9 @@ class Pipeline:
         for part in self._blocks(len(images), mode.variants, *latent):
             report = _section(progress, part.start, len(images[part]), len(images))
             z0 = self.encode(images[part], identities[part], mode.seed, sample=mode.step != "asymmetric")
+            self._make_room(latent, self.vae)
             latents = self._latents(z0, prompts[part], identities[part], mode, report)
+            self._make_room(latent, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
 
@@ -297,6 +299,7 @@ class Pipeline:
                 pixels[i : i + batch] = self._decode(flat[i : i + batch], batch, lane)
 
             self._each(range(0, len(flat), batch), decode, latents.shape[-2:])
+            self._make_room(latent, self.vae)
             result[part] = pixels.reshape(len(z0), mode.variants, height, width, 3)
         return result
 
@@ -306,6 +309,11 @@ class Pipeline:
         group = self._group(1, h, w)
         block = -(-max(1, 8 * self.threads * group // variants) // group) * group
         return (slice(first, first + block) for first in range(0, images, block))
+
+    def _make_room(self, latent_size: tuple[int, int], part: UNet | VAE) -> None:
+        """Large images need memory more than the moment it takes to make a plan again: at 512 pixels the VAE's are the largest."""
+        if latent_size[0] * latent_size[1] > SMALL:
+            part.close()
 
     def _each(self, groups: Iterable[Any], work: Callable[[Any, int | None], None], latent_size: tuple[int, int]) -> None:
         """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads."""
