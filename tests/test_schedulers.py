@@ -50,6 +50,7 @@ def test_strength_keeps_the_last_steps(tmp_path):
     assert [s.t for s in made.steps(100, 0.8, 1.0)][:3] == [791, 781, 771]
     assert [s.t for s in made.steps(100, 0.8, 1.0)][-1] == 1
     assert len(made.steps(100, 1.0, 1.0)) == 100
+    assert made.steps(1000, 0.8, 1.0)[0].t == 800
     assert len(made.steps(100, 0.29, 1.0)) == int(100 * 0.29) == 28  # as Python and diffusers round
 
 

@@ -77,9 +77,9 @@ class Schedule:
             Where `steps` exceeds what the model was trained with, or nothing is left to run.
         """
         stride = self.num_train_timesteps // steps if steps > 0 else 0
-        if stride < 1 or (steps - 1) * stride + self._offset >= self.num_train_timesteps:
-            raise ValueError(f"steps: {steps} is not possible with {self.num_train_timesteps} training timesteps; use fewer")
         run = min(int(steps * strength), steps)
+        if stride < 1 or (run - 1) * stride + self._offset >= self.num_train_timesteps:
+            raise ValueError(f"steps: {steps} is not possible with {self.num_train_timesteps} training timesteps; use fewer")
         if run < 1:
             raise ValueError(f"strength: {strength} of {steps} steps leaves no step to run; raise one of them")
         result = []
