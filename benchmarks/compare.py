@@ -2,6 +2,7 @@
 
     python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
     python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15]
+    python benchmarks/compare.py readme        # writes the table of the newest results into README.md
 
 `--peer-python` is an environment with torch, diffusers, transformers and openvino; this one has dreamda-c. Prints a table (median,
 spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+MARKERS = "<!-- measured: benchmarks/compare.py readme -->", "<!-- end of measured -->"
 
 
 class Worker:
@@ -66,8 +68,8 @@ def measure(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict
     return rows
 
 
-def table(title: str, rows: list[dict], unit: str = "s", per: float = 1) -> str:
-    lines = [f"{title}", f"| engine | median {unit} | spread | ratio to ours | peak GiB | load + first run s |", "|---|---|---|---|---|---|"]
+def table(heading: str, rows: list[dict], per: float = 1) -> str:
+    lines = [heading, "| engine | median | spread | ratio to ours | peak GiB | load + first run s |", "|---|---|---|---|---|---|"]
     for r in rows:
         lines.append(f"| {r['name']} | {r['median'] / per:.3f} | {r['minimum'] / per:.3f} - {r['maximum'] / per:.3f} | {r['ratio']:.2f} "
                      f"({r['ratio_minimum']:.2f} - {r['ratio_maximum']:.2f}) | {r['peak_rss_gib']:.2f} | {r['loaded_seconds'] + r['first_seconds']:.1f} |")
@@ -96,8 +98,8 @@ def unet(arguments) -> list[dict]:
             engines.append(("PyTorch compiled, freezing", arguments.peer_python, "engine_torch.py", job | {"compile": True}))
         engines.append(("OpenVINO", arguments.peer_python, "engine_openvino.py", job))
         rows = measure(engines, arguments.rounds)
-        print(table(f"\nSD 1.5 U-Net, 2 rows, 64 x 64 latents, {dtype}, {arguments.threads} threads", rows), flush=True)
         results.append(dict(task="unet", dtype=dtype, rows=rows))
+        report(results[-1], arguments.threads)
     return results
 
 
@@ -113,14 +115,49 @@ def generate(arguments) -> list[dict]:
         if small:
             engines.insert(1, ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}))
         rows = measure(engines, arguments.rounds)
-        made = shape["images"] * shape["variants"]
-        title = f"\n{arguments.model}, {dtype}, {arguments.threads} threads: seconds an image ({int(shape['steps'] * shape['strength'])} steps run)"
-        print(table(title, rows, per=made), flush=True)
         results.append(dict(task="generate", model=arguments.model, dtype=dtype, shape=shape, rows=rows))
+        report(results[-1], arguments.threads)
     return results
 
 
+def title(result: dict, threads: int) -> str:
+    if result["task"] == "unet":
+        return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
+    shape = result["shape"]
+    return f"{result['model']}, a DreamDA image of {int(shape['steps'] * shape['strength'])} steps, {result['dtype']}, {threads} threads: seconds"
+
+
+def images(result: dict) -> int:
+    return result["shape"]["images"] * result["shape"]["variants"] if result["task"] == "generate" else 1
+
+
+def report(result: dict, threads: int) -> None:
+    print(table(f"\n{title(result, threads)}", result["rows"], per=images(result)), flush=True)
+
+
+def readme_tables() -> str:
+    """The Markdown between README.md's markers, from benchmarks/results/*.json."""
+    parts = []
+    for file in sorted(RESULTS.glob("*.json")):
+        run = json.loads(file.read_text())
+        about = run["machine"]
+        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}:\n")
+        for result in run["results"]:
+            parts.append(table(f"**{title(result, run['threads'])}**\n", result["rows"], per=images(result)) + "\n")
+    return "\n".join(parts)
+
+
+def write_readme() -> None:
+    readme = HERE.parent / "README.md"
+    before, _, rest = readme.read_text().partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    readme.write_text(f"{before}{MARKERS[0]}\n{readme_tables()}{MARKERS[1]}{after}")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["readme"]:
+        write_readme()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["unet", "generate"])
     parser.add_argument("--peer-python", required=True)
