@@ -27,6 +27,7 @@ const char *dd_op_kind_name(dd_op_kind kind)
         [DD_OP_TIMESTEP] = "timestep",       [DD_OP_EMBED] = "embed",           [DD_OP_UPSAMPLE] = "upsample",
         [DD_OP_CONV] = "conv",               [DD_OP_LINEAR] = "linear",         [DD_OP_GROUP_NORM] = "group_norm",
         [DD_OP_LAYER_NORM] = "layer_norm",   [DD_OP_ATTENTION] = "attention",   [DD_OP_ADD_NOISE] = "add_noise",
+        [DD_OP_BATCH_NORM] = "batch_norm",   [DD_OP_MAX_POOL] = "max_pool",     [DD_OP_GLOBAL_POOL] = "global_pool",
     };
     return names[kind];
 }
@@ -318,8 +319,10 @@ dd_value dd_graph_conv(dd_graph *g, const dd_conv *c)
                 .kernel = c->kernel, .stride = c->stride, .pad_before = c->pad_before, .pad_after = c->pad_after, .act = c->act};
     op.weights[0] = (dd_slice){.parameter = parameter(g, c->name, ".weight", 4, dims), .rows = c->out,
                                .cols = dims[1] * dims[2] * dims[3]};
-    op.bias[0] = vector(g, c->name, ".bias", c->out);
-    op.nweights = op.nbias = 1;
+    op.nweights = 1;
+    if (!c->no_bias) {
+        op.bias[op.nbias++] = vector(g, c->name, ".bias", c->out);
+    }
     return add_op(g, &op, c->name, n, h, w, c->out, DD_ACTIVATION);
 }
 
@@ -383,6 +386,39 @@ dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int he
     }
     dd_op op = {.kind = DD_OP_ATTENTION, .src = {q, k, v}, .nsrc = 3, .heads = heads, .causal = causal};
     return add_op(g, &op, "attention", s->n, s->h, s->w, channels, DD_ACTIVATION);
+}
+
+dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *a)
+{
+    const dd_value_info *s = info(g, a->src);
+    int n = s->n, h = s->h, w = s->w, c = s->c;
+    dd_op op = {.kind = DD_OP_BATCH_NORM, .src = {{.value = a->src}, {.value = DD_NONE}, {.value = a->add}}, .nsrc = 3, .eps = a->eps,
+                .act = a->relu ? DD_ACT_RELU : DD_ACT_NONE, .nweights = 2, .nbias = 2};
+    if (g->status == DD_OK && (int64_t)n * h * w < 2) {
+        dd_graph_fail(g, DD_SHAPE, "'%s%s': batch norm needs more than one value a channel: use a larger batch or image", g->prefix, a->name);
+        return DD_NONE;
+    }
+    op.weights[0] = vector(g, a->name, ".weight", c);
+    op.bias[0] = vector(g, a->name, ".bias", c);
+    op.weights[1] = vector(g, a->name, ".running_mean", c);
+    op.bias[1] = vector(g, a->name, ".running_var", c);
+    return add_op(g, &op, a->name, n, h, w, c, DD_ACTIVATION);
+}
+
+dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, int pad)
+{
+    const dd_value_info *s = info(g, src);
+    int n = s->n, h = (s->h + 2 * pad - kernel) / stride + 1, w = (s->w + 2 * pad - kernel) / stride + 1, c = s->c;
+    dd_op op = {.kind = DD_OP_MAX_POOL, .src = {{.value = src}}, .nsrc = 1, .kernel = kernel, .stride = stride, .pad_before = pad,
+                .pad_after = pad};
+    return add_op(g, &op, "maxpool", n, h, w, c, DD_ACTIVATION);
+}
+
+dd_value dd_graph_global_pool(dd_graph *g, dd_value src)
+{
+    const dd_value_info *s = info(g, src);
+    dd_op op = {.kind = DD_OP_GLOBAL_POOL, .src = {{.value = src}}, .nsrc = 1};
+    return add_op(g, &op, "avgpool", s->n, 1, 1, s->c, DD_F32);
 }
 
 dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value given, dd_value keys)

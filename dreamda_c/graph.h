@@ -60,6 +60,7 @@ typedef struct {
     const char *name;
     dd_value src;
     int out, kernel, stride, pad_before, pad_after;
+    bool no_bias;
     dd_activation act;
     dd_value add; /* residual, or DD_NONE */
 } dd_conv;
@@ -99,6 +100,17 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *args);
 dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float eps);
 dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int heads, bool causal);
 
+/* For trainers (trainer.h) only, which run them in training and in evaluation mode. */
+typedef struct {
+    const char *name; /* of weight, bias, running_mean and running_var */
+    dd_value src, add; /* dst = [relu](norm(src) [+ add]) */
+    bool relu;
+    float eps;
+} dd_batch_norm_args;
+dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *args);
+dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, int pad);
+dd_value dd_graph_global_pool(dd_graph *g, dd_value src); /* mean over positions: (n, 1, 1, c) f32 */
+
 /* src + scale[row] * noise; `given` or `keys` (rows x 8 u32) are optional inputs, and so is scale (then a plain copy). */
 dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value given, dd_value keys);
 
@@ -106,7 +118,8 @@ dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value 
 
 typedef enum {
     DD_OP_FROM_NCHW, DD_OP_TO_NCHW, DD_OP_CONVERT, DD_OP_TIMESTEP, DD_OP_EMBED, DD_OP_UPSAMPLE, DD_OP_CONV, DD_OP_LINEAR,
-    DD_OP_GROUP_NORM, DD_OP_LAYER_NORM, DD_OP_ATTENTION, DD_OP_ADD_NOISE, DD_OP_COUNT
+    DD_OP_GROUP_NORM, DD_OP_LAYER_NORM, DD_OP_ATTENTION, DD_OP_ADD_NOISE,
+    DD_OP_BATCH_NORM, DD_OP_MAX_POOL, DD_OP_GLOBAL_POOL, DD_OP_COUNT
 } dd_op_kind;
 
 typedef struct {
@@ -126,7 +139,7 @@ typedef struct {
     dd_view src[4]; /* by kind; value DD_NONE: absent. Linear and conv: src, multiply, add */
     int nsrc;
     dd_value dst;
-    dd_slice weights[DD_MAX_STACK], bias[DD_MAX_STACK]; /* norms: gamma, beta; embed: tables */
+    dd_slice weights[DD_MAX_STACK], bias[DD_MAX_STACK]; /* norms: gamma, beta [mean, variance]; embed: tables */
     int nweights, nbias;
     dd_activation act;
     int kernel, stride, pad_before, pad_after, groups, heads;

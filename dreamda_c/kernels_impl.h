@@ -6,6 +6,7 @@
  *     #include "kernels_impl.h"
  */
 #include "kernels_attention.h"
+#include "kernels_batch_norm.h"
 #include "kernels_norm.h"
 #include "kernels_table.h"
 
@@ -14,4 +15,7 @@ const dd_kernel_table DD_KERNELS = {
     .layer_norm = layer_norm,
     .attention = attention,
     .attention_scratch = attention_scratch,
+    .batch_norm_forward = batch_norm_forward,
+    .batch_norm_backward = batch_norm_backward,
+    .accumulate = accumulate,
 };

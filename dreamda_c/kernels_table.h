@@ -7,6 +7,7 @@
 #define DD_KERNELS_TABLE_H
 
 #include "kernels.h"
+#include "kernels_train.h"
 
 typedef struct {
     void (*group_norm)(dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
@@ -18,6 +19,10 @@ typedef struct {
                       const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
                       void *scratch);
     size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+    void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch);
+    void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
+                                const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);
+    void (*accumulate)(dd_dtype dtype, void *dst, const void *src, size_t count);
 } dd_kernel_table;
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
@@ -30,6 +35,16 @@ static inline int dd_group_norm_chunk(int c)
 {
     int rows = 32768 / c / 8 * 8;
     return rows < 8 ? 8 : rows > 512 ? 512 : rows;
+}
+
+/* Layout of batch norm's scratch: 8 rows of channels for coefficients, then two for each chunk of rows. Chunks hold
+   about 64 thousand elements. */
+static inline size_t dd_batch_norm_channels(int c) { return ((size_t)c + 15) / 16 * 16; }
+
+static inline int64_t dd_batch_norm_chunk(int c)
+{
+    int64_t rows = 65536 / c / 8 * 8;
+    return rows < 16 ? 16 : rows;
 }
 
 #endif

@@ -54,4 +54,14 @@ typedef struct {
 } dd_clip_config;
 dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int tokens);
 
+/* ResNet without its class head; parameter names as in torchvision and timm. The small stem is one 3 x 3 convolution. */
+typedef struct {
+    int depth; /* 18, 34 or 50 */
+    bool small_stem;
+    int in_channels, width; /* width: channels of the stem, 64 in the published networks */
+} dd_resnet_config;
+
+/* Input images (rows, in_channels, height, width), output features (rows, channels). For trainers. */
+dd_status dd_resnet_build(dd_graph *g, const dd_resnet_config *config, int rows, int height, int width);
+
 #endif

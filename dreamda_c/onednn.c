@@ -30,7 +30,7 @@ struct dd_primitive {
     dnnl_exec_arg_t exec[DD_ARG_COUNT];
     int nexec;
     const char *implementation;
-    size_t scratch;
+    size_t scratch, workspace;
 };
 
 static dd_status check(dnnl_status_t code, const char *what)
@@ -193,6 +193,9 @@ static dd_status make_attributes(dnnl_primitive_attr_t *out, const dd_epilogue *
     if (epilogue->add) {
         CHECK(dnnl_post_ops_append_binary(ops, dnnl_binary_add, add));
     }
+    if (epilogue->relu_last) {
+        DD_TRY(append_activation(ops, DD_ACT_RELU));
+    }
     CHECK(dnnl_primitive_attr_set_post_ops(attr, ops));
     dnnl_post_ops_destroy(ops);
     *out = attr;
@@ -346,6 +349,215 @@ fail:
     }
     dd_primitive_destroy(p);
     return status;
+}
+
+/* ---- training */
+
+static const struct {
+    dd_arg arg;
+    int dnnl_arg;
+    dnnl_query_t query;
+} training_arguments[] = {
+    {DD_ARG_SRC, DNNL_ARG_SRC, dnnl_query_src_md},
+    {DD_ARG_WEIGHTS, DNNL_ARG_WEIGHTS, dnnl_query_weights_md},
+    {DD_ARG_DST, DNNL_ARG_DST, dnnl_query_dst_md},
+    {DD_ARG_DIFF_SRC, DNNL_ARG_DIFF_SRC, dnnl_query_diff_src_md},
+    {DD_ARG_DIFF_WEIGHTS, DNNL_ARG_DIFF_WEIGHTS, dnnl_query_diff_weights_md},
+    {DD_ARG_DIFF_DST, DNNL_ARG_DIFF_DST, dnnl_query_diff_dst_md},
+    {DD_ARG_WORKSPACE, DNNL_ARG_WORKSPACE, dnnl_query_workspace_md},
+    {DD_ARG_SCRATCH, DNNL_ARG_SCRATCHPAD, dnnl_query_scratchpad_md},
+};
+
+/* *out = a primitive of `pd` (owned from here on, also on failure) with every argument that the descriptor knows of. */
+static dd_status make_primitive(dd_primitive **out, dd_engine *engine, dnnl_primitive_desc_t pd)
+{
+    dd_status status = DD_OK;
+    dd_primitive *p = dd_calloc(1, sizeof *p);
+    if (!p) {
+        dnnl_primitive_desc_destroy(pd);
+        DD_FAIL(DD_NOMEM, "out of memory for a primitive");
+    }
+    p->engine = engine->engine;
+    p->stream = engine->stream;
+    p->pd = pd;
+    p->weights.convolution = true;
+    CHECK(dnnl_primitive_create(&p->primitive, pd));
+    CHECK(dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&p->implementation));
+    for (size_t i = 0; i < sizeof training_arguments / sizeof *training_arguments; i++) {
+        dd_arg arg = training_arguments[i].arg;
+        const_dnnl_memory_desc_t md = dnnl_primitive_desc_query_md(pd, training_arguments[i].query, 0);
+        size_t bytes = md ? dnnl_memory_desc_get_size(md) : 0;
+        if (!bytes) {
+            continue;
+        }
+        DD_TRY(add_argument(p, arg, training_arguments[i].dnnl_arg, md));
+        if (arg == DD_ARG_WEIGHTS || arg == DD_ARG_DIFF_WEIGHTS) {
+            CHECK(dnnl_memory_desc_clone(&p->weights.md, md));
+        } else if (arg == DD_ARG_WORKSPACE) {
+            p->workspace = bytes;
+        } else if (arg == DD_ARG_SCRATCH) {
+            p->scratch = bytes;
+        }
+    }
+    *out = p;
+    return DD_OK;
+fail:
+    dd_primitive_destroy(p);
+    return status;
+}
+
+static dd_status user_scratch(dnnl_primitive_attr_t *attr)
+{
+    dd_status status = DD_OK;
+    CHECK(dnnl_primitive_attr_create(attr));
+    CHECK(dnnl_primitive_attr_set_scratchpad_mode(*attr, dnnl_scratchpad_mode_user));
+fail:
+    return status;
+}
+
+dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_primitive **weights, dd_engine *engine,
+                               const dd_conv_desc *d)
+{
+    dd_status status = DD_OK;
+    dnnl_memory_desc_t src = NULL, wei = NULL, diff_wei = NULL, dst = NULL;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_data_type_t t = data_type(d->dtype);
+    int pads = d->pad_before + d->pad_after - d->kernel;
+    dnnl_dims_t src_dims = {d->n, d->ic, d->h, d->w}, wei_dims = {d->oc, d->ic, d->kernel, d->kernel};
+    dnnl_dims_t dst_dims = {d->n, d->oc, (d->h + pads) / d->stride + 1, (d->w + pads) / d->stride + 1};
+    dnnl_dims_t strides = {d->stride, d->stride}, dilates = {0, 0};
+    dnnl_dims_t before = {d->pad_before, d->pad_before}, after = {d->pad_after, d->pad_after};
+    dd_primitive *f = NULL, *b = NULL, *w = NULL;
+    CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
+    CHECK(dnnl_memory_desc_create_with_tag(&wei, 4, wei_dims, t, dnnl_format_tag_any));
+    CHECK(dnnl_memory_desc_create_with_tag(&diff_wei, 4, wei_dims, dnnl_f32, dnnl_format_tag_any));
+    CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
+    DD_TRY(user_scratch(&attr));
+    DD_TRY(check(dnnl_convolution_forward_primitive_desc_create(&pd, engine->engine, dnnl_forward_training, dnnl_convolution_direct,
+                                                                src, wei, NULL, dst, strides, dilates, before, after, attr),
+                 "a convolution"));
+    DD_TRY(make_primitive(&f, engine, pd));
+    const_dnnl_primitive_desc_t hint = f->pd;
+    if (data) {
+        DD_TRY(check(dnnl_convolution_backward_data_primitive_desc_create(&pd, engine->engine, dnnl_convolution_direct, src, wei, dst,
+                                                                          strides, dilates, before, after, hint, attr),
+                     "the gradient of a convolution's source"));
+        DD_TRY(make_primitive(&b, engine, pd));
+    }
+    DD_TRY(check(dnnl_convolution_backward_weights_primitive_desc_create(&pd, engine->engine, dnnl_convolution_direct, src, diff_wei, NULL,
+                                                                         dst, strides, dilates, before, after, hint, attr),
+                 "the gradient of a convolution's weights"));
+    DD_TRY(make_primitive(&w, engine, pd));
+    *forward = f;
+    *weights = w;
+    if (data) {
+        *data = b;
+    }
+    f = b = w = NULL;
+fail:
+    destroy_md(src);
+    destroy_md(wei);
+    destroy_md(diff_wei);
+    destroy_md(dst);
+    if (attr) {
+        dnnl_primitive_attr_destroy(attr);
+    }
+    dd_primitive_destroy(f);
+    dd_primitive_destroy(b);
+    dd_primitive_destroy(w);
+    return status;
+}
+
+dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd_engine *engine, const dd_conv_desc *d)
+{
+    dd_status status = DD_OK;
+    dnnl_memory_desc_t src = NULL, dst = NULL;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_data_type_t t = data_type(d->dtype);
+    int pads = d->pad_before + d->pad_after - d->kernel;
+    dnnl_dims_t src_dims = {d->n, d->ic, d->h, d->w}, kernel = {d->kernel, d->kernel};
+    dnnl_dims_t dst_dims = {d->n, d->ic, (d->h + pads) / d->stride + 1, (d->w + pads) / d->stride + 1};
+    dnnl_dims_t strides = {d->stride, d->stride}, dilates = {0, 0};
+    dnnl_dims_t before = {d->pad_before, d->pad_before}, after = {d->pad_after, d->pad_after};
+    dd_primitive *f = NULL, *b = NULL;
+    CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
+    CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
+    DD_TRY(user_scratch(&attr));
+    DD_TRY(check(dnnl_pooling_forward_primitive_desc_create(&pd, engine->engine, backward ? dnnl_forward_training : dnnl_forward_inference,
+                                                            dnnl_pooling_max, src, dst, strides, kernel, dilates, before, after, attr),
+                 "max pooling"));
+    DD_TRY(make_primitive(&f, engine, pd));
+    if (backward) {
+        DD_TRY(check(dnnl_pooling_backward_primitive_desc_create(&pd, engine->engine, dnnl_pooling_max, src, dst, strides, kernel, dilates,
+                                                                 before, after, f->pd, attr),
+                     "the gradient of max pooling"));
+        DD_TRY(make_primitive(&b, engine, pd));
+        *backward = b;
+        b = NULL;
+    }
+    *forward = f;
+    f = NULL;
+fail:
+    destroy_md(src);
+    destroy_md(dst);
+    if (attr) {
+        dnnl_primitive_attr_destroy(attr);
+    }
+    dd_primitive_destroy(f);
+    dd_primitive_destroy(b);
+    return status;
+}
+
+static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_layout *layout, bool pack)
+{
+    dd_status status = DD_OK;
+    dnnl_memory_desc_t plain = NULL;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t ops = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dd_primitive *p = NULL;
+    int ndims;
+    dnnl_dims_t *dims;
+    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));
+    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
+    CHECK(dnnl_memory_desc_create_with_tag(&plain, ndims, *dims, dnnl_f32, dnnl_abcd));
+    DD_TRY(user_scratch(&attr));
+    if (!pack) {
+        CHECK(dnnl_post_ops_create(&ops));
+        CHECK(dnnl_post_ops_append_sum(ops, 1.f, 0, dnnl_data_type_undef));
+        CHECK(dnnl_primitive_attr_set_post_ops(attr, ops));
+    }
+    DD_TRY(check(dnnl_reorder_primitive_desc_create(&pd, pack ? plain : layout->md, engine->engine, pack ? layout->md : plain,
+                                                    engine->engine, attr),
+                 "packing of weights"));
+    DD_TRY(make_primitive(&p, engine, pd));
+    *out = p;
+fail:
+    destroy_md(plain);
+    if (ops) {
+        dnnl_post_ops_destroy(ops);
+    }
+    if (attr) {
+        dnnl_primitive_attr_destroy(attr);
+    }
+    return status;
+}
+
+dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout)
+{
+    return make_reorder(out, engine, layout, true);
+}
+
+dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout)
+{
+    return make_reorder(out, engine, layout, false);
+}
+
+size_t dd_primitive_workspace(const dd_primitive *p)
+{
+    return p->workspace;
 }
 
 void dd_primitive_destroy(dd_primitive *p)

@@ -43,6 +43,7 @@ typedef struct {
     dd_activation act;
     bool multiply;         /* by DD_ARG_MULTIPLY, laid out like dst with row stride multiply_ld */
     bool add;              /* DD_ARG_ADD, the same with add_ld */
+    bool relu_last;        /* ReLU of the sum */
     size_t multiply_ld, add_ld;
 } dd_epilogue;
 
@@ -64,16 +65,32 @@ typedef struct {
 
 dd_status dd_matmul_create(dd_primitive **out, dd_engine *engine, const dd_matmul_desc *desc);
 dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_desc *desc);
+
+/* The three directions of a convolution without epilogue. Weights are of `dtype`, DIFF_WEIGHTS f32.
+   forward: SRC, WEIGHTS -> DST; data: DIFF_DST, WEIGHTS -> DIFF_SRC; weights: SRC, DIFF_DST -> DIFF_WEIGHTS.
+   `data` may be NULL where nobody wants the source's gradient. */
+dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_primitive **weights, dd_engine *engine,
+                               const dd_conv_desc *desc);
+
+/* Max pooling, channels-last. With `backward`, both take a WORKSPACE (dd_primitive_workspace bytes) that tells where the
+   maxima were; forward: SRC -> DST, backward: DIFF_DST -> DIFF_SRC. NULL: for inference. desc's oc and epilogue are unused. */
+dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd_engine *engine, const dd_conv_desc *desc);
+size_t dd_primitive_workspace(const dd_primitive *p);
+
+/* Reorders between plain f32 oihw weights and a layout, to be run many times: SRC -> DST. Unpacking adds to DST. */
+dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout);
+dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout);
 void dd_primitive_destroy(dd_primitive *p);
 
-typedef enum { DD_ARG_SRC, DD_ARG_WEIGHTS, DD_ARG_BIAS, DD_ARG_DST, DD_ARG_MULTIPLY, DD_ARG_ADD, DD_ARG_SCRATCH, DD_ARG_COUNT } dd_arg;
+typedef enum { DD_ARG_SRC, DD_ARG_WEIGHTS, DD_ARG_BIAS, DD_ARG_DST, DD_ARG_MULTIPLY, DD_ARG_ADD, DD_ARG_SCRATCH,
+               DD_ARG_DIFF_SRC, DD_ARG_DIFF_WEIGHTS, DD_ARG_DIFF_DST, DD_ARG_WORKSPACE, DD_ARG_COUNT } dd_arg;
 
 void dd_primitive_bind(dd_primitive *p, dd_arg arg, void *data); /* ignored where the primitive has no such argument */
 dd_status dd_primitive_run(dd_primitive *p);
 size_t dd_primitive_scratch(const dd_primitive *p);
 const char *dd_primitive_implementation(const dd_primitive *p);
 
-/* The layout this primitive wants its weights in; lives as long as the primitive. */
+/* The layout this primitive wants its weights in (or gives their gradient in); lives as long as the primitive. */
 const dd_layout *dd_primitive_weights(const dd_primitive *p);
 size_t dd_layout_bytes(const dd_layout *layout);
 bool dd_layout_equal(const dd_layout *a, const dd_layout *b);

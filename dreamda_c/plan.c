@@ -401,6 +401,10 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
         break;
     case DD_OP_ADD_NOISE:
         return run_add_noise(p, op, dst);
+    case DD_OP_BATCH_NORM:
+    case DD_OP_MAX_POOL:
+    case DD_OP_GLOBAL_POOL:
+        return dd_fail(DD_INVALID, "op '%s' is a trainer's", op->name);
     case DD_OP_COUNT:
         break;
     }

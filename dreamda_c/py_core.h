@@ -21,7 +21,7 @@
 
 typedef struct {
     PyObject *error; /* dreamda.Error */
-    PyTypeObject *model_type, *plan_type;
+    PyTypeObject *model_type, *plan_type, *trainer_type;
 } dd_module_state;
 
 typedef struct {
@@ -35,7 +35,7 @@ typedef struct {
     } config;
 } dd_model_object;
 
-extern PyType_Spec dd_model_spec, dd_plan_spec;
+extern PyType_Spec dd_model_spec, dd_plan_spec, dd_trainer_spec;
 extern PyMethodDef dd_loss_methods[]; /* py_losses.c */
 
 /* Sets the exception that fits the status, with dd_message() as its text. Always returns NULL. */

@@ -87,7 +87,10 @@ static int core_exec(PyObject *module)
     if (!state->error || PyModule_AddObjectRef(module, "Error", state->error) < 0) {
         return -1;
     }
-    return add_type(module, &dd_model_spec, &state->model_type) < 0 || add_type(module, &dd_plan_spec, &state->plan_type) < 0 ? -1 : 0;
+    return add_type(module, &dd_model_spec, &state->model_type) < 0 || add_type(module, &dd_plan_spec, &state->plan_type) < 0 ||
+                   add_type(module, &dd_trainer_spec, &state->trainer_type) < 0
+               ? -1
+               : 0;
 }
 
 static int core_traverse(PyObject *module, visitproc visit, void *arg)
@@ -96,6 +99,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->error);
     Py_VISIT(state->model_type);
     Py_VISIT(state->plan_type);
+    Py_VISIT(state->trainer_type);
     return 0;
 }
 
@@ -105,6 +109,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->error);
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->plan_type);
+    Py_CLEAR(state->trainer_type);
     return 0;
 }
 

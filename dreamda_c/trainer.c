@@ -1,0 +1,801 @@
+/* Memory: one block of state (parameters, gradients, momentum, running statistics), one of packed weights, one arena. The arena
+ * holds for each slot what forward leaves for backward, then the gradients of activations (planned by lifetime), then the
+ * activations of evaluation (likewise), then scratch. */
+#include "trainer.h"
+
+#include "arena.h"
+#include "kernels.h"
+#include "kernels_train.h"
+#include "planner.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+#include <time.h>
+
+typedef enum { PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_PACK, PHASE_UNPACK, PHASE_EVALUATE, PHASE_FOLD, PHASES } phase;
+
+/* Indices below are into t->buffers or offsets into a block; -1: none. */
+typedef struct {
+    const dd_op *op;
+    dd_primitive *forward, *backward, *weights, *evaluate; /* convolutions and pools; backward NULL: nobody needs it */
+    dd_primitive *pack_forward, *pack_backward, *pack_evaluate, *unpack;
+    size_t packed_forward, packed_backward, packed_evaluate, bias_evaluate; /* in t->packed */
+    size_t weight;                                                          /* in parameters and gradients */
+    size_t gamma, beta, mean, variance;                                     /* of a batch norm; the latter two in running statistics */
+    size_t saved;                                                           /* in a slot: statistics, or a pool's workspace */
+    int convolution;                                                        /* of a batch norm: the step that feeds it */
+    int d_dst[2], d_src;                                                    /* gradient buffers */
+    double seconds[PHASES];
+} step;
+
+struct dd_trainer {
+    dd_weights *table;
+    dd_graph *graph;
+    dd_dtype dtype;
+    dd_isa isa;
+    int threads, nslots, nsteps;
+    step *steps;
+    size_t *offset;                  /* by parameter: into parameters, or into running statistics */
+    bool *running;                   /* by parameter */
+    size_t parameters, decayed, statistics; /* floats; the first `decayed` parameters are those that decay */
+    float *parameter, *gradient, *moment, *statistic;
+    char *packed, *arena, *slots, *gradients, *activations, *scratch;
+    float *folded;                   /* plain or packed f32 weights of one convolution, in the arena */
+    size_t *kept, slot_bytes;        /* by value: in a slot */
+    size_t *evaluated;               /* by value: in activations */
+    dd_buffer *buffers;              /* gradients of activations */
+    int nbuffers;
+    size_t bytes;
+    bool alive[DD_MAX_SLOTS], packed_known, folded_known;
+    uint64_t packed_digest, folded_digest; /* of what the packed weights were made from */
+};
+
+static const dd_value_info *value(const dd_trainer *t, dd_value v)
+{
+    return dd_graph_value(t->graph, v);
+}
+
+static size_t elements(const dd_value_info *v)
+{
+    return (size_t)v->n * (size_t)v->h * (size_t)v->w * (size_t)v->c;
+}
+
+static size_t value_bytes(const dd_trainer *t, dd_value v)
+{
+    return elements(value(t, v)) * dd_dtype_size(t->dtype);
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + DD_ALIGN - 1) / DD_ALIGN * DD_ALIGN;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static size_t parameter_floats(const dd_parameter *p)
+{
+    size_t count = 1;
+    for (int i = 0; i < p->ndim; i++) {
+        count *= (size_t)p->dims[i];
+    }
+    return count;
+}
+
+/* ---- creation */
+
+/* Offsets of every parameter: convolution weights first (they decay), then norms; running statistics in a block of their own. */
+static dd_status lay_out_parameters(dd_trainer *t)
+{
+    dd_status status = DD_OK;
+    int count = dd_weights_count(t->table);
+    t->offset = dd_calloc((size_t)count + 1, sizeof *t->offset);
+    t->running = dd_calloc((size_t)count + 1, sizeof *t->running);
+    if (!t->offset || !t->running) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    for (int i = 0; i < t->nsteps; i++) {
+        const dd_op *op = t->steps[i].op;
+        if (op->kind == DD_OP_BATCH_NORM) {
+            t->running[op->weights[1].parameter] = t->running[op->bias[1].parameter] = true;
+        }
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < count; i++) {
+            const dd_parameter *p = dd_weights_get(t->table, i);
+            size_t floats = aligned(parameter_floats(p) * sizeof(float)) / sizeof(float);
+            if ((pass == 0) != (p->ndim > 1)) {
+                continue;
+            }
+            size_t *end = t->running[i] ? &t->statistics : &t->parameters;
+            t->offset[i] = *end;
+            *end += floats;
+        }
+        t->decayed = pass == 0 ? t->parameters : t->decayed;
+    }
+    size_t floats = 3 * t->parameters + t->statistics;
+    t->parameter = dd_calloc(floats, sizeof(float));
+    if (!t->parameter) {
+        DD_FAIL(DD_NOMEM, "out of memory for %zu parameters", t->parameters);
+    }
+    t->bytes += floats * sizeof(float);
+    t->gradient = t->parameter + t->parameters;
+    t->moment = t->gradient + t->parameters;
+    t->statistic = t->moment + t->parameters;
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        if (s->op->kind == DD_OP_CONV) {
+            s->weight = t->offset[s->op->weights[0].parameter];
+        } else if (s->op->kind == DD_OP_BATCH_NORM) {
+            s->gamma = t->offset[s->op->weights[0].parameter];
+            s->beta = t->offset[s->op->bias[0].parameter];
+            s->mean = t->offset[s->op->weights[1].parameter];
+            s->variance = t->offset[s->op->bias[1].parameter];
+            for (int c = 0; c < value(t, s->op->dst)->c; c++) {
+                t->parameter[s->gamma + (size_t)c] = t->statistic[s->variance + (size_t)c] = 1.0f;
+            }
+        }
+    }
+fail:
+    return status;
+}
+
+static dd_conv_desc describe(const dd_trainer *t, const dd_op *op)
+{
+    const dd_value_info *src = value(t, op->src[0].value), *dst = value(t, op->dst);
+    return (dd_conv_desc){.dtype = t->dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c, .kernel = op->kernel,
+                          .stride = op->stride, .pad_before = op->pad_before, .pad_after = op->pad_after};
+}
+
+static int step_of(const dd_trainer *t, dd_value v)
+{
+    for (int i = 0; i < t->nsteps; i++) {
+        if (t->steps[i].op->dst == v) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static bool is_image(const dd_trainer *t, dd_value v)
+{
+    int maker = step_of(t, v);
+    return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
+}
+
+static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
+{
+    dd_status status = DD_OK;
+    dd_engine *engine = dd_weights_engine(t->table);
+    dd_conv_desc d = describe(t, s->op);
+    bool wanted = !is_image(t, s->op->src[0].value);
+    DD_TRY(dd_conv_train_create(&s->forward, wanted ? &s->backward : NULL, &s->weights, engine, &d));
+    const dd_layout *forward = dd_primitive_weights(s->forward);
+    DD_TRY(dd_pack_create(&s->pack_forward, engine, forward));
+    DD_TRY(dd_unpack_create(&s->unpack, engine, dd_primitive_weights(s->weights)));
+    s->packed_forward = *packed;
+    *packed += aligned(dd_layout_bytes(forward));
+    s->packed_backward = s->packed_forward;
+    if (wanted && !dd_layout_equal(forward, dd_primitive_weights(s->backward))) {
+        DD_TRY(dd_pack_create(&s->pack_backward, engine, dd_primitive_weights(s->backward)));
+        s->packed_backward = *packed;
+        *packed += aligned(dd_layout_bytes(dd_primitive_weights(s->backward)));
+    }
+fail:
+    return status;
+}
+
+/* The convolution that evaluation runs in place of itself and of the batch norm `s` behind it. */
+static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
+{
+    dd_status status = DD_OK;
+    s->convolution = step_of(t, s->op->src[0].value);
+    if (s->convolution < 0 || t->steps[s->convolution].op->kind != DD_OP_CONV) {
+        DD_FAIL(DD_INVALID, "'%s' does not follow a convolution", s->op->name);
+    }
+    dd_conv_desc d = describe(t, t->steps[s->convolution].op);
+    bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[2].value != DD_NONE;
+    d.epilogue = (dd_epilogue){.bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
+    DD_TRY(dd_conv_create(&s->evaluate, dd_weights_engine(t->table), &d));
+    DD_TRY(dd_pack_create(&s->pack_evaluate, dd_weights_engine(t->table), dd_primitive_weights(s->evaluate)));
+    s->packed_evaluate = *packed;
+    *packed += aligned(dd_layout_bytes(dd_primitive_weights(s->evaluate)));
+    s->bias_evaluate = *packed;
+    *packed += aligned((size_t)d.oc * sizeof(float));
+fail:
+    return status;
+}
+
+static void larger(size_t *most, const dd_primitive *p)
+{
+    if (p && dd_primitive_scratch(p) > *most) {
+        *most = dd_primitive_scratch(p);
+    }
+}
+
+/* What a slot keeps: the sources of convolutions and of batch norms, results of a batch norm with a residual (where ReLU let
+   pass), statistics and workspaces. The rest lives from its first to its last use. */
+static dd_status plan_forward(dd_trainer *t)
+{
+    dd_status status = DD_OK;
+    int values = dd_graph_values(t->graph), count = values + 1 + t->nsteps;
+    dd_buffer *b = dd_calloc((size_t)count, sizeof *b);
+    if (!b) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    for (int i = 0; i < t->nsteps; i++) {
+        const step *s = &t->steps[i];
+        const dd_op *op = s->op;
+        b[op->dst] = (dd_buffer){.bytes = value_bytes(t, op->dst), .first = i, .last = i};
+        for (int j = 0; j < op->nsrc; j++) {
+            if (op->src[j].value != DD_NONE) {
+                dd_buffer *src = &b[op->src[j].value];
+                bool keep = j == 0 && (op->kind == DD_OP_CONV || op->kind == DD_OP_BATCH_NORM);
+                src->last = keep ? t->nsteps : src->last > i ? src->last : i;
+            }
+        }
+        if (op->kind == DD_OP_BATCH_NORM && op->src[2].value != DD_NONE) {
+            b[op->dst].last = t->nsteps;
+        }
+        b[values + 1 + i] = (dd_buffer){.first = i, .last = t->nsteps};
+        if (op->kind == DD_OP_BATCH_NORM) {
+            b[values + 1 + i].bytes = 2 * aligned((size_t)value(t, op->dst)->c * sizeof(float));
+        } else if (op->kind == DD_OP_MAX_POOL) {
+            b[values + 1 + i].bytes = dd_primitive_workspace(s->forward);
+        }
+    }
+    DD_TRY(dd_planner_assign(b, count, &t->slot_bytes));
+    for (int v = 1; v <= values; v++) {
+        t->kept[v] = b[v].offset;
+    }
+    for (int i = 0; i < t->nsteps; i++) {
+        t->steps[i].saved = b[values + 1 + i].offset;
+    }
+fail:
+    dd_free(b);
+    return status;
+}
+
+static int new_buffer(dd_trainer *t, size_t bytes, int when)
+{
+    t->buffers[t->nbuffers] = (dd_buffer){.bytes = bytes, .first = when, .last = when};
+    return t->nbuffers++;
+}
+
+/* Which buffers hold the (at most two) parts of each value's gradient, from the last step to the first. */
+static dd_status plan_backward(dd_trainer *t, size_t *bytes)
+{
+    dd_status status = DD_OK;
+    int values = dd_graph_values(t->graph);
+    int(*parts)[2] = dd_calloc((size_t)values + 1, sizeof *parts);
+    t->buffers = dd_calloc((size_t)t->nsteps + 1, sizeof *t->buffers);
+    if (!parts || !t->buffers) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    for (int v = 0; v <= values; v++) {
+        parts[v][0] = parts[v][1] = -1;
+    }
+    for (int when = 0; when < t->nsteps; when++) {
+        step *s = &t->steps[t->nsteps - 1 - when];
+        const dd_op *op = s->op;
+        int *d = parts[op->dst], given[2] = {-1, -1}; /* to src, to the residual */
+        for (int k = 0; k < 2; k++) {
+            s->d_dst[k] = d[k];
+            if (d[k] >= 0) {
+                t->buffers[d[k]].last = when;
+            }
+        }
+        if (op->kind == DD_OP_BATCH_NORM) {
+            bool residual = op->src[2].value != DD_NONE;
+            given[0] = d[1] >= 0 ? d[1] : residual ? new_buffer(t, value_bytes(t, op->dst), when) : d[0];
+            given[1] = residual ? d[0] : -1;
+        } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL || (op->kind == DD_OP_CONV && s->backward)) {
+            given[0] = new_buffer(t, value_bytes(t, op->src[0].value), when);
+        }
+        s->d_src = given[0];
+        for (int k = 0; k < 2; k++) {
+            if (given[k] >= 0) {
+                int *part = parts[op->src[2 * k].value];
+                if (part[0] >= 0 && part[1] >= 0) {
+                    DD_FAIL(DD_INVALID, "'%s': a value with more than two uses cannot be trained", op->name);
+                }
+                part[part[0] >= 0] = given[k];
+            }
+        }
+    }
+    DD_TRY(dd_planner_assign(t->buffers, t->nbuffers, bytes));
+fail:
+    dd_free(parts);
+    return status;
+}
+
+/* A batch norm stands for itself and the convolution in front of it. */
+static dd_status plan_evaluation(dd_trainer *t, size_t *bytes)
+{
+    dd_status status = DD_OK;
+    int values = dd_graph_values(t->graph);
+    dd_buffer *b = dd_calloc((size_t)values + 1, sizeof *b);
+    if (!b) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    for (int i = 0; i < t->nsteps; i++) {
+        const dd_op *op = t->steps[i].op;
+        if (op->kind == DD_OP_CONV) {
+            continue;
+        }
+        dd_value src = op->kind == DD_OP_BATCH_NORM ? t->steps[t->steps[i].convolution].op->src[0].value : op->src[0].value;
+        b[op->dst] = (dd_buffer){.bytes = value_bytes(t, op->dst), .first = i, .last = i};
+        b[src].last = i;
+        if (op->kind == DD_OP_BATCH_NORM) {
+            b[op->src[2].value].last = i; /* DD_NONE: a buffer of no bytes */
+        }
+    }
+    DD_TRY(dd_planner_assign(b, values + 1, bytes));
+    for (int v = 1; v <= values; v++) {
+        t->evaluated[v] = b[v].offset;
+    }
+fail:
+    dd_free(b);
+    return status;
+}
+
+static dd_status plan_memory(dd_trainer *t)
+{
+    dd_status status = DD_OK;
+    size_t gradients, activations, scratch = 0, folded = 0, packed = 0;
+    dd_engine *engine = dd_weights_engine(t->table);
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        const dd_value_info *dst = value(t, s->op->dst);
+        if (s->op->kind == DD_OP_CONV) {
+            DD_TRY(create_convolution(t, s, &packed));
+            size_t plain = parameter_floats(dd_weights_get(t->table, (int)s->op->weights[0].parameter)) * sizeof(float);
+            size_t gradient = dd_layout_bytes(dd_primitive_weights(s->weights));
+            folded = plain > folded ? plain : folded;
+            folded = gradient > folded ? gradient : folded;
+        } else if (s->op->kind == DD_OP_BATCH_NORM) {
+            DD_TRY(create_evaluation(t, s, &packed));
+            size_t wanted = dd_batch_norm_scratch((int64_t)dst->n * dst->h * dst->w, dst->c);
+            scratch = wanted > scratch ? wanted : scratch;
+        } else if (s->op->kind == DD_OP_MAX_POOL) {
+            dd_conv_desc d = describe(t, s->op);
+            DD_TRY(dd_max_pool_create(&s->forward, &s->backward, engine, &d));
+            DD_TRY(dd_max_pool_create(&s->evaluate, NULL, engine, &d));
+        } else if (s->op->kind != DD_OP_FROM_NCHW && s->op->kind != DD_OP_GLOBAL_POOL) {
+            DD_FAIL(DD_INVALID, "op '%s' cannot be trained", s->op->name);
+        }
+        const dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
+                                     s->unpack};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+            larger(&scratch, all[k]);
+        }
+    }
+    DD_TRY(plan_forward(t));
+    DD_TRY(plan_backward(t, &gradients));
+    DD_TRY(plan_evaluation(t, &activations));
+    scratch = aligned(scratch);
+    size_t total = (size_t)t->nslots * t->slot_bytes + gradients + activations + scratch + aligned(folded);
+    t->packed = dd_alloc(packed + DD_ALIGN);
+    t->arena = dd_alloc(total + DD_ALIGN);
+    if (!t->packed || !t->arena) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer of %zu bytes: use a smaller batch or image", total);
+    }
+    t->bytes += packed + total;
+    t->slots = t->arena;
+    t->gradients = t->slots + (size_t)t->nslots * t->slot_bytes;
+    t->activations = t->gradients + gradients;
+    t->scratch = t->activations + activations;
+    t->folded = (float *)(void *)(t->scratch + scratch);
+fail:
+    return status;
+}
+
+/* What never moves is bound once; a slot's buffers are bound at each run. */
+static void bind(dd_trainer *t)
+{
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
+                               s->unpack};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+            if (all[k]) {
+                dd_primitive_bind(all[k], DD_ARG_SCRATCH, t->scratch);
+            }
+        }
+        char *d_dst = s->d_dst[0] >= 0 ? t->gradients + t->buffers[s->d_dst[0]].offset : NULL;
+        char *d_src = s->d_src >= 0 ? t->gradients + t->buffers[s->d_src].offset : NULL;
+        if (s->op->kind == DD_OP_CONV) {
+            float *plain = t->parameter + s->weight;
+            dd_primitive_bind(s->forward, DD_ARG_WEIGHTS, t->packed + s->packed_forward);
+            dd_primitive_bind(s->pack_forward, DD_ARG_SRC, plain);
+            dd_primitive_bind(s->pack_forward, DD_ARG_DST, t->packed + s->packed_forward);
+            if (s->backward) {
+                dd_primitive_bind(s->backward, DD_ARG_WEIGHTS, t->packed + s->packed_backward);
+            }
+            if (s->pack_backward) {
+                dd_primitive_bind(s->pack_backward, DD_ARG_SRC, plain);
+                dd_primitive_bind(s->pack_backward, DD_ARG_DST, t->packed + s->packed_backward);
+            }
+            dd_primitive_bind(s->weights, DD_ARG_DIFF_DST, d_dst);
+            dd_primitive_bind(s->weights, DD_ARG_DIFF_WEIGHTS, t->folded);
+            dd_primitive_bind(s->unpack, DD_ARG_SRC, t->folded);
+            dd_primitive_bind(s->unpack, DD_ARG_DST, t->gradient + s->weight);
+        }
+        if (s->backward) {
+            dd_primitive_bind(s->backward, DD_ARG_DIFF_DST, d_dst);
+            dd_primitive_bind(s->backward, DD_ARG_DIFF_SRC, d_src);
+        }
+        if (s->op->kind == DD_OP_BATCH_NORM) {
+            dd_value src = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
+            dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[src]);
+            dd_primitive_bind(s->evaluate, DD_ARG_WEIGHTS, t->packed + s->packed_evaluate);
+            dd_primitive_bind(s->evaluate, DD_ARG_BIAS, t->packed + s->bias_evaluate);
+            dd_primitive_bind(s->evaluate, DD_ARG_ADD, add ? t->activations + t->evaluated[add] : NULL);
+            dd_primitive_bind(s->evaluate, DD_ARG_DST, t->activations + t->evaluated[s->op->dst]);
+            dd_primitive_bind(s->pack_evaluate, DD_ARG_SRC, t->folded);
+            dd_primitive_bind(s->pack_evaluate, DD_ARG_DST, t->packed + s->packed_evaluate);
+        } else if (s->evaluate) {
+            dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[s->op->src[0].value]);
+            dd_primitive_bind(s->evaluate, DD_ARG_DST, t->activations + t->evaluated[s->op->dst]);
+        }
+    }
+}
+
+dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *graph, dd_dtype dtype, int threads, int slots)
+{
+    dd_status status = DD_OK;
+    int caller_threads = omp_get_max_threads(), values = dd_graph_values(graph);
+    dd_trainer *t = dd_calloc(1, sizeof *t);
+    omp_set_num_threads(threads);
+    if (!t) {
+        dd_graph_destroy(graph);
+        dd_weights_destroy(weights);
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    t->graph = graph;
+    t->table = weights;
+    t->dtype = dtype;
+    t->threads = threads;
+    t->nslots = slots;
+    t->isa = dd_onednn_isa();
+    DD_TRY(dd_graph_status(graph));
+    if (dtype == DD_BF16 && t->isa < DD_ISA_AVX512_BF16) {
+        DD_FAIL(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32", dd_onednn_isa_name());
+    }
+    t->steps = dd_calloc((size_t)dd_graph_ops(graph) + 1, sizeof *t->steps);
+    t->kept = dd_calloc((size_t)values + 1, sizeof *t->kept);
+    t->evaluated = dd_calloc((size_t)values + 1, sizeof *t->evaluated);
+    if (!t->steps || !t->kept || !t->evaluated) {
+        DD_FAIL(DD_NOMEM, "out of memory for a trainer");
+    }
+    for (t->nsteps = 0; t->nsteps < dd_graph_ops(graph); t->nsteps++) {
+        t->steps[t->nsteps].op = dd_graph_op(graph, t->nsteps);
+    }
+    DD_TRY(lay_out_parameters(t));
+    DD_TRY(plan_memory(t));
+    bind(t);
+    *out = t;
+    t = NULL;
+fail:
+    omp_set_num_threads(caller_threads);
+    dd_trainer_destroy(t);
+    return status;
+}
+
+void dd_trainer_destroy(dd_trainer *t)
+{
+    if (!t) {
+        return;
+    }
+    for (int i = 0; t->steps && i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
+                               s->unpack};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+            dd_primitive_destroy(all[k]);
+        }
+    }
+    dd_free(t->steps);
+    dd_free(t->offset);
+    dd_free(t->running);
+    dd_free(t->parameter);
+    dd_free(t->packed);
+    dd_free(t->arena);
+    dd_free(t->kept);
+    dd_free(t->evaluated);
+    dd_free(t->buffers);
+    dd_graph_destroy(t->graph);
+    dd_weights_destroy(t->table);
+    dd_free(t);
+}
+
+/* ---- running */
+
+static double add_time(step *s, phase p, double since)
+{
+    double t = now();
+    s->seconds[p] += t - since;
+    return t;
+}
+
+static char *in_slot(const dd_trainer *t, int slot, size_t offset)
+{
+    return t->slots + (size_t)slot * t->slot_bytes + offset;
+}
+
+static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
+{
+    const dd_value_info *dst = value(t, s->op->dst);
+    char *saved = in_slot(t, slot, s->saved);
+    return (dd_batch_norm){.gamma = t->parameter + s->gamma, .beta = t->parameter + s->beta, .mean = (float *)(void *)saved,
+                           .variance = (float *)(void *)(saved + aligned((size_t)dst->c * sizeof(float))),
+                           .rows = (int64_t)dst->n * dst->h * dst->w, .c = dst->c, .eps = s->op->eps, .relu = s->op->act == DD_ACT_RELU};
+}
+
+/* Packs the weights of forward and backward, unless they were made from exactly what the parameters hold now. */
+static dd_status pack_weights(dd_trainer *t)
+{
+    dd_status status = DD_OK;
+    double since = now();
+    uint64_t digest = dd_digest(t->parameter, t->decayed);
+    if (t->packed_known && digest == t->packed_digest) {
+        return DD_OK;
+    }
+    t->packed_known = false;
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        if (s->op->kind == DD_OP_CONV) {
+            DD_TRY(dd_primitive_run(s->pack_forward));
+            if (s->pack_backward) {
+                DD_TRY(dd_primitive_run(s->pack_backward));
+            }
+            since = add_time(s, PHASE_PACK, since);
+        }
+    }
+    t->packed_known = true;
+    t->packed_digest = digest;
+fail:
+    return status;
+}
+
+static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *images, float *features)
+{
+    const dd_op *op = s->op;
+    const dd_value_info *in = value(t, op->src[0].value);
+    char *src = in_slot(t, slot, t->kept[op->src[0].value]), *dst = in_slot(t, slot, t->kept[op->dst]);
+    switch (op->kind) {
+    case DD_OP_FROM_NCHW:
+        dd_from_nchw(t->dtype, dst, images, in->n, in->c, in->h * in->w);
+        return DD_OK;
+    case DD_OP_BATCH_NORM: {
+        dd_batch_norm n = norm_of(t, s, slot);
+        dd_value add = op->src[2].value;
+        dd_batch_norm_forward(t->isa, t->dtype, &n, dst, src, add ? in_slot(t, slot, t->kept[add]) : NULL, t->scratch);
+        dd_running_statistics(t->statistic + s->mean, t->statistic + s->variance, &n, 0.1f);
+        return DD_OK;
+    }
+    case DD_OP_GLOBAL_POOL:
+        dd_global_pool(t->dtype, features, src, in->n, in->h * in->w, in->c);
+        return DD_OK;
+    default:
+        dd_primitive_bind(s->forward, DD_ARG_SRC, src);
+        dd_primitive_bind(s->forward, DD_ARG_DST, dst);
+        dd_primitive_bind(s->forward, DD_ARG_WORKSPACE, in_slot(t, slot, s->saved));
+        return dd_primitive_run(s->forward);
+    }
+}
+
+dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float *features)
+{
+    dd_status status = DD_OK;
+    int caller_threads = omp_get_max_threads();
+    omp_set_num_threads(t->threads);
+    t->alive[slot] = false;
+    DD_TRY(pack_weights(t));
+    double since = now();
+    for (int i = 0; i < t->nsteps; i++) {
+        DD_TRY(forward_step(t, &t->steps[i], slot, images, features));
+        since = add_time(&t->steps[i], PHASE_FORWARD, since);
+    }
+    t->alive[slot] = true;
+fail:
+    omp_set_num_threads(caller_threads);
+    return status;
+}
+
+static void *part(const dd_trainer *t, int buffer)
+{
+    return buffer < 0 ? NULL : t->gradients + t->buffers[buffer].offset;
+}
+
+static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_features)
+{
+    dd_status status = DD_OK;
+    const dd_op *op = s->op;
+    const dd_value_info *in = value(t, op->src[0].value);
+    char *src = in_slot(t, slot, t->kept[op->src[0].value]);
+    double since = now();
+    switch (op->kind) {
+    case DD_OP_FROM_NCHW:
+        break;
+    case DD_OP_BATCH_NORM: {
+        dd_batch_norm n = norm_of(t, s, slot);
+        dd_batch_norm_backward(t->isa, t->dtype, &n, part(t, s->d_src), t->gradient + s->gamma, t->gradient + s->beta, part(t, s->d_dst[0]),
+                               part(t, s->d_dst[1]), src, in_slot(t, slot, t->kept[op->dst]), op->src[2].value != DD_NONE, t->scratch);
+        break;
+    }
+    case DD_OP_GLOBAL_POOL:
+        dd_global_pool_backward(t->dtype, part(t, s->d_src), d_features, in->n, in->h * in->w, in->c);
+        break;
+    case DD_OP_CONV:
+        dd_primitive_bind(s->weights, DD_ARG_SRC, src);
+        DD_TRY(dd_primitive_run(s->weights));
+        since = add_time(s, PHASE_WEIGHTS, since);
+        DD_TRY(dd_primitive_run(s->unpack));
+        since = add_time(s, PHASE_UNPACK, since);
+        if (s->backward) {
+            DD_TRY(dd_primitive_run(s->backward));
+        }
+        break;
+    default:
+        if (s->d_dst[1] >= 0) {
+            dd_accumulate(t->isa, t->dtype, part(t, s->d_dst[0]), part(t, s->d_dst[1]), elements(value(t, op->dst)));
+        }
+        dd_primitive_bind(s->backward, DD_ARG_WORKSPACE, in_slot(t, slot, s->saved));
+        DD_TRY(dd_primitive_run(s->backward));
+    }
+    add_time(s, PHASE_BACKWARD, since);
+fail:
+    return status;
+}
+
+dd_status dd_trainer_backward(dd_trainer *t, int slot, const float *d_features)
+{
+    dd_status status = DD_OK;
+    int caller_threads = omp_get_max_threads();
+    omp_set_num_threads(t->threads);
+    if (!t->alive[slot]) {
+        DD_FAIL(DD_INVALID, "backward: slot %d holds no forward pass that was made since the last step and not used yet", slot);
+    }
+    t->alive[slot] = false;
+    for (int i = t->nsteps - 1; i >= 0; i--) {
+        DD_TRY(backward_step(t, &t->steps[i], slot, d_features));
+    }
+fail:
+    omp_set_num_threads(caller_threads);
+    return status;
+}
+
+/* Weights and biases of evaluation, unless they were made from exactly what parameters and statistics hold now. */
+static dd_status fold_weights(dd_trainer *t)
+{
+    dd_status status = DD_OK;
+    double since = now();
+    uint64_t digest = dd_digest(t->parameter, t->parameters) ^ (3 * dd_digest(t->statistic, t->statistics));
+    if (t->folded_known && digest == t->folded_digest) {
+        return DD_OK;
+    }
+    t->folded_known = false;
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        if (s->op->kind == DD_OP_BATCH_NORM) {
+            const step *conv = &t->steps[s->convolution];
+            const dd_value_info *in = value(t, conv->op->src[0].value);
+            dd_batch_norm n = {.gamma = t->parameter + s->gamma, .beta = t->parameter + s->beta, .mean = t->statistic + s->mean,
+                               .variance = t->statistic + s->variance, .c = value(t, s->op->dst)->c, .eps = s->op->eps};
+            dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight, &n, n.c,
+                               (size_t)in->c * (size_t)conv->op->kernel * (size_t)conv->op->kernel);
+            DD_TRY(dd_primitive_run(s->pack_evaluate));
+            since = add_time(s, PHASE_FOLD, since);
+        }
+    }
+    t->folded_known = true;
+    t->folded_digest = digest;
+fail:
+    return status;
+}
+
+dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, float *features)
+{
+    dd_status status = DD_OK;
+    int caller_threads = omp_get_max_threads();
+    omp_set_num_threads(t->threads);
+    DD_TRY(fold_weights(t));
+    double since = now();
+    for (int i = 0; i < t->nsteps; i++) {
+        step *s = &t->steps[i];
+        const dd_value_info *in = value(t, s->op->src[0].value);
+        char *src = t->activations + t->evaluated[s->op->src[0].value], *dst = t->activations + t->evaluated[s->op->dst];
+        if (s->op->kind == DD_OP_FROM_NCHW) {
+            dd_from_nchw(t->dtype, dst, images, rows, in->c, in->h * in->w);
+            size_t row = value_bytes(t, s->op->dst) / (size_t)in->n;
+            memset(dst + (size_t)rows * row, 0, (size_t)(in->n - rows) * row);
+        } else if (s->op->kind == DD_OP_GLOBAL_POOL) {
+            dd_global_pool(t->dtype, features, src, rows, in->h * in->w, in->c);
+        } else if (s->evaluate) {
+            DD_TRY(dd_primitive_run(s->evaluate));
+        }
+        since = add_time(s, PHASE_EVALUATE, since);
+    }
+fail:
+    omp_set_num_threads(caller_threads);
+    return status;
+}
+
+/* ---- optimiser */
+
+void dd_trainer_zero_gradients(dd_trainer *t)
+{
+    memset(t->gradient, 0, t->parameters * sizeof *t->gradient);
+}
+
+double dd_trainer_gradient_norm(const dd_trainer *t)
+{
+    int caller_threads = omp_get_max_threads();
+    omp_set_num_threads(t->threads);
+    double norm = sqrt(dd_sum_of_squares(t->gradient, t->parameters));
+    omp_set_num_threads(caller_threads);
+    return norm;
+}
+
+void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
+{
+    int caller_threads = omp_get_max_threads();
+    dd_sgd sgd = {.lr = o->lr, .momentum = o->momentum, .weight_decay = o->weight_decay, .nesterov = o->nesterov, .scale = 1.0f};
+    if (o->clip_norm > 0) {
+        double ratio = o->clip_norm / (dd_trainer_gradient_norm(t) + 1e-6); /* as torch.nn.utils.clip_grad_norm_ */
+        sgd.scale = ratio < 1 ? (float)ratio : 1.0f;
+    }
+    omp_set_num_threads(t->threads);
+    dd_sgd_step(t->parameter, t->moment, t->gradient, t->decayed, &sgd);
+    sgd.weight_decay = 0;
+    dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
+    omp_set_num_threads(caller_threads);
+    memset(t->alive, 0, sizeof t->alive);
+}
+
+/* ---- what a trainer tells */
+
+int dd_trainer_arrays(const dd_trainer *t) { return dd_weights_count(t->table); }
+int dd_trainer_features(const dd_trainer *t) { return value(t, t->steps[t->nsteps - 1].op->dst)->c; }
+int dd_trainer_slots(const dd_trainer *t) { return t->nslots; }
+size_t dd_trainer_bytes(const dd_trainer *t) { return t->bytes; }
+const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->steps[0].op->src[0].value); }
+
+dd_trainer_array dd_trainer_get(const dd_trainer *t, int index)
+{
+    size_t at = t->offset[index];
+    dd_trainer_array a = {.about = dd_weights_get(t->table, index)};
+    if (t->running[index]) {
+        a.value = t->statistic + at;
+    } else {
+        a.value = t->parameter + at;
+        a.gradient = t->gradient + at;
+        a.moment = t->moment + at;
+    }
+    return a;
+}
+
+int dd_trainer_profile_rows(const dd_trainer *t) { return t->nsteps * PHASES; }
+
+dd_trainer_row dd_trainer_profile(const dd_trainer *t, int index)
+{
+    static const char *const phases[PHASES] = {"forward", "backward", "weights", "pack", "unpack", "evaluate", "fold"};
+    const step *s = &t->steps[index / PHASES];
+    const dd_primitive *by_phase[PHASES] = {s->forward, s->backward, s->weights, s->pack_forward, s->unpack, s->evaluate, s->pack_evaluate};
+    const dd_primitive *p = by_phase[index % PHASES];
+    return (dd_trainer_row){.name = s->op->name, .phase = phases[index % PHASES],
+                            .implementation = p ? dd_primitive_implementation(p) : "dreamda", .seconds = s->seconds[index % PHASES]};
+}
+
+void dd_trainer_profile_reset(dd_trainer *t)
+{
+    for (int i = 0; i < t->nsteps; i++) {
+        memset(t->steps[i].seconds, 0, sizeof t->steps[i].seconds);
+    }
+}
