@@ -247,4 +247,4 @@ def test_data_that_does_not_fit():
     with pytest.raises(ValueError, match="backbone.conv1.weight is missing in the checkpoint"):
         run.load_state({k: v for k, v in arrays.items() if k != "backbone.conv1.weight"}, position)
     with pytest.raises(ValueError, match="yields 24 features, but the heads are for 7"):
-        Network(StandIn(), AMSTHeads(7, 3))
+        Network(StandIn(), AMSTHeads(7, 3), 16)

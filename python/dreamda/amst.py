@@ -58,7 +58,6 @@ class Backbone(Protocol):
     """What `Training` needs of a ``dreamda._core.Trainer``."""
 
     features: int
-    batch: int
     parameters: Mapping[str, Floats]
     gradients: Mapping[str, Floats]
     moments: Mapping[str, Floats]
@@ -209,17 +208,16 @@ class Data:
 
 
 class Network:
-    """A backbone and its heads: prediction, and the state to save."""
+    """A backbone that takes `batch` rows, and its heads: prediction, and the state to save."""
 
-    def __init__(self, backbone: Backbone, heads: AMSTHeads) -> None:
+    def __init__(self, backbone: Backbone, heads: AMSTHeads, batch: int) -> None:
         if heads.n_features != backbone.features:
             raise ValueError(f"the backbone yields {backbone.features} features, but the heads are for {heads.n_features}")
-        self.backbone, self.heads = backbone, heads
+        self.backbone, self.heads, self.batch = backbone, heads, batch
 
     def features(self, images: Images, views: Views, workers: int = 2) -> Floats:
         """Features of the plain views in evaluation mode, float32 (N, features)."""
-        size = self.backbone.batch
-        parts = [slice(start, min(start + size, len(images))) for start in range(0, len(images), size)]
+        parts = [slice(start, min(start + self.batch, len(images))) for start in range(0, len(images), self.batch)]
 
         def load(number: int) -> Floats:
             return np.stack([views.plain(images[i]) for i in range(parts[number].start, parts[number].stop)])
@@ -293,7 +291,7 @@ class Training:
     Parameters
     ----------
     backbone : Backbone
-        Initialised, with two slots for method amst. Its `batch` is the recipe's.
+        Initialised, made for the recipe's batch, with two slots for method amst.
     heads : AMSTHeads
     recipe : Recipe
     views : Views
@@ -319,7 +317,7 @@ class Training:
     """
 
     def __init__(self, backbone: Backbone, heads: AMSTHeads, recipe: Recipe, views: Views, data: Data, *, workers: int = 2) -> None:
-        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads), recipe, views, data, workers
+        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads, recipe.batch), recipe, views, data, workers
         synthetic = len(data.synthetic)
         if not len(data.real):
             raise ValueError("there are no real images; training needs some of every class")
