@@ -79,6 +79,8 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
+    (["{real}", "{tmp}/out", *FAST, "--step", "sdedit", "--share-source"], "--share-source"),
+    (["{real}", "{tmp}/out", *FAST, "--step", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
     (["{tmp}/none", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "{tmp}/../out", *FAST], "no images in them"),
     (["{real}", "{real}/out", *FAST], "lies in the data set"), (["{real}", "{tmp}/out", "--model", "other"], "--model other"),
     (["{real}", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),

@@ -100,10 +100,14 @@ class Settings:
             raise ValueError(f"--steps {self.steps} with --strength {self.strength} leaves no step to run; raise one of them")
         if self.step not in ("cycle", "asymmetric", "sdedit"):
             raise ValueError(f"--step must be cycle, asymmetric or sdedit; it is {self.step!r}")
+        if self.share_source and self.step != "cycle":
+            raise ValueError(f"--share-source: --step {self.step} has no source trajectory; leave it off")
+        if self.source_prompt and self.step == "sdedit":
+            raise ValueError("--source-prompt: --step sdedit has no source; leave it empty")
+        if self.diverse and (self.share_start or self.step == "asymmetric"):
+            raise ValueError("--diverse chooses among noisy starts, so it needs --no-share-start and --step cycle or sdedit")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"--eta must be 0 to 1; it is {self.eta}")
-        if self.diverse and self.share_start:
-            raise ValueError("--diverse chooses among starts; it needs --no-share-start")
         if self.noise_scale is None:
             object.__setattr__(self, "noise_scale", 0.0 if self.step == "sdedit" else 3.0)
         for name in ("strength", "eta", "guidance_scale", "source_guidance_scale", "noise_scale"):
