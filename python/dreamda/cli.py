@@ -155,14 +155,14 @@ def demo(
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """The whole job on the bundled model and images, in a minute or so."""
+    """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real images alone, compare."""
     from .data import DEFAULT_TEMPLATE, load_bundled, prompts_from_template
     from .generate import Settings, check_out, run_identity
     from .pictures import contact_sheet_of_run
 
     settings, source = Settings(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
     bundled = load_bundled()
-    folder = bundled.folder(out / "real")
+    folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
     check_out(out / "synthetic", folder, run_identity(settings, source))
     pipe = _load("fashion-mini", dtype, threads, "")
     bundled.write(folder)
@@ -171,6 +171,8 @@ def demo(
         sheet = out / "contact-sheet.png"
         contact_sheet_of_run(out / "synthetic", folder.root, title="fashion-mini: real images and what was made of them").save(sheet)
         print(f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}")
+        bundled.write(test, "test")
+        code = cli_train.compare(out, dtype, threads)
     return code
 
 

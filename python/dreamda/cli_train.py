@@ -11,6 +11,9 @@ import typer
 
 from .cli import Debug, Dtype, Threads, _complain, _parse_size, _printable
 
+DEMO_WIDTH = 16
+DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 4, "steps_per_epoch": 25, "batch": 32, "lr": 0.05, "warmup_epochs": 1.0, "threshold": 0.9}
+
 Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a finished dreamda train.")]
 Workers = Annotated[int, typer.Option(min=0, help="Threads that decode and augment images; they do not change the result.")]
 
@@ -164,6 +167,32 @@ def predict(
     else:
         write_atomically(out, text.encode())
     return 1 if skipped else 0
+
+
+def compare(out: Path, dtype: str, threads: int) -> int:
+    """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and print both results."""
+    from .amst import Recipe
+    from .train_run import TrainSettings, train_dataset
+
+    rows = {}
+    for method, title in (("real-only", "real images alone"), ("amst", "DreamDA + AMST")):
+        print(f"Training:         {title}", flush=True)
+        recipe = Recipe(method, **DEMO_RECIPE)
+        with _Steps() as steps:
+            report = train_dataset(out / "real", out / "synthetic", out / method, recipe, TrainSettings(width=DEMO_WIDTH, dtype=dtype),
+                                   test=out / "test", threads=threads or None, tell=steps.tell, progress=steps)
+        if report.signal:
+            _complain(f"stopped by {signal.Signals(report.signal).name}; the same command goes on from here")
+            return 128 + report.signal
+        for note in report.notes:
+            _complain(note)
+        rows[title] = report.metrics
+    total = DEMO_RECIPE["epochs"] * DEMO_RECIPE["steps_per_epoch"]
+    print(f"\n{total} steps each, tested on {rows['DreamDA + AMST'].support.sum()} images:\n{'':18}  accuracy  macro-F1")
+    for title, metrics in rows.items():
+        print(f"{title:18}  {metrics.accuracy:8.1%}  {metrics.macro_f1:8.3f}")
+    print(f"Models, logs, curves and confusion matrices: {out / 'real-only'} and {out / 'amst'}")
+    return 0
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[Any, ...] | None:

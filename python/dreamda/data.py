@@ -309,11 +309,12 @@ class BundledImages:
     test_labels: np.ndarray
     class_names: tuple[str, ...]
 
-    def folder(self, root: str | os.PathLike[str]) -> ImageFolder:
-        """The seeds as a data set at `root`, not yet written; ValueError if something else is there."""
+    def folder(self, root: str | os.PathLike[str], part: str = "seeds") -> ImageFolder:
+        """The images of a part, "seeds" or "test", as a data set at `root`, not yet written; ValueError if something else is there."""
         root = Path(root)
         labels = [name.replace(" ", "_") for name in self.class_names]
-        images = sorted(ImageRef(labels[label], f"{number:03d}.png") for number, label in enumerate(self.seed_labels))
+        numbers = self.seed_labels if part == "seeds" else self.test_labels
+        images = sorted(ImageRef(labels[label], f"{number:03d}.png") for number, label in enumerate(numbers))
         folder = ImageFolder(root, tuple(sorted(labels)), tuple(images), ())
         if os.path.lexists(root):
             known = {*(root / label for label in labels), *(folder.path(image) for image in images)}
@@ -322,14 +323,15 @@ class BundledImages:
                 raise ValueError(f"{foreign[0] if foreign else root} is not one of the bundled images; give another folder")
         return folder
 
-    def write(self, folder: ImageFolder) -> None:
-        """Write the seeds into the data set that `folder` returned, as PNG files."""
+    def write(self, folder: ImageFolder, part: str = "seeds") -> None:
+        """Write the images of the part into the data set that `folder` returned, as PNG files."""
         from PIL import Image
 
+        pixels = self.seeds if part == "seeds" else self.test
         for image in folder.images:
             path = folder.path(image)
             buffer = io.BytesIO()
-            Image.fromarray(self.seeds[int(path.stem)]).save(buffer, "PNG", compress_level=6)
+            Image.fromarray(pixels[int(path.stem)]).save(buffer, "PNG", compress_level=6)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file() or path.read_bytes() != buffer.getvalue():
                 path.write_bytes(buffer.getvalue())
