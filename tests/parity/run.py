@@ -6,7 +6,7 @@ The environment of --reference-python holds requirements.txt. A table and one li
 anything failed. With --work the networks (6 GB) and PyTorch's outputs are kept there, and used again by the next run.
 
 The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. bfloat16: NMSE against PyTorch in
-float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7.
+float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7. Tokens: equal.
 """
 
 import argparse
@@ -73,12 +73,21 @@ def compare_trajectories(report: Report, work: Path) -> None:
         report.line("trajectory", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
 
 
+def compare_tokens(report: Report, work: Path) -> None:
+    ours, reference = (np.load(work / "tokens" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        same = ours[name].shape == reference[name].shape
+        different = np.flatnonzero((ours[name] != reference[name]).any(axis=1)) if same else []
+        text = f", different: {list(different[:9])}" if len(different) else "" if same else f", shape {ours[name].shape}"
+        report.line("tokens", f"{name} vocabulary", same and len(different) == 0, f"{len(reference[name])} texts{text}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare dreamda with PyTorch, diffusers and transformers.")
     parser.add_argument("--reference-python", required=True, help="interpreter with torch, diffusers, transformers (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "trajectories"]
+    names = [*CASES, "trajectories", "tokens"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -100,6 +109,10 @@ def main() -> int:
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
             run(options.reference_python, "trajectory_reference.py", str(work / "trajectories"), str(MODEL))
             compare_trajectories(report, work)
+        if "tokens" in options.cases:
+            run(options.ours_python, "token_ours.py", str(work / "tokens"))
+            run(options.reference_python, "token_reference.py", str(work / "tokens"))
+            compare_tokens(report, work)
         print(f"{report.passed} passed, {report.failed} failed")
         return 1 if report.failed else 0
 
