@@ -2,6 +2,7 @@
 
     python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
     python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15]
+    python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
     python benchmarks/compare.py readme        # writes the table of the newest results into README.md
 
 `--peer-python` is an environment with torch, diffusers, transformers and openvino; this one has dreamda-c. Prints a table (median,
@@ -96,7 +97,7 @@ def unet(arguments) -> list[dict]:
         engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", arguments.peer_python, "engine_torch.py", job)]
         if arguments.compile:
             engines.append(("PyTorch compiled, freezing", arguments.peer_python, "engine_torch.py", job | {"compile": True}))
-        engines.append(("OpenVINO", arguments.peer_python, "engine_openvino.py", job))
+        engines.append(("OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"ir": f"{model}/openvino/unet.xml"}))
         rows = measure(engines, arguments.rounds)
         results.append(dict(task="unet", dtype=dtype, rows=rows))
         report(results[-1], arguments.threads)
@@ -107,11 +108,16 @@ def generate(arguments) -> list[dict]:
     results = []
     small = arguments.model == "fashion-mini"
     model = str(HERE.parent / "python/dreamda/bundled/fashion-mini") if small else sd15(arguments)
+    ir = Path(arguments.work) / f"openvino-{arguments.model}-step" / "unet.xml"
+    if not ir.exists():
+        ir.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), model, str(ir)], check=True)
     for dtype in arguments.dtype:
         # At full size two steps of the hundred are timed; every step costs the same, and coding is timed with them.
         shape = dict(images=2, variants=10, steps=20, strength=0.8) if small else dict(images=1, variants=1, steps=2, strength=1.0)
         job = dict(task="generate", model=model, dtype=dtype, threads=arguments.threads, share_source=False, **shape)
-        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("authors' pipeline", arguments.peer_python, "engine_torch.py", job)]
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("authors' pipeline", arguments.peer_python, "engine_torch.py", job),
+                   ("authors' pipeline, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"ir": str(ir)})]
         if small:
             engines.insert(1, ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}))
         rows = measure(engines, arguments.rounds)
@@ -120,7 +126,31 @@ def generate(arguments) -> list[dict]:
     return results
 
 
+TRAINING = [  # depth, stem, batch, size, steps a run
+    (50, "imagenet", 16, 224, 1),
+    (18, "imagenet", 16, 224, 1),
+    (18, "imagenet", 64, 32, 5),
+    (18, "small", 64, 32, 1),
+]
+
+
+def train(arguments) -> list[dict]:
+    results = []
+    for depth, stem, batch, size, steps in TRAINING:
+        for dtype in arguments.dtype:
+            shape = dict(depth=depth, stem=stem, batch=batch, size=size, steps=steps)
+            job = dict(dtype=dtype, threads=arguments.threads, **shape)
+            engines = [("dreamda-c", sys.executable, "train_ours.py", job), ("PyTorch", arguments.peer_python, "train_torch.py", job)]
+            rows = measure(engines, arguments.rounds)
+            results.append(dict(task="train", dtype=dtype, shape=shape, rows=rows))
+            report(results[-1], arguments.threads)
+    return results
+
+
 def title(result: dict, threads: int) -> str:
+    if result["task"] == "train":
+        shape = result["shape"]
+        return f"ResNet-{shape['depth']} training ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, {threads} threads: seconds a step"
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
@@ -128,6 +158,8 @@ def title(result: dict, threads: int) -> str:
 
 
 def images(result: dict) -> int:
+    if result["task"] == "train":
+        return result["shape"]["steps"]
     return result["shape"]["images"] * result["shape"]["variants"] if result["task"] == "generate" else 1
 
 
@@ -159,7 +191,7 @@ def main() -> None:
         write_readme()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["unet", "generate"])
+    parser.add_argument("task", choices=["unet", "generate", "train"])
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
@@ -168,9 +200,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
     arguments = parser.parse_args()
-    results = {"unet": unet, "generate": generate}[arguments.task](arguments)
+    results = {"unet": unet, "generate": generate, "train": train}[arguments.task](arguments)
     RESULTS.mkdir(exist_ok=True)
-    name = arguments.task if arguments.task == "unet" else f"generate-{arguments.model}"
+    name = arguments.task if arguments.task != "generate" else f"generate-{arguments.model}"
     (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=machine(), threads=arguments.threads, results=results), indent=1) + "\n")
 
 

@@ -29,13 +29,17 @@ def load(job):
     raise ValueError(f"unknown task {job['task']!r}")
 
 
-def authors(job):
-    """Their pipeline as published, on a CPU: for each image and variant, four U-Net rows a step, one after the other."""
+def authors(job, predict=None):
+    """Their pipeline as published, on a CPU: for each image and variant, four U-Net rows a step, one after the other.
+    `predict` (latents, timestep, context, all float32) stands in for the U-Net."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder, dtype = job["model"], DTYPES[job["dtype"]]
-    unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+    if predict is None:
+        unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+        unet.mid_block.register_forward_hook(perturb)
+        predict = lambda x, t, context: unet(x.to(dtype), t, context.to(dtype)).sample.float()  # noqa: E731
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
     text = CLIPTextModel.from_pretrained(f"{folder}/text_encoder", torch_dtype=dtype).eval()
     tokenizer = CLIPTokenizer.from_pretrained(f"{folder}/tokenizer")
@@ -43,11 +47,9 @@ def authors(job):
     ddim.set_timesteps(job["steps"])
     timesteps = ddim.timesteps[-int(job["steps"] * job["strength"]):]
     stride = ddim.config.num_train_timesteps // job["steps"]
-    size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    size = UNet2DConditionModel.load_config(f"{folder}/unet")["sample_size"] * 2 ** (len(vae.config.block_out_channels) - 1)
     scale = vae.config.scaling_factor
     images = np.random.default_rng(0).integers(0, 256, (job["images"], size, size, 3), dtype=np.uint8)
-    hook = unet.mid_block.register_forward_hook(perturb)
-    unet.perturbation = hook  # kept alive with the network
 
     def embed(prompt):
         ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
@@ -62,7 +64,7 @@ def authors(job):
             t, p = int(t), int(t) - stride
             a_t, a_p = alpha(t), alpha(p)
             sigma = ((1 - a_p) / (1 - a_t) * (1 - a_t / a_p)).sqrt()
-            eps = unet(torch.cat([x_source, x, x_source, x]).to(dtype), t, context).sample.float()
+            eps = predict(torch.cat([x_source, x, x_source, x]), t, context)
             eps_source = eps[0:1] + 1.5 * (eps[2:3] - eps[0:1])
             eps_target = eps[1:2] + 7.5 * (eps[3:4] - eps[1:2])
             if p <= 0:

@@ -1,6 +1,7 @@
 """Makes a Stable Diffusion 1.5-sized model folder with random weights, for the peers' environment (torch, diffusers, transformers).
 
     PEER/bin/python benchmarks/make_models.py OUT
+    PEER/bin/python benchmarks/make_models.py MODEL IR      # only the U-Net of MODEL as an IR for a whole DreamDA step: 4 rows, noise
 
 OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L text encoder; the tokenizer is fashion-mini's,
 padded to 77 tokens (speed does not depend on its words). OUT/openvino holds the same U-Net as an OpenVINO IR with a static shape.
@@ -47,25 +48,44 @@ def main(out: Path) -> None:
     except ImportError:
         print("openvino is not installed in this environment: no IR is made", file=sys.stderr)
     else:
-        export(openvino, unet, out / "openvino")
+        export(openvino, unet, out / "openvino" / "unet.xml", ROWS, TOKENS)
     shutil.copy(BUNDLED / "model_index.json", out / "model_index.json")
 
 
-def export(openvino, unet: torch.nn.Module, folder: Path) -> None:
+def export(openvino, unet: torch.nn.Module, file: Path, rows: int, tokens: int, perturbed: bool = False) -> None:
+    """The U-Net at its static shape; `perturbed` makes noise for the mid block's output one more input."""
+
     class Plain(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.unet = unet
+            self.unet, self.noise = unet, None
 
-        def forward(self, sample, timestep, context):
+        def forward(self, sample, timestep, context, noise=None):
+            self.noise = noise
             return self.unet(sample, timestep, context, return_dict=False)[0]
 
-    example = (torch.randn(ROWS, 4, 64, 64), torch.tensor(500), torch.randn(ROWS, TOKENS, 768))
+    plain, config = Plain(), unet.config
+    size, levels = config.sample_size, len(config.block_out_channels)
+    example = [torch.randn(rows, config.in_channels, size, size), torch.tensor(500), torch.randn(rows, tokens, config.cross_attention_dim)]
+    if perturbed:
+        example.append(torch.randn(rows, config.block_out_channels[-1], size >> (levels - 1), size >> (levels - 1)))
+        unet.mid_block.register_forward_hook(lambda module, given, output: output + plain.noise)
     with torch.no_grad():
-        model = openvino.convert_model(Plain(), example_input=example)
-    model.reshape({model.inputs[0]: [ROWS, 4, 64, 64], model.inputs[1]: [], model.inputs[2]: [ROWS, TOKENS, 768]})
-    openvino.save_model(model, folder / "unet.xml", compress_to_fp16=False)
+        model = openvino.convert_model(plain, example_input=tuple(example))
+    model.reshape({given: list(x.shape) for given, x in zip(model.inputs, example)})
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def export_step(folder: Path, file: Path) -> None:
+    import openvino
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
+    tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"]
+    export(openvino, unet, file, 4, tokens, perturbed=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 3:
+        export_step(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))
