@@ -143,6 +143,20 @@ def test_at_least_half_of_a_batch_is_real():
     assert make(method="real-only")._maker("train", 0)(0).real == 16
 
 
+def test_synthetic_images_do_not_shift_the_classes():
+    """All accepted ones are of class 0: they take the place of real images of class 0, and of no others."""
+    black = np.zeros_like(SYNTHETIC[:20])
+    run = make(method="plain", data=Data(REAL, LABELS, black, np.zeros(20, np.int64)))
+    synthetic = []
+    for step in range(12):
+        batch = run._maker("train", 0)(step)
+        dark = np.ptp(batch.images, axis=(1, 2, 3)) < 1e-6
+        assert not dark[: batch.real].any() and (batch.labels[dark] == 0).all() and dark[batch.real:][batch.labels[batch.real:] == 0].all()
+        synthetic.append(dark.sum())
+    counts = np.bincount(np.concatenate([run._maker("train", 0)(step).labels for step in range(12)]))
+    assert counts.max() - counts.min() <= 8 and sum(synthetic) > 15
+
+
 @pytest.mark.parametrize("recipe", [{}, {"method": "plain"}])
 def test_divergence_stops_with_the_step_and_harms_nothing(recipe):
     run = make(**recipe)

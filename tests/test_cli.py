@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from standin import StandIn
 from test_generate import FakePipeline, lines, make_real, tree
 
 import dreamda
-from dreamda import cli
+from dreamda import cli, cli_train, train_run, trained
 from dreamda.data import load_bundled
 from dreamda.pictures import contact_sheet
 
@@ -155,8 +156,13 @@ def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys)
     monkeypatch.setattr(cli, "_load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
     monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
+    for module in (train_run, trained):
+        monkeypatch.setattr(module, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
+    monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})
     assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
-    assert "contact-sheet.png" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "contact-sheet.png" in out and "6 steps each, tested on 1000 images" in out and "DreamDA + AMST" in out
+    assert (tmp_path / "demo/amst/metrics.json").is_file() and (tmp_path / "demo/real-only/model.safetensors").is_file()
     assert len(list((tmp_path / "demo/real").rglob("*.png"))) == 100 and len(lines(tmp_path / "demo/synthetic")) == 200
     assert lines(tmp_path / "demo/synthetic")[0]["prompt"] == "a photo of an ankle boot"
     assert Image.open(tmp_path / "demo/contact-sheet.png").width > 500

@@ -14,8 +14,8 @@ Every batch is a function of (seed, round, step), where a round begins with each
 position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
 
 What the paper (arXiv 2403.12803) leaves open, and is decided here: each stage has a warm-up and a cosine of its own, and starts without
-momentum; a third of the epochs is pretraining; at least half of a batch are real images; the consistency loss is FixMatch's, on what was not
-accepted; the four labelling heads are trained without label smoothing; with `relabel` they go on learning from the real images in the train
+momentum; a third of the epochs is pretraining; at least half of a batch are real images, and its synthetic images have the classes of as many
+real ones (or the classes that are easy to accept would crowd out the others); the consistency loss is FixMatch's, on what was not accepted; the four labelling heads are trained without label smoothing; with `relabel` they go on learning from the real images in the train
 stage, without a gradient to the backbone.
 """
 from __future__ import annotations
@@ -451,14 +451,13 @@ class Training:
         first = epoch * self.steps_per_epoch
         size, real = recipe.batch, len(data.real)
         accepted, rest = np.flatnonzero(self.assigned >= 0), np.flatnonzero(self.assigned < 0)
-        assigned = self.assigned
-        pools = {stream: _Pool(recipe.seed, self.round, stream, n)
-                 for stream, n in ((LABELLED_REAL, real), (LABELLED_SYNTHETIC, len(accepted)), (UNLABELLED, len(rest)))}
+        assigned, n_round = self.assigned, self.round
+        pools = {stream: _Pool(recipe.seed, self.round, stream, n) for stream, n in ((LABELLED_REAL, real), (UNLABELLED, len(rest)))}
+        of_class = [np.flatnonzero(assigned == label) for label in range(self.network.heads.n_classes)]
         n_real = size if not len(accepted) else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + len(accepted)))))
 
-        def views_of(kind: str, images: Images, drawn: list[tuple[int, int]], offset: int, which: Sequence[int] | None = None) -> list[Floats]:
-            numbers = [(draw, i if which is None else int(which[i])) for draw, i in drawn]
-            return [views.view(kind, images[i], draw, offset + i) for draw, i in numbers]
+        def views_of(kind: str, images: Images, drawn: list[tuple[int, int]], offset: int) -> list[Floats]:
+            return [views.view(kind, images[i], draw, offset + i) for draw, i in drawn]
 
         def pretrain(step: int) -> _Batch:
             drawn = pools[LABELLED_REAL].take((first + step) * size, size)
@@ -467,19 +466,25 @@ class Training:
 
         def train(step: int) -> _Batch:
             step += first
-            drawn = pools[LABELLED_REAL].take(step * n_real, n_real)
-            images, labels = views_of(recipe.view, data.real, drawn, 0), data.labels[[i for _, i in drawn]]
-            if n_real < size:
-                drawn = pools[LABELLED_SYNTHETIC].take(step * (size - n_real), size - n_real)
-                images += views_of(recipe.view, data.synthetic, drawn, real, accepted)
-                labels = np.concatenate([labels, assigned[accepted[[i for _, i in drawn]]]])
+            drawn = pools[LABELLED_REAL].take(step * size, size)
+            labels = data.labels[[i for _, i in drawn]]
+            images = views_of(recipe.view, data.real, drawn[:n_real], 0)
+            # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
+            random = _random(recipe.seed, n_round, LABELLED_SYNTHETIC, step).random(size)
+            for row in range(n_real, size):
+                there = of_class[labels[row]]
+                if len(there):
+                    image = int(there[int(random[row] * len(there))])
+                    images += views_of(recipe.view, data.synthetic, [(step * size + row, image)], real)
+                else:
+                    images += views_of(recipe.view, data.real, drawn[row: row + 1], 0)
             batch = _Batch(np.stack(images), labels, n_real)
             if recipe.mix != "none":
-                _mix(batch, recipe.mix, _random(recipe.seed, self.round, MIX, step))
+                _mix(batch, recipe.mix, _random(recipe.seed, n_round, MIX, step))
             if recipe.method == "amst" and len(rest) and recipe.consistency_weight > 0:
-                drawn = pools[UNLABELLED].take(step * size, size)
-                batch.weak = np.stack(views_of(WEAK, data.synthetic, drawn, real, rest))
-                batch.strong = np.stack(views_of(STRONG, data.synthetic, drawn, real, rest))
+                drawn = [(draw, int(rest[i])) for draw, i in pools[UNLABELLED].take(step * size, size)]
+                batch.weak = np.stack(views_of(WEAK, data.synthetic, drawn, real))
+                batch.strong = np.stack(views_of(STRONG, data.synthetic, drawn, real))
             return batch
 
         return pretrain if stage == "pretrain" else train
