@@ -39,8 +39,8 @@ def main(work: Path) -> None:
     config = read_scheduler_config(pipe.folder / "scheduler")
     results = {"z0": z0}
     for name, changes in TRAJECTORIES.items():
-        options = COMMON | {k: v for k, v in changes.items() if k != "prediction_type"}
-        pipe.schedule = Schedule(config | {"prediction_type": changes.get("prediction_type", "epsilon")})
+        options = COMMON | {k: v for k, v in changes.items() if k != "scheduler"}
+        pipe.schedule = Schedule(config | changes.get("scheduler", {}))
         results[name] = pipe.augment_latents(z0, PROMPTS, variants=VARIANTS, **options)
     np.savez(work / "ours.npz", **results)
 

@@ -46,8 +46,11 @@ def alpha(ddim: DDIMScheduler, t: int) -> torch.Tensor:
 def split(ddim: DDIMScheduler, out: torch.Tensor, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(noise, clean image) from the network's output."""
     if ddim.config.prediction_type == "v_prediction":
-        return a.sqrt() * out + (1 - a).sqrt() * x, a.sqrt() * x - (1 - a).sqrt() * out
-    return out, (x - (1 - a).sqrt() * out) / a.sqrt()
+        noise, clean = a.sqrt() * out + (1 - a).sqrt() * x, a.sqrt() * x - (1 - a).sqrt() * out
+    else:
+        noise, clean = out, (x - (1 - a).sqrt() * out) / a.sqrt()
+    limit = ddim.config.clip_sample_range
+    return noise, clean.clamp(-limit, limit) if ddim.config.clip_sample else clean
 
 
 def cycle(side, ddim, timesteps, o, z0, prompt, noise, variant):
@@ -124,7 +127,7 @@ def main(work: Path, model: Path) -> None:
     results = {}
     for name, changes in TRAJECTORIES.items():
         o = COMMON | changes
-        ddim = DDIMScheduler.from_pretrained(model / "scheduler", prediction_type=o.get("prediction_type", "epsilon"))
+        ddim = DDIMScheduler.from_pretrained(model / "scheduler", **o.get("scheduler", {}))
         ddim.set_timesteps(o["steps"])
         timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]
         recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["step"]]
