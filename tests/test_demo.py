@@ -96,7 +96,7 @@ def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--dtype", "f16"], "f16"), (["--size", "33"], "33"), (["--size", "axb"], "--size"), (["--steps", "1000"], "steps"),
+    (["--dtype", "f16"], "f16"), (["--size", "33"], "33"), (["--size", "axb"], "--size"), (["--steps", "1000", "--strength", "1"], "steps"),
     (["--model", "nowhere"], "nowhere"), (["--model", "{tmp}/weights.ckpt"], "weights.ckpt")])
 def test_what_only_the_model_can_refuse_writes_nothing(real, tmp_path, capsys, arguments, message):
     (tmp_path / "weights.ckpt").write_bytes(b"\x80\x02")
