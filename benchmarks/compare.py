@@ -81,7 +81,8 @@ def machine() -> dict:
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     flags = next(line for line in open("/proc/cpuinfo") if line.startswith("flags"))
     features = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f}" in flags]
-    return dict(cpu=cpu, features=features, processors=os.cpu_count(), kernel=platform.release(), date=datetime.date.today().isoformat())
+    return dict(cpu=cpu, features=features, processors=os.cpu_count(), kernel=platform.release(),
+                date=datetime.date.today().isoformat(), load=round(os.getloadavg()[0], 1))
 
 
 def sd15(arguments) -> str:
@@ -173,7 +174,8 @@ def readme_tables() -> str:
     for file in sorted(RESULTS.glob("*.json")):
         run = json.loads(file.read_text())
         about = run["machine"]
-        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}:\n")
+        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}, load "
+                     f"{about['load']} at the start:\n")
         for result in run["results"]:
             parts.append(table(f"**{title(result, run['threads'])}**\n", result["rows"], per=images(result)) + "\n")
     return "\n".join(parts)
@@ -203,7 +205,7 @@ def main() -> None:
     results = {"unet": unet, "generate": generate, "train": train}[arguments.task](arguments)
     RESULTS.mkdir(exist_ok=True)
     name = arguments.task if arguments.task != "generate" else f"generate-{arguments.model}"
-    (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=machine(), threads=arguments.threads, results=results), indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
 
 
 if __name__ == "__main__":
