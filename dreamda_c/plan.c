@@ -172,6 +172,9 @@ static dd_status plan_memory(dd_plan *p)
         dst->first = dst->last = i;
         for (int j = 0; j < op->nsrc; j++) {
             dd_value v = op->src[j].value;
+            if (v == DD_NONE) {
+                continue;
+            }
             /* What constant steps leave for the others has to survive every later run. */
             buffers[v].last = value(p, v)->constant && i >= p->nconstant ? p->nsteps : i;
         }
