@@ -96,20 +96,21 @@ def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(recipe, at):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
-def test_wrong_hints_hurt_amst_less_than_plain_training():
+@pytest.mark.parametrize("part", [0.2, 0.4])
+def test_wrong_hints_hurt_amst_less_than_plain_training(part):
     rng = np.random.default_rng(0)
     lost = {"amst": [], "plain": []}
     for seed in range(5):
         flipped = HINTS.copy()
-        chosen = rng.permutation(90)[:36]
-        flipped[chosen] = (flipped[chosen] + rng.integers(1, 3, 36)) % 3
+        chosen = rng.permutation(90)[: round(90 * part)]
+        flipped[chosen] = (flipped[chosen] + rng.integers(1, 3, len(chosen))) % 3
         for method in lost:
             clean, wrong = (make(method=method, seed=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS)) for hints in (HINTS, flipped))
             for run in (clean, wrong):
                 finish(run)
             lost[method].append(np.mean(clean.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS])
                                 - np.mean(wrong.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS]))
-    assert np.mean(lost["amst"]) == 0 and np.mean(lost["plain"]) > 0.05  # AMST, as it is here, never looks at the hints
+    assert np.mean(lost["amst"]) == 0 and np.mean(lost["plain"]) > part / 8  # AMST, as it is here, never looks at the hints
 
 
 def test_hint_agree_takes_only_what_agrees():

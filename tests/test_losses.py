@@ -1,4 +1,6 @@
 """Heads, losses, pseudo-labels and SGD of the core against plain NumPy in float64, and against finite differences."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -213,3 +215,29 @@ def test_memory_is_given_back_and_its_lack_reported():
     _core._alloc_fail_after(-1)
     _core.consistency(F, F, 0.5)
     assert _core.info()["live_bytes"] == before
+
+
+def test_pytorch_agrees():
+    """The losses' values and gradients, and five steps of SGD on a linear head, against autograd (tests/golden/make_losses.py)."""
+    g = np.load(Path(__file__).parent / "golden/losses.npz")
+    loss, gradient = _core.softmax_cross_entropy(g["strong"], g["labels"], smoothing=0.1)
+    assert loss == pytest.approx(float(g["smoothed_loss"]), rel=1e-6)
+    np.testing.assert_allclose(gradient, g["smoothed_gradient"], rtol=1e-5, atol=1e-8)
+    loss, gradient, used = _core.consistency(g["strong"], g["weak"], 0.8)
+    assert loss == pytest.approx(float(g["consistency_loss"]), rel=1e-6) and used == g["consistency_used"] and 0 < used < 12
+    np.testing.assert_allclose(gradient, g["consistency_gradient"], rtol=1e-5, atol=1e-8)
+    weight, bias, losses = g["weight"].copy(), g["bias"].copy(), []
+    moments = np.zeros_like(weight), np.zeros_like(bias)
+    for step in range(5):
+        loss, d_logits = _core.softmax_cross_entropy(_core.linear(g["x"], weight, bias), g["labels"])
+        d_weight, d_bias = np.zeros_like(weight), np.zeros_like(bias)
+        d_x = _core.linear_backward(g["x"], weight, d_logits, d_weight, d_bias)
+        if step == 0:
+            np.testing.assert_allclose(d_x, g["linear_d_x"], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(d_weight, g["linear_d_weight"], rtol=1e-5, atol=1e-6)
+        losses.append(loss)
+        _core.sgd_step(weight, d_weight, moments[0], 0.1, 0.9, 0.01)
+        _core.sgd_step(bias, d_bias, moments[1], 0.1, 0.9, 0.01)
+    np.testing.assert_allclose(losses, g["sgd_losses"], rtol=1e-5)
+    np.testing.assert_allclose(weight, g["sgd_weight"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(bias, g["sgd_bias"], rtol=1e-5, atol=1e-6)
