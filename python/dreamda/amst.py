@@ -13,10 +13,13 @@
 Every batch is a function of (seed, round, step), where a round begins with each labelling; so the state of a run is its arrays and its
 position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
 
-What the paper (arXiv 2403.12803) leaves open, and is decided here: each stage has a warm-up and a cosine of its own, and starts without
-momentum; a third of the epochs is pretraining; at least half of a batch are real images, and its synthetic images have the classes of as many
-real ones (or the classes that are easy to accept would crowd out the others); the consistency loss is FixMatch's, on what was not accepted; the four labelling heads are trained without label smoothing; with `relabel` they go on learning from the real images in the train
-stage, without a gradient to the backbone.
+What the paper (arXiv 2403.12803) leaves open, and is decided here:
+- each stage has a warm-up and a cosine of its own, and starts without momentum; a third of the epochs is pretraining;
+- at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the classes that are
+  easy to accept would crowd out the others);
+- the consistency loss is FixMatch's, on what was not accepted;
+- the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the pretrain stage
+  alone; with `relabel` they go on learning from the real images in the train stage, without a gradient to the backbone.
 """
 from __future__ import annotations
 
