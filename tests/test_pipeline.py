@@ -1,5 +1,6 @@
 """The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad input gets."""
 
+import os
 import json
 import math
 import shutil
@@ -643,8 +644,9 @@ def test_models_from_the_hub(tmp_path, variant):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     program = "import sys, dreamda; print(dreamda.Pipeline.load(sys.argv[1], 'f32').fingerprint)"
-    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
-                   "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+                    "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
     try:
         done = subprocess.run([sys.executable, "-c", program, "owner/mini"], env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
