@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
     arguments = parser.parse_args()
+    about = machine()  # before the load is our own
     results = {"unet": unet, "generate": generate, "train": train}[arguments.task](arguments)
     RESULTS.mkdir(exist_ok=True)
     name = arguments.task if arguments.task != "generate" else f"generate-{arguments.model}"

@@ -1,8 +1,8 @@
 """The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad input gets."""
 
-import os
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
