@@ -40,7 +40,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("recipe", [
     {}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"}, {"view": "randaugment"},
-    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"hint": "agree"}, {"pretrain_epochs": 1}])
+    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
 def test_every_method_learns(recipe):
     run = make(**recipe)
     events = finish(run)
@@ -120,6 +120,22 @@ def test_hint_agree_takes_only_what_agrees():
     labelling = next(e for e in finish(run) if e["event"] == "labelling")
     assert labelling["agree_with_seed"] == 1 and labelling["precision"] > 0.95
     assert (run.assigned[:30] == -1).mean() > 0.9 and (run.assigned[30:] >= 0).mean() > 0.5
+
+
+def test_hint_keep_drops_only_what_the_heads_contradict():
+    flipped = HINTS.copy()
+    flipped[:30] = (flipped[:30] + 1) % 3
+    flipped[85:] = -1
+    run = make(hint="keep", data=Data(REAL, LABELS, SYNTHETIC, flipped, HINTS))
+    labelling = next(e for e in finish(run) if e["event"] == "labelling")
+    kept = run.assigned >= 0
+    assert (run.assigned == flipped)[:85][kept[:85]].all(), "no image gets another label than its seed's"
+    assert kept[30:85].all() and kept[:30].mean() < 0.2
+    assert (run.assigned == HINTS)[85:][kept[85:]].all(), "an image without a hint is labelled by the heads"
+    assert labelling["accepted"] == kept.sum() == sum(labelling["per_class"]) and labelling["precision"] > 0.9
+    trusting = make(hint="keep", threshold=1.0, data=Data(REAL, LABELS, SYNTHETIC, flipped, HINTS))
+    finish(trusting)
+    assert np.array_equal(trusting.assigned, flipped), "heads that are never confident contradict nothing"
 
 
 def test_nothing_accepted_is_on_record_and_training_goes_on():

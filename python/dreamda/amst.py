@@ -39,7 +39,7 @@ from .views import KINDS, STRONG, WEAK, Views, ahead
 
 METHODS = ("amst", "plain", "real-only")
 MIXES = ("none", "mixup", "cutmix")
-HINTS = ("ignore", "agree")
+HINTS = ("ignore", "agree", "keep")
 STREAM = 17  # of the keyed normals: initial weights of backbones
 # streams of the sampler and of the views: which pool of images a draw belongs to
 LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
@@ -104,8 +104,10 @@ class Recipe:
         Confidence needed by a pseudo-label and by the consistency loss, and lambda.
     relabel : int
         Repeat the labelling every so many epochs of the train stage; 0: never.
-    hint : {"ignore", "agree"}
-        agree: accept a synthetic image only if the pseudo-label is its seed's label (ours).
+    hint : {"ignore", "agree", "keep"}
+        What the seeds' labels are worth (ours; the paper ignores them). agree: accept a synthetic image only if its pseudo-label is its
+        seed's label. keep: a synthetic image keeps its seed's label unless the heads agree, with confidence, on another; those that they
+        contradict stay unlabelled.
     real_share : float
         Least part of real images in a labelled batch; more where they are more (ours).
     mix : {"none", "mixup", "cutmix"}
@@ -434,6 +436,11 @@ class Training:
         agreeing = labels == self.hints
         if recipe.hint == "agree":
             accepted &= agreeing
+        elif recipe.hint == "keep":
+            known, contradicted = self.hints >= 0, accepted & ~agreeing
+            labels = np.where(known, self.hints, labels)
+            accepted = np.where(known, ~contradicted, accepted)
+            agreeing = labels == self.hints
         self.assigned = np.where(accepted, labels, -1).astype(np.int32)
         count = int(accepted.sum())
         event: Event = {"event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted": count,

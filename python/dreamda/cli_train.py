@@ -48,7 +48,7 @@ def train(
     threshold: Annotated[float, typer.Option(help="Confidence that a pseudo-label needs.")] = 0.9,
     consistency_weight: Annotated[float, typer.Option(help="Lambda of the consistency loss.")] = 1.0,
     relabel: Annotated[int, typer.Option(help="Label again every so many epochs; 0: only once.")] = 0,
-    hint: Annotated[str, typer.Option(help="ignore, or agree: accept an image only with its seed's label.")] = "ignore",
+    hint: Annotated[str, typer.Option(help="Of the seeds' labels: ignore them; agree: accept no other; keep: until contradicted.")] = "ignore",
     real_share: Annotated[float, typer.Option(help="Least part of real images in a labelled batch.")] = 0.5,
     mix: Annotated[str, typer.Option(help="none, mixup or cutmix.")] = "none",
     view: Annotated[str, typer.Option(help="Of labelled images: weak, randaugment or strong.")] = "weak",

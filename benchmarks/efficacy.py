@@ -1,0 +1,282 @@
+"""Does it help? A classifier from few real images, with and without synthetic ones, method against method on Fashion-MNIST.
+
+    python benchmarks/efficacy.py sweep  --work WORK     # chooses the settings on validation images; results/efficacy-sweep.json
+    python benchmarks/efficacy.py run    --work WORK     # the table, on the official test images; results/efficacy.json
+    python benchmarks/efficacy.py report                 # tables into benchmarks/EFFICACY.md and README.md, and the plot
+
+Needs Debian's dataset-fashion-mnist (or `--data FOLDER` with its four .gz files). The bundled diffusion model was trained on the first
+50,000 training images; the last 10,000, which it never saw, are divided once:
+
+    first 5,000    draws of the final table: draw d takes 50 images a class, and the smaller sizes are its first ones
+    next 2,000     draws of the sweep
+    last 3,000     validation: every setting is chosen by the accuracy here
+    official test  10,000 images, for the final table alone
+
+Every method has the same network, the same number of optimiser steps and the same real images; with synthetic images, K for each real
+one. Jobs run in one process a core, each with one thread. A run that is stopped goes on where it was; WORK keeps the images made.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DATA = "/usr/share/datasets/fashion-mnist"
+NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+SIZES = {5: 5, 10: 5, 20: 5, 50: 3}  # real images a class: draws
+VARIANTS = 10
+PARTS = {"final": (-10_000, -5_000), "sweep": (-5_000, -3_000), "validation": (-3_000, None)}
+
+# The network and its steps, the same for every method.
+TRAINING = dict(backbone="resnet18", width=16, batch=32, epochs=20, steps_per_epoch=20, lr=0.05, warmup_epochs=1.0)
+
+# Kinds of synthetic images: arguments of Pipeline.augment. "text" starts from pure noise, so that it knows nothing of its seed.
+IMAGES = {
+    "img2img": dict(step="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False),
+    "text": dict(step="sdedit", steps=10, strength=1.0, guidance_scale=2.0, share_start=False),
+    "dreamda": dict(step="cycle", steps=10, strength=1.0, guidance_scale=2.0, noise_scale=3.0, share_start=False),
+}
+# Methods: kind of synthetic images, and what differs in training.
+METHODS = {
+    "real only": (None, dict(method="real-only")),
+    "real + RandAugment": (None, dict(method="real-only", view="randaugment")),
+    "real + MixUp": (None, dict(method="real-only", mix="mixup")),
+    "real + CutMix": (None, dict(method="real-only", mix="cutmix")),
+    "img2img": ("img2img", dict(method="plain")),
+    "text alone": ("text", dict(method="plain")),
+    "DreamDA, labels of the seeds": ("dreamda", dict(method="plain")),
+    "DreamDA + AMST": ("dreamda", dict(method="amst")),
+}
+
+
+# ---- data
+
+@cache
+def fashion(folder: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 32, 32, 3) and labels of "test" or of a part of the training set."""
+    name = "t10k" if part == "test" else "train"
+    with gzip.open(Path(folder) / f"{name}-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
+    with gzip.open(Path(folder) / f"{name}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8).astype(np.int64)
+    chosen = slice(None) if part == "test" else slice(0, 50_000) if part == "seen" else slice(*PARTS[part])
+    return np.repeat(np.pad(images[chosen], ((0, 0), (2, 2), (2, 2)))[..., None], 3, axis=3), labels[chosen]
+
+
+def draw_members(labels: np.ndarray, draw: int) -> np.ndarray:
+    """(10, 50): positions of a draw's images, class by class; a smaller size takes the first columns."""
+    rng = np.random.default_rng([20260, draw])
+    return np.stack([rng.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)])
+
+
+# ---- jobs: functions of plain values, run in worker processes
+
+@cache
+def pipeline():
+    from dreamda import Pipeline
+    return Pipeline.load("fashion-mini", threads=1)
+
+
+def image_file(work: str, kind: dict, part: str, draw: int, first: int, last: int) -> Path:
+    digest = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(work) / "images" / digest / f"{part}-{draw}-{first}-{last}.npy"
+
+
+def make_images(data: str, work: str, kind: dict, part: str, draw: int, first: int, last: int, variants: int) -> float:
+    """Synthetic images of a draw's images `first` to `last` - 1 of every class: uint8 (10, last - first, K, 32, 32)."""
+    file = image_file(work, kind, part, draw, first, last)
+    if file.exists():
+        return 0.0
+    start = time.perf_counter()
+    images, labels = fashion(data, part)
+    members = draw_members(labels, draw)[:, first:last].ravel()
+    prompts = [f"a photo of {'an' if NAMES[c][0] in 'aeiou' else 'a'} {NAMES[c]}" for c in labels[members]]
+    keys, pipe = [f"{part}/{i}" for i in members], pipeline()
+    parameters = dict(kind)
+    if parameters.pop("from_noise", False):
+        z0 = np.zeros_like(pipe.encode(images[members], keys))
+        latents = pipe.augment_latents(z0, prompts, keys, variants=variants, seed=draw, **parameters)
+        flat = latents.reshape(-1, 1, *latents.shape[2:])
+        pixels = np.concatenate([pipe.vae.decode(z) for z in flat]).transpose(0, 2, 3, 1)
+        made = np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    else:
+        made = pipe.augment(images[members], prompts, variants=variants, keys=keys, seed=draw, **parameters)
+    grey = np.rint(made.reshape(-1, 32, 32, 3).mean(axis=3)).astype(np.uint8)  # the real images are grey
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        np.save(stream, grey.reshape(10, last - first, variants, 32, 32))
+    os.replace(temporary, file)
+    return time.perf_counter() - start
+
+
+def load_images(work: str, kind: dict, part: str, draw: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    parts = [np.load(image_file(work, kind, part, draw, first, last)) for first, last in chunks(size)]
+    made = np.concatenate(parts, axis=1)
+    labels = np.repeat(np.arange(10), made.shape[1] * made.shape[2])
+    return np.repeat(made.reshape(-1, 32, 32)[..., None], 3, axis=3), labels
+
+
+def chunks(size: int) -> list[tuple[int, int]]:
+    bounds = [b for b in (0, *SIZES) if b <= size]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def train(data: str, work: str, kind: dict | None, recipe: dict, part: str, draw: int, size: int, tested: str) -> dict:
+    """Train on a draw and test; what the labelling did is part of the record."""
+    from dreamda import AMSTClassifier
+
+    start = time.perf_counter()
+    images, labels = fashion(data, part)
+    members = draw_members(labels, draw)[:, :size].ravel()
+    synthetic, hints = load_images(work, kind, part, draw, size) if kind else (None, None)
+    classifier = AMSTClassifier(**{**TRAINING, **recipe}, threads=1, workers=1, random_state=draw)
+    classifier.fit(images[members], labels[members], synthetic, hints)
+    test, test_labels = fashion(data, tested)
+    record = dict(accuracy=classifier.score(test, test_labels))
+    for event in classifier.history_:
+        if event["event"] == "labelling":
+            record |= dict(accepted=event["accepted"] / event["images"], agree_with_seed=event.get("agree_with_seed"))
+    if synthetic is not None and judge_file(work).exists():
+        judged = judge_labels(work, kind, part, draw, size)
+        record["labels_right"] = float((judged == hints).mean())
+        taken = classifier.pseudo_labels_ >= 0
+        if taken.any():
+            record["accepted_right"] = float((judged == classifier.pseudo_labels_)[taken].mean())
+    return record | dict(seconds=round(time.perf_counter() - start, 1))
+
+
+def judge_file(work: str) -> Path:
+    return Path(work) / "judge.safetensors"
+
+
+def make_judge(data: str, work: str) -> float:
+    """A classifier that has seen 50,000 real images: its opinion of a synthetic image stands for the truth in the record."""
+    from dreamda import AMSTClassifier
+
+    images, labels = fashion(data, "seen")
+    classifier = AMSTClassifier(**{**TRAINING, "batch": 64, "epochs": 20, "steps_per_epoch": 150}, method="real-only", threads=1, workers=1)
+    classifier.fit(images, labels)
+    Path(work).mkdir(parents=True, exist_ok=True)
+    classifier.save(judge_file(work))
+    return classifier.score(*fashion(data, "validation"))
+
+
+def judge_labels(work: str, kind: dict, part: str, draw: int, size: int) -> np.ndarray:
+    from dreamda import AMSTClassifier
+
+    found = []
+    for first, last in chunks(size):
+        file = image_file(work, kind, part, draw, first, last).with_suffix(".judged.npy")
+        if not file.exists():
+            judge = AMSTClassifier.load(judge_file(work)).set_params(threads=1, workers=1)
+            made = np.load(file.with_name(file.name.replace(".judged", "")))
+            judged = judge.predict(np.repeat(made.reshape(-1, 32, 32)[..., None], 3, axis=3)).reshape(made.shape[:3])
+            with open(file.with_suffix(f".{os.getpid()}.tmp"), "wb") as stream:
+                np.save(stream, judged)
+            os.replace(stream.name, file)
+        found.append(np.load(file))
+    return np.concatenate(found, axis=1).ravel()
+
+
+# ---- the runs
+
+class Record:
+    """A JSON file of results, a record for every key; written as a whole after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[dict] = json.loads(path.read_text())["records"] if path.exists() else []
+
+    def has(self, **key: object) -> bool:
+        return any(all(r.get(k) == v for k, v in key.items()) for r in self.records)
+
+    def add(self, record: dict) -> None:
+        from compare import machine
+
+        self.records.append(record)
+        text = ",\n".join(json.dumps(r) for r in self.records)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(TRAINING)},\n"records": [\n{text}\n]}}\n')
+        os.replace(temporary, self.path)
+
+
+def execute(jobs: list[tuple], pool: ProcessPoolExecutor, done=lambda job, result: None) -> None:
+    pending = {pool.submit(*job[0]): job for job in jobs}
+    for future in as_completed(pending):
+        done(pending[future], future.result())
+
+
+def run_jobs(arguments, wanted: list[dict], record: Record, part: str, tested: str, variants: int, keys: tuple[str, ...]) -> None:
+    """Make the images that are missing, then train: `wanted` holds the key of each record with its "kind" and "recipe"."""
+    wanted = [w for w in wanted if not record.has(**{k: w[k] for k in keys})]
+    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
+        if not judge_file(arguments.work).exists():
+            print(f"judge: {pool.submit(make_judge, arguments.data, arguments.work).result():.1%} right on the validation images", flush=True)
+        for draw in sorted({w["draw"] for w in wanted}):
+            here = [w for w in wanted if w["draw"] == draw]
+            images = {}
+            for w in here:
+                for first, last in chunks(w["size"]) if w["kind"] else []:
+                    images[str(image_file(arguments.work, w["kind"], part, draw, first, last))] = (w["kind"], part, draw, first, last, variants)
+            jobs = [((make_images, arguments.data, arguments.work, *job),) for file, job in images.items() if not Path(file).exists()]
+            jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
+            execute(jobs, pool, lambda job, seconds: print(f"draw {draw}: images {job[0][6]} to {job[0][7]} of {job[0][3]}: {seconds:.0f} s", flush=True))
+
+            def trained(job: tuple, result: dict) -> None:
+                record.add({k: v for k, v in job[1].items() if k in keys or k == "name"} | result)
+                shown = " ".join(f"{k}={v:.3f}" for k, v in result.items() if isinstance(v, float))
+                print(f"draw {draw}: {job[1]['name']}, {job[1]['size']} a class: {shown}", flush=True)
+
+            execute([((train, arguments.data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"], tested), w) for w in here], pool, trained)
+
+
+def run(arguments) -> None:
+    wanted = [dict(name=name, method=name, size=size, draw=draw, kind=IMAGES.get(kind), recipe=recipe)
+              for name, (kind, recipe) in METHODS.items() for size, draws in SIZES.items() for draw in range(draws)]
+    run_jobs(arguments, wanted, Record(RESULTS / "efficacy.json"), "final", "test", VARIANTS, ("method", "size", "draw"))
+
+
+def sweep(arguments) -> None:
+    from efficacy_sweep import SWEEP
+
+    record = Record(RESULTS / "efficacy-sweep.json")
+    for group, candidates in SWEEP.items():
+        wanted = [dict(name=f"{group}: {json.dumps(kind or {})} {json.dumps(recipe)}", kind=kind, recipe=recipe, size=size, draw=draw, group=group)
+                  for kind, recipe in candidates for size in arguments.sizes for draw in range(100, 100 + arguments.draws)]
+        run_jobs(arguments, wanted, record, "sweep", "validation", 5, ("kind", "recipe", "size", "draw", "group"))
+
+
+def report(arguments) -> None:
+    raise SystemExit("report: not yet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["sweep", "run", "report"])
+    parser.add_argument("--work", help="keeps the images made")
+    parser.add_argument("--data", default=DATA)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="of the sweep")
+    parser.add_argument("--draws", type=int, default=2, help="of the sweep")
+    arguments = parser.parse_args()
+    if arguments.task != "report" and not arguments.work:
+        parser.error("--work is missing; name a folder")
+    RESULTS.mkdir(exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
+    {"sweep": sweep, "run": run, "report": report}[arguments.task](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""What `efficacy.py sweep` tries: group -> (kind of synthetic images, training recipe). Every one is published with its accuracy."""
+
+PLAIN = dict(method="plain")
+
+
+def img2img(**changed):
+    return dict(step="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False) | changed
+
+
+def text(**changed):
+    return dict(step="sdedit", steps=10, strength=1.0, guidance_scale=2.0, share_start=False, from_noise=True) | changed
+
+
+def dreamda(**changed):
+    return dict(step="cycle", steps=10, strength=1.0, guidance_scale=2.0, noise_scale=3.0, share_start=False) | changed
+
+
+SWEEP = {
+    "real": [(None, dict(method="real-only")), (None, dict(method="real-only", view="randaugment")),
+             (None, dict(method="real-only", mix="mixup")), (None, dict(method="real-only", mix="cutmix"))],
+    "text": [(text(), PLAIN), (text(guidance_scale=1.0), PLAIN), (text(guidance_scale=4.0), PLAIN), (text(noise_scale=3.0), PLAIN)],
+    "dreamda": [(dreamda(), PLAIN), (dreamda(noise_scale=0.0), PLAIN), (dreamda(guidance_scale=4.0), PLAIN),
+                (dreamda(step="asymmetric"), PLAIN), (dreamda(strength=0.8, guidance_scale=7.5, share_start=True), PLAIN)],
+    "img2img": [(img2img(), PLAIN), (img2img(guidance_scale=7.5), PLAIN), (img2img(strength=0.5), PLAIN)],
+}
