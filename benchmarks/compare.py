@@ -21,7 +21,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-MARKERS = "<!-- measured: benchmarks/compare.py readme -->", "<!-- end of measured -->"
 
 
 class Worker:
@@ -173,6 +172,8 @@ def readme_tables() -> str:
     parts = []
     for file in sorted(RESULTS.glob("*.json")):
         run = json.loads(file.read_text())
+        if "results" not in run:
+            continue  # of another benchmark
         about = run["machine"]
         parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}, load "
                      f"{about['load']} at the start:\n")
@@ -181,16 +182,18 @@ def readme_tables() -> str:
     return "\n".join(parts)
 
 
-def write_readme() -> None:
-    readme = HERE.parent / "README.md"
-    before, _, rest = readme.read_text().partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    readme.write_text(f"{before}{MARKERS[0]}\n{readme_tables()}{MARKERS[1]}{after}")
+def replace_between(file: Path, name: str, text: str) -> None:
+    """Put `text` between the file's lines ``<!-- measured: NAME -->`` and ``<!-- end of NAME -->``; SystemExit where it has none."""
+    before, opening, rest = file.read_text().partition(f"<!-- measured: {name} -->\n")
+    _, closing, after = rest.partition(f"<!-- end of {name} -->")
+    if not (opening and closing):
+        raise SystemExit(f"{file} has no place for the table {name!r}: add the lines <!-- measured: {name} --> and <!-- end of {name} -->")
+    file.write_text(f"{before}{opening}{text}{closing}{after}")
 
 
 def main() -> None:
     if sys.argv[1:] == ["readme"]:
-        write_readme()
+        replace_between(HERE.parent / "README.md", "speed", readme_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["unet", "generate", "train"])

@@ -2,6 +2,7 @@
 
     python benchmarks/efficacy.py sweep  --work WORK     # chooses the settings on validation images; results/efficacy-sweep.json
     python benchmarks/efficacy.py run    --work WORK     # the table, on the official test images; results/efficacy.json
+    python benchmarks/efficacy.py noise  --work WORK     # 20 and 40 % of the labels made wrong; results/efficacy-noise.json
     python benchmarks/efficacy.py report                 # tables into benchmarks/EFFICACY.md and README.md, and the plot
 
 Needs Debian's dataset-fashion-mnist (or `--data FOLDER` with its four .gz files). The bundled diffusion model was trained on the first
@@ -107,7 +108,7 @@ def make_images(data: str, work: str, kind: dict, part: str, draw: int, first: i
     if parameters.pop("from_noise", False):
         z0 = np.zeros_like(pipe.encode(images[members], keys))
         latents = pipe.augment_latents(z0, prompts, keys, variants=variants, seed=draw, **parameters)
-        flat = latents.reshape(-1, 1, *latents.shape[2:])
+        flat = latents.reshape(-1, 10, *latents.shape[2:])
         pixels = np.concatenate([pipe.vae.decode(z) for z in flat]).transpose(0, 2, 3, 1)
         made = np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
     else:
@@ -141,8 +142,10 @@ def train(data: str, work: str, kind: dict | None, recipe: dict, part: str, draw
     images, labels = fashion(data, part)
     members = draw_members(labels, draw)[:, :size].ravel()
     synthetic, hints = load_images(work, kind, part, draw, size) if kind else (None, None)
+    recipe = dict(recipe)
+    given = flip(hints, recipe.pop("wrong_labels", 0.0), draw)
     classifier = AMSTClassifier(**{**TRAINING, **recipe}, threads=1, workers=1, random_state=draw)
-    classifier.fit(images[members], labels[members], synthetic, hints)
+    classifier.fit(images[members], labels[members], synthetic, given)
     test, test_labels = fashion(data, tested)
     record = dict(accuracy=classifier.score(test, test_labels))
     for event in classifier.history_:
@@ -150,11 +153,22 @@ def train(data: str, work: str, kind: dict | None, recipe: dict, part: str, draw
             record |= dict(accepted=event["accepted"] / event["images"], agree_with_seed=event.get("agree_with_seed"))
     if synthetic is not None and judge_file(work).exists():
         judged = judge_labels(work, kind, part, draw, size)
-        record["labels_right"] = float((judged == hints).mean())
+        record["labels_right"] = float((judged == given).mean())
         taken = classifier.pseudo_labels_ >= 0
         if taken.any():
             record["accepted_right"] = float((judged == classifier.pseudo_labels_)[taken].mean())
     return record | dict(seconds=round(time.perf_counter() - start, 1))
+
+
+def flip(hints: np.ndarray | None, share: float, draw: int) -> np.ndarray | None:
+    """The labels with `share` of them replaced by another class each."""
+    if hints is None or not share:
+        return hints
+    rng = np.random.default_rng([20261, draw])
+    chosen = rng.permutation(len(hints))[: round(share * len(hints))]
+    flipped = hints.copy()
+    flipped[chosen] = (hints[chosen] + rng.integers(1, 10, len(chosen))) % 10
+    return flipped
 
 
 def judge_file(work: str) -> Path:
@@ -248,6 +262,15 @@ def run(arguments) -> None:
     run_jobs(arguments, wanted, Record(RESULTS / "efficacy.json"), "final", "test", VARIANTS, ("method", "size", "draw"))
 
 
+def noise(arguments) -> None:
+    """How much accuracy wrong labels of the synthetic images cost: plain training, and AMST, which distrusts them."""
+    methods = {"plain": METHODS["DreamDA, labels of the seeds"], "AMST, hint keep": METHODS["DreamDA + AMST"],
+               "AMST, hint ignore": ("dreamda", METHODS["DreamDA + AMST"][1] | dict(hint="ignore"))}
+    wanted = [dict(name=f"{name}, {share:.0%} wrong", method=name, wrong=share, size=10, draw=draw, kind=IMAGES[kind], recipe=recipe | dict(wrong_labels=share))
+              for name, (kind, recipe) in methods.items() for share in (0.0, 0.2, 0.4) for draw in range(5)]
+    run_jobs(arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final", "test", VARIANTS, ("method", "wrong", "size", "draw"))
+
+
 def sweep(arguments) -> None:
     from efficacy_sweep import SWEEP
 
@@ -258,13 +281,141 @@ def sweep(arguments) -> None:
         run_jobs(arguments, wanted, record, "sweep", "validation", 5, ("kind", "recipe", "size", "draw", "group"))
 
 
+# ---- the report
+
+def by_method(records: list[dict]) -> dict[str, dict[int, dict[int, dict]]]:
+    """method -> size -> draw -> record."""
+    found: dict[str, dict[int, dict[int, dict]]] = {name: {} for name in METHODS}
+    for r in records:
+        found[r["method"]].setdefault(r["size"], {})[r["draw"]] = r
+    return found
+
+
+def spread(values: list[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def result_table(records: list[dict]) -> str:
+    found = by_method(records)
+    sizes = sorted({size for rows in found.values() for size in rows})
+    draws = [max(len(found[name].get(size, ())) for name in found) for size in sizes]
+    lines = ["| % right on 10,000 test images | " + " | ".join(f"{size} a class ({n} draws)" for size, n in zip(sizes, draws, strict=True)) + " |",
+             "|---" * (len(sizes) + 1) + "|"]
+    best = {size: max((statistics.mean(r["accuracy"] for r in found[name][size].values()) for name in found if size in found[name]), default=0)
+            for size in sizes}
+    for name, rows in found.items():
+        cells = []
+        for size in sizes:
+            values = [r["accuracy"] for r in rows.get(size, {}).values()]
+            text = spread(values) if values else "-"
+            cells.append(f"**{text}**" if values and statistics.mean(values) == best[size] else text)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(records: list[dict], ours: str = "DreamDA + AMST") -> str:
+    """Ours minus each other method, draw by draw: the draws are the same for all."""
+    found = by_method(records)
+    sizes = sorted(found[ours])
+    lines = [f"| points that {ours} is ahead, draw by draw | " + " | ".join(f"{size} a class" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for name, rows in found.items():
+        if name == ours:
+            continue
+        cells = []
+        for size in sizes:
+            gains = [r["accuracy"] - rows[size][draw]["accuracy"] for draw, r in found[ours][size].items() if draw in rows.get(size, {})]
+            cells.append(f"{spread(gains)} (ahead in {sum(g > 0 for g in gains)} of {len(gains)})" if gains else "-")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def label_table(records: list[dict]) -> str:
+    found = by_method(records)
+    lines = ["| | size | labels right | accepted by AMST | of these right |", "|---|---|---|---|---|"]
+    for name, rows in found.items():
+        for size in sorted(rows):
+            cells = []
+            for key in ("labels_right", "accepted", "accepted_right"):
+                values = [r[key] for r in rows[size].values() if r.get(key) is not None]
+                cells.append(f"{100 * statistics.mean(values):.1f} %" if values and not (key != "labels_right" and "AMST" not in name) else "")
+            if cells[0]:
+                lines.append(f"| {name} | {size} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def noise_table(records: list[dict]) -> str:
+    """Accuracy, and what wrong labels cost against the same draw without them."""
+    found = {(r["method"], r["wrong"], r["draw"]): r["accuracy"] for r in records}
+    shares = sorted({share for _, share, _ in found})
+    lines = ["| labels made wrong | " + " | ".join(f"{share:.0%}" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
+    for name in dict.fromkeys(r["method"] for r in records):
+        cells = []
+        for share in shares:
+            draws = [d for n, s, d in found if (n, s) == (name, share)]
+            text = spread([found[name, share, d] for d in draws])
+            cells.append(text + (f" (lost {spread([found[name, 0.0, d] - found[name, share, d] for d in draws])})" if share else ""))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def sweep_table(records: list[dict]) -> str:
+    groups: dict[tuple, list[dict]] = {}
+    for r in records:
+        groups.setdefault((r["group"], r["size"], json.dumps(r["kind"]), json.dumps(r["recipe"])), []).append(r)
+    lines = ["| group | images | training | a class | draws | % right on validation | labels right |", "|---|---|---|---|---|---|---|"]
+    for (group, size, kind, recipe), rows in groups.items():
+        right = [r["labels_right"] for r in rows if r.get("labels_right") is not None]
+        described = [", ".join(f"{k} {v}" for k, v in (json.loads(text) or {}).items()) for text in (kind, recipe)]
+        lines.append(f"| {group} | {described[0] or 'none'} | {described[1]} | {size} | {len(rows)} | {spread([r['accuracy'] for r in rows])} | "
+                     f"{f'{100 * statistics.mean(right):.1f} %' if right else ''} |")
+    return "\n".join(lines)
+
+
+def plot(records: list[dict], path: Path) -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.4))
+    for number, (name, rows) in enumerate(by_method(records).items()):
+        sizes = sorted(rows)
+        if not sizes:
+            continue
+        values = [[100 * r["accuracy"] for r in rows[size].values()] for size in sizes]
+        ours = name.startswith("DreamDA")
+        axes.errorbar([size * (1 + 0.012 * (number - 4)) for size in sizes], [statistics.mean(v) for v in values],
+                      [statistics.stdev(v) if len(v) > 1 else 0 for v in values], label=name, capsize=2, marker="o", markersize=4,
+                      linewidth=2.2 if ours else 1.1, linestyle="-" if ours else "--" if "real" in name else ":")
+    axes.set_xscale("log")
+    axes.set_xticks(list(SIZES), [str(size) for size in SIZES])
+    axes.minorticks_off()
+    axes.set_xlabel("real images a class")
+    axes.set_ylabel("% right on the test images")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
 def report(arguments) -> None:
-    raise SystemExit("report: not yet")
+    """Write what was measured between the markers of EFFICACY.md and of the README."""
+    from compare import replace_between
+
+    run = json.loads((RESULTS / "efficacy.json").read_text())
+    plot(run["records"], HERE / "pictures" / "efficacy.png")
+    replace_between(HERE.parent / "README.md", "efficacy", result_table(run["records"]) + "\n")
+    replace_between(HERE / "EFFICACY.md", "table", "\n\n".join([
+        result_table(run["records"]), difference_table(run["records"]), label_table(run["records"])]) + "\n")
+    noise = RESULTS / "efficacy-noise.json"
+    if noise.exists():
+        replace_between(HERE / "EFFICACY.md", "noise", noise_table(json.loads(noise.read_text())["records"]) + "\n")
+    replace_between(HERE / "EFFICACY.md", "sweep", sweep_table(json.loads((RESULTS / "efficacy-sweep.json").read_text())["records"]) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["sweep", "run", "report"])
+    parser.add_argument("task", choices=["sweep", "run", "noise", "report"])
     parser.add_argument("--work", help="keeps the images made")
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -275,7 +426,7 @@ def main() -> None:
         parser.error("--work is missing; name a folder")
     RESULTS.mkdir(exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"sweep": sweep, "run": run, "report": report}[arguments.task](arguments)
+    {"sweep": sweep, "run": run, "noise": noise, "report": report}[arguments.task](arguments)
 
 
 if __name__ == "__main__":
