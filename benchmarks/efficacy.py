@@ -276,6 +276,8 @@ def sweep(arguments) -> None:
 
     record = Record(RESULTS / "efficacy-sweep.json")
     for group, candidates in SWEEP.items():
+        if arguments.groups and group not in arguments.groups:
+            continue
         wanted = [dict(name=f"{group}: {json.dumps(kind or {})} {json.dumps(recipe)}", kind=kind, recipe=recipe, size=size, draw=draw, group=group)
                   for kind, recipe in candidates for size in arguments.sizes for draw in range(100, 100 + arguments.draws)]
         run_jobs(arguments, wanted, record, "sweep", "validation", 5, ("kind", "recipe", "size", "draw", "group"))
@@ -420,6 +422,7 @@ def main() -> None:
     parser.add_argument("--data", default=DATA)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="of the sweep")
+    parser.add_argument("--groups", nargs="+", help="of the sweep; default: all")
     parser.add_argument("--draws", type=int, default=2, help="of the sweep")
     arguments = parser.parse_args()
     if arguments.task != "report" and not arguments.work:
