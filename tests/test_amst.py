@@ -138,6 +138,24 @@ def test_hint_keep_drops_only_what_the_heads_contradict():
     assert np.array_equal(trusting.assigned, flipped), "heads that are never confident contradict nothing"
 
 
+def test_only_labelled_weak_views_leave_running_statistics():
+    run = make()
+    for stage in ("pretrain", "train"):
+        batch = run._maker(stage, 0)(0)
+        assert batch.strong is not None
+        before = run.network.backbone.buffers["bn1.running_mean"].copy()
+        run._begin_epoch("other", 1, lambda event: None)
+        (run._pretrain_step if stage == "pretrain" else run._train_step)(batch, 0.01)
+        expected = np.float32(0.9) * before + np.float32(0.1) * batch.images.mean(axis=(0, 2, 3))
+        np.testing.assert_array_equal(run.network.backbone.buffers["bn1.running_mean"], expected)
+
+
+def test_too_few_unlabelled_images_for_a_batch_have_no_consistency_loss():
+    run = make(data=Data(REAL, LABELS, SYNTHETIC[:15], HINTS[:15]), threshold=1.0)
+    assert run._maker("train", 0)(0).weak is None
+    assert make(data=Data(REAL, LABELS, SYNTHETIC[:16], HINTS[:16]))._maker("train", 0)(0).weak is not None
+
+
 def test_nothing_accepted_is_on_record_and_training_goes_on():
     events = finish(make(threshold=1.0))
     labelling = next(e for e in events if e["event"] == "labelling")

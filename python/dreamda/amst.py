@@ -17,7 +17,10 @@ What the paper (arXiv 2403.12803) leaves open, and is decided here:
 - each stage has a warm-up and a cosine of its own, and starts without momentum; a third of the epochs is pretraining;
 - at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the classes that are
   easy to accept would crowd out the others);
-- the consistency loss is FixMatch's, on what was not accepted;
+- the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none, because batch norm
+  would see the same few images over and over;
+- the running statistics of batch norm are those of the labelled images' weak views (of their own view in the train stage), which are
+  like what is predicted later; the other batches are normalised by themselves and leave no trace;
 - the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the pretrain stage
   alone; with `relabel` they go on learning from the real images in the train stage, without a gradient to the backbone.
 """
@@ -491,7 +494,7 @@ class Training:
             batch = _Batch(np.stack(images), labels, n_real)
             if recipe.mix != "none":
                 _mix(batch, recipe.mix, _random(recipe.seed, n_round, MIX, step))
-            if recipe.method == "amst" and len(rest) and recipe.consistency_weight > 0:
+            if recipe.method == "amst" and len(rest) >= size and recipe.consistency_weight > 0:
                 drawn = [(draw, int(rest[i])) for draw, i in pools[UNLABELLED].take(step * size, size)]
                 batch.weak = np.stack(views_of(WEAK, data.synthetic, drawn, real))
                 batch.strong = np.stack(views_of(STRONG, data.synthetic, drawn, real))
@@ -503,7 +506,7 @@ class Training:
 
     def _pretrain_step(self, batch: _Batch, lr: float) -> None:
         backbone, heads = self.network.backbone, self.network.heads
-        weak, strong = self._forward(batch.images, 0, lr), self._forward(batch.strong, 1, lr)
+        weak, strong = self._forward(batch.images, 0, lr), self._forward_aside(batch.strong, lr)
         loss, d_weak, d_strong = heads.pretrain_loss(weak, strong, batch.labels)
         backbone.zero_grad()
         backbone.backward(d_weak, 0)
@@ -516,8 +519,8 @@ class Training:
         recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
         weak = strong = None
         if batch.weak is not None:
-            weak = self._forward(batch.weak, 1, lr)  # no gradient: the next forward pass takes its slot
-            strong = self._forward(batch.strong, 1, lr)
+            weak = self._forward_aside(batch.weak, lr)  # no gradient: the next forward pass takes its slot
+            strong = self._forward_aside(batch.strong, lr)
         features = self._forward(batch.images, 0, lr)
         result = heads.train_loss(features, batch.labels, weak, strong, recipe.consistency_weight, recipe.threshold, smoothing=recipe.smoothing,
                                   mixed_labels=batch.mixed_labels, mixed=batch.mixed)
@@ -536,6 +539,14 @@ class Training:
         features = self.network.backbone.forward(images, slot)
         if not np.isfinite(features).all():
             raise self._diverged("the features are not finite", lr)
+        return features
+
+    def _forward_aside(self, images: Floats, lr: float) -> Floats:
+        """A pass through slot 1 that leaves the running statistics as they were."""
+        kept = [(buffer, buffer.copy()) for buffer in self.network.backbone.buffers.values()]
+        features = self._forward(images, 1, lr)
+        for buffer, before in kept:
+            buffer[...] = before
         return features
 
     def _update(self, loss: float, lr: float) -> None:
