@@ -51,7 +51,7 @@ def test_every_method_learns(recipe):
 
 
 def test_the_log_of_amst():
-    run = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS, TEST[:60], TEST_LABELS[:60]), relabel=2)
+    run = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS, TEST[:60], TEST_LABELS[:60]), relabel=2, threshold=0.9)
     events = finish(run)
     assert [e["event"] + e.get("stage", "") for e in events] == (
         ["epochpretrain"] * 2 + ["labelling"] + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
