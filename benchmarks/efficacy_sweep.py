@@ -23,6 +23,11 @@ def free(**changed):
 RANDAUGMENT = PLAIN | dict(view="randaugment")
 AMST = dict(method="amst", hint="keep", view="randaugment")
 
+MIXED = RANDAUGMENT | dict(mix="cutmix", real_share=0.25)
+KEEP = AMST | dict(real_share=0.25, pretrain_epochs=2, relabel=3, threshold=0.7)
+MORE = dict(epochs=25)
+DISTRUST = dict(method="amst", hint="keep", pretrain_epochs=2, relabel=3, threshold=0.7) | MORE
+
 SWEEP = {
     "real": [(None, dict(method="real-only")), (None, dict(method="real-only", view="randaugment")),
              (None, dict(method="real-only", mix="mixup")), (None, dict(method="real-only", mix="cutmix"))],
@@ -31,6 +36,26 @@ SWEEP = {
     "amst": [(free(guidance_scale=1.0), AMST), (free(), AMST | dict(view="weak")), (free(), AMST), (free(guidance_scale=1.0), RANDAUGMENT),
              (free(), AMST | dict(hint="ignore")), (free(guidance_scale=1.0), AMST | dict(real_share=0.25)),
              (free(guidance_scale=1.0), AMST | dict(mix="cutmix")), (free(guidance_scale=1.0), AMST | dict(threshold=0.7))],
+    "amst 2": [(free(guidance_scale=1.0), MIXED), (free(guidance_scale=1.0), KEEP), (free(guidance_scale=1.0), KEEP | dict(threshold=0.5)),
+               (free(guidance_scale=1.0), MIXED | dict(method="amst", hint="keep", pretrain_epochs=2)), (text(guidance_scale=1.0), MIXED),
+               (free(guidance_scale=1.0), MIXED | dict(epochs=50)), (None, dict(method="real-only", view="randaugment", epochs=50)),
+               (free(guidance_scale=1.0), KEEP | dict(epochs=50, pretrain_epochs=5))],
+    "amst 3": [(free(guidance_scale=1.0), PLAIN | MORE), (free(guidance_scale=1.0), RANDAUGMENT | MORE), (text(guidance_scale=1.0), PLAIN | MORE),
+               (free(guidance_scale=1.0), DISTRUST), (free(guidance_scale=1.0), DISTRUST | dict(threshold=0.5)),
+               (free(guidance_scale=1.0), DISTRUST | dict(hint="agree", threshold=0.5)),
+               (free(guidance_scale=1.0), DISTRUST | dict(hint="ignore", pretrain_epochs=5)),
+               (free(guidance_scale=1.0), DISTRUST | dict(view="randaugment"))],
+    "amst 4": [(text(guidance_scale=1.0), PLAIN | MORE), (free(guidance_scale=1.5, noise_scale=1.0), PLAIN | MORE),
+               (free(guidance_scale=1.5, noise_scale=1.0), DISTRUST | dict(consistency_weight=0.0)),
+               (free(guidance_scale=1.5, noise_scale=1.0), DISTRUST),
+               (free(guidance_scale=1.5, noise_scale=1.0), DISTRUST | dict(relabel=0, threshold=0.9)),
+               (text(guidance_scale=1.0), DISTRUST | dict(consistency_weight=0.0)),
+               (free(guidance_scale=1.0, noise_scale=1.0), PLAIN | MORE),
+               (free(guidance_scale=1.0, noise_scale=1.0), DISTRUST | dict(consistency_weight=0.0))],
+    "amst 5": [(free(guidance_scale=1.5, noise_scale=1.0), DISTRUST | dict(consistency_on="all")),
+               (free(guidance_scale=1.5, noise_scale=1.0), DISTRUST | dict(consistency_on="all", threshold=0.9)),
+               (free(guidance_scale=1.0, noise_scale=1.0), DISTRUST | dict(consistency_on="all")),
+               (free(guidance_scale=1.5, noise_scale=1.0), DISTRUST | dict(consistency_on="all", pretrain_epochs=8))],
     "training": [(free(), RANDAUGMENT), (free(), PLAIN | dict(view="strong")), (free(), PLAIN | dict(mix="cutmix")),
                  (free(), RANDAUGMENT | dict(real_share=0.25))],
     "dreamda": [(dreamda(), PLAIN), (dreamda(noise_scale=0.0), PLAIN), (dreamda(guidance_scale=4.0), PLAIN),

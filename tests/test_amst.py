@@ -156,6 +156,15 @@ def test_too_few_unlabelled_images_for_a_batch_have_no_consistency_loss():
     assert make(data=Data(REAL, LABELS, SYNTHETIC[:16], HINTS[:16]))._maker("train", 0)(0).weak is not None
 
 
+def test_the_consistency_loss_may_see_every_synthetic_image():
+    run = make(consistency_on="all", method="amst")
+    events = finish(run)
+    assert (run.assigned >= 0).sum() > 75, "too few are left for a batch, and yet"
+    assert events[-1]["used"] > 0
+    with pytest.raises(ValueError, match="--consistency-on must be rest or all"):
+        make(consistency_on="some")
+
+
 def test_nothing_accepted_is_on_record_and_training_goes_on():
     events = finish(make(threshold=1.0))
     labelling = next(e for e in events if e["event"] == "labelling")

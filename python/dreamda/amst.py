@@ -42,6 +42,7 @@ from .views import KINDS, STRONG, WEAK, Views, ahead
 
 METHODS = ("amst", "plain", "real-only")
 MIXES = ("none", "mixup", "cutmix")
+CONSISTENCY = ("rest", "all")
 HINTS = ("ignore", "agree", "keep")
 STREAM = 17  # of the keyed normals: initial weights of backbones
 # streams of the sampler and of the views: which pool of images a draw belongs to
@@ -105,6 +106,8 @@ class Recipe:
         Largest norm of the gradients of backbone and heads together; 0: no clipping.
     threshold, consistency_weight : float
         Confidence needed by a pseudo-label and by the consistency loss, and lambda.
+    consistency_on : {"rest", "all"}
+        Synthetic images that the consistency loss sees: those that were not accepted, as in the paper, or all of them (ours).
     relabel : int
         Repeat the labelling every so many epochs of the train stage; 0: never.
     hint : {"ignore", "agree", "keep"}
@@ -133,6 +136,7 @@ class Recipe:
     clip_norm: float = 0.0
     threshold: float = 0.9
     consistency_weight: float = 1.0
+    consistency_on: str = "rest"
     relabel: int = 0
     hint: str = "ignore"
     real_share: float = 0.5
@@ -141,7 +145,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("mix", MIXES), ("hint", HINTS), ("view", KINDS)):
+        for name, choices in (("method", METHODS), ("mix", MIXES), ("hint", HINTS), ("view", KINDS), ("consistency_on", CONSISTENCY)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{_option(name)} must be {', '.join(choices[:-1])} or {choices[-1]}; it is {getattr(self, name)!r}")
         for name in ("smoothing", "threshold", "real_share"):
@@ -463,7 +467,8 @@ class Training:
         views = self.views.with_stage(self.round)
         first = epoch * self.steps_per_epoch
         size, real = recipe.batch, len(data.real)
-        accepted, rest = np.flatnonzero(self.assigned >= 0), np.flatnonzero(self.assigned < 0)
+        accepted = np.flatnonzero(self.assigned >= 0)
+        rest = np.arange(len(self.assigned)) if recipe.consistency_on == "all" else np.flatnonzero(self.assigned < 0)
         assigned, n_round = self.assigned, self.round
         pools = {stream: _Pool(recipe.seed, self.round, stream, n) for stream, n in ((LABELLED_REAL, real), (UNLABELLED, len(rest)))}
         of_class = [np.flatnonzero(assigned == label) for label in range(self.network.heads.n_classes)]

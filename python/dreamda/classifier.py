@@ -27,7 +27,7 @@ class AMSTClassifier:
     method : {"amst", "plain", "real-only"}
         plain trains on the synthetic images with `y_synthetic` as labels; real-only ignores them.
     epochs, pretrain_epochs, steps_per_epoch, batch, lr, momentum, weight_decay, warmup_epochs, smoothing, clip_norm, threshold, \
-consistency_weight, relabel, hint, real_share, mix, view
+consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         See `dreamda.amst.Recipe`.
     image_size : int or (int, int), optional
         Height and width that images are resized to; default: those of `X`.
@@ -77,8 +77,9 @@ consistency_weight, relabel, hint, real_share, mix, view
     def __init__(self, backbone: str = "resnet18", *, method: str = "amst", epochs: int = 30, pretrain_epochs: int | None = None,
                  steps_per_epoch: int | None = None, batch: int = 64, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 1e-4,
                  warmup_epochs: float = 5.0, smoothing: float = 0.0, clip_norm: float = 0.0, threshold: float = 0.9,
-                 consistency_weight: float = 1.0, relabel: int = 0, hint: str = "ignore", real_share: float = 0.5, mix: str = "none",
-                 view: str = "weak", image_size: int | tuple[int, int] | None = None, stem: str = "auto", width: int = 64,
+                 consistency_weight: float = 1.0, consistency_on: str = "rest", relabel: int = 0, hint: str = "ignore",
+                 real_share: float = 0.5, mix: str = "none", view: str = "weak",
+                 image_size: int | tuple[int, int] | None = None, stem: str = "auto", width: int = 64,
                  pretrained: str | os.PathLike[str] | None = None, mean: tuple[float, ...] | None = None,
                  std: tuple[float, ...] | None = None, crop_scale: tuple[float, float] | None = None, flip: bool = True,
                  validation_fraction: float = 0.0, dtype: str = "auto", threads: int | None = None, workers: int = 2, random_state: int = 0,

@@ -47,6 +47,7 @@ def train(
     clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: no clipping.")] = 0.0,
     threshold: Annotated[float, typer.Option(help="Confidence that a pseudo-label needs.")] = 0.9,
     consistency_weight: Annotated[float, typer.Option(help="Lambda of the consistency loss.")] = 1.0,
+    consistency_on: Annotated[str, typer.Option(help="rest: the synthetic images that were not accepted; or all of them.")] = "rest",
     relabel: Annotated[int, typer.Option(help="Label again every so many epochs; 0: only once.")] = 0,
     hint: Annotated[str, typer.Option(help="Of the seeds' labels: ignore them; agree: accept no other; keep: until contradicted.")] = "ignore",
     real_share: Annotated[float, typer.Option(help="Least part of real images in a labelled batch.")] = 0.5,
@@ -73,7 +74,7 @@ def train(
     if out is None:
         raise ValueError("--out is missing; name a folder for the run")
     recipe = Recipe(method, epochs, pretrain_epochs, steps_per_epoch, batch, lr, momentum, weight_decay, warmup_epochs, smoothing, clip_norm,
-                    threshold, consistency_weight, relabel, hint, real_share, mix, view, seed)
+                    threshold, consistency_weight, consistency_on, relabel, hint, real_share, mix, view, seed)
     if method != "real-only" and synthetic is None:
         raise ValueError(f"--method {method} needs SYNTHETIC, the output of dreamda generate; or take --method real-only")
     settings = TrainSettings(backbone, stem, width, dtype, _parse_size(size), _numbers("--mean", mean, 3), _numbers("--std", std, 3),
