@@ -58,6 +58,24 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq
     return table(isa)->attention_scratch(dtype, n, heads, tq, tk, d, threads);
 }
 
+void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
+                 const void *residual, int n, int h, int w, int ic, int oc, void *scratch)
+{
+    table(isa)->winograd(dtype, dst, src, weights, bias, residual, n, h, w, ic, oc, scratch);
+}
+
+size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
+{
+    return table(isa)->winograd_scratch(dtype, ic, threads);
+}
+
+int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
+
+size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc)
+{
+    return (size_t)16 * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
+}
+
 static inline float get(dd_dtype t, const void *p, size_t i)
 {
     return t == DD_BF16 ? dd_bf16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
@@ -175,6 +193,35 @@ void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale
             for (int ch = 0; ch < c; ch++) {
                 const size_t at = (size_t)p * (size_t)c + (size_t)ch;
                 put(dtype, to, at, get(dtype, from, at) + scale[i] * noise[(size_t)ch * (size_t)hw + (size_t)p]);
+            }
+        }
+    }
+}
+
+/* U = G g G' of every filter; element (p, channel c, output o) stands in panel o / columns at step c or, in pairs, c / 2. */
+void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc)
+{
+    const int columns = dd_winograd_columns(isa), pair = dtype == DD_BF16 ? 2 : 1;
+#pragma omp parallel for schedule(static)
+    for (int o = 0; o < oc; o++) {
+        for (int c = 0; c < ic; c++) {
+            const float *g = plain + ((size_t)o * (size_t)ic + (size_t)c) * 9;
+            float half[4][3];
+            for (int l = 0; l < 3; l++) {
+                const float even = 0.5f * (g[l] + g[6 + l]), odd = 0.5f * g[3 + l];
+                half[0][l] = g[l];
+                half[1][l] = even + odd;
+                half[2][l] = even - odd;
+                half[3][l] = g[6 + l];
+            }
+            for (int k = 0; k < 4; k++) {
+                const float even = 0.5f * (half[k][0] + half[k][2]), odd = 0.5f * half[k][1];
+                const float u[4] = {half[k][0], even + odd, even - odd, half[k][2]};
+                for (int l = 0; l < 4; l++) {
+                    const size_t block = ((size_t)(o / columns) * 16 + (size_t)(4 * k + l)) * (size_t)ic * (size_t)columns;
+                    const size_t step = (size_t)(c / pair) * (size_t)(columns * pair);
+                    put(dtype, dst, block + step + (size_t)(o % columns * pair + c % pair), u[l]);
+                }
             }
         }
     }

@@ -29,17 +29,6 @@
 #define TILE 4
 #endif
 
-INLINE vf multiply_add(const bool dot, vf acc, vf a, vf b)
-{
-#if DD_BF16_DOT
-    if (dot) {
-        return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
-    }
-#endif
-    (void)dot;
-    return fma_(a, b, acc);
-}
-
 /* S[0 .. m) = K[0 .. m) Q, and `top` is raised to the largest score of each query. */
 INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const uint32_t *q, size_t steps, uint32_t *s,
                         vf top[2])

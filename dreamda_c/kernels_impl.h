@@ -9,12 +9,15 @@
 #include "kernels_batch_norm.h"
 #include "kernels_norm.h"
 #include "kernels_table.h"
+#include "kernels_winograd.h"
 
 const dd_kernel_table DD_KERNELS = {
     .group_norm = group_norm,
     .layer_norm = layer_norm,
     .attention = attention,
     .attention_scratch = attention_scratch,
+    .winograd = winograd,
+    .winograd_scratch = winograd_scratch,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward,
     .accumulate = accumulate,

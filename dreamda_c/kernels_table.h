@@ -19,6 +19,9 @@ typedef struct {
                       const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
                       void *scratch);
     size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+    void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual,
+                     int n, int h, int w, int ic, int oc, void *scratch);
+    size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads);
     void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch);
     void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
                                 const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);

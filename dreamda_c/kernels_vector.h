@@ -153,6 +153,18 @@ INLINE void store_up_to(dd_dtype t, void *p, size_t i, vf x, size_t count)
     }
 }
 
+/* acc + a b; `dot`: of units that are pairs of bf16, both products are added. */
+INLINE vf multiply_add(const bool dot, vf acc, vf a, vf b)
+{
+#if DD_BF16_DOT
+    if (dot) {
+        return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+    }
+#endif
+    (void)dot;
+    return fma_(a, b, acc);
+}
+
 /* ---- exponential ---------------------------------------------------------------------------------------------- */
 
 #define ROUND_BY_ADDING 12582912.0f /* 1.5 * 2^23: x + this has the integer nearest to x in its low bits */

@@ -16,8 +16,11 @@ struct dd_engine {
 };
 
 struct dd_layout {
-    dnnl_memory_desc_t md;
-    bool convolution; /* plain weights are oihw; otherwise (n, k) rows */
+    dnnl_memory_desc_t md; /* NULL: dd_winograd's, described by the rest */
+    bool convolution;      /* plain weights are oihw; otherwise (n, k) rows */
+    dd_isa isa;
+    dd_dtype dtype;
+    int ic, oc;
 };
 
 struct dd_primitive {
@@ -112,6 +115,11 @@ dd_isa dd_onednn_isa(void)
                                                                       : DD_ISA_AVX2;
     dd_isa best = dd_best_isa();
     return allowed < best ? allowed : best;
+}
+
+bool dd_onednn_amx(void)
+{
+    return isa_includes(dnnl_get_effective_cpu_isa(), dnnl_cpu_isa_avx512_core_amx);
 }
 
 dd_status dd_engine_create(dd_engine **out)
@@ -607,13 +615,30 @@ const dd_layout *dd_primitive_weights(const dd_primitive *p)
     return &p->weights;
 }
 
+dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc)
+{
+    dd_layout *layout = dd_calloc(1, sizeof *layout);
+    if (!layout) {
+        return dd_fail(DD_NOMEM, "out of memory for a layout");
+    }
+    *layout = (dd_layout){.isa = isa, .dtype = dtype, .ic = ic, .oc = oc};
+    *out = layout;
+    return DD_OK;
+}
+
 size_t dd_layout_bytes(const dd_layout *layout)
 {
+    if (!layout->md) {
+        return dd_winograd_pack_bytes(layout->dtype, layout->ic, layout->oc);
+    }
     return dnnl_memory_desc_get_size(layout->md);
 }
 
 bool dd_layout_equal(const dd_layout *a, const dd_layout *b)
 {
+    if (!a->md || !b->md) {
+        return !a->md && !b->md && a->isa == b->isa && a->dtype == b->dtype && a->ic == b->ic && a->oc == b->oc;
+    }
     return a->convolution == b->convolution && dnnl_memory_desc_equal(a->md, b->md);
 }
 
@@ -624,8 +649,11 @@ dd_status dd_layout_copy(dd_layout **out, const dd_layout *layout)
     if (!copy) {
         DD_FAIL(DD_NOMEM, "out of memory for a layout");
     }
-    copy->convolution = layout->convolution;
-    CHECK(dnnl_memory_desc_clone(&copy->md, layout->md));
+    *copy = *layout;
+    copy->md = NULL;
+    if (layout->md) {
+        CHECK(dnnl_memory_desc_clone(&copy->md, layout->md));
+    }
     *out = copy;
     return DD_OK;
 fail:
@@ -650,6 +678,10 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
     dnnl_memory_t from = NULL, to = NULL;
     int ndims;
     dnnl_dims_t *dims;
+    if (!layout->md) {
+        dd_winograd_pack(layout->isa, layout->dtype, dst, plain, layout->ic, layout->oc);
+        return DD_OK;
+    }
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
     CHECK(dnnl_memory_desc_create_with_tag(&plain_md, ndims, *dims, dnnl_f32, layout->convolution ? dnnl_abcd : dnnl_ba));

@@ -31,6 +31,7 @@ void dd_onednn_version(int version[3]);
 /* The instruction set that oneDNN uses, which ONEDNN_MAX_CPU_ISA can lower; our kernels follow it. */
 dd_isa dd_onednn_isa(void);
 const char *dd_onednn_isa_name(void);
+bool dd_onednn_amx(void); /* whether bf16 products run on AMX tiles */
 
 dd_status dd_engine_create(dd_engine **out);
 void dd_engine_destroy(dd_engine *engine); /* after every primitive and layout made with it */
@@ -89,6 +90,9 @@ void dd_primitive_bind(dd_primitive *p, dd_arg arg, void *data); /* ignored wher
 dd_status dd_primitive_run(dd_primitive *p);
 size_t dd_primitive_scratch(const dd_primitive *p);
 const char *dd_primitive_implementation(const dd_primitive *p);
+
+/* The layout of dd_winograd's weights. */
+dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc);
 
 /* The layout this primitive wants its weights in (or gives their gradient in); lives as long as the primitive. */
 const dd_layout *dd_primitive_weights(const dd_primitive *p);

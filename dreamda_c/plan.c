@@ -14,6 +14,7 @@
 typedef struct {
     const dd_op *op;
     dd_primitive *primitive; /* NULL: one of our kernels */
+    dd_layout *winograd;     /* NULL: not such a convolution */
     dd_pack *weights, *bias; /* NULL: none */
     size_t scratch;
     double flops, seconds;
@@ -66,6 +67,22 @@ static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
     return e;
 }
 
+/* Winograd's convolution pays where its weights are small beside the work, or small at all: not on the coarse levels of Stable Diffusion's
+   U-Net, whose weights are most of the model and would take 16 / 9 of the memory. Depends on one image alone, so that rows keep their
+   bits in any batch. */
+static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info *src, const dd_value_info *dst)
+{
+    if (op->kernel != 3 || op->stride != 1 || op->pad_before != 1 || op->pad_after != 1 || op->act != DD_ACT_NONE || op->src[1].value) {
+        return false;
+    }
+    const bool fine = src->h >= 24 && src->w >= 24, small = src->h >= 8 && src->w >= 8;
+    if (src->c % 16 || dst->c % dd_winograd_columns(p->isa) ||
+        !(fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c) <= 2u << 20))) {
+        return false;
+    }
+    return p->dtype == DD_F32 || !dd_onednn_amx(); /* tiles are faster still */
+}
+
 static dd_status create_conv(dd_plan *p, dd_step *s)
 {
     dd_status status = DD_OK;
@@ -74,8 +91,13 @@ static dd_status create_conv(dd_plan *p, dd_step *s)
     dd_conv_desc d = {.dtype = p->dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c,
                       .kernel = op->kernel, .stride = op->stride, .pad_before = op->pad_before, .pad_after = op->pad_after,
                       .epilogue = epilogue(p, op)};
-    DD_TRY(dd_conv_create(&s->primitive, dd_weights_engine(dd_graph_weights(p->graph)), &d));
     s->flops = 2.0 * dst->n * tokens(dst) * dst->c * src->c * op->kernel * op->kernel;
+    if (winograd_fits(p, op, src, dst)) {
+        s->scratch = dd_winograd_scratch(p->isa, p->dtype, src->c, p->threads);
+        DD_TRY(dd_layout_winograd(&s->winograd, p->isa, p->dtype, src->c, dst->c));
+        return DD_OK;
+    }
+    DD_TRY(dd_conv_create(&s->primitive, dd_weights_engine(dd_graph_weights(p->graph)), &d));
 fail:
     return status;
 }
@@ -137,7 +159,7 @@ static dd_status create_step(dd_plan *p, dd_step *s)
         s->scratch = dd_primitive_scratch(s->primitive);
     }
     if (op->nweights) {
-        const dd_layout *layout = s->primitive ? dd_primitive_weights(s->primitive) : NULL;
+        const dd_layout *layout = s->primitive ? dd_primitive_weights(s->primitive) : s->winograd;
         DD_TRY(dd_weights_pack(weights, op->weights, op->nweights, layout, &s->weights));
     }
     if (op->nbias) {
@@ -288,6 +310,7 @@ void dd_plan_destroy(dd_plan *p)
     }
     for (int i = 0; p->steps && i < p->nsteps; i++) {
         dd_primitive_destroy(p->steps[i].primitive);
+        dd_layout_destroy(p->steps[i].winograd);
     }
     for (int v = 1; p->remembered && v <= dd_graph_values(p->graph); v++) {
         dd_free(p->remembered[v]);
@@ -367,6 +390,12 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
     }
     switch (op->kind) {
     case DD_OP_CONV:
+        if (s->winograd) {
+            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, in->n, in->h,
+                        in->w, in->c, out->c, p->scratch);
+            break;
+        }
+        return dd_primitive_run(s->primitive);
     case DD_OP_LINEAR:
         return dd_primitive_run(s->primitive);
     case DD_OP_FROM_NCHW:
@@ -516,7 +545,12 @@ dd_profile_row dd_plan_profile(const dd_plan *p, int index)
     const dd_step *s = &p->steps[index];
     static const char *const isa_names[] = {
         [DD_ISA_AVX2] = "dreamda:avx2", [DD_ISA_AVX512] = "dreamda:avx512", [DD_ISA_AVX512_BF16] = "dreamda:avx512_bf16"};
+    static const char *const winograd_names[] = {
+        [DD_ISA_AVX2] = "dreamda:winograd:avx2", [DD_ISA_AVX512] = "dreamda:winograd:avx512",
+        [DD_ISA_AVX512_BF16] = "dreamda:winograd:avx512_bf16"};
     return (dd_profile_row){.name = s->op->name, .op = dd_op_kind_name(s->op->kind),
-                            .implementation = s->primitive ? dd_primitive_implementation(s->primitive) : isa_names[p->isa],
+                            .implementation = s->primitive  ? dd_primitive_implementation(s->primitive)
+                                              : s->winograd ? winograd_names[p->isa]
+                                                            : isa_names[p->isa],
                             .seconds = s->seconds, .flops = s->flops};
 }

@@ -264,6 +264,59 @@ def test_the_same_bits_with_either_width_of_widened_bf16():
         assert np.array_equal(*(_selftest.attention(q, k, v, 2, 0.2, False, isa, 2) for isa in (0, 1)))
 
 
+def convolution_reference(x, weights, bias, residual):
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    h, w = x.shape[1:3]
+    result = sum(padded[:, i : i + h, j : j + w] @ weights[:, :, i, j].T.astype(np.float64) for i in range(3) for j in range(3))
+    return result + (0 if bias is None else bias) + (0 if residual is None else to_f32(residual))
+
+
+WINOGRAD_DTYPES = [(isa, "f32") for isa in range(BEST + 1)] + ([(2, "bf16")] if BEST == 2 else [])
+
+
+def winograd_case(isa, dtype, n, h, w, ic, oc, bias=True, residual=True, seed=0):
+    rng = np.random.default_rng(seed)
+    x = cast(normal(rng, n, h, w, ic, mean=0.5), dtype)
+    weights = normal(rng, oc, ic, 3, 3, scale=1 / np.sqrt(9 * ic))
+    bias = normal(rng, oc) if bias else None
+    residual = cast(normal(rng, n, h, w, oc), dtype) if residual else None
+    result = _selftest.winograd(x, weights, bias, residual, isa, 2)
+    return nmse(result, convolution_reference(to_f32(x), weights, bias, residual))
+
+
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 8, 8, 32, 64), (1, 9, 7, 16, 32), (1, 1, 1, 16, 32), (1, 2, 31, 48, 32), (3, 33, 20, 64, 96)])
+@pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
+def test_winograd(isa, dtype, n, h, w, ic, oc):
+    """bf16: products of rounded V and U, each error about 1.6 times that of a rounded weight or activation."""
+    for bias, residual in ((True, True), (False, False)):
+        assert winograd_case(isa, dtype, n, h, w, ic, oc, bias, residual) <= (1e-12 if dtype == "f32" else 3e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 2), h=st.integers(1, 23), w=st.integers(1, 23), ic=st.integers(1, 4),
+       oc=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_winograd_of_any_shape(which, n, h, w, ic, oc, seed):
+    assert winograd_case(*which, n, h, w, 16 * ic, 32 * oc, seed=seed) <= (1e-11 if which[1] == "f32" else 1e-4)
+
+
+@pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
+def test_winograd_rows_do_not_see_each_other(isa, dtype):
+    rng = np.random.default_rng(12)
+    x, weights, bias = cast(normal(rng, 3, 18, 22, 32), dtype), normal(rng, 32, 32, 3, 3), normal(rng, 32)
+    whole = _selftest.winograd(x, weights, bias, None, isa, 2)
+    assert np.array_equal(whole, _selftest.winograd(x, weights, bias, None, isa, 1))
+    for i in range(3):
+        assert np.array_equal(whole[i : i + 1], _selftest.winograd(x[i : i + 1], weights, bias, None, isa, 2))
+
+
+def test_winograd_has_the_same_bits_with_either_width():
+    if BEST < 1:
+        pytest.skip("needs AVX-512")
+    rng = np.random.default_rng(13)
+    x, weights = normal(rng, 1, 15, 16, 48), normal(rng, 64, 48, 3, 3)
+    assert np.array_equal(*(_selftest.winograd(x, weights, None, None, isa, 2) for isa in (0, 1)))
+
+
 def test_attention_without_memory():
     """The scratch comes from the arena: its failure is a MemoryError, and nothing stays behind."""
     q = np.ones((1, 4, 8), np.float32)

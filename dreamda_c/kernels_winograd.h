@@ -1,0 +1,211 @@
+/* 3 x 3 convolutions by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2015): 16 multiplications where the sum over the window takes 36.
+ * Part of kernels_impl.h, compiled once per instruction set.
+ *
+ * A tile is 4 x 4 positions of the source around 2 x 2 of the result. Of every tile, B' d B gives 16 numbers a channel (V), which meet the
+ * 16 transformed weights U in 16 matrix products; A' (..) A of their sums is the result. A task is some neighbouring tiles of the batch:
+ *
+ *     V: (16, tiles, ic) of the data's type          filled once a task, read once a panel: L2 and L3
+ *     U: (panels, 16, steps, COLS) units             a panel is COLS output channels; the unit is a float or a pair of bf16, see attention
+ *     M: (16, tiles, COLS) floats                    one panel's sums, in L2; transformed back before the next panel
+ *
+ * A tile's bits depend on nothing but its own window. Rounding V and U to bf16 costs about twice the error of rounding plain weights.
+ *
+ *     winograd(DD_BF16, dst, src, u, bias, NULL, n, h, w, ic, oc, scratch);
+ */
+#ifndef DD_KERNELS_WINOGRAD_H
+#define DD_KERNELS_WINOGRAD_H
+
+#include "kernels_vector.h"
+
+#include <omp.h>
+
+#define COLS (2 * W) /* output channels of a panel */
+#if W == 16
+#define TILE_ROWS 12 /* tiles of a micro-kernel: 2 TILE_ROWS accumulators, all registers but the operands' */
+#else
+#define TILE_ROWS 6
+#endif
+#define TASK_TILES 48 /* tiles of a task: U is read once for all of them */
+
+/* M[0 .. m) = V[0 .. m) U: rows of V are `steps` units apart. */
+INLINE void winograd_product(const bool dot, const int m, float *sums, const uint32_t *v, const uint32_t *u, size_t steps)
+{
+    vf acc[TILE_ROWS][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < m; i++) {
+        acc[i][0] = acc[i][1] = set1(0.0f);
+    }
+    for (size_t j = 0; j < steps; j++) {
+        vf u0 = load_f32(u + j * COLS), u1 = load_f32(u + j * COLS + W);
+#pragma GCC unroll 12
+        for (int i = 0; i < m; i++) {
+            vf a = broadcast(v + (size_t)i * steps + j);
+            acc[i][0] = multiply_add(dot, acc[i][0], a, u0);
+            acc[i][1] = multiply_add(dot, acc[i][1], a, u1);
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < m; i++) {
+        store_f32(sums + i * COLS, acc[i][0]);
+        store_f32(sums + i * COLS + W, acc[i][1]);
+    }
+}
+
+/* x -> B' x for four vectors. */
+INLINE void winograd_in(vf x[4])
+{
+    vf first = sub(x[0], x[2]), second = add(x[1], x[2]), third = sub(x[2], x[1]);
+    x[3] = sub(x[1], x[3]);
+    x[0] = first;
+    x[1] = second;
+    x[2] = third;
+}
+
+typedef struct {
+    char *dst;
+    const char *src, *add;
+    const uint32_t *u;
+    const float *bias;
+    int h, w, ic, oc, across, down; /* tiles in a line, and lines of them in an image */
+} winograd_job;
+
+/* Where a tile's results begin: the image's first row of channels, and the place in it. */
+INLINE size_t winograd_place(const winograd_job *job, int tile, int *y, int *x)
+{
+    *y = tile / job->across % job->down * 2;
+    *x = tile % job->across * 2;
+    return (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w;
+}
+
+/* V of `count` tiles from `first` on. */
+INLINE void winograd_source(const dd_dtype t, const winograd_job *job, int first, int count, char *v)
+{
+    const size_t size = dd_dtype_size(t), pixel = (size_t)job->ic * size;
+    for (int i = 0; i < count; i++) {
+        int y, x;
+        const char *image = job->src + winograd_place(job, first + i, &y, &x) * pixel;
+        for (int c = 0; c < job->ic; c += W) {
+            vf d[4][4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+#pragma GCC unroll 4
+                for (int l = 0; l < 4; l++) {
+                    const int yy = y + k - 1, xx = x + l - 1;
+                    const bool inside = yy >= 0 && yy < job->h && xx >= 0 && xx < job->w;
+                    d[k][l] = inside ? load(t, image + ((size_t)yy * (size_t)job->w + (size_t)xx) * pixel, (size_t)c) : set1(0.0f);
+                }
+                winograd_in(d[k]);
+            }
+#pragma GCC unroll 4
+            for (int l = 0; l < 4; l++) {
+                vf column[4] = {d[0][l], d[1][l], d[2][l], d[3][l]};
+                winograd_in(column);
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) {
+                    char *to = v + ((size_t)(4 * k + l) * (size_t)count + (size_t)i) * pixel;
+                    store(t, to, (size_t)c, column[k]);
+                }
+            }
+        }
+    }
+}
+
+/* The results of one panel: A' M A, bias, residual. */
+INLINE void winograd_result(const dd_dtype t, const winograd_job *job, int first, int count, int panel, const float *sums)
+{
+    const size_t size = dd_dtype_size(t), pixel = (size_t)job->oc * size;
+    for (int i = 0; i < count; i++) {
+        int y, x;
+        const size_t row = winograd_place(job, first + i, &y, &x);
+        for (int c = 0; c < COLS; c += W) {
+            const float *from = sums + (size_t)i * COLS + (size_t)c;
+            const size_t channel = (size_t)panel * COLS + (size_t)c;
+            const vf bias = job->bias ? load_f32(job->bias + channel) : set1(0.0f);
+            vf half[2][4];
+#pragma GCC unroll 4
+            for (int l = 0; l < 4; l++) {
+                vf m[4];
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) {
+                    m[k] = load_f32(from + (size_t)(4 * k + l) * (size_t)count * COLS);
+                }
+                half[0][l] = add(add(m[0], m[1]), m[2]);
+                half[1][l] = sub(sub(m[1], m[2]), m[3]);
+            }
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; k++) {
+                const vf result[2] = {add(add(half[k][0], half[k][1]), half[k][2]), sub(sub(half[k][1], half[k][2]), half[k][3])};
+#pragma GCC unroll 2
+                for (int l = 0; l < 2; l++) {
+                    if (y + k < job->h && x + l < job->w) {
+                        const size_t at = (row + (size_t)(y + k) * (size_t)job->w + (size_t)(x + l)) * pixel;
+                        vf sum = add(result[l], bias);
+                        if (job->add) {
+                            sum = add(sum, load(t, job->add + at, channel));
+                        }
+                        store(t, job->dst + at, channel, sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* Bytes of V and of M for one thread. */
+INLINE size_t winograd_v_bytes(dd_dtype t, int ic) { return (size_t)16 * TASK_TILES * (size_t)ic * dd_dtype_size(t); }
+INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_bytes(t, ic) + (size_t)16 * TASK_TILES * COLS * sizeof(float); }
+
+INLINE void winograd_task(const bool dot, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
+{
+    const size_t steps = (size_t)(dot ? job->ic / 2 : job->ic);
+    uint32_t *v = (uint32_t *)(void *)own;
+    float *sums = (float *)(void *)(own + winograd_v_bytes(t, job->ic));
+    winograd_source(t, job, first, count, own);
+    for (int panel = 0; panel < job->oc / COLS; panel++) {
+        for (int p = 0; p < 16; p++) {
+            const uint32_t *u = job->u + ((size_t)panel * 16 + (size_t)p) * steps * COLS, *rows = v + (size_t)p * (size_t)count * steps;
+            float *to = sums + (size_t)p * (size_t)count * COLS;
+            int i = 0;
+            for (; i + TILE_ROWS <= count; i += TILE_ROWS) {
+                winograd_product(dot, TILE_ROWS, to + i * COLS, rows + (size_t)i * steps, u, steps);
+            }
+            for (; i + 4 <= count; i += 4) {
+                winograd_product(dot, 4, to + i * COLS, rows + (size_t)i * steps, u, steps);
+            }
+            for (; i < count; i++) {
+                winograd_product(dot, 1, to + i * COLS, rows + (size_t)i * steps, u, steps);
+            }
+        }
+        winograd_result(t, job, first, count, panel, sums);
+    }
+}
+
+static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual,
+                     int n, int h, int w, int ic, int oc, void *scratch)
+{
+    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .h = h, .w = w, .ic = ic, .oc = oc,
+                        .across = (w + 1) / 2, .down = (h + 1) / 2};
+    const int tiles = n * job.down * job.across;
+#pragma omp parallel
+    {
+        char *own = (char *)scratch + (size_t)omp_get_thread_num() * winograd_thread_bytes(dtype, ic);
+#pragma omp for schedule(dynamic)
+        for (int first = 0; first < tiles; first += TASK_TILES) {
+            const int count = tiles - first < TASK_TILES ? tiles - first : TASK_TILES;
+#if DD_BF16_DOT
+            if (dtype == DD_BF16) {
+                winograd_task(true, DD_BF16, &job, first, count, own);
+                continue;
+            }
+#endif
+            winograd_task(false, DD_F32, &job, first, count, own);
+        }
+    }
+}
+
+static size_t winograd_scratch(dd_dtype dtype, int ic, int threads)
+{
+    return (size_t)threads * winograd_thread_bytes(dtype, ic);
+}
+
+#endif
