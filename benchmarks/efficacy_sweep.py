@@ -60,5 +60,5 @@ SWEEP = {
                  (free(), RANDAUGMENT | dict(real_share=0.25))],
     "dreamda": [(dreamda(), PLAIN), (dreamda(noise_scale=0.0), PLAIN), (dreamda(guidance_scale=4.0), PLAIN),
                 (dreamda(step="asymmetric"), PLAIN), (dreamda(strength=0.8, guidance_scale=7.5, share_start=True), PLAIN)],
-    "img2img": [(img2img(), PLAIN), (img2img(guidance_scale=7.5), PLAIN), (img2img(strength=0.5), PLAIN)],
+    "img2img": [(img2img(), PLAIN | MORE), (img2img(guidance_scale=7.5), PLAIN | MORE), (img2img(strength=0.5), PLAIN | MORE)],
 }
