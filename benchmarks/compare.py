@@ -2,7 +2,9 @@
 
     python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
     python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15]
+    python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
+    python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
     python benchmarks/compare.py readme        # writes the table of the newest results into README.md
 
 `--peer-python` is an environment with torch, diffusers, transformers and openvino; this one has dreamda-c. Prints a table (median,
@@ -86,7 +88,10 @@ def machine() -> dict:
 
 def sd15(arguments) -> str:
     folder = Path(arguments.work) / "sd15"
-    subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), str(folder)], check=True)
+    if not (folder / "model_index.json").exists():
+        if not arguments.peer_python:
+            raise SystemExit(f"{folder} is not there yet: give --peer-python, whose environment makes it")
+        subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), str(folder)], check=True)
     return str(folder)
 
 
@@ -126,6 +131,38 @@ def generate(arguments) -> list[dict]:
     return results
 
 
+def parts(arguments) -> list[dict]:
+    """One self-attention of the U-Net's finest level, and Stable Diffusion's VAE on one image of 512 x 512."""
+    model, results = sd15(arguments), []
+    jobs = [dict(task="attention", rows=2, heads=8, tokens=4096, width=40)] + [dict(task="vae", direction=d, model=model) for d in ("encode", "decode")]
+    for job in jobs:
+        for dtype in arguments.dtype:
+            whole = job | dict(dtype=dtype, threads=arguments.threads)
+            rows = measure([("dreamda-c", sys.executable, "engine_ours.py", whole), ("PyTorch", arguments.peer_python, "engine_torch.py", whole)], arguments.rounds)
+            results.append(dict(task=job["task"], direction=job.get("direction"), dtype=dtype, rows=rows))
+            report(results[-1], arguments.threads)
+    return results
+
+
+def scale(arguments) -> list[dict]:
+    """Ours alone: time and peak memory over variants, images, threads and, at Stable Diffusion's size, resolution; one setting changed at a time."""
+    small = dict(model=str(HERE.parent / "python/dreamda/bundled/fashion-mini"), images=2, variants=10, steps=20, strength=0.8)
+    large = dict(model=sd15(arguments), images=1, variants=1, steps=1, strength=1.0)
+    settings = [("fashion-mini", small | dict(variants=k)) for k in (1, 3, 10, 30)] + [("fashion-mini", small | dict(images=n)) for n in (1, 8, 32)]
+    settings += [("fashion-mini", small | dict(threads=1)), ("sd15", large | dict(threads=1))]
+    settings += [("sd15", large | dict(size=size)) for size in (256, 384, 512, 640, 768)] + [("sd15", large | dict(variants=2)), ("sd15", large | dict(images=2))]
+    rows = []
+    for name, setting in settings:
+        job = dict(task="generate", dtype=arguments.dtype[0], threads=arguments.threads, share_source=False) | setting
+        shown = f"{name}, {job['images']} images, K {job['variants']}, {int(job['steps'] * job['strength'])} steps, " \
+                f"{job.get('size') or ('32' if name == 'fashion-mini' else '512')} px, {job['threads']} threads"
+        row = measure([(shown, sys.executable, "engine_ours.py", job)], max(2, arguments.rounds // 2))[0]
+        row["each"] = row["median"] / (job["images"] * job["variants"] * int(job["steps"] * job["strength"]))
+        rows.append(row)
+        print(f"{shown}: {row['median']:.2f} s, {row['each'] * 1e3:.1f} ms an image and step, {row['peak_rss_gib']:.2f} GiB", flush=True)
+    return [dict(task="scale", dtype=arguments.dtype[0], rows=rows)]
+
+
 TRAINING = [  # depth, stem, batch, size, steps a run
     (50, "imagenet", 16, 224, 1),
     (18, "imagenet", 16, 224, 1),
@@ -148,6 +185,12 @@ def train(arguments) -> list[dict]:
 
 
 def title(result: dict, threads: int) -> str:
+    if result["task"] == "attention":
+        return f"attention of 4096 tokens, 8 heads of 40, 2 rows, {result['dtype']}, {threads} threads: seconds"
+    if result["task"] == "vae":
+        return f"SD's VAE, {result['direction']} 512 px, {result['dtype']}, {threads} threads: seconds"
+    if result["task"] == "scale":
+        return f"how cost grows ({result['dtype']}): ours alone"
     if result["task"] == "train":
         shape = result["shape"]
         return f"ResNet-{shape['depth']} training ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, {threads} threads: seconds a step"
@@ -155,6 +198,11 @@ def title(result: dict, threads: int) -> str:
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
     return f"{result['model']}, a DreamDA image of {int(shape['steps'] * shape['strength'])} steps, {result['dtype']}, {threads} threads: seconds"
+
+
+def scale_table(heading: str, rows: list[dict]) -> str:
+    lines = [heading, "| job | s | ms an image and step | peak GiB |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {r['name']} | {r['median']:.2f} | {r['each'] * 1e3:.1f} | {r['peak_rss_gib']:.2f} |" for r in rows])
 
 
 def images(result: dict) -> int:
@@ -178,7 +226,8 @@ def readme_tables() -> str:
         parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}, load "
                      f"{about['load']} at the start:\n")
         for result in run["results"]:
-            parts.append(table(f"**{title(result, run['threads'])}**\n", result["rows"], per=images(result)) + "\n")
+            heading = f"**{title(result, run['threads'])}**\n"
+            parts.append((scale_table(heading, result["rows"]) if result["task"] == "scale" else table(heading, result["rows"], per=images(result))) + "\n")
     return "\n".join(parts)
 
 
@@ -196,8 +245,8 @@ def main() -> None:
         replace_between(HERE.parent / "README.md", "speed", readme_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["unet", "generate", "train"])
-    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("task", choices=["unet", "generate", "parts", "train", "scale"])
+    parser.add_argument("--peer-python", help="not needed by scale")
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
     parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15"])
@@ -205,8 +254,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
     arguments = parser.parse_args()
+    if not arguments.peer_python and arguments.task != "scale":
+        parser.error("--peer-python is missing; name the interpreter of the peers' environment")
     about = machine()  # before the load is our own
-    results = {"unet": unet, "generate": generate, "train": train}[arguments.task](arguments)
+    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "scale": scale}[arguments.task](arguments)
     RESULTS.mkdir(exist_ok=True)
     name = arguments.task if arguments.task != "generate" else f"generate-{arguments.model}"
     (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")

@@ -14,8 +14,24 @@ def load(job):
         sample = rng.standard_normal((job["rows"], 4, 64, 64), dtype=np.float32)
         context = rng.standard_normal((job["rows"], 77, 768), dtype=np.float32)
         return lambda: unet(sample, 500, context), label
+    if job["task"] == "vae":
+        vae = dreamda.VAE.load(f"{job['model']}/vae", job["dtype"], job["threads"])
+        if job["direction"] == "decode":
+            z = rng.standard_normal((1, 4, 64, 64), dtype=np.float32)
+            return lambda: vae.decode(z), label
+        x = rng.standard_normal((1, 3, 512, 512), dtype=np.float32)
+        return lambda: vae.encode(x, None), label
+    if job["task"] == "attention":
+        from dreamda import _selftest
+
+        q, k, v = (rng.standard_normal((job["rows"], job["tokens"], job["heads"] * job["width"]), dtype=np.float32) for _ in range(3))
+        if job["dtype"] == "bf16":
+            q, k, v = ((x.view(np.uint32) >> 16).astype(np.uint16) for x in (q, k, v))
+        scale = job["width"] ** -0.5
+        return lambda: _selftest.attention(q, k, v, job["heads"], scale, False, _selftest.best_isa(), job["threads"]), label
     if job["task"] == "generate":
-        pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"])
+        size = (job["size"], job["size"]) if job.get("size") else None
+        pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size)
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
         options = dict(variants=job["variants"], steps=job["steps"], strength=job["strength"], share_source=job["share_source"])
         return lambda: pipe.augment(images, ["a photo of a coat"] * len(images), **options), label

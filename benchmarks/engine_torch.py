@@ -24,6 +24,19 @@ def load(job):
         sample = torch.randn(job["rows"], 4, 64, 64).to(dtype).to(memory_format=torch.channels_last)
         context, t = torch.randn(job["rows"], 77, 768).to(dtype), torch.tensor(500)
         return lambda: unet(sample, t, context), label
+    if job["task"] == "vae":
+        from diffusers import AutoencoderKL
+
+        dtype = DTYPES[job["dtype"]]
+        vae = AutoencoderKL.from_pretrained(f"{job['model']}/vae", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+        if job["direction"] == "decode":
+            z = torch.randn(1, 4, 64, 64).to(dtype).to(memory_format=torch.channels_last)
+            return lambda: vae.decode(z), label
+        x = torch.randn(1, 3, 512, 512).to(dtype).to(memory_format=torch.channels_last)
+        return lambda: vae.encode(x), label
+    if job["task"] == "attention":
+        q, k, v = (torch.randn(job["rows"], job["heads"], job["tokens"], job["width"]).to(DTYPES[job["dtype"]]) for _ in range(3))
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), label
     if job["task"] == "generate":
         return authors(job), f"{label}, the authors' recursion"
     raise ValueError(f"unknown task {job['task']!r}")
