@@ -10,7 +10,7 @@
  *
  * A tile's bits depend on nothing but its own window. Rounding V and U to bf16 costs about twice the error of rounding plain weights.
  *
- *     winograd(DD_BF16, dst, src, u, bias, NULL, n, h, w, ic, oc, scratch);
+ *     winograd(DD_BF16, dst, src, u, bias, NULL, false, n, h, w, ic, oc, scratch);
  */
 #ifndef DD_KERNELS_WINOGRAD_H
 #define DD_KERNELS_WINOGRAD_H
@@ -66,6 +66,7 @@ typedef struct {
     const char *src, *add;
     const uint32_t *u;
     const float *bias;
+    bool relu;
     int h, w, ic, oc, across, down; /* tiles in a line, and lines of them in an image */
 } winograd_job;
 
@@ -110,7 +111,7 @@ INLINE void winograd_source(const dd_dtype t, const winograd_job *job, int first
     }
 }
 
-/* The results of one panel: A' M A, bias, residual. */
+/* The results of one panel: A' M A, bias, residual, ReLU. */
 INLINE void winograd_result(const dd_dtype t, const winograd_job *job, int first, int count, int panel, const float *sums)
 {
     const size_t size = dd_dtype_size(t), pixel = (size_t)job->oc * size;
@@ -143,7 +144,7 @@ INLINE void winograd_result(const dd_dtype t, const winograd_job *job, int first
                         if (job->add) {
                             sum = add(sum, load(t, job->add + at, channel));
                         }
-                        store(t, job->dst + at, channel, sum);
+                        store(t, job->dst + at, channel, job->relu ? larger(set1(0.0f), sum) : sum);
                     }
                 }
             }
@@ -180,10 +181,10 @@ INLINE void winograd_task(const bool dot, const dd_dtype t, const winograd_job *
     }
 }
 
-static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual,
+static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual, bool relu,
                      int n, int h, int w, int ic, int oc, void *scratch)
 {
-    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .h = h, .w = w, .ic = ic, .oc = oc,
+    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .relu = relu, .h = h, .w = w, .ic = ic, .oc = oc,
                         .across = (w + 1) / 2, .down = (h + 1) / 2};
     const int tiles = n * job.down * job.across;
 #pragma omp parallel

@@ -679,7 +679,7 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
     int ndims;
     dnnl_dims_t *dims;
     if (!layout->md) {
-        dd_winograd_pack(layout->isa, layout->dtype, dst, plain, layout->ic, layout->oc);
+        dd_winograd_pack(layout->isa, layout->dtype, dst, plain, layout->ic, layout->oc, false);
         return DD_OK;
     }
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));

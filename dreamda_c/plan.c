@@ -391,8 +391,8 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
     switch (op->kind) {
     case DD_OP_CONV:
         if (s->winograd) {
-            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, in->n, in->h,
-                        in->w, in->c, out->c, p->scratch);
+            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, false, in->n,
+                        in->h, in->w, in->c, out->c, p->scratch);
             break;
         }
         return dd_primitive_run(s->primitive);

@@ -261,10 +261,11 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
 
 static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", NULL};
+    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", NULL};
     PyObject *o_src, *o_weights, *o_bias, *o_residual;
-    int isa, threads;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads) ||
+    int isa, threads, relu = 0, backward = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|pp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
+                                     &backward) ||
         !check_isa(isa)) {
         return NULL;
     }
@@ -276,8 +277,8 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         (o_residual != Py_None && !(residual = activations(o_residual, 4, &residual_dtype, "residual")))) {
         goto done;
     }
-    const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oc = dim(weights, 0);
-    if (!check(dim(weights, 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3, "weights: expected (oc, ic, 3, 3)") ||
+    const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oc = dim(weights, backward ? 1 : 0);
+    if (!check(dim(weights, backward ? 0 : 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3, "weights: expected (oc, ic, 3, 3)") ||
         !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
@@ -287,10 +288,11 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
     packed = scratch_of(dd_winograd_pack_bytes(dtype, ic, oc));
     scratch = packed ? scratch_of(dd_winograd_scratch((dd_isa)isa, dtype, ic, threads)) : NULL;
     if (scratch && (dst = new_activations(dtype, 4, (npy_intp[]){n, h, w, oc}))) {
-        dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), ic, oc);
+        dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), backward ? oc : ic,
+                         backward ? ic : oc, backward);
         WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(src), packed,
-                                          bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, n, h, w, ic, oc,
-                                          scratch));
+                                          bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, relu, n, h, w, ic,
+                                          oc, scratch));
     }
 done:
     dd_free(packed);
@@ -536,7 +538,7 @@ static PyMethodDef methods[] = {
      "group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads); src (n, hw, c)"},
     {"layer_norm", KEYWORDS(selftest_layer_norm), "layer_norm(src, gamma, beta, eps, isa, threads); src (rows, c)"},
     {"winograd", KEYWORDS(selftest_winograd),
-     "winograd(src, weights, bias, residual, isa, threads); (n, h, w, ic), (oc, ic, 3, 3)"},
+     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False); (n, h, w, ic), (oc, ic, 3, 3)"},
     {"attention", KEYWORDS(selftest_attention),
      "attention(q, k, v, heads, scale, causal, isa, threads); (n, t, heads * d), rows may be apart"},
     {"timestep_embedding", KEYWORDS(selftest_timestep_embedding),

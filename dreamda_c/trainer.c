@@ -24,6 +24,7 @@ typedef struct {
     size_t weight;                                                          /* in parameters and gradients */
     size_t gamma, beta, mean, variance;                                     /* of a batch norm; the latter two in running statistics */
     size_t saved;                                                           /* in a slot: statistics, or a pool's workspace */
+    bool winograd, winograd_backward, winograd_evaluate;                    /* ours in place of `forward`, `backward`, `evaluate` */
     int convolution;                                                        /* of a batch norm: the step that feeds it */
     int d_dst[2], d_src;                                                    /* gradient buffers */
     double seconds[PHASES];
@@ -168,6 +169,20 @@ static bool is_image(const dd_trainer *t, dd_value v)
     return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
 }
 
+/* Winograd's convolution pays where the batch is large enough to make up for transforming the weights at every step. */
+static bool winograd_fits(const dd_trainer *t, const dd_conv_desc *d, int from, int to)
+{
+    return d->kernel == 3 && d->stride == 1 && d->pad_before == 1 && d->pad_after == 1 && from % 16 == 0 &&
+           to % dd_winograd_columns(t->isa) == 0 && (int64_t)d->n * d->h * d->w >= 8192 && (t->dtype == DD_F32 || !dd_onednn_amx());
+}
+
+static size_t take(size_t *end, size_t bytes)
+{
+    size_t at = *end;
+    *end += aligned(bytes);
+    return at;
+}
+
 static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
 {
     dd_status status = DD_OK;
@@ -175,16 +190,31 @@ static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
     dd_conv_desc d = describe(t, s->op);
     bool wanted = !is_image(t, s->op->src[0].value);
     DD_TRY(dd_conv_train_create(&s->forward, wanted ? &s->backward : NULL, &s->weights, engine, &d));
+    s->winograd = winograd_fits(t, &d, d.ic, d.oc);
+    s->winograd_backward = s->winograd && wanted && winograd_fits(t, &d, d.oc, d.ic);
+    if (s->winograd) {
+        DD_TRY(dd_unpack_create(&s->unpack, engine, dd_primitive_weights(s->weights)));
+        dd_primitive_destroy(s->forward);
+        s->forward = NULL;
+        s->packed_forward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+        if (s->winograd_backward) {
+            dd_primitive_destroy(s->backward);
+            s->backward = NULL;
+            s->packed_backward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+        } else if (wanted) {
+            DD_TRY(dd_pack_create(&s->pack_backward, engine, dd_primitive_weights(s->backward)));
+            s->packed_backward = take(packed, dd_layout_bytes(dd_primitive_weights(s->backward)));
+        }
+        return DD_OK;
+    }
     const dd_layout *forward = dd_primitive_weights(s->forward);
     DD_TRY(dd_pack_create(&s->pack_forward, engine, forward));
     DD_TRY(dd_unpack_create(&s->unpack, engine, dd_primitive_weights(s->weights)));
-    s->packed_forward = *packed;
-    *packed += aligned(dd_layout_bytes(forward));
+    s->packed_forward = take(packed, dd_layout_bytes(forward));
     s->packed_backward = s->packed_forward;
     if (wanted && !dd_layout_equal(forward, dd_primitive_weights(s->backward))) {
         DD_TRY(dd_pack_create(&s->pack_backward, engine, dd_primitive_weights(s->backward)));
-        s->packed_backward = *packed;
-        *packed += aligned(dd_layout_bytes(dd_primitive_weights(s->backward)));
+        s->packed_backward = take(packed, dd_layout_bytes(dd_primitive_weights(s->backward)));
     }
 fail:
     return status;
@@ -201,12 +231,15 @@ static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
     dd_conv_desc d = describe(t, t->steps[s->convolution].op);
     bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[2].value != DD_NONE;
     d.epilogue = (dd_epilogue){.bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
+    s->bias_evaluate = take(packed, (size_t)d.oc * sizeof(float));
+    s->winograd_evaluate = winograd_fits(t, &d, d.ic, d.oc);
+    if (s->winograd_evaluate) {
+        s->packed_evaluate = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+        return DD_OK;
+    }
     DD_TRY(dd_conv_create(&s->evaluate, dd_weights_engine(t->table), &d));
     DD_TRY(dd_pack_create(&s->pack_evaluate, dd_weights_engine(t->table), dd_primitive_weights(s->evaluate)));
-    s->packed_evaluate = *packed;
-    *packed += aligned(dd_layout_bytes(dd_primitive_weights(s->evaluate)));
-    s->bias_evaluate = *packed;
-    *packed += aligned((size_t)d.oc * sizeof(float));
+    s->packed_evaluate = take(packed, dd_layout_bytes(dd_primitive_weights(s->evaluate)));
 fail:
     return status;
 }
@@ -294,7 +327,7 @@ static dd_status plan_backward(dd_trainer *t, size_t *bytes)
             bool residual = op->src[2].value != DD_NONE;
             given[0] = d[1] >= 0 ? d[1] : residual ? new_buffer(t, value_bytes(t, op->dst), when) : d[0];
             given[1] = residual ? d[0] : -1;
-        } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL || (op->kind == DD_OP_CONV && s->backward)) {
+        } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL || (op->kind == DD_OP_CONV && (s->backward || s->winograd_backward))) {
             given[0] = new_buffer(t, value_bytes(t, op->src[0].value), when);
         }
         s->d_src = given[0];
@@ -354,6 +387,12 @@ static dd_status plan_memory(dd_trainer *t)
         const dd_value_info *dst = value(t, s->op->dst);
         if (s->op->kind == DD_OP_CONV) {
             DD_TRY(create_convolution(t, s, &packed));
+            if (s->winograd) {
+                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[0].value)->c, t->threads);
+                size_t wanted_backward = dd_winograd_scratch(t->isa, t->dtype, dst->c, t->threads);
+                wanted = wanted_backward > wanted ? wanted_backward : wanted;
+                scratch = wanted > scratch ? wanted : scratch;
+            }
             size_t plain = parameter_floats(dd_weights_get(t->table, (int)s->op->weights[0].parameter)) * sizeof(float);
             size_t gradient = dd_layout_bytes(dd_primitive_weights(s->weights));
             folded = plain > folded ? plain : folded;
@@ -411,9 +450,11 @@ static void bind(dd_trainer *t)
         char *d_src = s->d_src >= 0 ? t->gradients + t->buffers[s->d_src].offset : NULL;
         if (s->op->kind == DD_OP_CONV) {
             float *plain = t->parameter + s->weight;
-            dd_primitive_bind(s->forward, DD_ARG_WEIGHTS, t->packed + s->packed_forward);
-            dd_primitive_bind(s->pack_forward, DD_ARG_SRC, plain);
-            dd_primitive_bind(s->pack_forward, DD_ARG_DST, t->packed + s->packed_forward);
+            if (s->forward) {
+                dd_primitive_bind(s->forward, DD_ARG_WEIGHTS, t->packed + s->packed_forward);
+                dd_primitive_bind(s->pack_forward, DD_ARG_SRC, plain);
+                dd_primitive_bind(s->pack_forward, DD_ARG_DST, t->packed + s->packed_forward);
+            }
             if (s->backward) {
                 dd_primitive_bind(s->backward, DD_ARG_WEIGHTS, t->packed + s->packed_backward);
             }
@@ -430,7 +471,7 @@ static void bind(dd_trainer *t)
             dd_primitive_bind(s->backward, DD_ARG_DIFF_DST, d_dst);
             dd_primitive_bind(s->backward, DD_ARG_DIFF_SRC, d_src);
         }
-        if (s->op->kind == DD_OP_BATCH_NORM) {
+        if (s->op->kind == DD_OP_BATCH_NORM && s->evaluate) {
             dd_value src = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
             dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[src]);
             dd_primitive_bind(s->evaluate, DD_ARG_WEIGHTS, t->packed + s->packed_evaluate);
@@ -550,8 +591,15 @@ static dd_status pack_weights(dd_trainer *t)
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
         if (s->op->kind == DD_OP_CONV) {
-            DD_TRY(dd_primitive_run(s->pack_forward));
-            if (s->pack_backward) {
+            const dd_conv_desc d = describe(t, s->op);
+            if (s->winograd) {
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, t->parameter + s->weight, d.ic, d.oc, false);
+            } else {
+                DD_TRY(dd_primitive_run(s->pack_forward));
+            }
+            if (s->winograd_backward) {
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, t->parameter + s->weight, d.ic, d.oc, true);
+            } else if (s->pack_backward) {
                 DD_TRY(dd_primitive_run(s->pack_backward));
             }
             since = add_time(s, PHASE_PACK, since);
@@ -583,6 +631,11 @@ static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *ima
         dd_global_pool(t->dtype, features, src, in->n, in->h * in->w, in->c);
         return DD_OK;
     default:
+        if (s->winograd) {
+            dd_winograd(t->isa, t->dtype, dst, src, t->packed + s->packed_forward, NULL, NULL, false, in->n, in->h, in->w, in->c,
+                        value(t, op->dst)->c, t->scratch);
+            return DD_OK;
+        }
         dd_primitive_bind(s->forward, DD_ARG_SRC, src);
         dd_primitive_bind(s->forward, DD_ARG_DST, dst);
         dd_primitive_bind(s->forward, DD_ARG_WORKSPACE, in_slot(t, slot, s->saved));
@@ -638,7 +691,10 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         since = add_time(s, PHASE_WEIGHTS, since);
         DD_TRY(dd_primitive_run(s->unpack));
         since = add_time(s, PHASE_UNPACK, since);
-        if (s->backward) {
+        if (s->winograd_backward) {
+            dd_winograd(t->isa, t->dtype, part(t, s->d_src), part(t, s->d_dst[0]), t->packed + s->packed_backward, NULL, NULL, false, in->n,
+                        in->h, in->w, value(t, op->dst)->c, in->c, t->scratch);
+        } else if (s->backward) {
             DD_TRY(dd_primitive_run(s->backward));
         }
         break;
@@ -690,7 +746,11 @@ static dd_status fold_weights(dd_trainer *t)
                                .variance = t->statistic + s->variance, .c = value(t, s->op->dst)->c, .eps = s->op->eps};
             dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight, &n, n.c,
                                (size_t)in->c * (size_t)conv->op->kernel * (size_t)conv->op->kernel);
-            DD_TRY(dd_primitive_run(s->pack_evaluate));
+            if (s->winograd_evaluate) {
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_evaluate, t->folded, in->c, n.c, false);
+            } else {
+                DD_TRY(dd_primitive_run(s->pack_evaluate));
+            }
             since = add_time(s, PHASE_FOLD, since);
         }
     }
@@ -717,6 +777,11 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
             memset(dst + (size_t)rows * row, 0, (size_t)(in->n - rows) * row);
         } else if (s->op->kind == DD_OP_GLOBAL_POOL) {
             dd_global_pool(t->dtype, features, src, rows, in->h * in->w, in->c);
+        } else if (s->winograd_evaluate) {
+            dd_value from = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
+            dd_winograd(t->isa, t->dtype, dst, t->activations + t->evaluated[from], t->packed + s->packed_evaluate,
+                        (float *)(void *)(t->packed + s->bias_evaluate), add ? t->activations + t->evaluated[add] : NULL,
+                        s->op->act == DD_ACT_RELU, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
         } else if (s->evaluate) {
             DD_TRY(dd_primitive_run(s->evaluate));
         }
@@ -790,7 +855,8 @@ dd_trainer_row dd_trainer_profile(const dd_trainer *t, int index)
     const dd_primitive *by_phase[PHASES] = {s->forward, s->backward, s->weights, s->pack_forward, s->unpack, s->evaluate, s->pack_evaluate};
     const dd_primitive *p = by_phase[index % PHASES];
     return (dd_trainer_row){.name = s->op->name, .phase = phases[index % PHASES],
-                            .implementation = p ? dd_primitive_implementation(p) : "dreamda", .seconds = s->seconds[index % PHASES]};
+                            .implementation = p ? dd_primitive_implementation(p) : s->winograd ? "dreamda:winograd" : "dreamda",
+                            .seconds = s->seconds[index % PHASES]};
 }
 
 void dd_trainer_profile_reset(dd_trainer *t)

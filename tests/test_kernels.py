@@ -292,6 +292,18 @@ def test_winograd(isa, dtype, n, h, w, ic, oc):
         assert winograd_case(isa, dtype, n, h, w, ic, oc, bias, residual) <= (1e-12 if dtype == "f32" else 3e-5)
 
 
+@pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
+def test_winograd_backward_and_relu(isa, dtype):
+    """The gradient of the source: a convolution with every filter turned by half, and inputs for outputs."""
+    rng = np.random.default_rng(14)
+    d_dst, weights = cast(normal(rng, 2, 10, 9, 32), dtype), normal(rng, 32, 64, 3, 3, scale=0.06)
+    turned = weights[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+    expected = convolution_reference(to_f32(d_dst), turned, None, None)
+    bar = 1e-12 if dtype == "f32" else 3e-5
+    assert nmse(_selftest.winograd(d_dst, weights, None, None, isa, 2, backward=True), expected) <= bar
+    assert nmse(_selftest.winograd(d_dst, weights, None, None, isa, 2, True, True), np.maximum(expected, 0)) <= bar
+
+
 @settings(max_examples=30, deadline=None)
 @given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 2), h=st.integers(1, 23), w=st.integers(1, 23), ic=st.integers(1, 4),
        oc=st.integers(1, 3), seed=st.integers(0, 1000))

@@ -156,6 +156,30 @@ def test_gradients_are_finite_differences(backbone, stem, size):
         assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
 
 
+def test_winograd_convolutions():
+    """Batches of this size take Winograd's convolution in layer1, forward, backward and in evaluation; the bars are the others'."""
+    t = make(width=32, size=32)
+    x, rng = images(t, size=32), np.random.default_rng(5)
+    reference = Reference(t)
+    features = t.forward(x)
+    assert sum(row["implementation"] == "dreamda:winograd" and row["phase"] == "forward" for row in t.profile()) == 4
+    close(features, reference(x), F32)
+    d_features = rng.standard_normal(features.shape).astype(np.float32)
+    t.backward(d_features)
+    for name in ("bn1.bias", "layer1.0.conv2.weight"):
+        direction, values = rng.standard_normal(t.parameters[name].shape), []
+        for sign in (1, -1):
+            moved = Reference(t)
+            moved.p[name] = reference.p[name] + sign * 1e-6 * direction
+            values.append((moved(x) * d_features).sum())
+        expected, got = (values[0] - values[1]) / 2e-6, (t.gradients[name].astype(np.float64) * direction).sum()
+        scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
+        assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
+    t.parameters["layer1.0.conv1.weight"][...] *= 0.5  # packed anew
+    close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
+    close(t.forward(x), Reference(t)(x), F32)
+
+
 def test_the_whole_gradient_by_differences_of_the_trainer_itself():
     """All parameters moved at once: what the engine computes forward agrees with what it computes backward."""
     t = make(width=16)
