@@ -21,9 +21,9 @@ FAST = ["--model", "fake", "--variants", "2", "--steps", "3"]
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
     pipe = FakePipeline()
-    pipe.threads = 1
+    pipe.threads, pipe.folder = 1, tmp_path / "model"
 
     def load(model, dtype, threads, size):
         if model != "fake":

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreamda import generate
 from dreamda.data import ImageFolder, prompts_from_template
 from dreamda.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
 
@@ -23,23 +24,26 @@ class FakePipeline:
     size = (8, 8)
     dtype = "f32"
     fingerprint = "f" * 64
+    threads_matter = False
 
-    def __init__(self, on_call=None):
-        self.calls, self.on_call = [], on_call
+    def __init__(self, on_call=None, variant_by_variant=False):
+        self.calls, self.on_call, self.variant_by_variant = [], on_call, variant_by_variant
 
-    def augment(self, images, prompts, *, variants, keys, progress=None, **parameters):
+    def augment(self, images, prompts, *, variants, keys, progress=None, first=0, stop=None, **parameters):
         assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
         if not len(keys):  # asked whether it takes the parameters
             return np.empty((0, variants, *self.size, 3), np.uint8)
         self.calls.append(list(keys))
         if self.on_call:
             self.on_call(self)
-        out = np.empty((len(keys), variants, *self.size, 3), np.uint8)
+        out = np.empty((len(keys), variants - first, *self.size, 3), np.uint8)
         for n, (image, prompt, key) in enumerate(zip(images, prompts, keys)):
-            for k in range(variants):
+            for k in range(first, variants):
+                if self.variant_by_variant and stop and k > first and stop():
+                    return out[:, : k - first]
                 text = f"{image.tobytes()!r} {prompt} {key} {k} {sorted(parameters.items())}"
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-                out[n, k] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
+                out[n, k - first] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
             if progress:
                 progress(n + 1, len(keys))
         return out
@@ -207,7 +211,8 @@ def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
 
 def test_a_deleted_image_is_made_again(real, tmp_path, undisturbed):
     (tmp_path / "undisturbed/coat/01-002.png").unlink()
-    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 3
+    (tmp_path / "undisturbed/ankle_boot/00-001.png").unlink()
+    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 1 + 2
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
@@ -231,6 +236,53 @@ def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, numbe
     assert signal.getsignal(number) is before
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert tree(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_variant_in_hand_of_a_large_image(real, tmp_path, undisturbed, number, monkeypatch):
+    """The pipeline gives back what is finished when it is asked to stop; the next call goes on with the variants that are missing."""
+    def interrupt(pipe):
+        if len(pipe.calls) == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(generate, "MAX_BATCH", 1)
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(interrupt, variant_by_variant=True), SETTINGS)
+    assert (report.signal, report.made, len(lines(tmp_path / "out"))) == (number, 3 + 1, 4)
+    pipe = FakePipeline()
+    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 14 and pipe.calls[0] == [real.images[1].key]
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_a_long_image_is_saved_as_it_grows(real, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
+    monkeypatch.setattr(generate, "MAX_BATCH", 1)
+    pipe = FakePipeline(variant_by_variant=True)
+    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 18 == len(pipe.calls)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_a_seed_that_changes_between_its_variants_is_made_again(real, tmp_path, monkeypatch):
+    def change(pipe):
+        if len(pipe.calls) == 1:
+            Image.new("RGB", (8, 8), "red").save(real.root / "ankle_boot/00.png")
+
+    monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
+    generate_dataset(real, tmp_path / "out", FakePipeline(change, variant_by_variant=True), SETTINGS)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), SETTINGS)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("matter", [False, True])
+def test_another_machine_is_mentioned_where_it_decides_bits(real, tmp_path, matter):
+    def report(threads, isa, shard):
+        pipe = FakePipeline()
+        pipe.threads_matter = matter
+        return generate_dataset(real, tmp_path / "out", pipe, SETTINGS, environment={"threads": threads, "kernels_isa": isa, "cpu": shard},
+                                shard=(shard, 3)).notes
+
+    assert report(2, "avx2", 0) == []
+    assert report(3, "avx2", 1) == (["this run was begun with threads 2 (now 3): the images made from here on may differ in their last bits"] if matter else [])
+    assert "begun with kernels_isa avx2 (now avx512)" in report(2, "avx512", 2)[0]
 
 
 WORKER = textwrap.dedent("""

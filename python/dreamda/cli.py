@@ -1,7 +1,7 @@
 """The ``dreamda`` command: one function a command; what is heavy is imported inside.
 
-Exit codes: 0 done; 1 ran, but some inputs were skipped or OUT could not be written any more; 2 wrong use or bad input, nothing
-written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
+Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could not be written any more; 2 wrong use or bad input,
+nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
 """
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     global _debug
     _debug = False
+    from .data import LostImageError
     from .generate import OutputError
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             text = str(error)
         _complain(text)
-        return 1 if isinstance(error, (OutputError, MemoryError)) else 2
+        return 1 if isinstance(error, (OutputError, LostImageError, MemoryError)) else 2
 
 
 def _set_debug(value: bool) -> None:
@@ -246,10 +247,12 @@ def _load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
 def _generate(folder: ImageFolder, out: Path, pipe: Pipeline, model: str, settings: Settings, prompts: dict[str, str],
               source: dict[str, str], part: tuple[int, int]) -> int:
     from .generate import generate_dataset
+    from .inspection import environment
 
+    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with _Progress() as progress:
         report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=_environment(pipe), progress=progress)
+                                  environment=about, progress=progress)
     return _summarise(report, out)
 
 
@@ -258,6 +261,8 @@ def _summarise(report: Report, out: Path) -> int:
         _complain(f"skipped {name}: {reason}")
     if len(report.skipped) > 20:
         _complain(f"skipped {len(report.skipped) - 20} more")
+    for note in report.notes:
+        _complain(note)
     rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
     there = f", {report.present} were there already" if report.present else ""
     print(_printable(f"{out}: {report.made} images made{rate}{there}"))
@@ -266,18 +271,6 @@ def _summarise(report: Report, out: Path) -> int:
         _complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; the same command goes on from here")
         return 128 + report.signal
     return 1 if report.skipped else 0
-
-
-def _environment(pipe: Pipeline) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    from . import info
-    from .inspection import cpu
-
-    about = {k: v for k, v in info().items() if k != "live_bytes"}
-    return {**about, "threads": pipe.threads, "cpu": cpu()[0], "python": platform.python_version(),
-            **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
 
 
 class _Progress:
