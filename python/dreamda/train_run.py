@@ -335,7 +335,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     about = {"backbone": settings.backbone, "stem": stem, "width": settings.width, "size": size, "mean": tuple(map(float, mean)),
              "std": tuple(map(float, std)), "classes": found.classes}
 
-    with _writing(out), _Folder(out, identity) as folder, _StopOnSignals() as stop:
+    with _StopOnSignals() as stop, _writing(out), _Folder(out, identity) as folder:
         kept = folder.checkpoint()
         if kept is not None:
             run.load_state(*kept)
