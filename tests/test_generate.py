@@ -2,11 +2,15 @@
 import hashlib
 import json
 import os
+import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -359,6 +363,80 @@ def test_a_full_disk_is_one_sentence_and_resumable(real, tmp_path, undisturbed, 
     assert isinstance(caught.value, OutputError) == (allowed > 400)
     report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert report.made + report.present == 18 and tree(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 256 KiB for OUT; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, place], capture_output=True, text=True)
+
+    if os.geteuid() or not shutil.which("mount") or mount("-t", "tmpfs", "-o", "size=256k", "tmpfs").returncode:
+        pytest.skip("no right to mount a file system")
+    yield place, mount
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk):
+    place, mount = disk
+    settings = Settings(variants=20, steps=4)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
+    for _ in range(2):                                              # the second call can do no more, and loses nothing
+        with pytest.raises(OutputError, match="No space left on device.*the same command goes on from here"):
+            generate_dataset(real, place / "out", FakePipeline(), settings)
+    for image in (place / "out").glob("*/*.png"):
+        assert image.read_bytes() == (tmp_path / "whole" / image.relative_to(place / "out")).read_bytes()
+    assert not list((place / "out").rglob("*.tmp"))
+    assert mount("-o", "remount,size=4m").returncode == 0
+    report = generate_dataset(real, place / "out", FakePipeline(), settings)
+    assert report.present > 0 and report.made + report.present == 120 and tree(place / "out") == tree(tmp_path / "whole")
+
+
+def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, disk, undisturbed):
+    place, mount = disk
+    assert mount("-o", "remount,size=4m").returncode == 0
+    generate_dataset(real, place / "out", FakePipeline(), SETTINGS, shard=(0, 2))
+    assert mount("-o", "remount,ro").returncode == 0
+    for out in ("out", "new"):
+        with pytest.raises(OSError, match="OUT .* cannot be written .Read-only file system.; put that right or give another OUT"):
+            generate_dataset(real, place / out, FakePipeline(), SETTINGS)
+    assert mount("-o", "remount,rw").returncode == 0
+    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(place / "out") == undisturbed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_one_sentence(real, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    with pytest.raises(OSError, match="Permission denied"):
+        generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_size_limit_is_reported_and_resumable(real, tmp_path, undisturbed):
+    """The kernel's own refusal: images fit into 5,000 bytes, the lines of a whole run do not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert report.present > 0 and tree(tmp_path / "out") == undisturbed
+
+
+def test_a_jump_of_the_clock_leaves_no_trace(real, tmp_path, undisturbed, monkeypatch):
+    jumps = random.Random(0)
+    for image, when in zip(real.images, (0, 1e10, 1e9, 2e9, 3e9, 4e9)):
+        os.utime(real.path(image), (when, when))
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: jumps.uniform(-1e9, 1e10))
+    generate_dataset(real, tmp_path / "out", FakePipeline(variant_by_variant=True), SETTINGS)
+    assert tree(tmp_path / "out") == undisturbed
 
 
 def test_nothing_is_written_through_a_symlink(real, tmp_path):
