@@ -50,6 +50,7 @@ NOT_COMPARED = ("model", "real", "environment")  # of run.json: for the reader, 
 SPACE = 1 << 40           # the seeds as a range of lock bytes; shard i/n locks [i/n, (i+1)/n) of it
 MERGE = SPACE             # the lock byte of whoever creates, merges or tidies
 MAX_SHARDS = 1 << 16
+MAX_JSON_RUN = 1 << 20    # bytes of a run.json
 NAME_MAX = 255            # bytes of a file name
 MAX_BATCH = 64            # seeds
 SECONDS_A_BATCH = 10.0    # seeds are taken in batches of about this length: the time from a signal to the end
@@ -332,7 +333,7 @@ def _read_run(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > 1 << 20:
+        if path.stat().st_size > MAX_JSON_RUN:
             raise ValueError
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -528,7 +529,7 @@ class _RunFolder:
         """All lines known: of metadata.jsonl, then, newer, of every part's own file."""
         path = self.out / "metadata.jsonl"
         for number, row in read_json_lines(path) if path.exists() else ():
-            if not _is_row(row):
+            if not is_row(row):
                 raise ValueError(f"{path} line {number} is not a line of dreamda generate; put it right, or give another OUT")
             yield row
         for name in sorted(os.listdir(self._work)):
@@ -539,7 +540,7 @@ class _RunFolder:
                             row = json.loads(line)
                         except ValueError:
                             continue  # another process is writing it just now
-                        if _is_row(row):
+                        if is_row(row):
                             yield row
 
     def _tidy(self, suffixes: tuple[str, ...]) -> None:
@@ -591,7 +592,8 @@ def _is_part(name: str) -> bool:
     return match is not None and int(match[1]) < int(match[2]) <= MAX_SHARDS
 
 
-def _is_row(row: Any) -> bool:
+def is_row(row: Any) -> bool:
+    """Whether it has what a line of metadata.jsonl must have."""
     return (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))
             and type(row.get("variant")) is int)
 
