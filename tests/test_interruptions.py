@@ -41,7 +41,9 @@ def data(tmp_path_factory):
     for path in list((root / "test").glob("*/*"))[::3]:
         path.unlink()
     for name in ("generate", "train"):
+        begun = time.monotonic()
         assert cli.main(command(name, root, root / f"whole-{name}")) == 0
+        (root / f"seconds-{name}").write_text(str(time.monotonic() - begun))
     return root
 
 
@@ -84,7 +86,7 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
     chance = random.Random(seed)
     whole = content(data / f"whole-{name}")
     stops, finished, out = 0, 0, tmp_path / "0"
-    longest = 1.0  # seconds of work before the signal
+    longest = float((data / f"seconds-{name}").read_text())  # of work before the signal
     while stops < STOPS or out.exists():
         process = start(name, data, out)
         number = chance.choice([signal.SIGKILL] * 4 + [signal.SIGINT, signal.SIGTERM]) if stops < STOPS else None
@@ -100,7 +102,7 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
             assert not [p for p in out.rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
             finished, out = finished + 1, tmp_path / str(finished + 1)
             if number:
-                longest *= 0.8  # so that most runs meet a signal
+                longest *= 0.8  # so that most processes meet a signal
             continue
         stops += 1
         if number == signal.SIGKILL:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from standin import StandIn, pictures
+from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
 from dreamda import cli, trained, train_run
@@ -329,6 +330,16 @@ def test_a_file_size_limit_is_one_sentence_and_the_run_goes_on_without_it(data, 
     assert {p.name for p in (data / "two").iterdir()} == {"run.json", "log.jsonl"}
     assert short(data, "two") == 0
     assert tree_of(data / "one") == tree_of(data / "two")
+
+
+def test_a_read_only_disk_is_one_sentence(data, capsys, disk):  # noqa: F811
+    place, mount = disk
+    assert mount("-o", "remount,ro").returncode == 0
+    for out in ("", "new"):
+        assert short(data, place / out) == 1
+        assert "cannot be written (Read-only file system); put that right" in capsys.readouterr().err
+    assert mount("-o", "remount,rw,size=4m").returncode == 0
+    assert short(data, place / "new") == 0 and not list((place / "new").glob(".*"))
 
 
 def test_another_run_that_began_and_ended_meanwhile_is_noticed(data, capsys, monkeypatch):
