@@ -25,8 +25,9 @@ import sys, numpy as np
 sys.path.insert(0, sys.argv[3])
 from test_reproducibility import images
 import dreamda
-np.save(sys.argv[1], images(sys.argv[2]))
 print(dreamda.info()["onednn_isa"])
+if dreamda.info()["onednn_isa"] == sys.argv[4]:
+    np.save(sys.argv[1], images(sys.argv[2]))
 """
 
 
@@ -44,8 +45,8 @@ def here() -> np.ndarray:
 
 def on(isa: str, dtype: str, tmp_path: Path) -> np.ndarray:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", MAKE, tmp_path / "images.npy", dtype, Path(__file__).parent], env=environment, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-c", MAKE, tmp_path / "images.npy", dtype, Path(__file__).parent, isa], env=environment,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if done.stdout.split()[-1] != isa:
         pytest.skip(f"this CPU has no {isa}")
@@ -66,15 +67,14 @@ def test_bf16_is_near_f32(here, tmp_path, isa):
     assert 0 < off.mean() <= HALF
 
 
-def test_any_number_of_threads_makes_the_same_small_images(here):
-    for threads in (1, 3):
-        assert np.array_equal(images("f32", threads), here)
+def test_another_number_of_threads_makes_the_same_small_images(here):
+    assert np.array_equal(images("f32", 3), here)
 
 
 def test_another_number_of_threads_makes_large_images_that_are_near(here, monkeypatch):
     """Small images, computed as large ones are: one after the other, on all threads."""
     monkeypatch.setattr("dreamda.pipeline.SMALL", 1)
-    for threads in (1, 2, 3):
+    for threads in (1, 3):
         off = np.abs(images("f32", threads) - here)
         print(f"{threads} threads: up to {off.max()}, mean {off.mean():.5f}")
         assert off.max() <= OTHER_THREADS[0] and off.mean() <= OTHER_THREADS[1]

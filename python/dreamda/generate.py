@@ -216,7 +216,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         pending = deque((image, first) for image in mine
                         if (first := _first_missing(folder, image, settings.variants, finished)) < settings.variants)
         report.present = report.total - sum(settings.variants - first for _, first in pending)
-        if differing := differences(place.run["environment"], run["environment"], _decides_bits(pipeline)):
+        if differing := differences(place.run.get("environment"), run["environment"], _decides_bits(pipeline)):
             report.notes.append(f"this run was begun with {differing}: the images made from here on may differ in their last bits")
         begun = time.monotonic()
         batch, computed, writing = 1, report.present, None
