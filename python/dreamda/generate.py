@@ -5,7 +5,7 @@
 
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
     OUT/metadata.jsonl                            one line an image, in the order of the seeds; written when a run ends
-    OUT/run.json                                  the parameters; a run with others is refused
+    OUT/run.json                                  the parameters, a run with others is refused; and what else it takes to repeat it (replay.py)
     OUT/.dreamda/                                 only while a run is going on, or after it was killed:
         lock                                      byte ranges: which part of the seeds somebody works on, and who is merging
         <part>.jsonl  <part>.tmp                  the lines of the images that are finished, and the file being written

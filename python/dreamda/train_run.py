@@ -1,6 +1,6 @@
 """The run folder of `dreamda train`: checkpoints that go on to the same bits, a log, the model, its metrics and pictures.
 
-    RUN/run.json                  every parameter and the hashes of the data; a run with others is refused
+    RUN/run.json                  every parameter, the hashes of the data, the threads: a run with others is refused; and the machine
     RUN/log.jsonl                 a line per epoch and per labelling
     RUN/checkpoint.safetensors    arrays, and as JSON in its header the position; after every epoch and on Ctrl-C
     RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last
