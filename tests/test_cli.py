@@ -21,9 +21,9 @@ FAST = ["--model", "fake", "--variants", "2", "--steps", "3"]
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake(monkeypatch, tmp_path):
     pipe = FakePipeline()
-    pipe.threads = 1
+    pipe.threads, pipe.folder = 1, tmp_path / "model"
 
     def load(model, dtype, threads, size):
         if model != "fake":
@@ -87,7 +87,7 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
     (["{real}", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
     (["{real}", "{tmp}/out", *FAST, "--strength", "0"], "--strength"), (["{real}", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),
     (["{real}", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"), (["{real}", "{tmp}/out", *FAST, "--step", "x"], "--step"),
-    (["{real}", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"), (["{real}", "{tmp}/out"], "--model"), (["{real}"], "out"),
+    (["{real}", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"), (["{real}", "{tmp}/out"], "--model"), (["{real}"], "OUT is missing"), ([], "REAL is missing"),
     (["{real}", "{tmp}/out", *FAST, "--template", "x"], "--template"), (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
     (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
     (["{real}", "{tmp}/out", *FAST, "--threads", "-1"], "--threads"), (["{real}", "{tmp}/out", *FAST, "--frobnicate"], "--frobnicate")])

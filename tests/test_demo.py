@@ -62,6 +62,12 @@ def test_shards_equal_one_run(real, whole, tmp_path):
     assert tree(tmp_path / "out") == tree(whole)
 
 
+def test_replay_makes_the_same_bytes(whole, capsys):
+    capsys.readouterr()
+    assert cli.main(["generate", "--replay", str(whole / "run.json")]) == 0
+    assert "12 of 12 images repeated to the same bytes" in capsys.readouterr().out
+
+
 def test_the_library_makes_the_same_images(real, whole):
     pipe = dreamda.Pipeline.load("fashion-mini", dtype="f32")
     row = lines(whole)[-1]

@@ -2,17 +2,22 @@
 import hashlib
 import json
 import os
+import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dreamda import generate
 from dreamda.data import ImageFolder, prompts_from_template
 from dreamda.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
 
@@ -23,23 +28,26 @@ class FakePipeline:
     size = (8, 8)
     dtype = "f32"
     fingerprint = "f" * 64
+    threads_matter = False
 
-    def __init__(self, on_call=None):
-        self.calls, self.on_call = [], on_call
+    def __init__(self, on_call=None, variant_by_variant=False):
+        self.calls, self.on_call, self.variant_by_variant = [], on_call, variant_by_variant
 
-    def augment(self, images, prompts, *, variants, keys, progress=None, **parameters):
+    def augment(self, images, prompts, *, variants, keys, progress=None, first=0, stop=None, **parameters):
         assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
         if not len(keys):  # asked whether it takes the parameters
             return np.empty((0, variants, *self.size, 3), np.uint8)
         self.calls.append(list(keys))
         if self.on_call:
             self.on_call(self)
-        out = np.empty((len(keys), variants, *self.size, 3), np.uint8)
+        out = np.empty((len(keys), variants - first, *self.size, 3), np.uint8)
         for n, (image, prompt, key) in enumerate(zip(images, prompts, keys)):
-            for k in range(variants):
+            for k in range(first, variants):
+                if self.variant_by_variant and stop and k > first and stop():
+                    return out[:, : k - first]
                 text = f"{image.tobytes()!r} {prompt} {key} {k} {sorted(parameters.items())}"
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-                out[n, k] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
+                out[n, k - first] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
             if progress:
                 progress(n + 1, len(keys))
         return out
@@ -207,7 +215,8 @@ def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
 
 def test_a_deleted_image_is_made_again(real, tmp_path, undisturbed):
     (tmp_path / "undisturbed/coat/01-002.png").unlink()
-    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 3
+    (tmp_path / "undisturbed/ankle_boot/00-001.png").unlink()
+    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 1 + 2
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
@@ -231,6 +240,53 @@ def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, numbe
     assert signal.getsignal(number) is before
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert tree(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_variant_in_hand_of_a_large_image(real, tmp_path, undisturbed, number, monkeypatch):
+    """The pipeline gives back what is finished when it is asked to stop; the next call goes on with the variants that are missing."""
+    def interrupt(pipe):
+        if len(pipe.calls) == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(generate, "MAX_BATCH", 1)
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(interrupt, variant_by_variant=True), SETTINGS)
+    assert (report.signal, report.made, len(lines(tmp_path / "out"))) == (number, 3 + 1, 4)
+    pipe = FakePipeline()
+    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 14 and pipe.calls[0] == [real.images[1].key]
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_a_long_image_is_saved_as_it_grows(real, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
+    monkeypatch.setattr(generate, "MAX_BATCH", 1)
+    pipe = FakePipeline(variant_by_variant=True)
+    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 18 == len(pipe.calls)
+    assert tree(tmp_path / "out") == undisturbed
+
+
+def test_a_seed_that_changes_between_its_variants_is_made_again(real, tmp_path, monkeypatch):
+    def change(pipe):
+        if len(pipe.calls) == 1:
+            Image.new("RGB", (8, 8), "red").save(real.root / "ankle_boot/00.png")
+
+    monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
+    generate_dataset(real, tmp_path / "out", FakePipeline(change, variant_by_variant=True), SETTINGS)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), SETTINGS)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("matter", [False, True])
+def test_another_machine_is_mentioned_where_it_decides_bits(real, tmp_path, matter):
+    def report(threads, isa, shard):
+        pipe = FakePipeline()
+        pipe.threads_matter = matter
+        return generate_dataset(real, tmp_path / "out", pipe, SETTINGS, environment={"threads": threads, "kernels_isa": isa, "cpu": shard},
+                                shard=(shard, 3)).notes
+
+    assert report(2, "avx2", 0) == []
+    assert report(3, "avx2", 1) == (["this run was begun with threads 2 (now 3): the images made from here on may differ in their last bits"] if matter else [])
+    assert "begun with kernels_isa avx2 (now avx512)" in report(2, "avx512", 2)[0]
 
 
 WORKER = textwrap.dedent("""
@@ -307,6 +363,80 @@ def test_a_full_disk_is_one_sentence_and_resumable(real, tmp_path, undisturbed, 
     assert isinstance(caught.value, OutputError) == (allowed > 400)
     report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert report.made + report.present == 18 and tree(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 256 KiB for OUT; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, place], capture_output=True, text=True)
+
+    if os.geteuid() or not shutil.which("mount") or mount("-t", "tmpfs", "-o", "size=256k", "tmpfs").returncode:
+        pytest.skip("no right to mount a file system")
+    yield place, mount
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk):
+    place, mount = disk
+    settings = Settings(variants=20, steps=4)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
+    for _ in range(2):                                              # the second call can do no more, and loses nothing
+        with pytest.raises(OutputError, match="No space left on device.*the same command goes on from here"):
+            generate_dataset(real, place / "out", FakePipeline(), settings)
+    for image in (place / "out").glob("*/*.png"):
+        assert image.read_bytes() == (tmp_path / "whole" / image.relative_to(place / "out")).read_bytes()
+    assert not list((place / "out").rglob("*.tmp"))
+    assert mount("-o", "remount,size=4m").returncode == 0
+    report = generate_dataset(real, place / "out", FakePipeline(), settings)
+    assert report.present > 0 and report.made + report.present == 120 and tree(place / "out") == tree(tmp_path / "whole")
+
+
+def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, disk, undisturbed):
+    place, mount = disk
+    assert mount("-o", "remount,size=4m").returncode == 0
+    generate_dataset(real, place / "out", FakePipeline(), SETTINGS, shard=(0, 2))
+    assert mount("-o", "remount,ro").returncode == 0
+    for out in ("out", "new"):
+        with pytest.raises(OSError, match="OUT .* cannot be written .Read-only file system.; put that right or give another OUT"):
+            generate_dataset(real, place / out, FakePipeline(), SETTINGS)
+    assert mount("-o", "remount,rw").returncode == 0
+    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(place / "out") == undisturbed
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_the_right_to_write_is_one_sentence(real, tmp_path):
+    (tmp_path / "out").mkdir(mode=0o555)
+    with pytest.raises(OSError, match="Permission denied"):
+        generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_size_limit_is_reported_and_resumable(real, tmp_path, undisturbed):
+    """The kernel's own refusal: images fit into 5,000 bytes, the lines of a whole run do not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert report.present > 0 and tree(tmp_path / "out") == undisturbed
+
+
+def test_a_jump_of_the_clock_leaves_no_trace(real, tmp_path, undisturbed, monkeypatch):
+    jumps = random.Random(0)
+    for image, when in zip(real.images, (0, 1e10, 1e9, 2e9, 3e9, 4e9)):
+        os.utime(real.path(image), (when, when))
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: jumps.uniform(-1e9, 1e10))
+    generate_dataset(real, tmp_path / "out", FakePipeline(variant_by_variant=True), SETTINGS)
+    assert tree(tmp_path / "out") == undisturbed
 
 
 def test_nothing_is_written_through_a_symlink(real, tmp_path):

@@ -333,6 +333,32 @@ def test_large_images_take_all_threads(seeds, monkeypatch):
     assert kept - _core.info()["live_bytes"] == text, "no other plan had been kept"
 
 
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_large_images_stop_between_variants_and_go_on_to_the_same_bits(seeds, monkeypatch, mode):
+    monkeypatch.setattr("dreamda.pipeline.SMALL", 255)
+    monkeypatch.setattr("dreamda.pipeline.POSITIONS", 256)  # one variant a group, as at 512 pixels
+    pipe = Pipeline.load(MODEL, dtype="f32", threads=2)
+    options = dict(keys=["coat/1.png"], variants=4, steps=2, seed=9, **mode)
+    whole = pipe.augment(seeds[:1], [COAT], **options)
+    asked = []
+    begun = pipe.augment(seeds[:1], [COAT], stop=lambda: asked.append(0) or len(asked) == 2, **options)
+    rest = pipe.augment(seeds[:1], [COAT], first=2, stop=lambda: False, **options)
+    assert begun.shape[1] == 2 and np.array_equal(whole, np.concatenate([begun, rest], axis=1))
+    for wrong in (dict(first=4), dict(first=-1), dict(first=0.5)):
+        with pytest.raises(ValueError, match="^first: "):
+            pipe.augment(seeds[:1], [COAT], **options | wrong)
+    with pytest.raises(ValueError, match="^stop: "):
+        pipe.augment(seeds[:2], [COAT, BOOT], **options | dict(keys=None, stop=lambda: True))
+
+
+@pytest.mark.parametrize("mode", MODES[-2:], ids=str)
+def test_small_images_are_not_stopped_but_go_on_from_any_variant(pipe, seeds, mode):
+    options = dict(variants=3, steps=3, **mode)
+    whole = pipe.augment(seeds[:2], [COAT, BOOT], **options)
+    assert np.array_equal(whole[:, 1:], pipe.augment(seeds[:2], [COAT, BOOT], first=1, **options))
+    assert np.array_equal(whole[:1], pipe.augment(seeds[:1], [COAT], stop=lambda: True, **options))
+
+
 def test_no_images(pipe):
     for mode in MODES:
         assert pipe.augment(np.empty((0, 32, 32, 3), np.uint8), [], variants=2, steps=4, **mode).shape == (0, 2, 32, 32, 3)

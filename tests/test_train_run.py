@@ -1,6 +1,7 @@
 """`dreamda train | evaluate | predict`: files, resume to the same bytes, signals, errors that write nothing. The backbone is a stand-in."""
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from standin import StandIn, pictures
+from test_generate import disk  # noqa: F401  (a fixture)
 
+import dreamda
 from dreamda import cli, trained, train_run
 from dreamda.train_run import FolderImages
 
@@ -228,6 +231,129 @@ def test_a_full_disk_exits_1_and_goes_on_later(data, capsys, monkeypatch):
     assert "No space left on device" in err and "goes on from the last checkpoint" in err and not list((data / "two").glob(".*"))
     assert train(data, "two") == 0
     assert content(data / "one") == content(data / "two")
+
+
+def short(data, out, *options):
+    return train(data, out, "--epochs", "3", "--steps-per-epoch", "4", "--batch", "6", "--threshold", "0.3", *options)
+
+
+def test_what_a_kill_in_the_middle_of_a_write_leaves_is_removed(data):
+    """Also where nothing but the unfinished run.json is there."""
+    assert short(data, "one") == 0
+    (data / "two").mkdir()
+    (data / "two/.run.json.tmp").write_text('{"form')
+    assert short(data, "two") == 0
+    assert tree_of(data / "one") == tree_of(data / "two")
+    for name in train_run.FILES:
+        (data / "two" / f".{name}.tmp").write_bytes(b"half")
+    (data / "two/.mine.tmp").write_text("not ours")
+    assert short(data, "two") == 0
+    assert [p.name for p in (data / "two").glob(".*")] == [".mine.tmp"]
+
+
+def tree_of(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in out.iterdir() if p.name != "log.jsonl"}
+
+
+def test_another_number_of_threads_is_refused_by_name(data, capsys):
+    assert short(data, "out", "--threads", "2") == 0
+    before = content(data / "out")
+    capsys.readouterr()
+    assert short(data, "out", "--threads", "1") == 2
+    assert "begun with 2 threads, now there are 1" in (err := capsys.readouterr().err) and "--threads 2" in err and err.count("\n") == 1
+    assert content(data / "out") == before
+    run = json.loads(before["run.json"])
+    assert (run["threads"], run["dtype"], run["environment"]["kernels_isa"]) == (2, *(dreamda.models.resolve_dtype("auto"), dreamda.info()["kernels_isa"]))
+    del run["threads"], run["environment"]                          # as older versions wrote it
+    (data / "out/run.json").write_text(json.dumps(run))
+    assert short(data, "out", "--threads", "1") == 0
+
+
+def test_another_instruction_set_is_mentioned(data, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "step", lambda self, *_, step=StandIn.step, **__: (step(self, *_, **__), os.kill(os.getpid(), signal.SIGINT)))
+        assert short(data, "out") == 130
+    path = data / "out/run.json"
+    path.write_text(path.read_text().replace(f'"kernels_isa": "{dreamda.info()["kernels_isa"]}"', '"kernels_isa": "avx9"'))
+    capsys.readouterr()
+    assert short(data, "out") == 0
+    assert "begun with kernels_isa avx9 (now " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["vanished", "changed"])
+def test_an_image_lost_during_the_run_is_named_and_the_run_goes_on_when_it_is_back(data, capsys, monkeypatch, how):
+    monkeypatch.setattr(train_run, "CACHE_BYTES", 0)                # every image is read whenever it is drawn
+    assert short(data, "one") == 0
+    lost, kept = data / "real/coat/001.png", (data / "real/coat/001.png").read_bytes()
+    step, count = StandIn.step, iter(range(1000))
+
+    def losing(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        if next(count) == 6:                                        # in the second epoch
+            lost.unlink() if how == "vanished" else lost.write_bytes((data / "real/bag/000.png").read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "step", losing)
+        capsys.readouterr()
+        assert short(data, "two") == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{lost}: " in message and "put it back as it was, then the same command goes on from the last checkpoint" in message
+    assert short(data, "two") == 2                                  # another data set REAL
+    lost.write_bytes(kept)
+    assert short(data, "two") == 0
+    assert content(data / "one") == content(data / "two")
+
+
+def test_a_jump_of_the_clock_leaves_no_trace(data, monkeypatch):
+    import random
+    import time
+
+    assert short(data, "one") == 0
+    jumps = random.Random(0)
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: jumps.uniform(-1e9, 1e10))
+    assert short(data, "two", "--workers", "0") == 0
+    assert tree_of(data / "one") == tree_of(data / "two")
+
+
+def test_a_file_size_limit_is_one_sentence_and_the_run_goes_on_without_it(data, capsys):
+    """The kernel's own refusal in the middle of a write, not a stand-in's."""
+    assert short(data, "one") == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capsys.readouterr()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))    # run.json fits, no checkpoint does
+    try:
+        code = short(data, "two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1 and "cannot be written (File too large)" in capsys.readouterr().err.splitlines()[-1]
+    assert {p.name for p in (data / "two").iterdir()} == {"run.json", "log.jsonl"}
+    assert short(data, "two") == 0
+    assert tree_of(data / "one") == tree_of(data / "two")
+
+
+def test_a_read_only_disk_is_one_sentence(data, capsys, disk):  # noqa: F811
+    place, mount = disk
+    assert mount("-o", "remount,ro").returncode == 0
+    for out in ("", "new"):
+        assert short(data, place / out) == 1
+        assert "cannot be written (Read-only file system); put that right" in capsys.readouterr().err
+    assert mount("-o", "remount,rw,size=4m").returncode == 0
+    assert short(data, place / "new") == 0 and not list((place / "new").glob(".*"))
+
+
+def test_another_run_that_began_and_ended_meanwhile_is_noticed(data, capsys, monkeypatch):
+    """Both find a new folder; the one that comes second must not go on from the other's checkpoint."""
+    create = train_run.create_backbone
+
+    def slowly(*args, **kwargs):
+        monkeypatch.setattr(train_run, "create_backbone", create)
+        assert short(data, "out", "--lr", "0.2") == 0
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(train_run, "create_backbone", slowly)
+    assert short(data, "out") == 2
+    assert "another --lr: 0.2, now 0.1" in capsys.readouterr().err
 
 
 def test_a_run_in_use_is_refused(data, capsys):

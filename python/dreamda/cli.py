@@ -1,7 +1,7 @@
 """The ``dreamda`` command: one function a command; what is heavy is imported inside.
 
-Exit codes: 0 done; 1 ran, but some inputs were skipped or OUT could not be written any more; 2 wrong use or bad input, nothing
-written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
+Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could not be written any more; 2 wrong use or bad input,
+nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
 """
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     global _debug
     _debug = False
+    from .data import LostImageError
     from .generate import OutputError
 
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             text = str(error)
         _complain(text)
-        return 1 if isinstance(error, (OutputError, MemoryError)) else 2
+        return 1 if isinstance(error, (OutputError, LostImageError, MemoryError)) else 2
 
 
 def _set_debug(value: bool) -> None:
@@ -93,9 +94,10 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_show_vers
 
 @app.command()
 def generate(
-    real: Annotated[Path, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")],
-    out: Annotated[Path, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")],
-    model: ModelOption,
+    context: typer.Context,
+    real: Annotated[Path | None, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.  [required]")] = "",
     variants: Annotated[int, typer.Option(help="Synthetic images for each real one.")] = 10,
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
     strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
@@ -116,12 +118,23 @@ def generate(
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    replay: Annotated[Path | None, typer.Option(help="A run.json: repeat that run, into OUT or a temporary folder, and compare every image's "
+                                                     "SHA-256 with the recorded one. Beside it only [REAL] OUT, --model and --threads.")] = None,
     debug: Debug = False,
 ) -> int:
     """Make a synthetic data set from a real one.
 
     The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label.
     """
+    if replay is not None:
+        others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
+                  and context.get_parameter_source(name).name == "COMMANDLINE"]
+        if others:
+            raise ValueError(f"--{others[0].replace('_', '-')}: --replay repeats what run.json says; leave it off")
+        return _replay(replay, real if out is not None else None, out or real, model, threads)
+    for name, value in (("REAL", real), ("OUT", out), ("--model", model)):
+        if not value:
+            raise ValueError(f"{name} is missing; the command is: dreamda generate REAL OUT --model MODEL")
     import hashlib
 
     from .data import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template
@@ -246,11 +259,44 @@ def _load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
 def _generate(folder: ImageFolder, out: Path, pipe: Pipeline, model: str, settings: Settings, prompts: dict[str, str],
               source: dict[str, str], part: tuple[int, int]) -> int:
     from .generate import generate_dataset
+    from .inspection import environment
 
+    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with _Progress() as progress:
         report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=_environment(pipe), progress=progress)
+                                  environment=about, progress=progress)
     return _summarise(report, out)
+
+
+def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads: int) -> int:
+    import tempfile
+
+    from .inspection import environment
+    from .replay import RecordedRun, replay
+
+    run = RecordedRun.read(path)
+    if not (model or run.model):
+        raise ValueError(f"{path} does not name the model; give it with --model")
+    recorded_threads = run.environment.get("threads")
+    pipe = _load(model or run.model, run.run["dtype"], threads or (recorded_threads if type(recorded_threads) is int else 0),
+                 "{}x{}".format(*run.run["size"]))
+    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    with _Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
+        report = replay(run, pipe, out or temporary, real=real, environment=about, progress=progress)
+    if report.signal:
+        _complain(f"stopped by {signal.Signals(report.signal).name}; " + ("the same command goes on from here" if out else "give an OUT to be able to go on"))
+        return 128 + report.signal
+    for name, reason in report.changed[:20]:
+        _complain(f"the real image {name} {reason}, so what was made of it is not repeated")
+    if len(report.changed) > 20:
+        _complain(f"and {len(report.changed) - 20} more real images")
+    if report.altered:
+        _complain(f"{len(report.altered)} images in {run.out} are not what was recorded any more; the first is {report.altered[0]}")
+    if report.differing:
+        _complain(f"{report.differing[0]} differs from the recorded image: {report.first}; so do {len(report.differing) - 1} others"
+                  + (f"; the run was made with {report.environment}" if report.environment else ""))
+    print(_printable(f"{path}: {report.same} of {report.total} images repeated to the same bytes" + (f", in {out}" if out else "")))
+    return 1 if report.changed or report.altered or report.differing else 0
 
 
 def _summarise(report: Report, out: Path) -> int:
@@ -258,6 +304,8 @@ def _summarise(report: Report, out: Path) -> int:
         _complain(f"skipped {name}: {reason}")
     if len(report.skipped) > 20:
         _complain(f"skipped {len(report.skipped) - 20} more")
+    for note in report.notes:
+        _complain(note)
     rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
     there = f", {report.present} were there already" if report.present else ""
     print(_printable(f"{out}: {report.made} images made{rate}{there}"))
@@ -266,18 +314,6 @@ def _summarise(report: Report, out: Path) -> int:
         _complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; the same command goes on from here")
         return 128 + report.signal
     return 1 if report.skipped else 0
-
-
-def _environment(pipe: Pipeline) -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    from . import info
-    from .inspection import cpu
-
-    about = {k: v for k, v in info().items() if k != "live_bytes"}
-    return {**about, "threads": pipe.threads, "cpu": cpu()[0], "python": platform.python_version(),
-            **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
 
 
 class _Progress:

@@ -35,6 +35,10 @@ class BrokenImageError(ValueError):
     """An image file that cannot be used: unreadable, truncated, too large, or not one of the formats read."""
 
 
+class LostImageError(BrokenImageError):
+    """An image that was there when the run began, and has gone, become unreadable or changed since; the message names it."""
+
+
 class ImageRef(NamedTuple):
     """One image of an `ImageFolder`: its class and its file name inside the class folder."""
 

@@ -5,7 +5,7 @@
 
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
     OUT/metadata.jsonl                            one line an image, in the order of the seeds; written when a run ends
-    OUT/run.json                                  the parameters; a run with others is refused
+    OUT/run.json                                  the parameters, a run with others is refused; and what else it takes to repeat it (replay.py)
     OUT/.dreamda/                                 only while a run is going on, or after it was killed:
         lock                                      byte ranges: which part of the seeds somebody works on, and who is merging
         <part>.jsonl  <part>.tmp                  the lines of the images that are finished, and the file being written
@@ -29,6 +29,7 @@ import signal
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -41,6 +42,7 @@ import numpy as np
 
 from .data import (DEFAULT_TEMPLATE, BrokenImageError, ImageFolder, ImageRef, LoadedImage, prompts_from_template, read_bounded, read_image,
                    read_json_lines)
+from .inspection import BITS, differences
 
 WORK = ".dreamda"
 RESERVED = ("run.json", "metadata.jsonl")
@@ -48,9 +50,11 @@ NOT_COMPARED = ("model", "real", "environment")  # of run.json: for the reader, 
 SPACE = 1 << 40           # the seeds as a range of lock bytes; shard i/n locks [i/n, (i+1)/n) of it
 MERGE = SPACE             # the lock byte of whoever creates, merges or tidies
 MAX_SHARDS = 1 << 16
+MAX_JSON_RUN = 1 << 20    # bytes of a run.json
 NAME_MAX = 255            # bytes of a file name
 MAX_BATCH = 64            # seeds
 SECONDS_A_BATCH = 10.0    # seeds are taken in batches of about this length: the time from a signal to the end
+SECONDS_A_SAVE = 300.0    # of one seed's variants, where they take longer, so much is written at a time: what a kill loses
 
 
 class PipelineLike(Protocol):
@@ -59,6 +63,7 @@ class PipelineLike(Protocol):
     size: tuple[int, int]
     fingerprint: str
     dtype: str
+    threads_matter: bool
 
     def augment(self, images: np.ndarray, prompts: list[str], **parameters: Any) -> np.ndarray: ...
 
@@ -134,6 +139,8 @@ class Report:
         Time spent on `made`.
     signal : int or None
         The signal that ended the run early.
+    notes : list of str
+        What the user should know.
     """
 
     made: int = 0
@@ -142,17 +149,18 @@ class Report:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     signal: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: Settings = Settings(), *,
                      prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str] | None = None, model: str = "",
-                     shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None,
+                     shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None, stems: Mapping[str, str] | None = None,
                      progress: Callable[[float, int], None] | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
     What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how it was
     sharded. A seed image that cannot be read is skipped and reported. On SIGINT or SIGTERM (in the main thread) the images in hand
-    are finished, then the call returns; a second signal acts at once.
+    are finished (of large ones the variants in hand), then the call returns; a second signal acts at once.
 
     Parameters
     ----------
@@ -166,7 +174,10 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     prompt_source : mapping, optional
         What run.json says of the prompts, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run from another source is refused.
     model, environment : optional
-        For run.json, not compared: the model's name, and what else helps to repeat the run.
+        For run.json, not compared: the model's name, and what else helps to repeat the run; what of it decides bits is in `Report.notes`
+        where it differs from what the run was begun with.
+    stems : mapping of key to text, optional
+        What an image's files are called before the number of the variant; default: `output_stems`.
     shard : (i, n)
         Do the i-th of n equal parts of the seeds. Shards may run at the same time, also on one `out`.
     progress : callable, optional
@@ -188,9 +199,9 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         raise ValueError(f"--shard {index}/{count} must be i/n with 0 <= i < n, and n at most {MAX_SHARDS}")
     if prompts is None:
         prompts, prompt_source = prompts_from_template(folder), {"template": DEFAULT_TEMPLATE}
-    stems = output_stems(folder)
+    stems = output_stems(folder) if stems is None else stems
     run = {**run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
-           "model_sha256": pipeline.fingerprint, "model": model, "real": str(folder.root), "environment": dict(environment or {})}
+           "model_sha256": pipeline.fingerprint, "model": model, "real": str(folder.root.absolute()), "environment": dict(environment or {})}
     check_out(out, folder, run)
     pipeline.augment(np.empty((0, *pipeline.size, 3), np.uint8), [], keys=[], **asdict(settings))  # what only the model can refuse
 
@@ -202,31 +213,44 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         if index == 0:
             gone = {key for key, _ in finished} - {image.key for image in folder.images}
             report.skipped += [(key, "no longer in the data set; the images made from it were kept") for key in sorted(gone)]
-        pending = [image for image in mine if not _is_finished(folder, image, settings.variants, finished)]
-        report.present = report.total - len(pending) * settings.variants
+        pending = deque((image, first) for image in mine
+                        if (first := _first_missing(folder, image, settings.variants, finished)) < settings.variants)
+        report.present = report.total - sum(settings.variants - first for _, first in pending)
+        if differing := differences(place.run.get("environment"), run["environment"], _decides_bits(pipeline)):
+            report.notes.append(f"this run was begun with {differing}: the images made from here on may differ in their last bits")
         begun = time.monotonic()
         batch, computed, writing = 1, report.present, None
         with ThreadPoolExecutor(1) as writer:  # an fsync takes milliseconds, in which the engine can go on
             while pending and not stop.signal:
-                taken, pending = pending[:batch], pending[batch:]
+                started = time.monotonic()
+                first = pending[0][1]
                 seeds: list[tuple[ImageRef, LoadedImage]] = []
-                for image in taken:
+                for _ in range(1 if first else batch):
+                    if not pending or pending[0][1] != first:
+                        break
+                    image, _ = pending.popleft()
                     try:
                         seeds.append((image, read_image(folder.path(image), pipeline.size)))
                     except BrokenImageError as error:
                         report.skipped.append((image.key, str(error)))
                 if not seeds:
                     continue
-                started = time.monotonic()
-                share = len(seeds) * settings.variants
+                if first and seeds[0][1].sha256 != finished.get((seeds[0][0].key, 0)):
+                    first = 0  # the file has changed just now
+                share = len(seeds) * (settings.variants - first)
                 within = partial(_scaled, progress, computed, share, report.total) if progress else None
+                enough = (lambda until=started + SECONDS_A_SAVE: stop.signal is not None or time.monotonic() > until) if len(seeds) == 1 else None
                 made = pipeline.augment(np.stack([seed.pixels for _, seed in seeds]), [prompts[image.key] for image, _ in seeds],
-                                        keys=[image.key for image, _ in seeds], progress=within, **asdict(settings))
-                computed += share
+                                        keys=[image.key for image, _ in seeds], progress=within, first=first, stop=enough, **asdict(settings))
+                computed += made.shape[0] * made.shape[1]
+                if first + made.shape[1] < settings.variants:
+                    image, seed = seeds[0]
+                    finished[image.key, 0] = seed.sha256
+                    pending.appendleft((image, first + made.shape[1]))
                 if writing:
                     report.made += writing.result()
-                writing = writer.submit(place.write, seeds, stems, prompts, made)
-                took = (time.monotonic() - started) / len(seeds)
+                writing = writer.submit(place.write, seeds, stems, prompts, made, first)
+                took = (time.monotonic() - started) / (made.shape[0] * made.shape[1]) * settings.variants
                 batch = max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
             if writing:
                 report.made += writing.result()
@@ -309,7 +333,7 @@ def _read_run(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        if path.stat().st_size > 1 << 20:
+        if path.stat().st_size > MAX_JSON_RUN:
             raise ValueError
         run = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -319,15 +343,22 @@ def _read_run(out: Path) -> dict[str, Any] | None:
     return run
 
 
-def _is_finished(folder: ImageFolder, image: ImageRef, variants: int, finished: Mapping[tuple[str, int], str]) -> bool:
-    """All variants exist, and were made from the file as it is now (or from one that has become unreadable since)."""
-    made_from = {finished.get((image.key, variant)) for variant in range(variants)}
-    if None in made_from:
-        return False
+def _first_missing(folder: ImageFolder, image: ImageRef, variants: int, finished: Mapping[tuple[str, int], str]) -> int:
+    """The first variant that is missing, or was made from another file than is there now; `variants` where none is, also where the file
+    has become unreadable since they were made."""
+    made_from = [finished.get((image.key, variant)) for variant in range(variants)]
+    if made_from[0] is None:
+        return 0
     try:
-        return made_from == {hashlib.sha256(read_bounded(folder.path(image))).hexdigest()}
+        now = hashlib.sha256(read_bounded(folder.path(image))).hexdigest()
     except BrokenImageError:
-        return True
+        return variants if None not in made_from else 0
+    return next((variant for variant, digest in enumerate(made_from) if digest != now), variants)
+
+
+def _decides_bits(pipeline: PipelineLike) -> tuple[str, ...]:
+    """What of the environment an image's bits depend on: small images are left to one thread each."""
+    return (*BITS, "threads") if pipeline.threads_matter else BITS
 
 
 def _scaled(progress: Callable[[float, int], None], base: int, share: int, total: int, done: int, of: int) -> None:
@@ -440,14 +471,14 @@ class _RunFolder:
         return done
 
     def write(self, seeds: Sequence[tuple[ImageRef, LoadedImage]], stems: Mapping[str, str], prompts: Mapping[str, str],
-              made: np.ndarray) -> int:
-        """Write the variants, uint8 (N, K, H, W, 3), of N seeds: of each the images, then their lines. Returns the number of images."""
+              made: np.ndarray, first: int) -> int:
+        """Write the variants from `first` on, uint8 (N, K, H, W, 3), of N seeds: of each the images, then their lines. Returns how many."""
         with self._reporting():
             for (image, seed), variants in zip(seeds, made, strict=True):
-                self._write_seed(image, stems[image.key], seed.sha256, prompts[image.key], variants)
+                self._write_seed(image, stems[image.key], seed.sha256, prompts[image.key], variants, first)
         return made.shape[0] * made.shape[1]
 
-    def _write_seed(self, image: ImageRef, stem: str, seed_sha256: str, prompt: str, variants: np.ndarray) -> None:
+    def _write_seed(self, image: ImageRef, stem: str, seed_sha256: str, prompt: str, variants: np.ndarray, first: int) -> None:
         parameters = {k: v for k, v in self.run.items() if k not in ("format", "real", "environment", "template", "prompts_sha256")}
         lines = []
         with contextlib.ExitStack() as stack:
@@ -455,7 +486,7 @@ class _RunFolder:
                 os.mkdir(image.label, dir_fd=self._out)
                 os.fsync(self._out)
             target = _opened(stack, image.label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
-            for variant, pixels in enumerate(variants):
+            for variant, pixels in enumerate(variants, first):
                 name = f"{stem}-{variant:03d}.png"
                 row = {"file_name": f"{image.label}/{name}", "label": image.label, "seed_file": image.key, "seed_sha256": seed_sha256,
                        "variant": variant, "prompt": prompt, **parameters}
@@ -498,7 +529,7 @@ class _RunFolder:
         """All lines known: of metadata.jsonl, then, newer, of every part's own file."""
         path = self.out / "metadata.jsonl"
         for number, row in read_json_lines(path) if path.exists() else ():
-            if not _is_row(row):
+            if not is_row(row):
                 raise ValueError(f"{path} line {number} is not a line of dreamda generate; put it right, or give another OUT")
             yield row
         for name in sorted(os.listdir(self._work)):
@@ -509,7 +540,7 @@ class _RunFolder:
                             row = json.loads(line)
                         except ValueError:
                             continue  # another process is writing it just now
-                        if _is_row(row):
+                        if is_row(row):
                             yield row
 
     def _tidy(self, suffixes: tuple[str, ...]) -> None:
@@ -524,11 +555,15 @@ class _RunFolder:
         temporary = f"{self.part}.tmp"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=self._work)
         try:
-            _write_all(fd, content)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
+            try:
+                _write_all(fd, content)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._work)  # on a full disk its bytes are wanted for the lines that are still to come
+            raise
         if sync_folder:
             os.fsync(folder)
 
@@ -557,7 +592,8 @@ def _is_part(name: str) -> bool:
     return match is not None and int(match[1]) < int(match[2]) <= MAX_SHARDS
 
 
-def _is_row(row: Any) -> bool:
+def is_row(row: Any) -> bool:
+    """Whether it has what a line of metadata.jsonl must have."""
     return (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))
             and type(row.get("variant")) is int)
 

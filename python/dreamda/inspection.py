@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,27 @@ def cpu() -> tuple[str, set[str]]:
         key, _, value = line.partition(":")
         about.setdefault(key.strip(), value.strip())
     return about.get("model name", "unknown"), set(about.get("flags", "").split())
+
+
+BITS = ("onednn_version", "onednn_isa", "kernels_isa")  # of `environment`: what decides the last bits of whatever is computed
+
+
+def environment() -> dict[str, Any]:
+    """What else than the parameters decides a run's bits, as plain values for its run.json: libraries, instruction set, versions."""
+    import platform
+    from importlib.metadata import version
+
+    from . import info
+
+    about = {k: v for k, v in info().items() if k not in ("live_bytes", "threads")}
+    return {**about, "cpu": cpu()[0], "python": platform.python_version(),
+            **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
+
+
+def differences(then: Mapping[str, Any] | None, now: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What of two environments differs, ``"kernels_isa avx2 (now avx512)"``; empty where nothing does or the first is not known."""
+    then = then if isinstance(then, Mapping) else {}
+    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names if name in then and name in now and then[name] != now[name])
 
 
 def self_check(threads: int | None = None) -> Iterator[Check]:

@@ -151,6 +151,8 @@ class Pipeline:
         Height and width in pixels of the images made.
     dtype : str
     threads : int
+    threads_matter : bool
+        Whether the images' last bits depend on the number of threads: those of large images do, small ones are left to one thread each.
     folder : Path
     """
 
@@ -160,6 +162,7 @@ class Pipeline:
         h, w = unet.config["sample_size"]
         self.size = (h * vae.factor, w * vae.factor) if size is None else _check_size(size, vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
+        self.threads_matter = self.size[0] // vae.factor * (self.size[1] // vae.factor) > SMALL
         self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config["latent_channels"]:
@@ -228,7 +231,7 @@ class Pipeline:
                 eta: float = 1.0, guidance_scale: float = 7.5, noise_scale: float | None = None, source_prompt: str = "",
                 source_guidance_scale: float = 1.5, step: str = "cycle", share_source: bool = False, share_start: bool = True,
                 diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None,
-                progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+                progress: Callable[[int, int], None] | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
         """Make `variants` new images of each image.
 
         Parameters
@@ -267,10 +270,14 @@ class Pipeline:
             What else keys an image's noise. Default: its index in this call; pass file names to be independent of it.
         progress : callable(done, total), optional
             Called after every U-Net call with the share of work done.
+        first : int
+            Leave out the variants before this one; the others are the same as with them.
+        stop : callable, optional
+            Where one image's groups take all threads in turn (large images), asked after each of them: True ends the call early. One image only.
 
         Returns
         -------
-        uint8 array (N, K, height, width, 3)
+        uint8 array (N, K - first, height, width, 3); after `stop`, only the variants that were finished, at least one
 
         Raises
         ------
@@ -281,16 +288,20 @@ class Pipeline:
                      share_source, share_start, diverse, seed)
         self.schedule.steps(mode.steps, mode.strength, mode.eta)
         images = _check_images(images)
+        if not (isinstance(first, (int, np.integer)) and 0 <= first < mode.variants):
+            raise ValueError(f"first: {first!r} is not possible with {mode.variants} variants; use a whole number below that")
+        if stop is not None and len(images) > 1:
+            raise ValueError(f"stop: works on one image at a time, not on {len(images)}")
         height, width = self.size
         prompts, identities = _per_image(len(images), prompts, keys)
-        result = np.empty((len(images), mode.variants, height, width, 3), np.uint8)
+        result = np.empty((len(images), mode.variants - first, height, width, 3), np.uint8)
         latent = height // self.vae.factor, width // self.vae.factor
         batch = self._group(1, *latent)
         for part in self._blocks(len(images), mode.variants, *latent):
             report = _section(progress, part.start, len(images[part]), len(images))
             z0 = self.encode(images[part], identities[part], mode.seed, sample=mode.step != "asymmetric")
             self._make_room(latent, self.vae)
-            latents = self._latents(z0, prompts[part], identities[part], mode, report)
+            latents = self._latents(z0, prompts[part], identities[part], mode, report, first, stop)
             self._make_room(latent, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -300,7 +311,8 @@ class Pipeline:
 
             self._each(range(0, len(flat), batch), decode, latents.shape[-2:])
             self._make_room(latent, self.vae)
-            result[part] = pixels.reshape(len(z0), mode.variants, height, width, 3)
+            result = result[:, : latents.shape[1]]
+            result[part] = pixels.reshape(*latents.shape[:2], height, width, 3)
         return result
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
@@ -317,11 +329,11 @@ class Pipeline:
 
     def _each(self, groups: Iterable[Any], work: Callable[[Any, int | None], None], latent_size: tuple[int, int]) -> None:
         """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads."""
-        groups = list(groups)
         if latent_size[0] * latent_size[1] > SMALL:
             for group in groups:
                 work(group, None)
             return
+        groups = list(groups)
         lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(self.threads):
             lanes.put(lane)
@@ -427,9 +439,9 @@ class Pipeline:
             result[part] = self._latents(z0[part], prompts[part], identities[part], mode, report)
         return result
 
-    def _latents(self, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode,
-                 progress: Callable[[int, int], None] | None) -> np.ndarray:
-        run = _Run(self, z0, prompts, keys, mode, progress)
+    def _latents(self, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode, progress: Callable[[int, int], None] | None,
+                 first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
+        run = _Run(self, z0, prompts, keys, mode, progress, first, stop)
         return {"cycle": run.cycle, "asymmetric": run.asymmetric, "sdedit": run.sdedit}[mode.step]()
 
     def context(self, prompt: str) -> np.ndarray:
@@ -446,12 +458,14 @@ class _Run:
     """One call of `augment_latents`: the units (image, variant), their noise, and the three recursions."""
 
     def __init__(self, pipe: Pipeline, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode,
-                 progress: Callable[[int, int], None] | None) -> None:
+                 progress: Callable[[int, int], None] | None, first: int, stop: Callable[[], bool] | None) -> None:
         self.pipe, self.z0, self.prompts, self.keys, self.mode, self.progress = pipe, z0, prompts, keys, mode, progress
+        self.first, self.stop = first, stop
         self.schedule = pipe.schedule
         self.steps = self.schedule.steps(mode.steps, mode.strength, mode.eta)
-        self.units = [(image, variant) for image in range(len(z0)) for variant in range(mode.variants)]
-        self.result = np.empty((len(z0), mode.variants, *z0.shape[1:]), np.float32)
+        self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, mode.variants)]
+        self.stored: set[tuple[int, int]] = set()
+        self.latents = np.empty((len(z0), mode.variants - first, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
         self.lock = threading.Lock()
 
@@ -492,6 +506,8 @@ class _Run:
         """The units in fixed-size groups; a short last one is filled up by repeating its last unit."""
         size = self.pipe._group(rows, *self.z0.shape[2:])
         for first in range(0, len(units), size):
+            if self.stop and self.stored and self.stop():
+                return
             group = units[first : first + size]
             yield group + [group[-1]] * (size - len(group))
 
@@ -655,7 +671,13 @@ class _Run:
 
     def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
         for (image, variant), latent in zip(group, x):
-            self.result[image, variant] = latent
+            self.latents[image, variant - self.first] = latent
+            self.stored.add((image, variant))
+
+    @property
+    def result(self) -> np.ndarray:
+        """The latents of the variants that were finished: all but for `stop`."""
+        return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
 
 
 def _guide(out: np.ndarray, units: int, scale: float) -> np.ndarray:

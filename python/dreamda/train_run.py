@@ -1,13 +1,14 @@
 """The run folder of `dreamda train`: checkpoints that go on to the same bits, a log, the model, its metrics and pictures.
 
-    RUN/run.json                  every parameter and the hashes of the data; a run with others is refused
+    RUN/run.json                  every parameter, the hashes of the data, the threads: a run with others is refused; and the machine
     RUN/log.jsonl                 a line per epoch and per labelling
     RUN/checkpoint.safetensors    arrays, and as JSON in its header the position; after every epoch and on Ctrl-C
     RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last
     RUN/metrics.json, confusion.png, curves.png      when the run is over (the first two with test images)
 
 Every file but the log is replaced as a whole. A run that was stopped or killed goes on with the same command from its last checkpoint; the
-checkpoints and the model end with the same bytes as those of an undisturbed run on the same machine with the same number of threads.
+checkpoints and the model end with the same bytes as those of an undisturbed run on the same machine with the same number of threads: with
+another number it is refused.
 """
 from __future__ import annotations
 
@@ -31,11 +32,12 @@ from PIL import Image
 
 from .amst import Data, DivergenceError, Event, Recipe, Training, initialise
 from .classifier import describe, split
-from .data import BrokenImageError, ImageFolder, ImageRef, decode_image, read_bounded, read_json_lines
+from .data import BrokenImageError, ImageFolder, ImageRef, LostImageError, decode_image, read_bounded, read_json_lines
 from .generate import OutputError
 from .heads import AMSTHeads
+from .inspection import BITS, differences, environment
 from .metrics import Metrics, confusion_picture, curves_picture, evaluate_predictions
-from .trained import TrainedModel, choose_stem, create_backbone, load_arrays, load_pretrained, save_arrays, write_atomically
+from .trained import TrainedModel, choose_stem, create_backbone, load_arrays, load_pretrained, save_arrays, temporary_name, write_atomically
 from .views import IMAGENET_MEAN, IMAGENET_STD, SMALL, Views, channel_statistics, is_grey
 
 CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
@@ -106,7 +108,7 @@ class FolderImages:
     """The images of a folder as uint8 arrays (H, W, 3), decoded when they are asked for.
 
     An image with a shorter side of more than twice the training size is reduced to that (Lanczos), so that a crop of 8 % of a photo costs no
-    more than it shows. Up to `CACHE_BYTES` of decoded images are kept.
+    more than it shows. Up to `CACHE_BYTES` of decoded images are kept. One that is lost or changed after `read_all` is a `LostImageError`.
 
     Parameters
     ----------
@@ -128,7 +130,13 @@ class FolderImages:
         kept = self._cache.get(index)
         if kept is not None:
             return kept
-        return self._load(index)[0]
+        try:
+            pixels, digest = self._load(index)
+        except BrokenImageError as error:
+            raise LostImageError(f"{self.paths[index]}: {error}; put it back as it was") from None
+        if self.hashes and digest != self.hashes[index]:
+            raise LostImageError(f"{self.paths[index]}: has changed since the run began; put it back as it was")
+        return pixels
 
     def _load(self, index: int) -> tuple[NDArray[np.uint8], str]:
         data = read_bounded(self.paths[index])
@@ -272,7 +280,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     recipe : Recipe
     settings : TrainSettings
     threads, workers : int
-        Of the core, and for making views. Only the former may change a bit of the result.
+        Of the core, and for making views. Only the former may change a bit of the result; a run goes on with no other number.
     tell, progress : callable
         Take lines for people, and the steps done with their total.
 
@@ -282,6 +290,8 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
         The data, the settings or `out` cannot be used; nothing was written.
     DivergenceError
         With the last good checkpoint in its text.
+    LostImageError
+        An image has gone or changed since the run began; the last checkpoint stays.
     OutputError
         `out` could not be written any more.
     """
@@ -312,7 +322,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     identity = {"format": 1, "dreamda": __version__, "classes": found.classes, "real": _digest(found, images),
                 "synthetic": _digest(made, synthetic_images), **asdict(recipe), **asdict(settings), "size": list(size), "stem": stem, "dtype": dtype,
                 "mean": list(map(float, mean)), "std": list(map(float, std)), "crop_scale": list(views.crop_scale),
-                "pretrained": _digest_file(settings.pretrained)}
+                "pretrained": _digest_file(settings.pretrained), "threads": used, "environment": environment()}
     _check_same(out, identity)
     backbone = create_backbone(settings.backbone, size=size, batch=recipe.batch, stem=stem, width=settings.width, dtype=dtype, threads=used,
                                slots=2 if recipe.method == "amst" else 1)
@@ -325,13 +335,15 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     about = {"backbone": settings.backbone, "stem": stem, "width": settings.width, "size": size, "mean": tuple(map(float, mean)),
              "std": tuple(map(float, std)), "classes": found.classes}
 
-    with _writing(out), _Folder(out, identity) as folder, _StopOnSignals() as stop:
+    with _StopOnSignals() as stop, _writing(out), _Folder(out, identity) as folder:
         kept = folder.checkpoint()
         if kept is not None:
             run.load_state(*kept)
         events = folder.log(int(kept[1]["events"]) if kept else 0)
         report = TrainReport(events=events)
         if kept is not None and run.epoch < recipe.epochs:
+            if differing := differences(folder.begun.get("environment"), identity["environment"], BITS):
+                tell(f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
             tell(f"going on from {folder.path('checkpoint.safetensors')}: epoch {run.epoch + 1}, step {run.step + 1} of {run.steps_per_epoch}")
 
         def on_event(event: Event) -> None:
@@ -353,6 +365,9 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
             good = folder.path("checkpoint.safetensors")
             where = f"the last good checkpoint is {good}, of epoch {_epoch_of(good)}" if good.is_file() else "there is no checkpoint yet"
             error.args = (f"{error}; {where}",)
+            raise
+        except LostImageError as error:
+            error.args = (f"{error}, then the same command goes on from the last checkpoint",)
             raise
         if not finished:
             save()
@@ -419,14 +434,18 @@ def _check_out(out: Path, inputs: list[Path]) -> None:
             raise ValueError(f"--out {out} lies in the data set {place}; give a folder elsewhere")
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is no folder; give a new or an empty one")
-    if out.is_dir() and not (out / "run.json").is_file() and any(out.iterdir()):
+    if out.is_dir() and not (out / "run.json").is_file() and any(path.name not in _TEMPORARY for path in out.iterdir()):
         raise ValueError(f"--out {out} holds files but no run.json of dreamda train; give a new or an empty folder")
 
 
-def _check_same(out: Path, identity: dict[str, Any]) -> None:
+_TEMPORARY = {temporary_name(name) for name in FILES}  # what a kill in the middle of a write may leave
+
+
+def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError unless `out` holds no run or this one; returns the run.json that holds."""
     path = out / "run.json"
     if not path.is_file():
-        return
+        return identity
     try:
         there = json.loads(path.read_bytes())
     except ValueError:
@@ -434,10 +453,14 @@ def _check_same(out: Path, identity: dict[str, Any]) -> None:
     if not isinstance(there, dict) or "epochs" not in there:
         raise ValueError(f"{path} is not a run of dreamda train; give another --out")
     for name, value in identity.items():
-        if there.get(name) != value:
+        if name == "threads" and there.get(name, value) != value:
+            raise ValueError(f"--out {out} holds a run begun with {there[name]} threads, now there are {value}, and its bits depend on that; "
+                             f"go on with --threads {there[name]}, or give another --out")
+        if name not in ("threads", "environment") and there.get(name) != value:
             values = "" if name in ("real", "synthetic", "pretrained") else f": {there.get(name)!r}, now {value!r}"
             option = _NAMES.get(name, "--" + name.replace("_", "-"))
             raise ValueError(f"--out {out} holds a run with another {option}{values}; repeat that one or give another --out")
+    return there
 
 
 _NAMES = {"real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda": "version of dreamda",
@@ -458,19 +481,23 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Folder:
-    """The run folder, locked."""
+    """The run folder, locked; `begun` is what its run.json says."""
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
-        self.out, self.identity = out, identity
+        self.out, self.identity, self.begun = out, identity, identity
 
     def __enter__(self) -> _Folder:
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check_out(self.out, [])  # again: another process may have begun, and ended, since the first time
+            self.begun = _check_same(self.out, self.identity)
+            for name in _TEMPORARY:
+                self.path(name).unlink(missing_ok=True)
             if not self.path("run.json").is_file():
                 self.replace("run.json", (json.dumps(self.identity, indent=1, ensure_ascii=False) + "\n").encode())
-        except OSError:
+        except BaseException:
             os.close(self._lock)
             raise
         return self

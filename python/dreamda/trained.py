@@ -232,10 +232,15 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDAr
     return arrays, about
 
 
+def temporary_name(name: str) -> str:
+    """What `write_atomically` calls a file until it is whole; a kill may leave that behind."""
+    return f".{name}.tmp"
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Make the file hold `content`, all or nothing: a temporary file beside it, fsync, rename."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with open(temporary, "wb") as file:
             file.write(content)
