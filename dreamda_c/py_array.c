@@ -2,9 +2,18 @@
 
 PyObject *dd_raise(dd_module_state *state, dd_status status)
 {
-    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN ? state->error : PyExc_ValueError;
+    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN || status == DD_FORKED ? state->error : PyExc_ValueError;
     PyErr_SetString(type, dd_message());
     return NULL;
+}
+
+bool dd_may_compute(dd_module_state *state)
+{
+    dd_status status = dd_process_enter();
+    if (status != DD_OK) {
+        dd_raise(state, status);
+    }
+    return status == DD_OK;
 }
 
 const char *dd_dtype_name(int dtype)

@@ -18,6 +18,7 @@
 
 #include "models.h"
 #include "plan.h"
+#include "process.h"
 
 typedef struct {
     PyObject *error; /* dreamda.Error */
@@ -40,6 +41,13 @@ extern PyMethodDef dd_loss_methods[]; /* py_losses.c */
 
 /* Sets the exception that fits the status, with dd_message() as its text. Always returns NULL. */
 PyObject *dd_raise(dd_module_state *state, dd_status status);
+
+/* False with dreamda.Error set in a forked child whose parent had used the engine; asked by every call that may use threads. */
+bool dd_may_compute(dd_module_state *state);
+
+/* Computing without the GIL; nothing in between may return or jump out. */
+#define DD_BEGIN_COMPUTING dd_process_busy(); Py_BEGIN_ALLOW_THREADS
+#define DD_END_COMPUTING dd_process_idle(); Py_END_ALLOW_THREADS
 
 /* The array itself if it is aligned, C-contiguous and of `type`; else a converted copy. Raises ValueError naming `name`,
    what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */

@@ -78,7 +78,7 @@ static PyObject *plan_load(PyObject *object, PyObject *args)
     PyObject *source;
     plan_object *self = (plan_object *)object;
     dd_module_state *state = PyType_GetModuleState(Py_TYPE(object));
-    if (!PyArg_ParseTuple(args, "sO:load", &name, &source)) {
+    if (!dd_may_compute(state) || !PyArg_ParseTuple(args, "sO:load", &name, &source)) {
         return NULL;
     }
     int id = dd_weights_find(self->model->weights, name);
@@ -151,6 +151,9 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
     void *targets[MAX_EXTERNALS] = {NULL};
     PyObject *result = NULL;
     dd_status status;
+    if (!dd_may_compute(state)) {
+        return NULL;
+    }
     if (!PyDict_Check(given)) {
         PyErr_SetString(PyExc_TypeError, "run: expected a dict of arrays");
         return NULL;
@@ -179,11 +182,11 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
     for (int i = 0; i < dd_plan_inputs(self->plan); i++) {
         sources[i] = inputs[i] ? PyArray_DATA(inputs[i]) : NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
+    DD_BEGIN_COMPUTING
     PyThread_acquire_lock(self->lock, WAIT_LOCK);
     status = dd_plan_run(self->plan, sources, targets);
     PyThread_release_lock(self->lock);
-    Py_END_ALLOW_THREADS
+    DD_END_COMPUTING
     if (status != DD_OK) {
         dd_raise(state, status);
         goto fail;
