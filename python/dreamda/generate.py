@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import signal
 import struct
 import threading
@@ -39,6 +40,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .config import read_json
 from .data import (DEFAULT_TEMPLATE, BrokenImageError, ImageFolder, ImageRef, LoadedImage, prompts_from_template, read_bounded, read_image,
                    read_json_lines)
 
@@ -295,7 +297,7 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     for name, value in run.items():
         if name not in NOT_COMPARED and there.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
-            others.append(option + (f" {there.get(name)!r} (now {value!r})" if shown else ""))
+            others.append(option + (f" {reprlib.repr(there.get(name))} (now {reprlib.repr(value)})" if shown else ""))
     if others:
         raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
 
@@ -306,17 +308,12 @@ _OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of drea
 
 def _read_run(out: Path) -> dict[str, Any] | None:
     path = out / "run.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        if path.stat().st_size > 1 << 20:
-            raise ValueError
-        run = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        run = None
-    if not isinstance(run, dict):
-        raise ValueError(f"{path} is not a run of dreamda; give another OUT")
-    return run
+        return read_json(path)
+    except (ValueError, FileNotFoundError):
+        raise ValueError(f"{path} is not a run of dreamda; give another OUT") from None
 
 
 def _is_finished(folder: ImageFolder, image: ImageRef, variants: int, finished: Mapping[tuple[str, int], str]) -> bool:
@@ -498,7 +495,7 @@ class _RunFolder:
         """All lines known: of metadata.jsonl, then, newer, of every part's own file."""
         path = self.out / "metadata.jsonl"
         for number, row in read_json_lines(path) if path.exists() else ():
-            if not _is_row(row):
+            if not is_row(row):
                 raise ValueError(f"{path} line {number} is not a line of dreamda generate; put it right, or give another OUT")
             yield row
         for name in sorted(os.listdir(self._work)):
@@ -507,9 +504,9 @@ class _RunFolder:
                     for line in file:
                         try:
                             row = json.loads(line)
-                        except ValueError:
+                        except (ValueError, RecursionError):
                             continue  # another process is writing it just now
-                        if _is_row(row):
+                        if is_row(row):
                             yield row
 
     def _tidy(self, suffixes: tuple[str, ...]) -> None:
@@ -557,9 +554,17 @@ def _is_part(name: str) -> bool:
     return match is not None and int(match[1]) < int(match[2]) <= MAX_SHARDS
 
 
-def _is_row(row: Any) -> bool:
-    return (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))
-            and type(row.get("variant")) is int)
+def is_row(row: Any) -> bool:
+    """An image's line: texts and numbers as they were written, and names that stay inside of OUT."""
+    if not (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
+        return False
+    folder, _, name = row["file_name"].partition("/")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return (type(row.get("variant")) is int and folder == row["label"] == row["seed_file"].partition("/")[0]
+            and not {folder, name} & {"", ".", ".."} and not set("/\0") & set(name) and "\0" not in folder)
 
 
 def _opened(stack: contextlib.ExitStack, path: str | Path, flags: int, folder: int | None = None) -> int:
