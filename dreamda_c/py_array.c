@@ -26,6 +26,17 @@ int dd_numpy_type(int dtype)
     return dtype == DD_S32 ? NPY_INT32 : dtype == DD_U32 ? NPY_UINT32 : NPY_FLOAT32;
 }
 
+int dd_int_in(PyObject *object, void *out)
+{
+    int overflow;
+    long long x = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (x == -1 && PyErr_Occurred()) {
+        return 0;
+    }
+    *(int *)out = overflow < 0 || (!overflow && x < INT_MIN) ? INT_MIN : overflow > 0 || x > INT_MAX ? INT_MAX : (int)x;
+    return 1;
+}
+
 static PyObject *shape_tuple(int ndim, const npy_intp *dims)
 {
     PyObject *shape = PyTuple_New(ndim);

@@ -53,6 +53,9 @@ bool dd_may_compute(dd_module_state *state);
    what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */
 PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name);
 
+/* For "O&": a whole number as an int; beyond an int it becomes the nearest one, for the caller's own check of its range. */
+int dd_int_in(PyObject *object, void *out);
+
 /* "float32", "int32", ... of a graph input or output. */
 const char *dd_dtype_name(int dtype);
 int dd_numpy_type(int dtype);

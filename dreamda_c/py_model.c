@@ -286,8 +286,8 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
     const char *dtype = "";
     int threads = 0;
     if (!dd_may_compute(state) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$isiiiii:plan", names, &s.rows, &dtype, &threads, &s.height, &s.width,
-                                     &s.tokens, &s.decoders)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&sO&O&O&O&O&:plan", names, dd_int_in, &s.rows, &dtype, dd_int_in, &threads,
+                                     dd_int_in, &s.height, dd_int_in, &s.width, dd_int_in, &s.tokens, dd_int_in, &s.decoders)) {
         return NULL;
     }
     dd_dtype type = strcmp(dtype, "bf16") == 0 ? DD_BF16 : DD_F32;

@@ -73,8 +73,8 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     int batch = 0, height = 0, width = 0, threads = 0, slots = 1;
     dd_resnet_config c = {0};
     if (!dd_may_compute(state) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iiisii:Trainer", names, &PyDict_Type, &config, &batch, &height, &width, &dtype,
-                                     &threads, &slots) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$O&O&O&sO&O&:Trainer", names, &PyDict_Type, &config, dd_int_in, &batch, dd_int_in,
+                                     &height, dd_int_in, &width, &dtype, dd_int_in, &threads, dd_int_in, &slots) ||
         !read_config(config, &c)) {
         return NULL;
     }
@@ -180,7 +180,7 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|i:forward", names, &given, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp rows = (npy_intp)dd_trainer_input(self->trainer)->dims[0];
@@ -237,7 +237,7 @@ static PyObject *trainer_backward(PyObject *object, PyObject *args, PyObject *kw
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|i:backward", names, &given, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp dims[2] = {(npy_intp)dd_trainer_input(self->trainer)->dims[0], dd_trainer_features(self->trainer)};

@@ -137,8 +137,8 @@ def _shards(index: Path) -> list[Path]:
         raise ValueError(f"{index}: 'weight_map' has to map tensor names to file names")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:
-        if file.parent != index.parent or not file.is_file():
-            raise ValueError(f"{index}: names '{file.name}', which is not in the same folder")
+        if file.parent != index.parent or not os.path.isfile(file):
+            raise ValueError(f"{index}: names '{file.name[:200]}', which is not in the same folder")
     return files
 
 

@@ -120,7 +120,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
     elif kind == 2 and isinstance(node, list):
         node.insert(key, rng.choice(node))
     elif kind == 3:
-        node[key] = copy.deepcopy(rng.choice(path)[0])
+        node[key] = copy.deepcopy(node) if len(node) < 40 else []
     elif kind == 4 and isinstance(node[key], int) and abs(node[key]) < 1 << 62:
         node[key] = int(node[key]) + rng.choice((-1, 1, -8, 8))
     else:
@@ -136,6 +136,7 @@ def _hostile(rng: random.Random, value: Any) -> Any:
         return rng.choice(TEXTS)
     if kind == 5:
         return rng.choice((None, True, False, [], {}, [[]], {"content": []}))
+    value = 0 if isinstance(value, (dict, list)) and len(value) > 8 else value  # several changes must not multiply
     if kind == 6:
         for _ in range(rng.choice((1, 10, 500))):
             value = [value]
