@@ -338,10 +338,25 @@ static PyObject *get_memory(PyObject *self, void *Py_UNUSED(closure))
 
 static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    dd_trainer *t = ((trainer_object *)object)->trainer;
+    trainer_object *self = (trainer_object *)object;
+    dd_trainer *t = self->trainer;
+    int rows = dd_trainer_profile_rows(t);
+    if (!may_compute(object)) {
+        return NULL;
+    }
+    dd_trainer_row *kept = PyMem_Calloc((size_t)rows + 1, sizeof *kept);
+    if (!kept) {
+        return PyErr_NoMemory();
+    }
+    LOCKED(self, { /* a run writes the times */
+        for (int i = 0; i < rows; i++) {
+            kept[i] = dd_trainer_profile(t, i);
+        }
+        dd_trainer_profile_reset(t);
+    });
     PyObject *list = PyList_New(0);
-    for (int i = 0; list && i < dd_trainer_profile_rows(t); i++) {
-        dd_trainer_row r = dd_trainer_profile(t, i);
+    for (int i = 0; list && i < rows; i++) {
+        dd_trainer_row r = kept[i];
         if (r.seconds == 0) {
             continue;
         }
@@ -352,7 +367,7 @@ static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
         }
         Py_XDECREF(row);
     }
-    dd_trainer_profile_reset(t);
+    PyMem_Free(kept);
     return list;
 }
 

@@ -45,7 +45,7 @@ trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels":
 ones, images, f = np.ones((2, 3), np.float32), np.ones((2, 3, 8, 8), np.float32), trainer.features
 calls = {
     "plan.run": lambda: plan.run(inputs), "plan.load": lambda: plan.load("conv_in.bias", np.zeros(16, np.float32)),
-    "unet": unet, "Trainer": lambda: _core.Trainer({}, batch=1), "forward": lambda: trainer.forward(images),
+    "profile": plan.profile, "trainer.profile": trainer.profile, "unet": unet, "Trainer": lambda: _core.Trainer({}, batch=1), "forward": lambda: trainer.forward(images),
     "backward": lambda: trainer.backward(np.ones((2, f))), "evaluate": lambda: trainer.evaluate(images),
     "step": lambda: trainer.step(0.1, 0.9, 0.0), "zero_grad": trainer.zero_grad, "gradient_norm": trainer.gradient_norm,
     "normals": lambda: dreamda.normals(0, 0, 0, 0, 0, 0, (3,)), "linear": lambda: _core.linear(ones, ones, ones[0, :2]),

@@ -482,10 +482,10 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 def _run_graph(np: Any, model: Any, shape: dict[str, Any], rng: random.Random) -> None:
     shapes = dict(model.parameters())
-    work = sum(float(np.prod(s, dtype=float)) for s in shapes.values()) * shape["rows"] * shape["height"] * shape["width"]
     if max(float(np.prod(s, dtype=float)) for s in shapes.values()) > 1 << 22:
         return  # no file holds these weights, and nothing is planned before they are checked
     plan = model.plan(**shape)
+    work = sum(float(np.prod(s, dtype=float)) for s in shapes.values()) * shape["rows"] * shape["height"] * shape["width"]
     if work > 1 << 27 or plan.memory["arena"] > 1 << 26:
         return
     generator = np.random.default_rng(rng.randrange(1 << 30))
