@@ -459,7 +459,10 @@ static double now(void)
 
 dd_status dd_plan_bind(dd_plan *p)
 {
-    for (int i = 0; !p->bound && i < p->nsteps; i++) {
+    if (p->bound) {
+        return DD_OK;
+    }
+    for (int i = 0; i < p->nsteps; i++) {
         dd_step *s = &p->steps[i];
         if ((s->weights && dd_pack_pending(s->weights)) || (s->bias && dd_pack_pending(s->bias))) {
             return dd_fail(DD_INVALID, "op '%s': its weights are not loaded yet", s->op->name);
@@ -487,9 +490,7 @@ dd_status dd_plan_run(dd_plan *p, const void *const *inputs, void *const *output
     for (int i = 0; i < p->noutputs; i++) {
         p->data[p->outputs[i]] = outputs[i];
     }
-    if (!p->bound) {
-        DD_TRY(dd_plan_bind(p));
-    }
+    DD_TRY(dd_plan_bind(p));
     DD_TRY(check_tokens(p));
     bool changed = p->nconstant && constants_changed(p);
     p->constants_known = false; /* until the run has succeeded */
