@@ -1,7 +1,7 @@
 """Builds dreamda._core and dreamda._selftest against the oneDNN that PyPI ships. Everything else is in pyproject.toml.
 
 Environment switches: ONEDNN_ROOT (folder with include/ and lib/ of your own oneDNN 3.2 on GNU OpenMP), DREAMDA_SANITIZE=1
-(AddressSanitizer and UBSan), DREAMDA_DEBUG=1 (-O0 -g), DREAMDA_WERROR=1 (warnings are errors).
+(AddressSanitizer and UBSan) or =thread (ThreadSanitizer), DREAMDA_DEBUG=1 (-O0 -g), DREAMDA_WERROR=1 (warnings are errors).
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from setuptools import Extension, find_packages, setup
 CORE = Path("dreamda_c")
 # Foundations that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
 FOUNDATION = ["status", "arena", "rng", "kernels", "kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_train", "planner"]
-ENGINE = ["onednn", "weights", "graph", "plan", "layers", "unet", "vae", "clip", "py_array",
+ENGINE = ["process", "onednn", "weights", "graph", "plan", "layers", "unet", "vae", "clip", "py_array",
           "py_model", "py_plan", "losses", "py_losses", "resnet", "trainer", "py_trainer", "py_module"]
 
 
@@ -50,8 +50,9 @@ def extension(name, sources, include, library):
         compile_args.append("-Werror")
     if os.environ.get("DREAMDA_DEBUG"):
         compile_args += ["-O0", "-g"]
-    if os.environ.get("DREAMDA_SANITIZE"):
-        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
+    if kind := os.environ.get("DREAMDA_SANITIZE"):
+        sanitize = ["-fsanitize=thread"] if kind == "thread" else ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        sanitize += ["-fno-omit-frame-pointer", "-g"]
         compile_args += [*sanitize, "-O1"]
         link_args += sanitize
     if library is not None:

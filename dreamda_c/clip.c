@@ -23,7 +23,7 @@ dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int
     dd_graph_push(g, "text_model");
     dd_value x = dd_graph_embed(g, ids, "embeddings.token_embedding", "embeddings.position_embedding", config->vocab_size,
                                 config->max_position_embeddings, config->hidden_size);
-    for (int i = 0; i < config->num_hidden_layers; i++) {
+    for (int i = 0; i < config->num_hidden_layers && dd_graph_status(g) == DD_OK; i++) {
         dd_graph_push(g, "encoder.layers.%d", i);
         x = self_attention(g, config, x);
         x = mlp(g, config, x);

@@ -276,6 +276,10 @@ dd_value dd_graph_to_rows(dd_graph *g, dd_value src) { return same_shape(g, DD_O
 
 dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_sin_to_cos, float freq_shift)
 {
+    if (freq_shift >= (float)(dim / 2)) {
+        dd_graph_fail(g, DD_INVALID, "freq_shift %g leaves no frequency for a timestep embedding of %d channels", (double)freq_shift, dim);
+        return DD_NONE;
+    }
     dd_op op = {.kind = DD_OP_TIMESTEP, .src = {{.value = timestep}}, .nsrc = 1, .flip_sin_to_cos = flip_sin_to_cos,
                 .freq_shift = freq_shift};
     return add_op(g, &op, "time_proj", info(g, timestep)->n, 1, 1, dim, DD_ACTIVATION);

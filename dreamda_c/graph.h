@@ -13,7 +13,8 @@
  *     dd_graph_destroy(g);
  *
  * Values are channels-last rows: (n, h * w, c). Builders return a value, or DD_NONE after the first failure, and accept
- * DD_NONE then, so that models need no error handling. Parameter names are the prefix stack and the name, as diffusers has them.
+ * DD_NONE then, so that models need no error handling; only a loop whose length a configuration decides asks for the status.
+ * Parameter names are the prefix stack and the name, as diffusers has them.
  */
 #ifndef DD_GRAPH_H
 #define DD_GRAPH_H

@@ -79,7 +79,7 @@ dd_value dd_transformer_block(dd_graph *g, const char *name, const dd_transforme
     dd_graph_push(g, "%s", name);
     dd_value x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "norm", .src = t->src, .groups = t->groups, .eps = 1e-6f});
     x = dd_graph_linear(g, &(dd_linear){.name = {"proj_in"}, .src = {.value = x}, .out = c, .pointwise_conv = !t->linear_projection});
-    for (int i = 0; i < t->layers; i++) {
+    for (int i = 0; i < t->layers && dd_graph_status(g) == DD_OK; i++) {
         dd_graph_push(g, "transformer_blocks.%d", i);
         x = transformer_layer(g, x, t->context, t->heads);
         dd_graph_pop(g);

@@ -486,8 +486,11 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static dd_status bind_weights(dd_plan *p)
+dd_status dd_plan_bind(dd_plan *p)
 {
+    if (p->bound) {
+        return DD_OK;
+    }
     for (int i = 0; i < p->nsteps; i++) {
         dd_step *s = &p->steps[i];
         if ((s->weights && dd_pack_pending(s->weights)) || (s->bias && dd_pack_pending(s->bias))) {
@@ -516,9 +519,7 @@ dd_status dd_plan_run(dd_plan *p, const void *const *inputs, void *const *output
     for (int i = 0; i < p->noutputs; i++) {
         p->data[p->outputs[i]] = outputs[i];
     }
-    if (!p->bound) {
-        DD_TRY(bind_weights(p));
-    }
+    DD_TRY(dd_plan_bind(p));
     DD_TRY(check_tokens(p));
     bool changed = p->nconstant && constants_changed(p);
     p->constants_known = false; /* until the run has succeeded */

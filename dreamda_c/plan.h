@@ -32,6 +32,9 @@ int dd_plan_outputs(const dd_plan *plan);
 const dd_value_info *dd_plan_input(const dd_plan *plan, int index);
 const dd_value_info *dd_plan_output(const dd_plan *plan, int index);
 
+/* Binds the weights, once they are loaded; DD_INVALID names an op that still waits. Not beside a load; dd_plan_run does it if need be. */
+dd_status dd_plan_bind(dd_plan *plan);
+
 /* inputs[i] may be NULL for optional inputs; outputs[i] NULL means not wanted. */
 dd_status dd_plan_run(dd_plan *plan, const void *const *inputs, void *const *outputs);
 

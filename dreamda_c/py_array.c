@@ -2,9 +2,18 @@
 
 PyObject *dd_raise(dd_module_state *state, dd_status status)
 {
-    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN ? state->error : PyExc_ValueError;
+    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN || status == DD_FORKED ? state->error : PyExc_ValueError;
     PyErr_SetString(type, dd_message());
     return NULL;
+}
+
+bool dd_may_compute(dd_module_state *state)
+{
+    dd_status status = dd_process_enter();
+    if (status != DD_OK) {
+        dd_raise(state, status);
+    }
+    return status == DD_OK;
 }
 
 const char *dd_dtype_name(int dtype)
@@ -15,6 +24,17 @@ const char *dd_dtype_name(int dtype)
 int dd_numpy_type(int dtype)
 {
     return dtype == DD_S32 ? NPY_INT32 : dtype == DD_U32 ? NPY_UINT32 : NPY_FLOAT32;
+}
+
+int dd_int_in(PyObject *object, void *out)
+{
+    int overflow;
+    long long x = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (x == -1 && PyErr_Occurred()) {
+        return 0;
+    }
+    *(int *)out = overflow < 0 || (!overflow && x < INT_MIN) ? INT_MIN : overflow > 0 || x > INT_MAX ? INT_MAX : (int)x;
+    return 1;
 }
 
 static PyObject *shape_tuple(int ndim, const npy_intp *dims)

@@ -18,6 +18,7 @@
 
 #include "models.h"
 #include "plan.h"
+#include "process.h"
 
 typedef struct {
     PyObject *error; /* dreamda.Error */
@@ -41,9 +42,19 @@ extern PyMethodDef dd_loss_methods[]; /* py_losses.c */
 /* Sets the exception that fits the status, with dd_message() as its text. Always returns NULL. */
 PyObject *dd_raise(dd_module_state *state, dd_status status);
 
+/* False with dreamda.Error set in a forked child whose parent had used the engine; asked by every call that may use threads. */
+bool dd_may_compute(dd_module_state *state);
+
+/* Computing without the GIL; nothing in between may return or jump out. */
+#define DD_BEGIN_COMPUTING dd_process_busy(); Py_BEGIN_ALLOW_THREADS
+#define DD_END_COMPUTING dd_process_idle(); Py_END_ALLOW_THREADS
+
 /* The array itself if it is aligned, C-contiguous and of `type`; else a converted copy. Raises ValueError naming `name`,
    what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */
 PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name);
+
+/* For "O&": a whole number as an int; beyond an int it becomes the nearest one, for the caller's own check of its range. */
+int dd_int_in(PyObject *object, void *out);
 
 /* "float32", "int32", ... of a graph input or output. */
 const char *dd_dtype_name(int dtype);

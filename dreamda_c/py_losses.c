@@ -60,10 +60,10 @@ static PyArrayObject *new_array(int ndim, const npy_intp *dims, int type)
     return (PyArrayObject *)PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
 }
 
-static PyObject *core_linear(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *core_linear(PyObject *module, PyObject *args)
 {
     PyObject *objects[3];
-    if (!PyArg_ParseTuple(args, "OOO:linear", &objects[0], &objects[1], &objects[2])) {
+    if (!dd_may_compute(PyModule_GetState(module)) || !PyArg_ParseTuple(args, "OOO:linear", &objects[0], &objects[1], &objects[2])) {
         return NULL;
     }
     npy_intp n, f, wide, dims[2];
@@ -77,9 +77,9 @@ static PyObject *core_linear(PyObject *Py_UNUSED(module), PyObject *args)
         goto done;
     }
     if ((b = dd_array_in(objects[2], NPY_FLOAT32, 1, &dims[1], "bias")) && (y = new_array(2, dims, NPY_FLOAT32))) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         dd_affine(PyArray_DATA(y), PyArray_DATA(x), PyArray_DATA(w), PyArray_DATA(b), (size_t)n, (size_t)f, (size_t)dims[1]);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
 done:
     Py_XDECREF(x);
@@ -88,10 +88,11 @@ done:
     return (PyObject *)y;
 }
 
-static PyObject *core_linear_backward(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *core_linear_backward(PyObject *module, PyObject *args)
 {
     PyObject *objects[5];
-    if (!PyArg_ParseTuple(args, "OOOOO:linear_backward", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4])) {
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTuple(args, "OOOOO:linear_backward", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4])) {
         return NULL;
     }
     npy_intp n, f, c, wide;
@@ -106,10 +107,10 @@ static PyObject *core_linear_backward(PyObject *Py_UNUSED(module), PyObject *arg
     if ((dy = dd_array_in(objects[2], NPY_FLOAT32, 2, (npy_intp[]){n, c}, "d_y")) &&
         (dw = writable(objects[3], 2, (npy_intp[]){c, f}, "d_weight")) && (db = writable(objects[4], 1, &c, "d_bias")) &&
         (dx = new_array(2, (npy_intp[]){n, f}, NPY_FLOAT32))) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         dd_affine_backward(PyArray_DATA(dx), PyArray_DATA(dw), PyArray_DATA(db), PyArray_DATA(dy), PyArray_DATA(x), PyArray_DATA(w),
                            (size_t)n, (size_t)f, (size_t)c);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
 done:
     Py_XDECREF(x);
@@ -120,25 +121,26 @@ done:
     return (PyObject *)dx;
 }
 
-static PyObject *core_softmax(PyObject *Py_UNUSED(module), PyObject *object)
+static PyObject *core_softmax(PyObject *module, PyObject *object)
 {
     npy_intp dims[2];
-    PyArrayObject *z = matrix_in(object, "logits", &dims[0], &dims[1]), *p = z ? new_array(2, dims, NPY_FLOAT32) : NULL;
+    PyArrayObject *z = dd_may_compute(PyModule_GetState(module)) ? matrix_in(object, "logits", &dims[0], &dims[1]) : NULL, *p = z ? new_array(2, dims, NPY_FLOAT32) : NULL;
     if (p) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         dd_softmax(PyArray_DATA(p), PyArray_DATA(z), (size_t)dims[0], (size_t)dims[1]);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
     Py_XDECREF(z);
     return (PyObject *)p;
 }
 
-static PyObject *core_softmax_cross_entropy(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+static PyObject *core_softmax_cross_entropy(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"logits", "labels", "weights", "smoothing", NULL};
     PyObject *z_object, *labels_object, *weights_object = Py_None;
     float smoothing = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Of:softmax_cross_entropy", names, &z_object, &labels_object, &weights_object,
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OO|Of:softmax_cross_entropy", names, &z_object, &labels_object, &weights_object,
                                      &smoothing) ||
         !is_fraction(smoothing, "smoothing")) {
         return NULL;
@@ -154,10 +156,10 @@ static PyObject *core_softmax_cross_entropy(PyObject *Py_UNUSED(module), PyObjec
     if (!rows) {
         PyErr_NoMemory();
     } else if ((dz = new_array(2, dims, NPY_FLOAT32))) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         loss = dd_softmax_cross_entropy(PyArray_DATA(dz), rows, PyArray_DATA(z), PyArray_DATA(labels), weights ? PyArray_DATA(weights) : NULL,
                                         (size_t)dims[0], (size_t)dims[1], smoothing);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
 done:
     dd_free(rows);
@@ -167,12 +169,13 @@ done:
     return dz ? Py_BuildValue("(dN)", loss, dz) : NULL;
 }
 
-static PyObject *core_consistency(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+static PyObject *core_consistency(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"strong", "weak", "threshold", NULL};
     PyObject *strong_object, *weak_object;
     float threshold;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOf:consistency", names, &strong_object, &weak_object, &threshold) ||
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OOf:consistency", names, &strong_object, &weak_object, &threshold) ||
         !is_fraction(threshold, "threshold")) {
         return NULL;
     }
@@ -187,10 +190,10 @@ static PyObject *core_consistency(PyObject *Py_UNUSED(module), PyObject *args, P
     if (!rows) {
         PyErr_NoMemory();
     } else if ((dz = new_array(2, dims, NPY_FLOAT32))) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         loss = dd_consistency(PyArray_DATA(dz), rows, &used, PyArray_DATA(strong), PyArray_DATA(weak), (size_t)dims[0], (size_t)dims[1],
                               threshold);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
 done:
     dd_free(rows);
@@ -199,12 +202,13 @@ done:
     return dz ? Py_BuildValue("(dNn)", loss, dz, (Py_ssize_t)used) : NULL;
 }
 
-static PyObject *core_pseudo_label(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+static PyObject *core_pseudo_label(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"logits", "threshold", NULL};
     PyObject *object;
     float threshold;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Of:pseudo_label", names, &object, &threshold) ||
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "Of:pseudo_label", names, &object, &threshold) ||
         !is_fraction(threshold, "threshold")) {
         return NULL;
     }
@@ -220,10 +224,10 @@ static PyObject *core_pseudo_label(PyObject *Py_UNUSED(module), PyObject *args, 
     const npy_intp *dims = PyArray_DIMS(z);
     PyArrayObject *labels = new_array(1, &dims[1], NPY_INT32), *confidence = labels ? new_array(1, &dims[1], NPY_FLOAT32) : NULL;
     if (confidence) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         dd_pseudo_label(PyArray_DATA(labels), PyArray_DATA(confidence), PyArray_DATA(z), (size_t)dims[0], (size_t)dims[1], (size_t)dims[2],
                         threshold);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     } else {
         Py_CLEAR(labels);
     }
@@ -231,22 +235,23 @@ static PyObject *core_pseudo_label(PyObject *Py_UNUSED(module), PyObject *args, 
     return labels ? Py_BuildValue("(NN)", labels, confidence) : NULL;
 }
 
-static PyObject *core_sgd_step(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+static PyObject *core_sgd_step(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"parameters", "gradients", "moments", "lr", "momentum", "weight_decay", "nesterov", "scale", NULL};
     PyObject *objects[3];
     float lr, momentum = 0, decay = 0, scale = 1;
     int nesterov = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOf|ffpf:sgd_step", names, &objects[0], &objects[1], &objects[2], &lr, &momentum,
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOf|ffpf:sgd_step", names, &objects[0], &objects[1], &objects[2], &lr, &momentum,
                                      &decay, &nesterov, &scale)) {
         return NULL;
     }
     PyArrayObject *p = writable(objects[0], 0, NULL, "parameters"), *g = NULL, *m = NULL;
     if (p && (g = dd_array_in(objects[1], NPY_FLOAT32, PyArray_NDIM(p), PyArray_DIMS(p), "gradients")) &&
         (m = writable(objects[2], PyArray_NDIM(p), PyArray_DIMS(p), "moments"))) {
-        Py_BEGIN_ALLOW_THREADS
+        DD_BEGIN_COMPUTING
         dd_sgd(PyArray_DATA(p), PyArray_DATA(g), PyArray_DATA(m), (size_t)PyArray_SIZE(p), lr, momentum, decay, nesterov != 0, scale);
-        Py_END_ALLOW_THREADS
+        DD_END_COMPUTING
     }
     PyObject *result = m ? Py_NewRef(Py_None) : NULL;
     Py_XDECREF(p);

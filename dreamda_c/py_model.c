@@ -198,6 +198,9 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     dd_module_state *state = PyType_GetModuleState(type);
+    if (!dd_may_compute(state)) {
+        return NULL;
+    }
     dd_model_object *self = (dd_model_object *)type->tp_alloc(type, 0);
     if (!self) {
         return NULL;
@@ -282,8 +285,9 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
     plan_shape s = {.height = 1, .width = 1, .tokens = 1, .decoders = 1};
     const char *dtype = "";
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$isiiiii:plan", names, &s.rows, &dtype, &threads, &s.height, &s.width,
-                                     &s.tokens, &s.decoders)) {
+    if (!dd_may_compute(state) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&sO&O&O&O&O&:plan", names, dd_int_in, &s.rows, &dtype, dd_int_in, &threads,
+                                     dd_int_in, &s.height, dd_int_in, &s.width, dd_int_in, &s.tokens, dd_int_in, &s.decoders)) {
         return NULL;
     }
     dd_dtype type = strcmp(dtype, "bf16") == 0 ? DD_BF16 : DD_F32;

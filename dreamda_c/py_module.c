@@ -8,12 +8,13 @@
 
 #include <omp.h>
 
-static PyObject *core_normals(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+static PyObject *core_normals(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"seed", "image", "variant", "step", "stream", "row", "shape", NULL};
     unsigned long long seed, image;
     PyObject *small[4], *shape;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KKOOOOO:normals", names, &seed, &image, &small[0], &small[1], &small[2],
+    if (!dd_may_compute(PyModule_GetState(module)) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "KKOOOOO:normals", names, &seed, &image, &small[0], &small[1], &small[2],
                                      &small[3], &shape)) {
         return NULL;
     }
@@ -39,9 +40,9 @@ static PyObject *core_normals(PyObject *Py_UNUSED(module), PyObject *args, PyObj
     dd_noise_key key = {.seed = seed, .image = image, .variant = words[0], .step = words[1], .stream = words[2], .row = words[3]};
     float *data = PyArray_DATA((PyArrayObject *)array);
     size_t count = (size_t)PyArray_SIZE((PyArrayObject *)array);
-    Py_BEGIN_ALLOW_THREADS
+    DD_BEGIN_COMPUTING
     dd_normals(&key, 0, count, data);
-    Py_END_ALLOW_THREADS
+    DD_END_COMPUTING
     return array;
 }
 
@@ -76,10 +77,17 @@ static int core_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "dreamda needs a processor with AVX2, FMA and F16C");
         return -1;
     }
-    if (dd_onednn_check() != DD_OK) {
+    if (dd_onednn_check() != DD_OK || dd_process_watch() != DD_OK) {
         PyErr_SetString(PyExc_ImportError, dd_message());
         return -1;
     }
+    /* Daemon threads in a call end it; another one would need the GIL, which a finished interpreter does not give. */
+    static bool registered;
+    if (!registered && Py_AtExit(dd_process_wait) < 0) {
+        PyErr_SetString(PyExc_ImportError, "too many extension modules want to be told when Python ends");
+        return -1;
+    }
+    registered = true;
     if (PyModule_AddFunctions(module, dd_loss_methods) < 0) {
         return -1;
     }

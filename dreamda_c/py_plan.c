@@ -78,7 +78,7 @@ static PyObject *plan_load(PyObject *object, PyObject *args)
     PyObject *source;
     plan_object *self = (plan_object *)object;
     dd_module_state *state = PyType_GetModuleState(Py_TYPE(object));
-    if (!PyArg_ParseTuple(args, "sO:load", &name, &source)) {
+    if (!dd_may_compute(state) || !PyArg_ParseTuple(args, "sO:load", &name, &source)) {
         return NULL;
     }
     int id = dd_weights_find(self->model->weights, name);
@@ -151,6 +151,9 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
     void *targets[MAX_EXTERNALS] = {NULL};
     PyObject *result = NULL;
     dd_status status;
+    if (!dd_may_compute(state)) {
+        return NULL;
+    }
     if (!PyDict_Check(given)) {
         PyErr_SetString(PyExc_TypeError, "run: expected a dict of arrays");
         return NULL;
@@ -179,11 +182,14 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
     for (int i = 0; i < dd_plan_inputs(self->plan); i++) {
         sources[i] = inputs[i] ? PyArray_DATA(inputs[i]) : NULL;
     }
-    Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(self->lock, WAIT_LOCK);
-    status = dd_plan_run(self->plan, sources, targets);
-    PyThread_release_lock(self->lock);
-    Py_END_ALLOW_THREADS
+    status = dd_plan_bind(self->plan); /* under the GIL, as loads are */
+    if (status == DD_OK) {
+        DD_BEGIN_COMPUTING
+        PyThread_acquire_lock(self->lock, WAIT_LOCK);
+        status = dd_plan_run(self->plan, sources, targets);
+        PyThread_release_lock(self->lock);
+        DD_END_COMPUTING
+    }
     if (status != DD_OK) {
         dd_raise(state, status);
         goto fail;
@@ -198,13 +204,27 @@ done:
     return result;
 }
 
-static PyObject *plan_profile(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *plan_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    const dd_plan *plan = ((plan_object *)self)->plan;
-    int rows = dd_plan_profile_rows(plan);
+    plan_object *self = (plan_object *)object;
+    int rows = dd_plan_profile_rows(self->plan);
+    if (!dd_may_compute(PyType_GetModuleState(Py_TYPE(object)))) {
+        return NULL;
+    }
+    dd_profile_row *kept = PyMem_Calloc((size_t)rows + 1, sizeof *kept);
+    if (!kept) {
+        return PyErr_NoMemory();
+    }
+    DD_BEGIN_COMPUTING /* a run writes the times */
+    PyThread_acquire_lock(self->lock, WAIT_LOCK);
+    for (int i = 0; i < rows; i++) {
+        kept[i] = dd_plan_profile(self->plan, i);
+    }
+    PyThread_release_lock(self->lock);
+    DD_END_COMPUTING
     PyObject *list = PyList_New(rows);
     for (int i = 0; list && i < rows; i++) {
-        dd_profile_row r = dd_plan_profile(plan, i);
+        dd_profile_row r = kept[i];
         double gflops = r.seconds > 0 ? r.flops / r.seconds * 1e-9 : 0;
         PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:d,s:d}", "name", r.name, "op", r.op, "implementation", r.implementation, "ms",
                                       1e3 * r.seconds, "gflops", gflops);
@@ -214,6 +234,7 @@ static PyObject *plan_profile(PyObject *self, PyObject *Py_UNUSED(ignored))
         }
         PyList_SET_ITEM(list, i, row);
     }
+    PyMem_Free(kept);
     return list;
 }
 

@@ -72,8 +72,9 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const char *dtype = "";
     int batch = 0, height = 0, width = 0, threads = 0, slots = 1;
     dd_resnet_config c = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iiisii:Trainer", names, &PyDict_Type, &config, &batch, &height, &width, &dtype,
-                                     &threads, &slots) ||
+    if (!dd_may_compute(state) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$O&O&O&sO&O&:Trainer", names, &PyDict_Type, &config, dd_int_in, &batch, dd_int_in,
+                                     &height, dd_int_in, &width, &dtype, dd_int_in, &threads, dd_int_in, &slots) ||
         !read_config(config, &c)) {
         return NULL;
     }
@@ -140,12 +141,17 @@ static void trainer_dealloc(PyObject *object)
 
 #define LOCKED(self, call)                               \
     do {                                                 \
-        Py_BEGIN_ALLOW_THREADS                           \
+        DD_BEGIN_COMPUTING                           \
         PyThread_acquire_lock((self)->lock, WAIT_LOCK);  \
         call;                                            \
         PyThread_release_lock((self)->lock);             \
-        Py_END_ALLOW_THREADS                             \
+        DD_END_COMPUTING                             \
     } while (0)
+
+static bool may_compute(PyObject *self)
+{
+    return dd_may_compute(PyType_GetModuleState(Py_TYPE(self)));
+}
 
 static bool check_slot(const trainer_object *self, int slot)
 {
@@ -174,7 +180,7 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|i:forward", names, &given, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp rows = (npy_intp)dd_trainer_input(self->trainer)->dims[0];
@@ -198,7 +204,7 @@ static PyObject *trainer_evaluate(PyObject *object, PyObject *given)
 {
     trainer_object *self = (trainer_object *)object;
     npy_intp batch = (npy_intp)dd_trainer_input(self->trainer)->dims[0];
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(given);
+    PyArrayObject *any = may_compute(object) ? (PyArrayObject *)PyArray_FROM_O(given) : NULL;
     if (!any) {
         return NULL;
     }
@@ -231,7 +237,7 @@ static PyObject *trainer_backward(PyObject *object, PyObject *args, PyObject *kw
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|i:backward", names, &given, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp dims[2] = {(npy_intp)dd_trainer_input(self->trainer)->dims[0], dd_trainer_features(self->trainer)};
@@ -249,6 +255,9 @@ static PyObject *trainer_backward(PyObject *object, PyObject *args, PyObject *kw
 static PyObject *trainer_zero_grad(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     trainer_object *self = (trainer_object *)object;
+    if (!may_compute(object)) {
+        return NULL;
+    }
     LOCKED(self, dd_trainer_zero_gradients(self->trainer));
     Py_RETURN_NONE;
 }
@@ -257,6 +266,9 @@ static PyObject *trainer_gradient_norm(PyObject *object, PyObject *Py_UNUSED(ign
 {
     trainer_object *self = (trainer_object *)object;
     double norm;
+    if (!may_compute(object)) {
+        return NULL;
+    }
     LOCKED(self, norm = dd_trainer_gradient_norm(self->trainer));
     return PyFloat_FromDouble(norm);
 }
@@ -267,7 +279,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     trainer_object *self = (trainer_object *)object;
     int nesterov = 1;
     double lr, momentum, decay, clip_norm = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay, &nesterov, &clip_norm)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay, &nesterov, &clip_norm)) {
         return NULL;
     }
     if (!(lr >= 0 && lr < 1e6 && momentum >= 0 && momentum < 1 && decay >= 0 && decay < 1e6 && clip_norm >= 0)) {
@@ -326,10 +338,25 @@ static PyObject *get_memory(PyObject *self, void *Py_UNUSED(closure))
 
 static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    dd_trainer *t = ((trainer_object *)object)->trainer;
+    trainer_object *self = (trainer_object *)object;
+    dd_trainer *t = self->trainer;
+    int rows = dd_trainer_profile_rows(t);
+    if (!may_compute(object)) {
+        return NULL;
+    }
+    dd_trainer_row *kept = PyMem_Calloc((size_t)rows + 1, sizeof *kept);
+    if (!kept) {
+        return PyErr_NoMemory();
+    }
+    LOCKED(self, { /* a run writes the times */
+        for (int i = 0; i < rows; i++) {
+            kept[i] = dd_trainer_profile(t, i);
+        }
+        dd_trainer_profile_reset(t);
+    });
     PyObject *list = PyList_New(0);
-    for (int i = 0; list && i < dd_trainer_profile_rows(t); i++) {
-        dd_trainer_row r = dd_trainer_profile(t, i);
+    for (int i = 0; list && i < rows; i++) {
+        dd_trainer_row r = kept[i];
         if (r.seconds == 0) {
             continue;
         }
@@ -340,7 +367,7 @@ static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
         }
         Py_XDECREF(row);
     }
-    dd_trainer_profile_reset(t);
+    PyMem_Free(kept);
     return list;
 }
 

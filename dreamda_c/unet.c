@@ -46,7 +46,7 @@ static dd_value down(dd_graph *g, unet_state *u, dd_value x)
     save_skip(g, u, x);
     for (int level = 0; level < config->levels; level++) {
         dd_graph_push(g, "down_blocks.%d", level);
-        for (int i = 0; i < config->layers_per_block[level]; i++) {
+        for (int i = 0; i < config->layers_per_block[level] && dd_graph_status(g) == DD_OK; i++) {
             x = resnet(g, u, i, x, DD_NONE, config->block_out_channels[level]);
             if (config->down_attention[level]) {
                 x = transformer(g, u, i, x, level);
@@ -81,7 +81,7 @@ static dd_value up(dd_graph *g, const unet_state *u, dd_value x)
     for (int i = 0; i < config->levels; i++) {
         int level = config->levels - 1 - i;
         dd_graph_push(g, "up_blocks.%d", i);
-        for (int j = 0; j <= config->layers_per_block[level] && nskips > 0; j++) {
+        for (int j = 0; j <= config->layers_per_block[level] && nskips > 0 && dd_graph_status(g) == DD_OK; j++) {
             x = resnet(g, u, j, x, u->skips[--nskips], config->block_out_channels[level]);
             if (config->up_attention[i]) {
                 x = transformer(g, u, j, x, level);

@@ -8,7 +8,7 @@ static const float eps = 1e-6f; /* of every norm in AutoencoderKL */
 static dd_value resnets(dd_graph *g, const dd_vae_config *config, dd_value x, int count, int out)
 {
     char name[32];
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && dd_graph_status(g) == DD_OK; i++) {
         snprintf(name, sizeof name, "resnets.%d", i);
         x = dd_resnet_block(g, name, &(dd_resnet){.src = x, .out = out, .groups = config->norm_num_groups, .eps = eps});
     }

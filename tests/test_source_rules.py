@@ -10,7 +10,7 @@ CORE = ROOT / "dreamda_c"
 SOURCES = sorted([*CORE.glob("*.c"), *CORE.glob("*.h")])
 # Foundations first. A file may include headers of its own rung and of the rungs before it.
 LADDER = [
-    ["dtype", "status", "arena"],
+    ["dtype", "status", "arena", "process"],
     ["rng"],
     ["kernels", "kernels_table", "kernels_impl", "losses"],
     ["planner"],

@@ -48,6 +48,8 @@ STREAM = 17  # of the keyed normals: initial weights of backbones
 # streams of the sampler and of the views: which pool of images a draw belongs to
 LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
 
+SUMS = ("loss", "supervised", "consistency", "used", "correct", "seen", "norm")  # over an epoch's steps
+
 Floats = NDArray[np.float32]
 Event = dict[str, Any]
 
@@ -401,7 +403,7 @@ class Training:
         raise AssertionError("the run is over")
 
     def _begin_epoch(self, stage: str, epoch: int, on_event: Callable[[Event], None]) -> None:
-        self._sums = dict.fromkeys(("loss", "supervised", "consistency", "used", "correct", "seen", "norm"), 0.0)
+        self._sums = dict.fromkeys(SUMS, 0.0)
         if epoch == 0 and self.epoch > 0:
             self.network.reset_moments()
         if stage == "train" and self.recipe.method == "amst" and (epoch == 0 or self.recipe.relabel and epoch % self.recipe.relabel == 0):
@@ -587,10 +589,26 @@ class Training:
         if assigned is None or assigned.shape != self.assigned.shape:
             raise ValueError(f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
                              f"{len(self.assigned)} now")
+        counts = [position.get(k) for k in ("epoch", "step", "round")]
+        best, sums = position.get("best"), position.get("sums")
+        if not (all(type(c) is int and c >= 0 for c in counts) and counts[0] <= self.recipe.epochs and counts[1] < self.steps_per_epoch
+                and counts[2] <= self.recipe.epochs and _numbers(sums, SUMS if counts[1] else ())
+                and (best is None or _numbers(best, ("epoch", "accuracy")))):
+            raise ValueError("the checkpoint's position is not one of this run")
+        if assigned.dtype.kind not in "iu" or assigned.size and not -1 <= assigned.min() <= assigned.max() < self.network.heads.n_classes:
+            raise ValueError("the checkpoint's labels of the synthetic images are not possible")
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise ValueError(f"{broken[0]} in the checkpoint holds NaN or infinite values")
         self.network.load_state(arrays)
         self.assigned = assigned.astype(np.int32)
-        self.epoch, self.step, self.round = (int(position[k]) for k in ("epoch", "step", "round"))
-        self.best, self._sums = position["best"], dict(position["sums"])
+        self.epoch, self.step, self.round = counts
+        self.best, self._sums = best, sums
+
+
+def _numbers(values: Any, names: tuple[str, ...]) -> bool:
+    """An object out of a file that has a finite number under each of the names."""
+    return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
 
 
 def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:

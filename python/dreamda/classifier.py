@@ -208,13 +208,16 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AMSTClassifier:
-        """Read what `save` wrote, or a model of ``dreamda train``."""
+        """Read what `save` wrote, or a model of ``dreamda train``; ValueError for anything else."""
         model = TrainedModel.load(path)
-        params = {k: tuple(v) if isinstance(v, list) else v for k, v in model.about.get("params", {}).items()}
+        try:
+            params = {k: tuple(v) if isinstance(v, list) else v for k, v in model.about.get("params", {}).items()}
+            pseudo_labels = np.asarray(model.about.get("pseudo_labels", []), np.int32)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path} was not saved by AMSTClassifier ({error})") from None
         self = cls(**{"backbone": model.backbone, **{k: v for k, v in params.items() if k in cls._parameter_names()}})
-        self.model_, self.classes_ = model, np.asarray(model.classes)
+        self.model_, self.classes_, self.pseudo_labels_ = model, np.asarray(model.classes), pseudo_labels
         self.history_, self.best_epoch_ = model.about.get("history", []), model.about.get("best_epoch")
-        self.pseudo_labels_ = np.asarray(model.about.get("pseudo_labels", []), np.int32)
         return self
 
 

@@ -151,10 +151,14 @@ def predict(
         good, pixels = [], []
         for path in paths[start: start + 64]:
             try:
+                str(path).encode()  # what JSON cannot say is refused before the work is done
                 pixels.append(read_image(path).pixels)
                 good.append(path)
             except BrokenImageError as error:
                 _complain(f"skipped {path}: {error}")
+                skipped += 1
+            except UnicodeEncodeError:
+                _complain(f"skipped {path}: its name is not UTF-8; rename it")
                 skipped += 1
         if not good:
             continue

@@ -1,12 +1,15 @@
 """Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not compute."""
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 16 << 20
 _ABSENT = object()
+_shown = reprlib.Repr()  # of a value from an untrusted file, for a message: neither long nor deep
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
 
 # Features of diffusers' UNet2DConditionModel that change the network, and the only values we compute.
 _UNET_FIXED: dict[str, tuple] = {
@@ -65,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, which no configuration is")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}")
@@ -81,7 +84,7 @@ class _Reader:
         self.used: set[str] = set()
         name = self.content.get("_class_name")
         if class_names and name is not None and name not in class_names:
-            raise self.refuse("_class_name", f"is {name!r}, but only {' or '.join(class_names)} can be loaded here")
+            raise self.refuse("_class_name", f"is {_shown.repr(name)}, but only {' or '.join(class_names)} can be loaded here")
 
     def refuse(self, key: str, problem: str) -> ValueError:
         return ValueError(f"{self.path}: {key!r} {problem}")
@@ -97,17 +100,20 @@ class _Reader:
     def typed(self, key: str, check: Callable[[Any], bool], expected: str, default: Any = _ABSENT) -> Any:
         value = self.get(key, default)
         if not check(value):
-            raise self.refuse(key, f"has to be {expected}, got {value!r}")
+            raise self.refuse(key, f"has to be {expected}, got {_shown.repr(value)}")
         return value
 
     def integer(self, key: str, default: Any = _ABSENT) -> int:
         return self.typed(key, _is_positive, "a whole number of 1 or more", default)
 
-    def number(self, key: str, default: Any = _ABSENT, null: float | None = None) -> float:
-        """`null` is what a null in the file stands for, where one is allowed."""
+    def number(self, key: str, default: Any = _ABSENT, null: float | None = None, low: float = -1e9) -> float:
+        """At least `low`. `null` is what a null in the file stands for, where one is allowed."""
         if null is not None and self.get(key, default) is None:
             return null
-        return float(self.typed(key, _is_number, "a finite number", default))
+        value = float(self.typed(key, _is_number, "a finite number", default))
+        if value < low:
+            raise self.refuse(key, f"has to be {low:g} or more, got {value:g}")
+        return value
 
     def boolean(self, key: str, default: Any = _ABSENT) -> bool:
         return self.typed(key, lambda v: isinstance(v, bool), "true or false", default)
@@ -117,22 +123,22 @@ class _Reader:
         value = self.get(key, default)
         values = [value] * levels if _is_positive(value) else value
         if not (isinstance(values, list) and len(values) == levels and all(map(_is_positive, values))):
-            raise self.refuse(key, f"has to be a whole number, or a list of {levels} (one a level), got {value!r}")
+            raise self.refuse(key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
         return values
 
     def channels(self) -> list[int]:
         value = self.get("block_out_channels")
         if not (isinstance(value, list) and 1 <= len(value) <= 8 and all(map(_is_positive, value))):
-            raise self.refuse("block_out_channels", f"has to be a list of 1 to 8 whole numbers, got {value!r}")
+            raise self.refuse("block_out_channels", f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
         return value
 
     def block_types(self, key: str, levels: int, known: Mapping[str, bool]) -> list[bool]:
         value = self.get(key)
         if not (isinstance(value, list) and len(value) == levels):
-            raise self.refuse(key, f"has to be a list of {levels} block types (as many as 'block_out_channels'), got {value!r}")
+            raise self.refuse(key, f"has to be a list of {levels} block types (as many as 'block_out_channels'), got {_shown.repr(value)}")
         for block in value:
             if not isinstance(block, str) or block not in known:
-                raise self.refuse(key, f"names {block!r}, but only {' and '.join(known)} are possible")
+                raise self.refuse(key, f"names {_shown.repr(block)}, but only {' and '.join(known)} are possible")
         return [known[block] for block in value]
 
     def fixed(self, values: Mapping[str, tuple], ignored: set[str]) -> None:
@@ -142,10 +148,10 @@ class _Reader:
             if isinstance(value, list) and value and all(v == value[0] for v in value):
                 value = value[0]
             if value not in allowed:
-                raise self.refuse(key, f"is {value!r}, but only {allowed[0]!r} is supported")
+                raise self.refuse(key, f"is {_shown.repr(value)}, but only {allowed[0]!r} is supported")
         for key in self.content.keys() - self.used - ignored:
             if not key.startswith("_") and self.content[key] not in (None, False):
-                raise self.refuse(key, f"is unknown (value {self.content[key]!r}); this kind of model is not supported")
+                raise self.refuse(_shown.repr(key)[1:-1], f"is unknown (value {_shown.repr(self.content[key])}); this kind of model is not supported")
 
 
 def _is_positive(value: Any) -> bool:
@@ -181,7 +187,7 @@ def read_unet_config(folder: str | Path) -> dict[str, Any]:
     if mid is None:
         raise r.refuse("mid_block_type", "is null: without a mid block there is no bottleneck to perturb; use another model")
     if mid != "UNetMidBlock2DCrossAttn":
-        raise r.refuse("mid_block_type", f"is {mid!r}, but only 'UNetMidBlock2DCrossAttn' is supported")
+        raise r.refuse("mid_block_type", f"is {_shown.repr(mid)}, but only 'UNetMidBlock2DCrossAttn' is supported")
     # In diffusers `attention_head_dim` has always been read as the number of heads, unless that is given on its own.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
@@ -196,10 +202,10 @@ def read_unet_config(folder: str | Path) -> dict[str, Any]:
         heads=r.per_level(key, levels, 8),
         context_dim=r.integer("cross_attention_dim"),
         norm_num_groups=r.integer("norm_num_groups", 32),
-        norm_eps=r.number("norm_eps", 1e-5),
+        norm_eps=r.number("norm_eps", 1e-5, low=0),
         linear_projection=r.boolean("use_linear_projection", False),
         flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
-        freq_shift=r.number("freq_shift", 0),
+        freq_shift=r.number("freq_shift", 0, low=0),
         sample_size=_sample_size(r),
     )
     r.fixed(_UNET_FIXED, _UNET_IGNORED)
@@ -213,7 +219,7 @@ def _sample_size(r: _Reader) -> tuple[int, int]:
     value = r.get("sample_size", 64)
     size = [value, value] if _is_positive(value) else value
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_positive, size))):
-        raise r.refuse("sample_size", f"has to be a whole number or [height, width], got {value!r}")
+        raise r.refuse("sample_size", f"has to be a whole number or [height, width], got {_shown.repr(value)}")
     return size[0], size[1]
 
 
@@ -250,7 +256,7 @@ def read_text_config(folder: str | Path) -> dict[str, Any]:
     r = _Reader(Path(folder) / "config.json")
     kind = r.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
-        raise r.refuse("model_type", f"is {kind!r}, but only 'clip_text_model' can be loaded here")
+        raise r.refuse("model_type", f"is {_shown.repr(kind)}, but only 'clip_text_model' can be loaded here")
     config = dict(
         vocab_size=r.integer("vocab_size"),
         hidden_size=r.integer("hidden_size"),
@@ -259,7 +265,7 @@ def read_text_config(folder: str | Path) -> dict[str, Any]:
         num_attention_heads=r.integer("num_attention_heads"),
         max_position_embeddings=r.integer("max_position_embeddings", 77),
         hidden_act=r.typed("hidden_act", lambda v: v in ("quick_gelu", "gelu"), '"quick_gelu" or "gelu"', "quick_gelu"),
-        layer_norm_eps=r.number("layer_norm_eps", 1e-5),
+        layer_norm_eps=r.number("layer_norm_eps", 1e-5, low=0),
     )
     if config["hidden_size"] % config["num_attention_heads"]:
         raise r.refuse("num_attention_heads", f"{config['num_attention_heads']} does not divide 'hidden_size' {config['hidden_size']}")
@@ -281,7 +287,7 @@ def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
         if r.get(key, False) not in (False, None):
             raise r.refuse(key, "is on, which is not supported")
     if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
-        raise r.refuse("timestep_spacing", f"is {r.get('timestep_spacing')!r}, but only 'leading' is supported")
+        raise r.refuse("timestep_spacing", f"is {_shown.repr(r.get('timestep_spacing'))}, but only 'leading' is supported")
     config = dict(
         num_train_timesteps=r.integer("num_train_timesteps", 1000),
         beta_start=r.number("beta_start", 0.0001),
@@ -299,6 +305,12 @@ def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
         raise r.refuse("beta_start", f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
     if not config["clip_sample_range"] > 0:
         raise r.refuse("clip_sample_range", f"has to be above 0, got {config['clip_sample_range']}")
-    if config["num_train_timesteps"] > 100_000:
+    if config["num_train_timesteps"] > 100_000 or betas is not None and len(betas) > 100_000:
         raise r.refuse("num_train_timesteps", f"is {config['num_train_timesteps']}, but at most 100000 make sense")
+    from .schedulers import Schedule
+
+    try:
+        Schedule(config)
+    except ValueError as error:
+        raise ValueError(f"{r.path}: {error}") from None
     return config

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import signal
 import struct
 import threading
@@ -40,6 +41,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .config import read_json
 from .data import (DEFAULT_TEMPLATE, BrokenImageError, ImageFolder, ImageRef, LoadedImage, prompts_from_template, read_bounded, read_image,
                    read_json_lines)
 from .inspection import BITS, differences
@@ -50,7 +52,6 @@ NOT_COMPARED = ("model", "real", "environment")  # of run.json: for the reader, 
 SPACE = 1 << 40           # the seeds as a range of lock bytes; shard i/n locks [i/n, (i+1)/n) of it
 MERGE = SPACE             # the lock byte of whoever creates, merges or tidies
 MAX_SHARDS = 1 << 16
-MAX_JSON_RUN = 1 << 20    # bytes of a run.json
 NAME_MAX = 255            # bytes of a file name
 MAX_BATCH = 64            # seeds
 SECONDS_A_BATCH = 10.0    # seeds are taken in batches of about this length: the time from a signal to the end
@@ -319,7 +320,7 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     for name, value in run.items():
         if name not in NOT_COMPARED and there.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
-            others.append(option + (f" {there.get(name)!r} (now {value!r})" if shown else ""))
+            others.append(option + (f" {reprlib.repr(there.get(name))} (now {reprlib.repr(value)})" if shown else ""))
     if others:
         raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
 
@@ -330,17 +331,12 @@ _OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of drea
 
 def _read_run(out: Path) -> dict[str, Any] | None:
     path = out / "run.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        if path.stat().st_size > MAX_JSON_RUN:
-            raise ValueError
-        run = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        run = None
-    if not isinstance(run, dict):
-        raise ValueError(f"{path} is not a run of dreamda; give another OUT")
-    return run
+        return read_json(path)
+    except (ValueError, FileNotFoundError):
+        raise ValueError(f"{path} is not a run of dreamda; give another OUT") from None
 
 
 def _first_missing(folder: ImageFolder, image: ImageRef, variants: int, finished: Mapping[tuple[str, int], str]) -> int:
@@ -538,7 +534,7 @@ class _RunFolder:
                     for line in file:
                         try:
                             row = json.loads(line)
-                        except ValueError:
+                        except (ValueError, RecursionError):
                             continue  # another process is writing it just now
                         if is_row(row):
                             yield row
@@ -593,9 +589,16 @@ def _is_part(name: str) -> bool:
 
 
 def is_row(row: Any) -> bool:
-    """Whether it has what a line of metadata.jsonl must have."""
-    return (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))
-            and type(row.get("variant")) is int)
+    """An image's line: texts and numbers as they were written, and names that stay inside of OUT."""
+    if not (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
+        return False
+    folder, _, name = row["file_name"].partition("/")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return (type(row.get("variant")) is int and folder == row["label"] == row["seed_file"].partition("/")[0]
+            and not {folder, name} & {"", ".", ".."} and not set("/\0") & set(name) and "\0" not in folder)
 
 
 def _opened(stack: contextlib.ExitStack, path: str | Path, flags: int, folder: int | None = None) -> int:

@@ -60,9 +60,10 @@ class Metrics:
         order = [i for i in range(len(self.classes)) if self.support[i] or self.confusion[:, i].any()]
         if len(order) > MANY:
             order = sorted(order, key=lambda i: (self.f1[i], i))[:MANY]
-        width = max([len(self.classes[i]) for i in order] + [5])
+        names = [_line(name) for name in self.classes]
+        width = max([len(names[i]) for i in order] + [5])
         lines = [f"{'class':{width}}  precision  recall     F1  images"]
-        lines += [f"{self.classes[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}  {self.support[i]:6d}" for i in order]
+        lines += [f"{names[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}  {self.support[i]:6d}" for i in order]
         total = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}" + (f", AUC {self.auc:.4f}" if self.auc is not None else "")
         return "\n".join([*lines, f"{total}, {self.support.sum()} images"])
 
@@ -98,6 +99,12 @@ def _auc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * (len(labels) - positives)))
 
 
+def _line(name: str, longest: int = 80) -> str:
+    """A class as part of one line: folders may have any characters in their names, and 255 bytes."""
+    name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return name if len(name) <= longest else name[: longest - 3] + "..."
+
+
 def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
     """The confusion matrix as a matplotlib Figure, rows scaled to 1; ImportError says how to get matplotlib."""
     figure_type = _figure_type()
@@ -111,8 +118,9 @@ def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class")
     axes.set(xlabel="predicted", ylabel="true", title=title or f"accuracy {metrics.accuracy:.1%}, macro-F1 {metrics.macro_f1:.3f}")
     if named:
-        axes.set_xticks(range(count), metrics.classes, rotation=90)
-        axes.set_yticks(range(count), metrics.classes)
+        names = [_line(name, 40) for name in metrics.classes]
+        axes.set_xticks(range(count), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
     if count <= 20:
         for i, j in zip(*np.nonzero(metrics.confusion), strict=True):
             axes.text(j, i, str(metrics.confusion[i, j]), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black")

@@ -56,7 +56,7 @@ def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str]
     cell_w, cell_h = round(width * factor * scale), round(height * factor * scale)
 
     font, heading, small = (ImageFont.load_default(size) for size in (TEXT, round(TEXT * 1.4), round(TEXT * 0.8)))
-    shown = [label if len(label) <= 24 else label[:23] + "..." for label, _ in rows]
+    shown = ["".join(c if c.isprintable() else " " for c in label[:24]) + ("..." if len(label) > 24 else "") for label, _ in rows]
     label_w = max(round(font.getlength(label)) for label in shown) + GROUP_GAP
     group_w = (1 + variants.shape[1]) * (cell_w + GAP) - GAP + 2 * GAP  # the seed stands a little apart
     top = MARGIN + (round(TEXT * 2.4) if title else 0) + round(TEXT * 1.5)
@@ -103,17 +103,23 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     Raises
     ------
     ValueError
-        A line of metadata.jsonl is no JSON object, or an image is gone or broken.
+        A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
     from .data import read_image, read_json_lines
+    from .generate import is_row
 
+    path = Path(out) / "metadata.jsonl"
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
-    for _, row in read_json_lines(Path(out) / "metadata.jsonl"):
+    for number, row in read_json_lines(path):
+        size = row.get("size")
+        if not is_row(row) or not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
+            raise ValueError(f"{path} line {number} is not a line of dreamda generate")
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
         if len(files) < max_variants:
             files.append(row["file_name"])
-        size = tuple(row["size"])
     picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
-    seeds = np.stack([read_image(Path(real) / seed, size).pixels for _, seed, _ in picked])
+    if not picked:
+        raise ValueError(f"{path} lists no images")
+    seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1])).pixels for _, seed, _ in picked])
     variants = np.stack([[read_image(Path(out) / name).pixels for name in files] for _, _, files in picked])
     return contact_sheet(seeds, variants, [label.replace("_", " ") for label, _, _ in picked], per_row=per_class, title=title)

@@ -160,7 +160,7 @@ class Pipeline:
                  size: tuple[int, int] | None = None) -> None:
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
         h, w = unet.config["sample_size"]
-        self.size = (h * vae.factor, w * vae.factor) if size is None else _check_size(size, vae.factor)
+        self.size = _check_size((h * vae.factor, w * vae.factor) if size is None else size, vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
         self.threads_matter = self.size[0] // vae.factor * (self.size[1] // vae.factor) > SMALL
         self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -198,8 +198,8 @@ class Pipeline:
         folder = find_model(model)
         parts = read_json(folder / "model_index.json")
         text = parts.get("text_encoder")
-        if isinstance(text, list) and text[-1] not in (None, "CLIPTextModel"):
-            raise ValueError(f"{folder / 'model_index.json'}: the text encoder {text[-1]!r} is not supported, only CLIPTextModel is")
+        if isinstance(text, list) and text[-1:] not in ([None], ["CLIPTextModel"]):
+            raise ValueError(f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is")
         return cls(
             UNet.load(folder / "unet", dtype, threads),
             VAE.load(folder / "vae", dtype, threads),
@@ -216,7 +216,7 @@ class Pipeline:
         files += [self.folder / "scheduler" / "scheduler_config.json", *sorted((self.folder / "tokenizer").glob("*.json"))]
         files += [self.folder / "tokenizer" / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files]
         digest = hashlib.sha256()
-        for file in files:
+        for file in filter(Path.is_file, files):
             digest.update(f"{file.parent.name}/{file.name}\n".encode() + _file_digest(file))
         return digest.hexdigest()
 

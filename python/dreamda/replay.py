@@ -10,7 +10,6 @@ image and its SHA-256, prompt, SHA-256 of the image's file). Only those are beli
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .config import read_json
 from .data import BrokenImageError, ImageFolder, ImageRef, read_bounded, read_image, read_json_lines
-from .generate import MAX_JSON_RUN, PipelineLike, Settings, generate_dataset, is_row
+from .generate import PipelineLike, Settings, generate_dataset, is_row
 from .inspection import BITS, differences
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
@@ -61,12 +61,12 @@ class RecordedRun:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give the run.json of a folder made by dreamda generate")
         try:
-            run = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_JSON_RUN else None
-        except (ValueError, RecursionError):
-            run = None
+            run = read_json(path)
+        except ValueError:
+            run = {}
         names = [f.name for f in fields(Settings)]
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
-        if not isinstance(run, dict) or "variants" not in run:
+        if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") != 1 or run.get("dreamda") != __version__:
             raise ValueError(f"{path} was made by dreamda {run.get('dreamda')}, and this is {__version__}, whose files differ; "

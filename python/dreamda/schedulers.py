@@ -43,6 +43,11 @@ class Schedule:
     ----------
     config : dict
         From `dreamda.config.read_scheduler_config`.
+
+    Raises
+    ------
+    ValueError
+        Betas that leave all signal, or none, at some timestep: steps divide by both.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -58,6 +63,9 @@ class Schedule:
             bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
             betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
         self.alphas_cumprod: np.ndarray = np.cumprod(1 - betas)
+        if not (self.alphas_cumprod[0] < 1 and self.alphas_cumprod[-1] > 1e-9):
+            raise ValueError(f"the betas have to leave some noise in the first timestep and some signal in the last; the products of 1 - beta "
+                             f"go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
         self.num_train_timesteps = n
         self.final_alpha = 1.0 if config["set_alpha_to_one"] else float(self.alphas_cumprod[0])
         self.v_prediction: bool = config["prediction_type"] == "v_prediction"

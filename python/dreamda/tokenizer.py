@@ -7,6 +7,7 @@ import numpy as np
 
 from .config import read_json
 
+MAX_MERGES_BYTES = 64 << 20
 _SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
@@ -37,13 +38,13 @@ class Tokenizer:
         folder = Path(folder)
         vocab = read_json(folder / "vocab.json")
         merges = _read_merges(folder / "merges.txt")
-        if not all(isinstance(i, int) and 0 <= i < 1 << 24 for i in vocab.values()):
+        if not vocab or not all(type(i) is int and 0 <= i < 1 << 24 for i in vocab.values()):
             raise ValueError(f"{folder / 'vocab.json'}: every entry has to map a token to a whole number")
         options = _options(folder)
         special = {key: _text(options.get(key, default)) for key, default in _SPECIAL.items()}
         for key, token in special.items():
             if token not in vocab:
-                raise ValueError(f"{folder / 'vocab.json'}: the {key} {token!r} is not in it")
+                raise ValueError(f"{folder / 'vocab.json'}: the {key} {token[:100]!r} is not in it")
         length = options.get("model_max_length", 77)
         self.length: int = length if isinstance(length, int) and 2 <= length <= 4096 else 77
         self._bos, self._eos, self._pad = (vocab[special[k]] for k in ("bos_token", "eos_token", "pad_token"))
@@ -81,6 +82,8 @@ class Tokenizer:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a tokenizer folder holds vocab.json and merges.txt")
+    if path.stat().st_size > MAX_MERGES_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_MERGES_BYTES >> 20} MiB, which no list of merges is")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -105,4 +108,4 @@ def _options(folder: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    return token.get("content", "") if isinstance(token, dict) else str(token)
+    return str(token.get("content", "") if isinstance(token, dict) else token)

@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from PIL import Image
 
 from .amst import Data, DivergenceError, Event, Recipe, Training, initialise
 from .classifier import describe, split
+from .config import read_json
 from .data import BrokenImageError, ImageFolder, ImageRef, LostImageError, decode_image, read_bounded, read_json_lines
 from .generate import OutputError
 from .heads import AMSTHeads
@@ -338,8 +340,11 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     with _StopOnSignals() as stop, _writing(out), _Folder(out, identity) as folder:
         kept = folder.checkpoint()
         if kept is not None:
-            run.load_state(*kept)
-        events = folder.log(int(kept[1]["events"]) if kept else 0)
+            try:
+                run.load_state(*kept)
+            except ValueError as error:
+                raise ValueError(f"{folder.path('checkpoint.safetensors')}: {error}; remove it to begin again, or give another --out") from None
+        events = folder.log(kept[1]["events"] if kept else 0)
         report = TrainReport(events=events)
         if kept is not None and run.epoch < recipe.epochs:
             if differing := differences(folder.begun.get("environment"), identity["environment"], BITS):
@@ -447,17 +452,17 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return identity
     try:
-        there = json.loads(path.read_bytes())
+        there = read_json(path)
     except ValueError:
-        there = None
-    if not isinstance(there, dict) or "epochs" not in there:
+        there = {}
+    if "epochs" not in there:
         raise ValueError(f"{path} is not a run of dreamda train; give another --out")
     for name, value in identity.items():
         if name == "threads" and there.get(name, value) != value:
             raise ValueError(f"--out {out} holds a run begun with {there[name]} threads, now there are {value}, and its bits depend on that; "
                              f"go on with --threads {there[name]}, or give another --out")
         if name not in ("threads", "environment") and there.get(name) != value:
-            values = "" if name in ("real", "synthetic", "pretrained") else f": {there.get(name)!r}, now {value!r}"
+            values = "" if name in ("real", "synthetic", "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
             option = _NAMES.get(name, "--" + name.replace("_", "-"))
             raise ValueError(f"--out {out} holds a run with another {option}{values}; repeat that one or give another --out")
     return there
@@ -518,14 +523,22 @@ class _Folder:
         arrays, about = load_arrays(path, "checkpoint")
         if about.get("classes") != self.identity["classes"]:
             raise ValueError(f"{path} is of another list of classes; give another --out")
+        if type(about.get("events")) is not int or about["events"] < 0:
+            raise ValueError(f"{path} does not say how long its log is; give another --out")
         return arrays, about
 
     def log(self, count: int) -> list[Event]:
         """The first `count` records of the log, all that it keeps: what came after the checkpoint will come again."""
         path = self.path("log.jsonl")
         lines = path.read_bytes().splitlines(keepends=True)[:count] if path.is_file() else []
+        try:
+            events = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError):
+            events = [None]
+        if not all(isinstance(e, dict) and isinstance(e.get("event"), str) for e in events):
+            raise ValueError(f"{path} holds a line that is no record of a training run; put it right, or give another --out")
         self.replace("log.jsonl", b"".join(lines))
-        return [json.loads(line) for line in lines]
+        return events
 
     def append(self, event: Event) -> None:
         with open(self.path("log.jsonl"), "ab") as file:

@@ -26,6 +26,7 @@ from .weights import WeightFile
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("auto", "imagenet", "small")
 SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
+LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
 FORMAT = 1
 _OTHER_HEADS = ("fc.", "head.", "classifier.")
 
@@ -38,12 +39,14 @@ def choose_stem(stem: str, size: tuple[int, int]) -> str:
     Raises
     ------
     ValueError
-        An unknown stem, or images too small for it.
+        An unknown stem, or images too small for it, or larger than any batch could be.
     """
     if stem not in STEMS:
         raise ValueError(f"--stem must be auto, imagenet or small; it is {stem!r}")
     if stem == "auto":
         stem = "small" if max(size) <= SMALL else "imagenet"
+    if max(size) > LARGEST:
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too large to train on; give a --size up to {LARGEST}")
     if min(size) < SMALLEST[stem]:
         raise ValueError(f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
                          + ("use --stem small or a larger --size" if stem == "imagenet" else "give a larger --size"))
@@ -102,6 +105,8 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         values = file.read(name)
         if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
         array[...] = values
 
 
@@ -166,7 +171,11 @@ class TrainedModel:
                 backbone = create_backbone(self.backbone, size=self.size, batch=batch, stem=self.stem, width=self.width, dtype=dtype,
                                            threads=threads, slots=1)
                 for name, array in (*backbone.parameters.items(), *backbone.buffers.items()):
-                    array[...] = self.weights[name]
+                    there = self.weights.get(name)
+                    if there is None or there.shape != array.shape:
+                        raise ValueError(f"the model's {name} is {'missing' if there is None else f'of shape {there.shape}'}; "
+                                         f"a {self.backbone} of this width and stem needs {array.shape}")
+                    array[...] = there
                 self._engine = (dtype, threads, batch), backbone
             backbone = self._engine[1]
 
@@ -191,18 +200,34 @@ class TrainedModel:
         ------
         FileNotFoundError
         ValueError
-            It is not such a file.
+            It is not such a file, or a tensor of it holds NaN or infinite values.
         """
         weights, about = load_arrays(path, "model")
-        try:
-            model = cls(weights=weights, **{**{k: v for k, v in about.items() if k not in ("format", "kind")},
-                                            "size": tuple(about["size"]), "mean": tuple(about["mean"]), "std": tuple(about["std"])})
-            complete = weights["fc.weight"].shape[0] == len(weights["fc.bias"]) == len(model.classes) and model.backbone in BACKBONES
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no model of dreamda train ({error})") from None
-        if not complete:
-            raise ValueError(f"{path} is no model of dreamda train: its head, its classes and its backbone contradict each other")
-        return model
+        known = {k: about.get(k) for k in cls.__dataclass_fields__ if k != "weights"}
+        problem = _misfit(**known)
+        head = [weights.get(name, np.empty(0)).shape for name in ("fc.weight", "fc.bias")]
+        if problem is None and not (len(head[0]) == 2 and head[1] == head[0][:1] == (len(known["classes"]),)):
+            problem = "its head and its classes contradict each other"
+        if problem is not None:
+            raise ValueError(f"{path} is no model of dreamda train: {problem}")
+        for name, array in weights.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite values; fetch the file again")
+        return cls(weights=weights, **known | {k: tuple(known[k]) for k in ("size", "mean", "std")})
+
+
+def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, about: Any) -> str | None:
+    """What is wrong with the attributes that a file gives a model."""
+    def numbers(values: Any, count: int, low: float, kind: type | tuple[type, ...] = (int, float)) -> bool:
+        return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
+                and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
+
+    good = {"backbone": backbone in BACKBONES, "stem": isinstance(stem, str) and stem in SMALLEST, "width": numbers([width], 1, 1, int),
+            "size": numbers(size, 2, SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean": numbers(mean, 3, -LARGEST),
+            "std": numbers(std, 3, 1e-9), "about": isinstance(about, dict),
+            "classes": isinstance(classes, list) and len({type(c) for c in classes}) == 1 and isinstance(classes[0], (str, int, float))}
+    wrong = [name for name, fine in good.items() if not fine]
+    return f"its {wrong[0]!r} is missing or not possible" if wrong else None
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
@@ -223,12 +248,12 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDAr
         with safe_open(str(path), framework="numpy") as file:
             about = json.loads((file.metadata() or {}).get("dreamda", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
     if not isinstance(about, dict) or about.get("kind") != kind:
         raise ValueError(f"{path} was not written by dreamda train as a {kind}")
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {about.get('format')}; this version of dreamda reads format {FORMAT}")
+        raise ValueError(f"{path} has format {str(about.get('format'))[:100]}; this version of dreamda reads format {FORMAT}")
     return arrays, about
 
 

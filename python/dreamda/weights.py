@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_LISTED = 2000  # SDXL's U-Net has 1680 parameters
+MAX_DIMS = 8
 _STEMS = ("diffusion_pytorch_model", "model")
 # Before diffusers 0.14 the VAE's attention had these names.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -76,10 +78,16 @@ class WeightFile:
         missing = [n for n in wanted if n not in self._tensors]
         extra = [n for n in self._tensors if n not in wanted and not n.endswith(_BUFFERS) and not n.startswith(tuple(ignore))]
         wrong = [f"{n} {self.shape(n)} instead of {s}" for n, s in wanted.items() if n in self._tensors and not _fits(self.shape(n), s)]
-        problems = [f"{kind}: {', '.join(names)}" for kind, names in
+        problems = [f"{kind}: {listed(names)}" for kind, names in
                     (("missing", missing), ("unexpected", extra), ("wrong shape", wrong)) if names]
         if problems:
             raise ValueError(f"{self.path}: the weights do not fit the configuration. " + "; ".join(problems))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names out of a file as text: all that a model could have, but not all that a file could hold."""
+    shown = [n if len(n) <= 200 else n[:200] + "..." for n in names[:MAX_LISTED]]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -129,8 +137,8 @@ def _shards(index: Path) -> list[Path]:
         raise ValueError(f"{index}: 'weight_map' has to map tensor names to file names")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     for file in files:
-        if file.parent != index.parent or not file.is_file():
-            raise ValueError(f"{index}: names '{file.name}', which is not in the same folder")
+        if file.parent != index.parent or not os.path.isfile(file):
+            raise ValueError(f"{index}: names '{file.name[:200]}', which is not in the same folder")
     return files
 
 
@@ -154,6 +162,8 @@ def _read_header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int, 
         if dtype is None:
             if name.endswith(_BUFFERS):
                 continue
-            raise ValueError(f"{file}: tensor '{name}' is {entry['dtype']}, but only F32, F16 and BF16 can be loaded")
+            raise ValueError(f"{file}: tensor '{name[:200]}' is {entry['dtype']}, but only F32, F16 and BF16 can be loaded")
+        if len(entry["shape"]) > MAX_DIMS:
+            raise ValueError(f"{file}: tensor '{name[:200]}' has {len(entry['shape'])} dimensions; no model has more than {MAX_DIMS}")
         tensors[name] = (dtype, tuple(entry["shape"]), 8 + length + begin, end - begin)
     return tensors
