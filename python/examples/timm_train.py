@@ -121,7 +121,7 @@ def train_amst(options, classes: list[str]) -> float:
     for epoch in range(first):
         for _ in range(per_epoch):
             weak, strong, labels = next(views)
-            h_weak, h_strong = model(weak), model(strong)
+            h_strong, h_weak = model(strong), model(weak)
             _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(), h_strong.detach().numpy(), labels.numpy())
             torch.autograd.backward([h_weak, h_strong], [torch.from_numpy(d_weak), torch.from_numpy(d_strong)])
             update()
@@ -145,7 +145,6 @@ def train_amst(options, classes: list[str]) -> float:
     for epoch in range(first, options.epochs):
         for _ in range(per_epoch):
             parts = [next(reals), *([next(growns)] if growns else [])]
-            h = model(torch.cat([weak for weak, _, _ in parts]))
             labels = torch.cat([label for _, _, label in parts])
             u_weak = u_strong = None
             if unlabelled:
@@ -154,6 +153,7 @@ def train_amst(options, classes: list[str]) -> float:
                     u_weak = model(weak).numpy()
                 h_strong = model(strong)
                 u_strong = h_strong.detach().numpy()
+            h = model(torch.cat([weak for weak, _, _ in parts]))  # last: the running statistics of its batch norms are for images like these
             result = heads.train_loss(h.detach().numpy(), labels.numpy(), u_weak, u_strong, threshold=options.threshold)
             torch.autograd.backward(h, torch.from_numpy(result.d_features))
             if result.used:

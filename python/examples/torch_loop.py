@@ -135,7 +135,7 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
     images, labels = real
     for _ in stage(steps // 3):                                                                        # 1. pretraining
         chosen = draw(len(images))
-        h_weak, h_strong = backbone(weak(images[chosen], generator)), backbone(strong(images[chosen], generator))
+        h_strong, h_weak = backbone(strong(images[chosen], generator)), backbone(weak(images[chosen], generator))
         _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(), h_strong.detach().numpy(), labels[chosen].numpy())
         torch.autograd.backward([h_weak, h_strong], [torch.from_numpy(d_weak), torch.from_numpy(d_strong)])
 
@@ -152,7 +152,6 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
     for _ in stage(steps - steps // 3):                                                                # 3. training
         half = batch // 2 if len(grown) else batch                                                     # half real, half synthetic
         a, b = draw(len(images))[:half], draw(max(len(grown), 1))[: batch - half]
-        h = backbone(weak(torch.cat([images[a], grown[b]]), generator))
         u_weak = u_strong = None
         if len(rest):
             chosen = draw(len(rest))
@@ -160,6 +159,7 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
                 u_weak = backbone(weak(rest[chosen], generator)).numpy()
             h_strong = backbone(strong(rest[chosen], generator))
             u_strong = h_strong.detach().numpy()
+        h = backbone(weak(torch.cat([images[a], grown[b]]), generator))  # last, so that the running statistics are mostly those of plain images
         result = heads.train_loss(h.detach().numpy(), torch.cat([labels[a], grown_labels[b]]).numpy(), u_weak, u_strong, threshold=threshold)
         torch.autograd.backward(h, torch.from_numpy(result.d_features))
         if result.used:
