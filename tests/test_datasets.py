@@ -374,8 +374,11 @@ def test_interrupted_and_full_disk_leave_nothing(tmp_path, capsys, monkeypatch):
     assert os.listdir(tmp_path) == ["in"]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", lambda self, content: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert run("import", "caltech101", source, tmp_path / "out") in (1, 2)
-    assert os.listdir(tmp_path) == ["in"] and "No space left on device" in capsys.readouterr().err
+        assert run("import", "caltech101", source, tmp_path / "out") == 2
+    assert os.listdir(tmp_path) == ["in"] and "out cannot be written (No space left on device), and nothing of it was kept" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert run("import", "caltech101", source, tmp_path / "file/out") == 2
+    assert "file/out cannot be written (" in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
 # ---- recipes

@@ -146,18 +146,22 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
     report = ImportReport(split=about.split)
     place = _Source(Path(source), about)
     missing = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    work = out.parent
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         work.chmod(0o777 & ~_umask())
         _write(about.read(place, report), work, report, lambda done: progress(done, sum(about.counts.values())))
         _compare(about, report)
         os.rename(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+    except BaseException as error:
+        if work != out.parent:
+            shutil.rmtree(work, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):
                 parent.rmdir()
+        if isinstance(error, OSError) and str(error.filename or work).startswith(str(work)):  # a full disk has no file name
+            raise OSError(error.errno, f"OUT {out} cannot be written ({error.strerror}), and nothing of it was kept; put that right, then repeat") from error
         raise
     return report
 
