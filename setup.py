@@ -73,7 +73,7 @@ include, library = onednn_folders()
 setup(
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),
-    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*"]},
+    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "recipes/*.json"]},
     ext_modules=[
         extension("dreamda._core", FOUNDATION + ENGINE, include, library),
         extension("dreamda._selftest", [*FOUNDATION, "py_selftest"], None, None),

@@ -30,6 +30,7 @@ _LAZY = {
     "load_bundled": "data",
     "AMSTClassifier": "classifier",
     "AMSTHeads": "heads",
+    "to_webdataset": "export",
 }
 
 __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
@@ -37,6 +38,7 @@ __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
 if TYPE_CHECKING:
     from .classifier import AMSTClassifier
     from .data import load_bundled
+    from .export import to_webdataset
     from .heads import AMSTHeads
     from .models import UNet, VAE, TextEncoder
     from .pipeline import Pipeline

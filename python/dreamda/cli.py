@@ -98,6 +98,8 @@ def generate(
     real: Annotated[Path | None, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")] = None,
     out: Annotated[Path | None, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.  [required]")] = "",
+    recipe: Annotated[str | None, typer.Option(help="Settings for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON file. "
+                                                    "Options given beside it win.")] = None,
     variants: Annotated[int, typer.Option(help="Synthetic images for each real one.")] = 10,
     steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
     strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
@@ -124,7 +126,8 @@ def generate(
 ) -> int:
     """Make a synthetic data set from a real one.
 
-    The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label.
+    The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label. Prompts come from
+    --template or --prompts, else from REAL/metadata.jsonl, else from the recipe.
     """
     if replay is not None:
         others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
@@ -138,16 +141,22 @@ def generate(
     import hashlib
 
     from .data import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template
-    from .generate import Settings, check_out, run_identity
+    from .generate import SETTING_NAMES, Settings, check_out, run_identity
+    from .recipes import load_recipe
 
-    settings = Settings(variants, steps, strength, eta, guidance_scale, noise_scale, source_prompt, source_guidance_scale, step,
-                        share_source, share_start, diverse, seed)
+    values = {name: context.params[name] for name in SETTING_NAMES}
+    taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
+    taken = {name: value for name, value in taken.items() if not _is_given(context, name)}
+    if _is_given(context, "step"):
+        taken.pop("noise_scale", None)  # it was meant for the recipe's own step
+    settings = Settings(**values | taken)
     part = _parse_shard(shard)
     folder = ImageFolder.scan(real)
     if template is not None and prompts is not None:
         raise ValueError("--template and --prompts exclude each other; give one of them")
     if template is None:
         prompts = prompts or own_prompt_file(folder)
+        template = words if prompts is None else None
     if prompts is not None:
         texts = prompts_from_file(folder, prompts)
         source = {"prompts_sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()}
@@ -232,6 +241,12 @@ def doctor(threads: Threads = 0, debug: Debug = False) -> int:
         print(f"{'PASS' if check.ok else 'FAIL'}  {check.name}: {_printable(check.found)}", flush=True)
     print(f"{failed} of the checks failed; please report the lines above" if failed else "All is well.")
     return 1 if failed else 0
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -346,6 +361,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-from . import cli_train  # noqa: E402  (its commands take the options above)
+from . import cli_data, cli_train  # noqa: E402  (their commands take the options above)
 
 cli_train.register(app)
+cli_data.register(app)

@@ -33,7 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -124,6 +124,9 @@ class Settings:
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more; it is {value}")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"--seed must be 0 to 2^64 - 1; it is {self.seed}")
+
+
+SETTING_NAMES = tuple(each.name for each in fields(Settings))
 
 
 @dataclass

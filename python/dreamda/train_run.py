@@ -220,6 +220,8 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
 def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
     """Images whose labels must be among `classes`: an output of `dreamda generate` (labels from metadata.jsonl), or class folders.
 
+    In the metadata.jsonl of SYNTHETIC a label may be null: an image that nobody has labelled, which AMST may label (-1 here).
+
     Raises
     ------
     ValueError
@@ -252,12 +254,13 @@ def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: st
     unknown: set[str] = set()
     for line, row in read_json_lines(path):
         name, label, truth = row.get("file_name"), row.get("label"), row.get("truth")
-        if not isinstance(name, str) or not isinstance(label, str):
+        unlabelled = what == "SYNTHETIC" and "label" in row and label is None
+        if not isinstance(name, str) or not (isinstance(label, str) or unlabelled):
             raise ValueError(f'{path} line {line} must have the texts "file_name" and "label"')
         if name not in there:
             raise ValueError(f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
         unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
-        chosen[name] = there[name], number.get(label, -1), number.get(truth, -1) if isinstance(truth, str) else -1
+        chosen[name] = there[name], -1 if unlabelled else number.get(label, -1), number.get(truth, -1) if isinstance(truth, str) else -1
     if unknown:
         raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown))} that the others lack; remove them from {path.name}, or add real images")
     truths = np.array([t for _, _, t in chosen.values()])

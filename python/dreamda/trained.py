@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,8 +164,21 @@ class TrainedModel:
     def predict_proba(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2
                       ) -> NDArray[np.float32]:
         """Class probabilities, float32 (N, classes), of uint8 images (H, W, 3) of any sizes."""
-        views = Views(self.size, self.mean, self.std)
         found = np.empty((len(images), len(self.classes)), np.float32)
+        for part, features in self._evaluate(images, dtype, threads, batch, workers):
+            found[part] = _core.softmax(_core.linear(features, self.weights["fc.weight"], self.weights["fc.bias"]))
+        return found
+
+    def features(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2) -> NDArray[np.float32]:
+        """What the backbone makes of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of ``fc``."""
+        found = np.empty((len(images), self.weights["fc.weight"].shape[1]), np.float32)
+        for part, features in self._evaluate(images, dtype, threads, batch, workers):
+            found[part] = features
+        return found
+
+    def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int, workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The features of one batch after another, with the rows that they are of."""
+        views = Views(self.size, self.mean, self.std)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
                 backbone = create_backbone(self.backbone, size=self.size, batch=batch, stem=self.stem, width=self.width, dtype=dtype,
@@ -183,9 +196,7 @@ class TrainedModel:
                 return np.stack([views.plain(images[i]) for i in range(number * batch, min((number + 1) * batch, len(images)))])
 
             for number, part in enumerate(ahead(load, 0, -(-len(images) // batch), workers)):
-                logits = _core.linear(backbone.evaluate(part), self.weights["fc.weight"], self.weights["fc.bias"])
-                found[number * batch: number * batch + len(part)] = _core.softmax(logits)
-        return found
+                yield slice(number * batch, number * batch + len(part)), backbone.evaluate(part)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whose header also holds the other attributes as JSON; all or nothing."""

@@ -1,0 +1,95 @@
+"""`dreamda report`: the measures on sets whose answer is known, and a page that needs nothing else."""
+import re
+
+import numpy as np
+import pytest
+from standin import StandIn
+from test_cli import run
+from test_generate import SETTINGS, FakePipeline, make_real, tree
+
+from dreamda import trained
+from dreamda.generate import generate_dataset
+from dreamda.report import neighbour_metrics
+from dreamda.trained import TrainedModel
+
+RNG = np.random.default_rng(0)
+
+
+def by_hand(real, synthetic, k):
+    """The definitions, one image after another."""
+    distance = lambda a, b: float(np.linalg.norm(a - b))  # noqa: E731
+    radius = lambda those: [sorted(distance(a, b) for b in those)[k] for a in those]  # noqa: E731
+    r, s = radius(real), radius(synthetic)
+    precision = np.mean([any(distance(y, x) <= r[i] for i, x in enumerate(real)) for y in synthetic])
+    recall = np.mean([any(distance(y, x) <= s[j] for j, y in enumerate(synthetic)) for x in real])
+    density = sum(distance(y, x) <= r[i] for y in synthetic for i, x in enumerate(real)) / (k * len(synthetic))
+    coverage = np.mean([min(distance(y, x) for y in synthetic) <= r[i] for i, x in enumerate(real)])
+    return precision, recall, density, coverage
+
+
+def test_measures_against_their_definitions():
+    for shift in (0.0, 1.0, 3.0):
+        real, synthetic = RNG.normal(size=(30, 3)).astype(np.float32), (RNG.normal(size=(22, 3)) * 0.7 + shift).astype(np.float32)
+        np.testing.assert_allclose(neighbour_metrics(real, synthetic, 4), by_hand(real, synthetic, 4), atol=1e-6)
+
+
+def test_measures_where_the_answer_is_known():
+    real, same = RNG.normal(size=(2, 600, 8)).astype(np.float32)
+    alike = neighbour_metrics(real, same)
+    assert 0.85 < alike.density < 1.15 and alike.coverage > 0.9 and alike.precision > 0.8 and alike.recall > 0.8
+    assert neighbour_metrics(real, same + 50) == (0, 0, 0, 0)
+    collapsed = neighbour_metrics(real, (real[:1] + 1e-3 * same).astype(np.float32))   # many images, all of them nearly one
+    assert collapsed.precision == 1 and collapsed.recall < 0.05 and collapsed.coverage < 0.1
+    with pytest.raises(ValueError, match="need more than 5 images"):
+        neighbour_metrics(real[:5], same)
+
+
+@pytest.fixture
+def data(tmp_path):
+    generate_dataset(make_real(tmp_path / "real", 4, ("coat", "<b>hat</b>".replace("/", "_"))), tmp_path / "out", FakePipeline(), SETTINGS)
+    return tmp_path
+
+
+def test_the_page_holds_everything_itself(data, capsys):
+    before = tree(data / "out")
+    assert run("report", data / "real", data / "out") == 0
+    assert "out-report.html" in capsys.readouterr().out and tree(data / "out") == before
+    text = (data / "out-report.html").read_text()
+    assert "24 synthetic images from 8 real ones" in text and "among 8 real and 24 synthetic images" in text
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text)) and "http" not in text
+    assert len(re.findall("<img ", text)) == 1 + 12 * 4 and all("alt=" in tag for tag in re.findall("<img [^>]*>", text))
+    assert "<b>hat" not in text and "&lt;b&gt;hat" in text  # names are untrusted
+    assert run("report", data / "real", data / "out", "--page", data / "again.html") == 0
+    assert (data / "again.html").read_text() == text
+
+
+def test_in_the_features_of_a_classifier(data, monkeypatch):
+    monkeypatch.setattr(trained, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots))
+    backbone = StandIn(features=6, height=8, width=8)
+    monkeypatch.setattr(trained, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=8, width=8, features=6, slots=slots))
+    weights = {k: v + RNG.normal(size=v.shape).astype(np.float32) for k, v in (*backbone.parameters.items(), *backbone.buffers.items())}
+    weights |= {"fc.weight": np.zeros((2, 6), np.float32), "fc.bias": np.array([0, 1], np.float32)}  # calls everything the second class
+    model = TrainedModel("resnet18", "small", 64, (8, 8), (0.5,) * 3, (0.5,) * 3, ["<b>hat<_b>", "coat"], weights)
+    model.save(data / "model.safetensors")
+    assert run("report", data / "real", data / "out", "--classifier", data / "model.safetensors") == 0
+    text = (data / "out-report.html").read_text()
+    assert "features of the classifier, resnet18" in text and "taken for another class" in text
+    cells = re.findall(r"<tr><td>(.*?)</td>.*?<td>([\d.]+)</td></tr>", text)
+    assert cells == [("&lt;b&gt;hat&lt;_b&gt;", "1.00"), ("coat", "0.00")]
+
+
+def test_bad_input_is_one_sentence(data, capsys):
+    (data / "plain/coat").mkdir(parents=True)
+    (data / "real/coat/00.png").rename(data / "other.png")
+    for arguments, message in (([data / "real", data / "none"], "no such file"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
+                               ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--page", data / "real"], "is a folder"),
+                               ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
+        assert run("report", *arguments) == 2
+        assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
+    (data / "other.png").rename(data / "real/coat/00.png")
+    (data / "out/coat/00-001.png").write_bytes(b"x")
+    assert run("report", data / "real", data / "out") == 2
+    assert "00-001.png: not an image" in capsys.readouterr().err
+    (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
+    assert run("report", data / "real", data / "out") == 2
+    assert "is not a manifest of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
