@@ -63,7 +63,8 @@ class Network:
 
     def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int,
                  ignore: tuple[str, ...] = ()) -> None:
-        self._model = _core.Model(family, config)
+        self._family, self._config = family, config
+        self._model: _core.Model | None = _core.Model(family, config)
         self._weights = weights
         self._plans: OrderedDict[tuple, dict[int | None, _core.Plan]] = OrderedDict()  # shape -> lane -> plan
         self._lock = threading.Lock()
@@ -85,6 +86,8 @@ class Network:
             if len(self._plans) > MAX_SHAPES:
                 self._plans.popitem(last=False)
             if lane not in lanes:
+                if self._model is None:
+                    self._model = _core.Model(self._family, self._config)
                 plan = self._model.plan(dtype=self.dtype, threads=self.threads if lane is None else 1, **shape)
                 missing = set(plan.missing())
                 for name in self._weights.names():  # in file order: read once, front to back
@@ -97,6 +100,12 @@ class Network:
         """Give the plans' memory back; the next call makes new ones."""
         with self._lock:
             self._plans.clear()
+
+    def unload(self) -> None:
+        """Give the weights' memory back too; the next call reads them from the file again."""
+        with self._lock:
+            self._plans.clear()
+            self._model = None
 
 
 def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
@@ -248,7 +257,7 @@ class TextEncoder:
         self.config, self.tokenizer = config, tokenizer
         self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection",))
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
-        self.files, self.close = weights.files, self._network.close
+        self.files, self.close, self.unload = weights.files, self._network.close, self._network.unload
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
                              f"'max_position_embeddings' {config['max_position_embeddings']}; the two folders do not belong together")

@@ -143,7 +143,6 @@ def _per_class(labels: list[str], seeds: list[str], rows: list[dict[str, Any]], 
                ) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
     """A row of the table for each class, and for each seed its mean distance to its variants, in units of the class's own spread."""
     real, synthetic = features
-    at = {key: i for i, key in enumerate(seeds)}
     of_seed: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         of_seed.setdefault(row["seed_file"], []).append(i)
