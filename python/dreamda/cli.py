@@ -299,7 +299,8 @@ def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads
     with _Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
         report = replay(run, pipe, out or temporary, real=real, environment=about, progress=progress)
     if report.signal:
-        _complain(f"stopped by {signal.Signals(report.signal).name}; " + ("the same command goes on from here" if out else "give an OUT to be able to go on"))
+        how = "the same command goes on from here" if out else "give an OUT to be able to go on"
+        _complain(f"stopped by {signal.Signals(report.signal).name}; {how}")
         return 128 + report.signal
     for name, reason in report.changed[:20]:
         _complain(f"the real image {name} {reason}, so what was made of it is not repeated")

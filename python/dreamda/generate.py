@@ -5,7 +5,7 @@
 
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
     OUT/metadata.jsonl                            one line an image, in the order of the seeds; written when a run ends
-    OUT/run.json                                  the parameters, a run with others is refused; and what else it takes to repeat it (replay.py)
+    OUT/run.json                                  the parameters, a run with others is refused; and what else repeats it (replay.py)
     OUT/.dreamda/                                 only while a run is going on, or after it was killed:
         lock                                      byte ranges: which part of the seeds somebody works on, and who is merging
         <part>.jsonl  <part>.tmp                  the lines of the images that are finished, and the file being written
@@ -243,7 +243,9 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
                     first = 0  # the file has changed just now
                 share = len(seeds) * (settings.variants - first)
                 within = partial(_scaled, progress, computed, share, report.total) if progress else None
-                enough = (lambda until=started + SECONDS_A_SAVE: stop.signal is not None or time.monotonic() > until) if len(seeds) == 1 else None
+                enough = None
+                if len(seeds) == 1:
+                    enough = lambda until=started + SECONDS_A_SAVE: stop.signal is not None or time.monotonic() > until  # noqa: E731
                 made = pipeline.augment(np.stack([seed.pixels for _, seed in seeds]), [prompts[image.key] for image, _ in seeds],
                                         keys=[image.key for image, _ in seeds], progress=within, first=first, stop=enough, **asdict(settings))
                 computed += made.shape[0] * made.shape[1]

@@ -273,7 +273,8 @@ class Pipeline:
         first : int
             Leave out the variants before this one; the others are the same as with them.
         stop : callable, optional
-            Where one image's groups take all threads in turn (large images), asked after each of them: True ends the call early. One image only.
+            Where one image's groups take all threads in turn (large images), asked after each of them: True ends the call early.
+            For one image only.
 
         Returns
         -------

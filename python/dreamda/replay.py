@@ -230,4 +230,6 @@ def _how(new: Path, old: Path) -> str:
     if made.shape != was.shape:
         return f"{made.shape[0]} x {made.shape[1]} pixels instead of {was.shape[0]} x {was.shape[1]}"
     off = np.abs(made - was)
-    return f"its pixels differ by up to {off.max()} of 255, by {off.mean():.3f} on average" if off.any() else "its pixels are equal, the file is packed otherwise"
+    if not off.any():
+        return "its pixels are equal, the file is packed otherwise"
+    return f"its pixels differ by up to {off.max()} of 255, by {off.mean():.3f} on average"
