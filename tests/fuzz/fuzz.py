@@ -656,6 +656,8 @@ class Driver:
         pool = list(self.seeds)
         for data in self.seeds:
             self.one(data)
+            if time.monotonic() > stop:
+                return
         for _ in range(runs - len(self.seeds)):
             if time.monotonic() > stop:
                 break
