@@ -124,7 +124,8 @@ done:
 static PyObject *core_softmax(PyObject *module, PyObject *object)
 {
     npy_intp dims[2];
-    PyArrayObject *z = dd_may_compute(PyModule_GetState(module)) ? matrix_in(object, "logits", &dims[0], &dims[1]) : NULL, *p = z ? new_array(2, dims, NPY_FLOAT32) : NULL;
+    PyArrayObject *z = dd_may_compute(PyModule_GetState(module)) ? matrix_in(object, "logits", &dims[0], &dims[1]) : NULL;
+    PyArrayObject *p = z ? new_array(2, dims, NPY_FLOAT32) : NULL;
     if (p) {
         DD_BEGIN_COMPUTING
         dd_softmax(PyArray_DATA(p), PyArray_DATA(z), (size_t)dims[0], (size_t)dims[1]);

@@ -180,7 +180,8 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp rows = (npy_intp)dd_trainer_input(self->trainer)->dims[0];
@@ -237,7 +238,8 @@ static PyObject *trainer_backward(PyObject *object, PyObject *args, PyObject *kw
     trainer_object *self = (trainer_object *)object;
     PyObject *given;
     int slot = 0;
-    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
+    if (!may_compute(object) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp dims[2] = {(npy_intp)dd_trainer_input(self->trainer)->dims[0], dd_trainer_features(self->trainer)};
@@ -279,7 +281,8 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     trainer_object *self = (trainer_object *)object;
     int nesterov = 1;
     double lr, momentum, decay, clip_norm = 0;
-    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay, &nesterov, &clip_norm)) {
+    if (!may_compute(object) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay, &nesterov, &clip_norm)) {
         return NULL;
     }
     if (!(lr >= 0 && lr < 1e6 && momentum >= 0 && momentum < 1 && decay >= 0 && decay < 1e6 && clip_norm >= 0)) {

@@ -214,8 +214,18 @@ def test_tensors_of_trained_models(tmp_path, change, message):
 
 def test_a_trained_model_without_its_backbone_is_refused_by_name(tmp_path):
     model = TrainedModel.load(stored(tmp_path / "m.safetensors", ABOUT))
-    with pytest.raises(ValueError, match="the model's conv1.weight is missing; a resnet18 of this width and stem needs"):
+    with pytest.raises(ValueError, match="the model's conv1.weight is missing; a resnet18 of width 8 needs 8"):
         model.predict_proba(np.zeros((1, 16, 16, 3), np.uint8), dtype="f32", threads=1)
+
+
+def test_a_trained_model_takes_no_memory_that_its_file_does_not_hold(tmp_path):
+    """A width of 2048 would be 140 GiB; it is refused before any of them is taken."""
+    arrays = HEAD | {"conv1.weight": np.zeros((2048, 3, 3, 3), np.float32), "layer4.0.conv1.weight": np.zeros((64, 32, 3, 3), np.float32)}
+    model = TrainedModel.load(stored(tmp_path / "m.safetensors", ABOUT | {"width": 2048}, arrays))
+    before = _core.info()["live_bytes"]
+    with pytest.raises(ValueError, match=r"layer4.0.conv1.weight is for \(64,\) channels; a resnet18 of width 2048 needs 16384"):
+        model.predict_proba(np.zeros((1, 16, 16, 3), np.uint8), dtype="f32", threads=1)
+    assert _core.info()["live_bytes"] == before
 
 
 def test_pretrained_weights_with_nan_are_named(tmp_path):

