@@ -4,7 +4,7 @@
 
 The losses of the heads, and the gradients that reach a PyTorch network through them, against PyTorch's autograd on its own cross-entropies
 with the same weights: relative error at most 1e-5. With --train also the loop of python/examples/torch_loop.py on the bundled images:
-trained with AMST it must get more of them right than it did untrained, by 30 points or more. One line a check; the exit code is 1 if any failed.
+trained with AMST it must get more of them right than it did untrained, by 20 points or more. One line a check; the exit code is 1 if any failed.
 """
 import sys
 from pathlib import Path
@@ -88,7 +88,7 @@ def trained() -> bool:
     real, test = (tensor(bundled.seeds), torch.from_numpy(bundled.seed_labels)), (tensor(bundled.test), torch.from_numpy(bundled.test_labels))
     synthetic = tensor(made.reshape(-1, *made.shape[2:])), real[1].repeat_interleave(2)
     accuracies = [torch_loop.train_amst(real, test, synthetic, classes=list(bundled.class_names), steps=steps) for steps in (6, 150)]
-    good = accuracies[1] >= accuracies[0] + 0.3
+    good = accuracies[1] >= accuracies[0] + 0.2
     print(f"{'ok  ' if good else 'FAIL'} the example's loop: {accuracies[0]:.1%} right after 6 steps, {accuracies[1]:.1%} after 150")
     return good
 
