@@ -349,7 +349,7 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
              "\n".join(json.dumps({"file_name": f"{c}/{n}.png", "text": "a photo"}) for c, n in (("a", 1), ("b", 2))).encode()]
 
     class Pipeline:
-        size, fingerprint, dtype = (8, 8), "f" * 64, "f32"
+        size, fingerprint, dtype, threads_matter = (8, 8), "f" * 64, "f32", False
 
         def augment(self, images: Any, prompts: Any, **options: Any) -> Any:
             import numpy as np
