@@ -271,7 +271,7 @@ def test_logs_of_training_runs(tmp_path, line):
 class Grey:
     """A pipeline that makes grey images at once."""
 
-    size, fingerprint, dtype = (8, 8), "f" * 64, "f32"
+    size, fingerprint, dtype, threads_matter = (8, 8), "f" * 64, "f32", False
 
     def augment(self, images, prompts, **options):
         return np.full((len(images), options["variants"], 8, 8, 3), 99, np.uint8)

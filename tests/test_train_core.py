@@ -62,7 +62,7 @@ def test_command_line_interrupted_equals_undisturbed(tmp_path, monkeypatch, caps
 
     def train(out):
         return cli.main(["train", str(tmp_path / "real"), str(tmp_path / "synthetic"), "--out", str(tmp_path / out), "--width", "8", "--epochs", "3",
-                         "--steps-per-epoch", "6", "--batch", "16", "--lr", "0.05", "--threshold", "0.4", "--threads", "1", "--dtype", "f32",
+                         "--steps-per-epoch", "12", "--batch", "16", "--lr", "0.05", "--threshold", "0.4", "--threads", "1", "--dtype", "f32",
                          "--test", str(tmp_path / "test")])
 
     assert train("one") == 0
@@ -70,7 +70,7 @@ def test_command_line_interrupted_equals_undisturbed(tmp_path, monkeypatch, caps
 
     def interrupting(self, loss, lr):
         update(self, loss, lr)
-        if next(steps) == 9:
+        if next(steps) == 15:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
