@@ -61,7 +61,7 @@ def test_command_line_interrupted_equals_undisturbed(tmp_path, monkeypatch, caps
     write(tmp_path / "test", TEST[:60], TEST_LABELS[:60])
 
     def train(out):
-        return cli.main(["train", str(tmp_path / "real"), str(tmp_path / "synthetic"), "--out", str(tmp_path / out), "--width", "8", "--epochs", "3",
+        return cli.main(["train", str(tmp_path / "real"), str(tmp_path / "synthetic"), "--out", str(tmp_path / out), "--width", "8", "--epochs", "4", "--pretrain-epochs", "3",
                          "--steps-per-epoch", "12", "--batch", "16", "--lr", "0.05", "--threshold", "0.4", "--threads", "1", "--dtype", "f32",
                          "--test", str(tmp_path / "test")])
 

@@ -189,7 +189,10 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
                 raise BrokenImageError("not a regular file")
             if info.st_size > MAX_FILE_BYTES:
                 raise BrokenImageError(f"{info.st_size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
-            return file.read(MAX_FILE_BYTES + 1)
+            content = file.read(info.st_size + 1)  # `read` takes memory for all that it is allowed to return
+            if len(content) > info.st_size:
+                raise BrokenImageError("grew while it was read")
+            return content
     except OSError as error:
         raise BrokenImageError(f"cannot be read ({error.strerror})") from error
 
