@@ -129,6 +129,14 @@ def test_shards_at_the_same_time_on_one_folder(real, tmp_path, undisturbed):
     assert tree(tmp_path / "out") == undisturbed
 
 
+def test_a_shard_that_begins_between_two_looks_at_the_folder_is_no_stranger(real, tmp_path, undisturbed, monkeypatch):
+    generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, shard=(0, 2))
+    read, looks = generate._read_run, iter([None])
+    monkeypatch.setattr(generate, "_read_run", lambda out: next(looks, read(out)))  # the first look came too early
+    generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, shard=(1, 2))
+    assert tree(tmp_path / "out") == undisturbed
+
+
 def test_overlapping_work_on_one_folder_is_refused(real, tmp_path):
     out = tmp_path / "out"
 

@@ -317,9 +317,11 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     if not out.is_dir():
         raise NotADirectoryError(f"OUT {out} is no folder; give a new or an empty one")
     there = _read_run(out)
-    if there is None:
-        if any(entry.name != WORK for entry in os.scandir(out)):
+    if there is None and any(entry.name != WORK for entry in os.scandir(out)):
+        there = _read_run(out)  # another shard may have begun between the two looks
+        if there is None:
             raise ValueError(f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
+    if there is None:
         return
     others = []
     for name, value in run.items():
