@@ -315,13 +315,18 @@ def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads
     return 1 if report.changed or report.altered or report.differing else 0
 
 
-def _summarise(report: Report, out: Path) -> int:
-    for name, reason in report.skipped[:20]:
+def _complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
+    """What was left out and why, the first twenty by name; then what else should be known."""
+    for name, reason in skipped[:20]:
         _complain(f"skipped {name}: {reason}")
-    if len(report.skipped) > 20:
-        _complain(f"skipped {len(report.skipped) - 20} more")
-    for note in report.notes:
+    if len(skipped) > 20:
+        _complain(f"skipped {len(skipped) - 20} more")
+    for note in notes:
         _complain(note)
+
+
+def _summarise(report: Report, out: Path) -> int:
+    _complain_of(report.skipped, report.notes)
     rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
     there = f", {report.present} were there already" if report.present else ""
     print(_printable(f"{out}: {report.made} images made{rate}{there}"))

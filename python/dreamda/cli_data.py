@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli import Debug, _complain, _printable, _Progress
+from .cli import Debug, _Progress, _complain_of, _printable
 
 
 def register(app: typer.Typer) -> None:
@@ -29,12 +29,7 @@ def import_(
 
     with _Progress() as progress:
         report = import_dataset(name, source, out, progress=progress)
-    for key, reason in report.skipped[:20]:
-        _complain(f"skipped {key}: {reason}")
-    if len(report.skipped) > 20:
-        _complain(f"skipped {len(report.skipped) - 20} more")
-    for note in report.notes:
-        _complain(note)
+    _complain_of(report.skipped, report.notes)
     counts = ", ".join(f"{count:,} {split}" for split, count in report.counts.items())
     print(_printable(f"{out}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
     return 0 if report.complete else 1
