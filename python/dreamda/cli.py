@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from .data import ImageFolder
+    from .distributed import RayWorkers
     from .generate import Report, Settings
     from .pipeline import Pipeline
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     global _debug
     _debug = False
     from .data import LostImageError
-    from .generate import OutputError
+    from .generate import EngineError, OutputError
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             text = str(error)
         _complain(text)
-        return 1 if isinstance(error, (OutputError, LostImageError, MemoryError)) else 2
+        return 1 if isinstance(error, (OutputError, LostImageError, EngineError, MemoryError)) else 2
 
 
 def _set_debug(value: bool) -> None:
@@ -120,6 +121,9 @@ def generate(
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
+    engine: Annotated[str, typer.Option(help="local, or ray: the workers of a Ray cluster compute, this process reads and writes "
+                                             "(extra: ray). --threads is then for each worker; 0: all of the smallest node's.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster. [default: RAY_ADDRESS, else one of its own on this machine]")] = "",
     replay: Annotated[Path | None, typer.Option(help="A run.json: repeat that run, into OUT or a temporary folder, and compare every image's "
                                                      "SHA-256 with the recorded one. Beside it only [REAL] OUT, --model and --threads.")] = None,
     debug: Debug = False,
@@ -151,6 +155,10 @@ def generate(
         taken.pop("noise_scale", None)  # it was meant for the recipe's own step
     settings = Settings(**values | taken)
     part = _parse_shard(shard)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine must be local or ray; it is {engine!r}")
+    if address and engine != "ray":
+        raise ValueError("--address is for --engine ray; add that")
     folder = ImageFolder.scan(real)
     if template is not None and prompts is not None:
         raise ValueError("--template and --prompts exclude each other; give one of them")
@@ -164,8 +172,12 @@ def generate(
         source = {"template": DEFAULT_TEMPLATE if template is None else template}
         texts = prompts_from_template(folder, source["template"])
     check_out(out, folder, run_identity(settings, source))
-    pipe = _load(model, dtype, threads, size)
-    return _generate(folder, out, pipe, model, settings, texts, source, part)
+    if engine == "ray":
+        from .distributed import RayWorkers
+
+        with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype, size=_parse_size(size)) as workers:
+            return _generate(folder, out, workers, model, settings, texts, source, part)
+    return _generate(folder, out, _load(model, dtype, threads, size), model, settings, texts, source, part)
 
 
 @app.command()
@@ -271,15 +283,18 @@ def _load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
     return Pipeline.load(model, dtype=dtype, threads=threads or None, size=_parse_size(size))
 
 
-def _generate(folder: ImageFolder, out: Path, pipe: Pipeline, model: str, settings: Settings, prompts: dict[str, str],
+def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: Settings, prompts: dict[str, str],
               source: dict[str, str], part: tuple[int, int]) -> int:
+    from .distributed import RayWorkers
     from .generate import generate_dataset
     from .inspection import environment
 
-    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    remote = isinstance(pipe, RayWorkers)
+    about = {**(pipe.environment if remote else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with _Progress() as progress:
         report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=about, progress=progress)
+                                  environment=about, progress=progress, engine=pipe.stream if remote else None)
+    report.notes += pipe.notes if remote else []
     return _summarise(report, out)
 
 

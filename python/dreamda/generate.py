@@ -69,6 +69,36 @@ class PipelineLike(Protocol):
     def augment(self, images: np.ndarray, prompts: list[str], **parameters: Any) -> np.ndarray: ...
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Seeds whose variants from `first` on are to be made in one call; with a `first` above 0 it is one seed."""
+
+    seeds: list[tuple[ImageRef, LoadedImage]]
+    prompts: list[str]
+    first: int
+
+    @property
+    def images(self) -> np.ndarray:
+        return np.stack([seed.pixels for _, seed in self.seeds])
+
+    @property
+    def keys(self) -> list[str]:
+        return [image.key for image, _ in self.seeds]
+
+
+class Engine(Protocol):
+    """Makes the images of a run. Until `stop` says so it takes pieces with ``take(seeds)``, None at their end, and yields each with what
+    was made of it, uint8 (N, K, H, W, 3): of one seed perhaps the first variants only, it is then handed out again for the others.
+    ``within(images)`` may tell the progress between two yields."""
+
+    def __call__(self, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+                 within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]: ...
+
+
+class EngineError(OSError):
+    """An engine has lost what it computes on. What was finished stays, and the same call goes on from there."""
+
+
 class OutputError(OSError):
     """OUT could not be written any more (disk full, read-only, ...). What was finished stays, and the same call goes on from there."""
 
@@ -159,7 +189,7 @@ class Report:
 def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: Settings = Settings(), *,
                      prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str] | None = None, model: str = "",
                      shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None, stems: Mapping[str, str] | None = None,
-                     progress: Callable[[float, int], None] | None = None) -> Report:
+                     progress: Callable[[float, int], None] | None = None, engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
     What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how it was
@@ -186,6 +216,8 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         Do the i-th of n equal parts of the seeds. Shards may run at the same time, also on one `out`.
     progress : callable, optional
         Called with the number of images finished (with fractions) and their total.
+    engine : Engine, optional
+        Who makes the images, such as `dreamda.distributed.RayWorkers.stream`; default: `pipeline`, in this process.
 
     Returns
     -------
@@ -223,13 +255,13 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         if differing := differences(place.run.get("environment"), run["environment"], _decides_bits(pipeline)):
             report.notes.append(f"this run was begun with {differing}: the images made from here on may differ in their last bits")
         begun = time.monotonic()
-        batch, computed, writing = 1, report.present, None
-        with ThreadPoolExecutor(1) as writer:  # an fsync takes milliseconds, in which the engine can go on
-            while pending and not stop.signal:
-                started = time.monotonic()
+        computed, writing = report.present, None
+
+        def take(count: int) -> Piece | None:
+            while pending:
                 first = pending[0][1]
                 seeds: list[tuple[ImageRef, LoadedImage]] = []
-                for _ in range(1 if first else batch):
+                for _ in range(1 if first else count):
                     if not pending or pending[0][1] != first:
                         break
                     image, _ = pending.popleft()
@@ -237,32 +269,60 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
                         seeds.append((image, read_image(folder.path(image), pipeline.size)))
                     except BrokenImageError as error:
                         report.skipped.append((image.key, str(error)))
-                if not seeds:
-                    continue
-                if first and seeds[0][1].sha256 != finished.get((seeds[0][0].key, 0)):
-                    first = 0  # the file has changed just now
-                share = len(seeds) * (settings.variants - first)
-                within = partial(_scaled, progress, computed, share, report.total) if progress else None
-                enough = None
-                if len(seeds) == 1:
-                    enough = lambda until=started + SECONDS_A_SAVE: stop.signal is not None or time.monotonic() > until  # noqa: E731
-                made = pipeline.augment(np.stack([seed.pixels for _, seed in seeds]), [prompts[image.key] for image, _ in seeds],
-                                        keys=[image.key for image, _ in seeds], progress=within, first=first, stop=enough, **asdict(settings))
+                if seeds:
+                    if first and seeds[0][1].sha256 != finished.get((seeds[0][0].key, 0)):
+                        first = 0  # the file has changed just now
+                    return Piece(seeds, [prompts[image.key] for image, _ in seeds], first)
+            return None
+
+        def within(images: float) -> None:
+            if progress:
+                progress(computed + images, report.total)
+
+        with ThreadPoolExecutor(1) as writer:  # an fsync takes milliseconds, in which the engine can go on
+            for piece, made in (engine or partial(_in_turn, pipeline))(take, settings, lambda: stop.signal is not None, within):
                 computed += made.shape[0] * made.shape[1]
-                if first + made.shape[1] < settings.variants:
-                    image, seed = seeds[0]
+                if piece.first + made.shape[1] < settings.variants:
+                    image, seed = piece.seeds[0]
                     finished[image.key, 0] = seed.sha256
-                    pending.appendleft((image, first + made.shape[1]))
+                    pending.appendleft((image, piece.first + made.shape[1]))
+                within(0)
                 if writing:
                     report.made += writing.result()
-                writing = writer.submit(place.write, seeds, stems, prompts, made, first)
-                took = (time.monotonic() - started) / (made.shape[0] * made.shape[1]) * settings.variants
-                batch = max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
+                writing = writer.submit(place.write, piece.seeds, stems, prompts, made, piece.first)
             if writing:
                 report.made += writing.result()
         report.seconds = time.monotonic() - begun
         report.signal = stop.signal if pending else None
     return report
+
+
+def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+             within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
+    """The engine of one process: one piece after another."""
+    batch = 1
+    while not stop() and (piece := take(batch)):
+        started = time.monotonic()
+        share = len(piece.seeds) * (settings.variants - piece.first)
+        enough = partial(_enough, stop, started + SECONDS_A_SAVE) if len(piece.seeds) == 1 else None
+        made = pipeline.augment(piece.images, piece.prompts, keys=piece.keys, first=piece.first, stop=enough,
+                                progress=partial(_scaled, within, share), **asdict(settings))
+        batch = seeds_a_piece(settings, made, time.monotonic() - started)
+        yield piece, made
+
+
+def _enough(stop: Callable[[], bool], until: float) -> bool:
+    return stop() or time.monotonic() > until
+
+
+def _scaled(within: Callable[[float], None], share: int, done: int, of: int) -> None:
+    within(share * done / max(of, 1))
+
+
+def seeds_a_piece(settings: Settings, made: np.ndarray, seconds: float) -> int:
+    """How many seeds the next piece should have, after one whose images `made` took so long."""
+    took = seconds / (made.shape[0] * made.shape[1]) * settings.variants
+    return max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
 
 
 def run_identity(settings: Settings, prompt_source: Mapping[str, str]) -> dict[str, Any]:
@@ -362,10 +422,6 @@ def _first_missing(folder: ImageFolder, image: ImageRef, variants: int, finished
 def _decides_bits(pipeline: PipelineLike) -> tuple[str, ...]:
     """What of the environment an image's bits depend on: small images are left to one thread each."""
     return (*BITS, "threads") if pipeline.threads_matter else BITS
-
-
-def _scaled(progress: Callable[[float, int], None], base: int, share: int, total: int, done: int, of: int) -> None:
-    progress(base + share * done / max(of, 1), total)
 
 
 class _stop_on_signals:

@@ -1,0 +1,324 @@
+"""Many machines: one picklable callable for Ray Data, Spark and Dask, and `dreamda generate` on the workers of a Ray cluster.
+
+    import ray
+    from dreamda.distributed import Augmenter
+
+    rows = ray.data.from_numpy(images).add_column("prompt", ...).add_column("key", ...)
+    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"], fn_constructor_kwargs={"variants": 4, "steps": 20},
+                            batch_size=16, num_cpus=1, concurrency=2)
+
+    augmenter = Augmenter("fashion-mini", variants=4, steps=20)                                   # Dask: a batch a task
+    parts = [dask.delayed(augmenter)(batch) for batch in batches]
+
+An image's noise follows its key, so it does not matter which worker makes it, in which batch, or how often a task is repeated.
+"""
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .generate import SECONDS_A_SAVE, EngineError, Piece, Settings, seeds_a_piece
+from .inspection import BITS, differences, environment
+from .pipeline import Pipeline
+
+START_SECONDS = 600.0   # until the first worker has to have loaded the model
+LOOK_SECONDS = 1.0      # how often signals and the cluster are looked at while nothing is finished
+RETRIES = 3             # of a piece whose worker died
+
+
+class Augmenter:
+    """`Pipeline.augment` as a function of a batch of columns, to be sent to other processes: pickled it is its arguments, and the model
+    is loaded where it is used.
+
+    Parameters
+    ----------
+    model, dtype, threads, size
+        As for `Pipeline.load`. Without `threads` OMP_NUM_THREADS decides, which Ray sets to a worker's CPUs.
+    image, prompt, key : str
+        The names of the columns read.
+    explode : bool
+        One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which need as many
+        rows back as they gave (Spark's ``predict_batch_udf``).
+    **parameters
+        As for `dreamda.generate.Settings`: variants, steps, strength, seed and so on.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `Settings` and `Pipeline.load` do.
+    """
+
+    def __init__(self, model: str, *, dtype: str = "auto", threads: int | None = None, size: tuple[int, int] | None = None,
+                 image: str = "image", prompt: str = "prompt", key: str = "key", explode: bool = True, **parameters: Any) -> None:
+        unknown = set(parameters) - set(asdict(Settings()))
+        if unknown:
+            raise ValueError(f"{min(unknown)}: not a parameter of generation; there are {', '.join(asdict(Settings()))}")
+        self.settings = Settings(**parameters)
+        self.model, self.dtype, self.threads, self.size = str(model), dtype, threads, size
+        self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
+        self.pipeline  # a wrong model is found out now
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The model, loaded in this process at the first use."""
+        return Pipeline.load(self.model, dtype=self.dtype, threads=self.threads, size=self.size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "pipeline"}
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Make the variants of a batch of images.
+
+        Parameters
+        ----------
+        batch : mapping of str to array
+            The image column is uint8 (N, H, W, 3), or N such images of their own sizes; the prompt column N texts; the key column N texts
+            or whole numbers, one of its own for each image of the data set. Arrays may be read-only.
+
+        Returns
+        -------
+        dict of str to array
+            With `explode`, N * K rows: the image column uint8 (N * K, height, width, 3), all others repeated, and ``"variant"``,
+            int64, counting each image's from 0. Without, N rows, and the image column is uint8 (N, K, height, width, 3).
+
+        Raises
+        ------
+        ValueError
+            A column is missing or not what is said above.
+        """
+        for name, what in ((self.image, "image"), (self.prompt, "prompt"), (self.key, "key")):
+            if name not in batch:
+                raise ValueError(f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); name the right one with {what}=")
+        images = _stack(batch[self.image], self.pipeline.size)
+        keys = [key.item() if isinstance(key, np.generic) else key for key in batch[self.key]]
+        made = self.pipeline.augment(images, [str(text) for text in batch[self.prompt]], keys=keys, **asdict(self.settings))
+        if not self.explode:
+            return {**batch, self.image: made}
+        variants = made.shape[1]
+        others = {name: np.repeat(np.asarray(column), variants, axis=0) for name, column in batch.items() if name != self.image}
+        return {**others, self.image: made.reshape(-1, *made.shape[2:]), "variant": np.tile(np.arange(variants), len(made))}
+
+
+class RayWorkers:
+    """The workers of a Ray cluster, for `generate_dataset`: they compute, this process reads and writes, so a shared file system is needed
+    for the model only.
+
+        with RayWorkers("fashion-mini", address="auto") as workers:
+            generate_dataset(folder, "synthetic", workers, settings, engine=workers.stream)
+
+    A worker that dies is started again and its piece is repeated, to the same bytes.
+
+    Parameters
+    ----------
+    model : str
+        As for `Pipeline.load`; a folder has to be there on every machine.
+    address : str, optional
+        Of the cluster, as ``ray.init`` takes it. Default: RAY_ADDRESS, else a cluster of its own on this machine.
+    threads : int, optional
+        Of each worker. Default: as many as the smallest node has CPUs, so that there is one worker a node.
+    dtype, size
+        As for `Pipeline.load`.
+
+    Attributes
+    ----------
+    size, dtype, fingerprint, threads_matter, folder
+        As those of `Pipeline`, from the first worker.
+    threads : int
+    count : int
+        How many workers there are when all have started.
+    environment : dict
+        The first worker's `dreamda.inspection.environment`.
+    notes : list of str
+        What the user should know.
+
+    Raises
+    ------
+    ImportError
+        Ray is not installed.
+    ValueError
+        No cluster at the address, or no node of it has so many CPUs; whatever loading the model raises on a worker.
+    EngineError
+        No worker could start: others use the cluster.
+    """
+
+    def __init__(self, model: str, *, address: str | None = None, threads: int | None = None, dtype: str = "auto",
+                 size: tuple[int, int] | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise ImportError('--engine ray needs Ray: pip install "dreamda-c[ray]"') from None
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                _knock(address or "")
+                ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ValueError(f"--address {address}: there is no Ray cluster to be reached ({str(error).splitlines()[0][:200]}); "
+                                 "start one with: ray start --head") from None
+        self.notes: list[str] = []
+        self._starting: dict[Any, Any] = {}
+        try:
+            self.threads = threads or min((cpus for cpus in self._cpus() if cpus), default=1)
+            self.count = self._room()
+            worker = ray.remote(_Worker).options(num_cpus=self.threads, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+            for _ in range(self.count):
+                actor = worker.remote(model, dtype, self.threads, size)
+                self._starting[actor.about.remote()] = actor
+            self._idle = [self._first()]
+        except BaseException:
+            self.close()
+            raise
+
+    def _cpus(self) -> list[int]:
+        """Of every node that is alive."""
+        return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
+
+    def _room(self) -> int:
+        """How many workers fit into the cluster."""
+        cpus = self._cpus()
+        room = sum(n // self.threads for n in cpus)
+        if not room:
+            raise ValueError(f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has {max(cpus, default=0)}; "
+                             "give fewer, or start nodes with more")
+        return room
+
+    def _first(self) -> Any:
+        """Wait for a worker that has loaded the model."""
+        until = time.monotonic() + START_SECONDS
+        while not (ready := self._ray.wait(list(self._starting), timeout=LOOK_SECONDS)[0]):
+            free = self._ray.available_resources().get("CPU", 0)
+            if time.monotonic() > until:
+                raise EngineError(f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are free); "
+                                       "wait until others have finished, or give fewer --threads")
+        self._about = about = self._get(ready[0])
+        self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
+        self.threads_matter, self.folder, self.environment = about["threads_matter"], about["folder"], about["environment"]
+        if about["dreamda"] != __version__:
+            raise ValueError(f"the machine {about['host']} has dreamda {about['dreamda']}, this one {__version__}; make them equal")
+        return self._starting.pop(ready[0])
+
+    def _get(self, reference: Any) -> Any:
+        """What a worker returned; what it raised is raised."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError as error:
+            raise EngineError(f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
+                                   "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
+                                   "the same command goes on from here") from None
+
+    def _welcome(self, reference: Any) -> None:
+        """Take a worker in that has loaded the model, unless it would make other images."""
+        about, actor = self._get(reference), self._starting.pop(reference)
+        here = self._about
+        for name, of in (("dreamda", "version of dreamda"), ("fingerprint", "model"), ("dtype", "dtype")):
+            if about[name] != here[name]:
+                raise ValueError(f"the machine {about['host']} has another {of} than {here['host']} ({about[name]} instead of {here[name]}); "
+                                 "make them equal")
+        if differing := differences(self.environment, about["environment"], BITS):
+            self.notes.append(f"the machine {about['host']} differs from {here['host']}, {differing}: the last bits of its images may differ")
+        self._idle.append(actor)
+
+    def augment(self, images: np.ndarray, prompts: Sequence[str], **parameters: Any) -> np.ndarray:
+        """`Pipeline.augment` on one worker."""
+        return self._get(self._idle[0].augment.remote(images, list(prompts), parameters))
+
+    def stream(self, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+               within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
+        """A `dreamda.generate.Engine`: pieces in the order in which workers finish them."""
+        batch, busy = 1, {}
+        while True:
+            while self._idle and not stop() and (piece := take(batch)):
+                actor = self._idle.pop()
+                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first, settings)
+                busy[reference] = actor, piece
+            if not busy:
+                return
+            done, _ = self._ray.wait([*busy, *self._starting], timeout=LOOK_SECONDS)
+            if not done and not sum(n // self.threads for n in self._cpus()):
+                raise EngineError(f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
+                                       "the same command goes on from here")
+            for reference in done:
+                if reference in self._starting:
+                    self._welcome(reference)
+                    continue
+                made, seconds = self._get(reference)
+                actor, piece = busy.pop(reference)
+                self._idle.append(actor)
+                batch = seeds_a_piece(settings, made, seconds)
+                yield piece, made
+
+    def close(self) -> None:
+        """Leave the cluster; the workers end."""
+        if self._ours:
+            self._ray.shutdown()
+        else:
+            for actor in (*self._starting.values(), *getattr(self, "_idle", ())):
+                self._ray.kill(actor)
+
+    def __enter__(self) -> RayWorkers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT; Ray itself tries for minutes, and says so in its log only."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=START_SECONDS / 60).close()
+
+
+class _Worker:
+    """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a death."""
+
+    def __init__(self, model: str, dtype: str, threads: int, size: tuple[int, int] | None) -> None:
+        self._load = partial(Pipeline.load, model, dtype=dtype, threads=threads, size=size)
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return self._load()
+
+    def about(self) -> dict[str, Any]:
+        pipe = self._pipeline
+        return {"size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter": pipe.threads_matter,
+                "folder": pipe.folder.resolve(), "dreamda": __version__, "environment": environment(), "host": socket.gethostname()}
+
+    def augment(self, images: np.ndarray, prompts: list[str], parameters: dict[str, Any]) -> np.ndarray:
+        return self._pipeline.augment(images, prompts, **parameters)
+
+    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, settings: Settings) -> tuple[np.ndarray, float]:
+        """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
+        begun = time.monotonic()
+        enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
+        made = self._pipeline.augment(images, prompts, keys=keys, first=first, stop=enough, **asdict(settings))
+        return made, time.monotonic() - begun
+
+
+def _stack(column: Any, size: tuple[int, int]) -> np.ndarray:
+    """A column of images as one array; those of sizes of their own are resized as `Pipeline.augment` does it."""
+    if isinstance(column, np.ndarray) and column.dtype != object:
+        return column
+    from PIL import Image
+
+    images = []
+    for number, image in enumerate(column):
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
+            raise ValueError(f"image {number} of the batch: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        if pixels.shape[:2] != size:
+            pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+        images.append(pixels)
+    return np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
