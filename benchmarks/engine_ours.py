@@ -1,5 +1,9 @@
 """compare.py's worker for dreamda-c. Runs in an environment where the package is installed."""
 
+import statistics
+import time
+from collections import defaultdict
+
 import numpy as np
 from worker import serve
 
@@ -34,7 +38,21 @@ def load(job):
         pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size)
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
         options = dict(variants=job["variants"], steps=job["steps"], strength=job["strength"], share_source=job["share_source"])
-        return lambda: pipe.augment(images, ["a photo of a coat"] * len(images), **options), label
+
+        def generate():
+            calls, last = defaultdict(list), (0, time.perf_counter())
+
+            def progress(done, total):
+                nonlocal last
+                now = time.perf_counter()
+                calls[round((done - last[0]) / total, 3)].append(now - last[1])
+                last = done, now
+
+            pipe.augment(images, ["a photo of a coat"] * len(images), **options, progress=progress if job.get("time_steps") else None)
+            # Of each number of rows the median: the first call of each makes its plan.
+            return sum(len(some) * statistics.median(some) for some in calls.values()) / int(job["steps"] * job["strength"]) if calls else None
+
+        return generate, label
     raise ValueError(f"unknown task {job['task']!r}")
 
 

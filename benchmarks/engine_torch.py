@@ -1,5 +1,8 @@
 """compare.py's worker for PyTorch with diffusers: eager and channels-last, or torch.compile with freezing."""
 
+import statistics
+import time
+
 import numpy as np
 import torch
 from worker import serve
@@ -61,7 +64,7 @@ def authors(job, predict=None):
     timesteps = ddim.timesteps[-int(job["steps"] * job["strength"]):]
     stride = ddim.config.num_train_timesteps // job["steps"]
     size = UNet2DConditionModel.load_config(f"{folder}/unet")["sample_size"] * 2 ** (len(vae.config.block_out_channels) - 1)
-    scale = vae.config.scaling_factor
+    scale, seconds = vae.config.scaling_factor, []
     images = np.random.default_rng(0).integers(0, 256, (job["images"], size, size, 3), dtype=np.uint8)
 
     def embed(prompt):
@@ -74,6 +77,7 @@ def authors(job, predict=None):
     def variant(z0, start, context):
         x_source = x = start
         for t in timesteps:
+            begun = time.perf_counter()
             t, p = int(t), int(t) - stride
             a_t, a_p = alpha(t), alpha(p)
             sigma = ((1 - a_p) / (1 - a_t) * (1 - a_t / a_p)).sqrt()
@@ -89,9 +93,11 @@ def authors(job, predict=None):
             z = (following - a_p.sqrt() * clean - (1 - a_p - sigma**2).clamp(min=0).sqrt() * eps_source) / sigma
             x = ddim.step(eps_target, t, x, eta=1.0, variance_noise=z).prev_sample
             x_source = following
+            seconds.append(time.perf_counter() - begun)
         return x
 
     def run():
+        seconds.clear()
         source = embed("")
         for image in images:
             target = embed("a photo of a coat")
@@ -102,6 +108,7 @@ def authors(job, predict=None):
             latents = torch.cat([variant(z0, start, context) for _ in range(job["variants"])])
             for latent in latents:  # one by one: all at once, as published, only costs memory
                 vae.decode((latent[None] / scale).to(dtype))
+        return statistics.median(seconds) * job["images"] * job["variants"]
 
     return run
 

@@ -1,6 +1,8 @@
 """What every worker of compare.py shares: one process that loads, then answers each line "run" with the seconds it took.
 
     serve(load)     # load(job) -> (callable, description); `job` is the JSON of the first argument
+
+The callable may return how many seconds of its time one step of a generation took.
 """
 
 import json
@@ -19,8 +21,8 @@ def serve(load: Callable[[dict], tuple[Callable[[], object], str]]) -> None:
         if line.strip() != "run":
             break
         start = time.perf_counter()
-        run()
-        answer(seconds=time.perf_counter() - start)
+        step = run()
+        answer(seconds=time.perf_counter() - start, step=step if isinstance(step, float) else None)
     answer(peak_rss_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
