@@ -15,7 +15,7 @@ CORE = Path("dreamda_c")
 # Foundations that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
 FOUNDATION = ["status", "arena", "rng", "kernels", "kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_train", "planner"]
 ENGINE = ["process", "onednn", "weights", "graph", "plan", "layers", "unet", "vae", "clip", "py_array",
-          "py_model", "py_plan", "losses", "py_losses", "resnet", "trainer", "py_trainer", "py_module"]
+          "py_model", "py_plan", "losses", "py_losses", "resnet", "trainer_plan", "trainer", "py_trainer", "py_module"]
 
 
 def onednn_folders():

@@ -9,6 +9,7 @@
 #include "kernels_batch_norm.h"
 #include "kernels_norm.h"
 #include "kernels_table.h"
+#include "kernels_weight_gradient.h"
 #include "kernels_winograd.h"
 
 const dd_kernel_table DD_KERNELS = {
@@ -18,6 +19,8 @@ const dd_kernel_table DD_KERNELS = {
     .attention_scratch = attention_scratch,
     .winograd = winograd,
     .winograd_scratch = winograd_scratch,
+    .weight_gradient = weight_gradient,
+    .weight_gradient_scratch = weight_gradient_scratch,
     .batch_norm_forward = batch_norm_forward,
     .batch_norm_backward = batch_norm_backward,
     .accumulate = accumulate,

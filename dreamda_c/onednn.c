@@ -518,7 +518,7 @@ fail:
     return status;
 }
 
-static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_layout *layout, bool pack)
+static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel, bool pack)
 {
     dd_status status = DD_OK;
     dnnl_memory_desc_t plain = NULL;
@@ -526,11 +526,10 @@ static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_la
     dnnl_post_ops_t ops = NULL;
     dnnl_primitive_desc_t pd = NULL;
     dd_primitive *p = NULL;
-    int ndims;
     dnnl_dims_t *dims;
-    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
-    CHECK(dnnl_memory_desc_create_with_tag(&plain, ndims, *dims, dnnl_f32, dnnl_abcd));
+    const dnnl_dims_t strides = {(*dims)[1] * kernel * kernel, kernel * kernel, kernel, 1};
+    CHECK(dnnl_memory_desc_create_with_strides(&plain, 4, *dims, dnnl_f32, strides));
     DD_TRY(user_scratch(&attr));
     if (!pack) {
         CHECK(dnnl_post_ops_create(&ops));
@@ -553,14 +552,14 @@ fail:
     return status;
 }
 
-dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout)
+dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel)
 {
-    return make_reorder(out, engine, layout, true);
+    return make_reorder(out, engine, layout, kernel, true);
 }
 
-dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout)
+dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel)
 {
-    return make_reorder(out, engine, layout, false);
+    return make_reorder(out, engine, layout, kernel, false);
 }
 
 size_t dd_primitive_workspace(const dd_primitive *p)

@@ -78,9 +78,10 @@ dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_p
 dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd_engine *engine, const dd_conv_desc *desc);
 size_t dd_primitive_workspace(const dd_primitive *p);
 
-/* Reorders between plain f32 oihw weights and a layout, to be run many times: SRC -> DST. Unpacking adds to DST. */
-dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout);
-dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout);
+/* Reorders between plain f32 oihw weights and a layout, to be run many times: SRC -> DST. Unpacking adds to DST. The plain weights are of
+   `kernel` x `kernel` places; a layout of fewer means those from the bound pointer on. */
+dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel);
+dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel);
 void dd_primitive_destroy(dd_primitive *p);
 
 typedef enum { DD_ARG_SRC, DD_ARG_WEIGHTS, DD_ARG_BIAS, DD_ARG_DST, DD_ARG_MULTIPLY, DD_ARG_ADD, DD_ARG_SCRATCH,

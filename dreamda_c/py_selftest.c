@@ -12,6 +12,7 @@
 
 #include "arena.h"
 #include "kernels.h"
+#include "kernels_train.h"
 #include "planner.h"
 #include "rng.h"
 
@@ -304,6 +305,42 @@ done:
     return (PyObject *)dst;
 }
 
+static PyObject *selftest_weight_gradient(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"src", "d_dst", "kernel", "stride", "pad", "isa", "threads", NULL};
+    PyObject *o_src, *o_d_dst;
+    int kernel, stride, pad, isa, threads;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiiiii", names, &o_src, &o_d_dst, &kernel, &stride, &pad, &isa, &threads) ||
+        !check_isa(isa) || !check(kernel > 0 && kernel * kernel <= DD_WEIGHT_GRADIENT_TAPS && stride > 0 && pad >= 0 && pad < kernel, "window")) {
+        return NULL;
+    }
+    dd_dtype dtype = DD_F32, d_dtype = DD_F32;
+    PyArrayObject *src = activations(o_src, 4, &dtype, "src"), *d_dst = src ? activations(o_d_dst, 4, &d_dtype, "d_dst") : NULL;
+    PyArrayObject *gradient = NULL;
+    void *scratch = NULL;
+    if (!d_dst) {
+        goto done;
+    }
+    const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oh = dim(d_dst, 1), ow = dim(d_dst, 2), oc = dim(d_dst, 3);
+    if (!check(d_dtype == dtype && dim(d_dst, 0) == n && oh == (h + 2 * pad - kernel) / stride + 1 && ow == (w + 2 * pad - kernel) / stride + 1,
+               "d_dst: like the convolution's result") ||
+        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
+        !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
+        goto done;
+    }
+    if ((scratch = scratch_of(dd_weight_gradient_scratch((dd_isa)isa, ic, oc, kernel, threads))) &&
+        (gradient = new_activations(DD_F32, 4, (npy_intp[]){oc, ic, kernel, kernel}))) {
+        memset(PyArray_DATA(gradient), 0, (size_t)PyArray_NBYTES(gradient));
+        WITH_THREADS(threads, dd_weight_gradient((dd_isa)isa, dtype, PyArray_DATA(gradient), PyArray_DATA(src), PyArray_DATA(d_dst), n, h, w, ic,
+                                                 oh, ow, oc, kernel, stride, pad, scratch));
+    }
+done:
+    dd_free(scratch);
+    Py_XDECREF(src);
+    Py_XDECREF(d_dst);
+    return (PyObject *)gradient;
+}
+
 static PyObject *selftest_timestep_embedding(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"t", "dim", "flip_sin_to_cos", "freq_shift", "bf16", NULL};
@@ -537,6 +574,8 @@ static PyMethodDef methods[] = {
     {"group_norm", KEYWORDS(selftest_group_norm),
      "group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads); src (n, hw, c)"},
     {"layer_norm", KEYWORDS(selftest_layer_norm), "layer_norm(src, gamma, beta, eps, isa, threads); src (rows, c)"},
+    {"weight_gradient", KEYWORDS(selftest_weight_gradient),
+     "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> (oc, ic, kernel, kernel)"},
     {"winograd", KEYWORDS(selftest_winograd),
      "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False); (n, h, w, ic), (oc, ic, 3, 3)"},
     {"attention", KEYWORDS(selftest_attention),

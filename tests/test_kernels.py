@@ -321,6 +321,47 @@ def test_winograd_rows_do_not_see_each_other(isa, dtype):
         assert np.array_equal(whole[i : i + 1], _selftest.winograd(x[i : i + 1], weights, bias, None, isa, 2))
 
 
+def weight_gradient_reference(x, d_dst, kernel, stride, pad):
+    """In float64, one place of the window after another."""
+    h, w, (oh, ow) = x.shape[1], x.shape[2], d_dst.shape[1:3]
+    padded = np.zeros((len(x), h + 2 * pad, w + 2 * pad, x.shape[3]))
+    padded[:, pad : pad + h, pad : pad + w] = x
+    d = d_dst.astype(np.float64).reshape(-1, d_dst.shape[3])
+    gradient = np.empty((d.shape[1], x.shape[3], kernel, kernel))
+    for i in range(kernel):
+        for j in range(kernel):
+            seen = padded[:, i : i + stride * (oh - 1) + 1 : stride, j : j + stride * (ow - 1) + 1 : stride]
+            gradient[:, :, i, j] = d.T @ seen.reshape(-1, x.shape[3])
+    return gradient
+
+
+def weight_gradient_case(isa, dtype, n, h, w, ic, oc, kernel, stride, pad, seed=0):
+    rng = np.random.default_rng(seed)
+    x = cast(normal(rng, n, h, w, ic, mean=0.5), dtype)
+    d_dst = cast(normal(rng, n, (h + 2 * pad - kernel) // stride + 1, (w + 2 * pad - kernel) // stride + 1, oc), dtype)
+    result = _selftest.weight_gradient(x, d_dst, kernel, stride, pad, isa, 2)
+    assert np.array_equal(result, _selftest.weight_gradient(x, d_dst, kernel, stride, pad, isa, 1))
+    return nmse(result, weight_gradient_reference(to_f32(x), to_f32(d_dst), kernel, stride, pad))
+
+
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc", "kernel", "stride", "pad"), [
+    (2, 8, 8, 32, 64, 3, 1, 1), (3, 9, 7, 16, 32, 3, 2, 1), (5, 1, 1, 64, 96, 3, 1, 1), (3, 2, 2, 128, 128, 3, 2, 1), (2, 5, 4, 48, 32, 1, 2, 0),
+    (1, 12, 12, 16, 32, 7, 2, 3), (1, 70, 60, 64, 32, 3, 1, 1), (1, 40, 33, 16, 2048, 1, 1, 0)])
+@pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
+def test_weight_gradient(isa, dtype, n, h, w, ic, oc, kernel, stride, pad):
+    """Products of bf16 are exact in f32, so one bar holds for both. The last two shapes take several stretches of rows."""
+    assert weight_gradient_case(isa, dtype, n, h, w, ic, oc, kernel, stride, pad) <= 1e-11
+
+
+@settings(max_examples=30, deadline=None)
+@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 3), h=st.integers(1, 12), w=st.integers(1, 12), ic=st.integers(1, 5),
+       oc=st.integers(1, 3), kernel=st.sampled_from([1, 2, 3, 7]), stride=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_weight_gradient_of_any_shape(which, n, h, w, ic, oc, kernel, stride, seed):
+    pad = kernel // 2
+    if min(h, w) + 2 * pad >= kernel:
+        assert weight_gradient_case(*which, n, h, w, 16 * ic, 32 * oc, kernel, stride, pad, seed) <= 1e-11
+
+
 def test_winograd_has_the_same_bits_with_either_width():
     if BEST < 1:
         pytest.skip("needs AVX-512")

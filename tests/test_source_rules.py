@@ -20,7 +20,7 @@ LADDER = [
     ["plan"],
     ["layers"],
     ["models", "unet", "vae", "clip", "resnet"],
-    ["trainer"],
+    ["trainer", "trainer_plan"],
     ["py_core"],
 ]
 RUNG = {name: rung for rung, names in enumerate(LADDER) for name in names}

@@ -10,6 +10,8 @@ from dreamda import _core
 MOMENTUM = 0.1
 BATCH = 8
 EPS = 1e-5
+NEEDS_BF16 = pytest.mark.skipif(_core.info()["kernels_isa"] != "avx512_bf16", reason="this processor has no bfloat16 instructions")
+BF16 = pytest.param("bf16", marks=NEEDS_BF16)
 F32 = 1e-4  # batch norm over the eight values that the last level has here multiplies f32's rounding
 
 
@@ -153,7 +155,8 @@ def test_gradients_are_finite_differences(backbone, stem, size):
         expected = (values[0] - values[1]) / 2e-6
         got = (t.gradients[name].astype(np.float64) * direction).sum()
         scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
-        assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
+        # 3e-4: f32's rounding in front of 50 layers, and of a ReLU here and there, comes to 2e-4 with either instruction set.
+        assert abs(got - expected) <= 3e-4 * max(abs(expected), scale), (name, got, expected)
 
 
 def test_winograd_convolutions():
@@ -178,6 +181,32 @@ def test_winograd_convolutions():
     t.parameters["layer1.0.conv1.weight"][...] *= 0.5  # packed anew
     close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
     close(t.forward(x), Reference(t)(x), F32)
+
+
+def test_windows_on_few_positions():
+    """At 32 pixels the ImageNet stem leaves 1 x 1 positions to layer4: its windows are cropped, and weight gradients are our own."""
+    t = make(stem="imagenet", width=32, size=32)
+    x, rng = images(t, size=32), np.random.default_rng(6)
+    reference = Reference(t, "imagenet")
+    features = t.forward(x)
+    close(features, reference(x), F32)
+    d_features = rng.standard_normal(features.shape).astype(np.float32)
+    t.backward(d_features)
+    ours = {row["name"] for row in t.profile() if row["implementation"] == "dreamda:weight_gradient" and row["ms"] > 0}
+    assert {"layer3.0.conv1", "layer3.1.conv2", "layer4.0.conv1", "layer4.0.downsample.0", "layer4.1.conv2"} <= ours
+    for name in ("layer3.0.conv1.weight", "layer3.1.conv2.weight", "layer4.0.conv1.weight", "layer4.0.downsample.0.weight", "layer4.1.conv2.weight"):
+        direction, values = rng.standard_normal(t.parameters[name].shape), []
+        for sign in (1, -1):
+            moved = Reference(t, "imagenet")
+            moved.p[name] = reference.p[name] + sign * 1e-6 * direction
+            values.append((moved(x) * d_features).sum())
+        expected, got = (values[0] - values[1]) / 2e-6, (t.gradients[name].astype(np.float64) * direction).sum()
+        scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
+        assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
+    unseen = t.gradients["layer4.1.conv2.weight"].copy()
+    unseen[:, :, 1, 1] = 0
+    assert not unseen.any()  # the other places see the border only
+    close(t.evaluate(x[:3]), Reference(t, "imagenet")(x[:3], training=False), F32)
 
 
 def test_the_whole_gradient_by_differences_of_the_trainer_itself():
@@ -213,6 +242,7 @@ def test_gradients_accumulate():
     assert t.gradient_norm() == 0
 
 
+@NEEDS_BF16
 def test_bf16_stays_near_f32():
     """Features within bf16's rounding through 20 layers; gradients point the same way."""
     a, b = make(width=16, size=16), make(width=16, size=16, dtype="bf16")
@@ -228,7 +258,7 @@ def test_bf16_stays_near_f32():
     close(b.evaluate(x), a.evaluate(x), 3e-2)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", BF16])
 def test_slots_do_not_disturb_each_other(dtype):
     """Two views alive at once give the gradients that each gives alone."""
     d = np.random.default_rng(6).standard_normal((2, BATCH, make().features)).astype(np.float32)
@@ -272,7 +302,7 @@ def test_step_is_sgd(nesterov, clip_norm, weight_decay):
             close(t.moments[k], moments[k], 1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", BF16])
 def test_two_runs_give_the_same_bits(dtype):
     def run():
         t = make(dtype=dtype, width=16)
