@@ -90,7 +90,8 @@ static inline void put(dd_dtype t, void *p, size_t i, float x)
     }
 }
 
-/* As diffusers does it, every step rounded to float: t can be 1000, so an angle's rounding shows in its sine. */
+/* As diffusers does it, every step rounded to float: t can be 1000, so an angle's rounding shows in its sine. expl, because glibc gave
+ * exp a new version in 2.29, which would be the only thing that keeps a wheel from systems with 2.27. */
 void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int dim, bool flip_sin_to_cos, float freq_shift)
 {
     const int half = dim / 2;
@@ -98,7 +99,7 @@ void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int
         const size_t row = (size_t)i * (size_t)dim;
         for (int j = 0; j < half; j++) {
             const float exponent = -9.210340371976184f * (float)j / ((float)half - freq_shift);
-            const float angle = t[i] * (float)exp((double)exponent);
+            const float angle = t[i] * (float)expl((long double)exponent);
             const size_t s = (size_t)(flip_sin_to_cos ? half + j : j), c = (size_t)(flip_sin_to_cos ? j : half + j);
             put(dtype, dst, row + s, (float)sin((double)angle));
             put(dtype, dst, row + c, (float)cos((double)angle));

@@ -116,7 +116,8 @@ static double row_cross_entropy(float *d, const float *z, size_t label, size_t c
 {
     float top;
     double sum = exponentials(d, z, c, &top), share = (double)smoothing / (double)c;
-    double loss = log(sum) - (1 - (double)smoothing) * ((double)z[label] - top);
+    /* logl: as in dd_timestep_embedding, log would ask for glibc 2.29. */
+    double loss = (double)logl((long double)sum) - (1 - (double)smoothing) * ((double)z[label] - top);
     if (smoothing > 0) {
         double all = 0;
         for (size_t k = 0; k < c; k++) {

@@ -138,8 +138,20 @@ static PyObject *core_alloc_fail_after(PyObject *Py_UNUSED(module), PyObject *ob
 
 static PyMethodDef core_methods[] = {
     {"normals", (PyCFunction)(void (*)(void))core_normals, METH_VARARGS | METH_KEYWORDS,
-     "normals(seed, image, variant, step, stream, row, shape) -> float32 array of N(0, 1) noise that belongs to that key."},
-    {"info", core_info, METH_NOARGS, "info() -> dict: oneDNN's version and ISA, our kernels' ISA, threads, live bytes."},
+     "normals(seed, image, variant, step, stream, row, shape)\n--\n\n"
+     "N(0, 1) noise that belongs to a key: Philox4x32-10 and Box-Muller. Equal keys give equal bits.\n\n"
+     "Parameters\n----------\n"
+     "seed, image : int\n    The key's 64-bit parts.\n"
+     "variant, step, stream, row : int\n    The key's 32-bit parts.\n"
+     "shape : int or tuple of int\n\n"
+     "Returns\n-------\nfloat32 array of that shape\n\n"
+     "Raises\n------\nValueError\n    A part of the key does not fit its width."},
+    {"info", core_info, METH_NOARGS,
+     "info()\n--\n\n"
+     "What the engine found on this machine.\n\n"
+     "Returns\n-------\ndict\n"
+     "    ``onednn_version``, ``onednn_runtime``, ``onednn_isa``, ``kernels_isa`` (of our own kernels), ``threads``, and ``live_bytes``,\n"
+     "    the memory that the core holds now."},
     {"_alloc_fail_after", core_alloc_fail_after, METH_O,
      "For tests: the (n+1)th allocation of the core from now fails, once; -1 switches that off."},
     {NULL, NULL, 0, NULL},

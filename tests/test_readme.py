@@ -17,7 +17,7 @@ def test_the_measured_table_is_generated():
     assert between.strip() == compare.readme_tables().strip(), "run: python benchmarks/compare.py readme"
 
 
-@pytest.mark.parametrize("name", ["benchmarks/pictures/demo.png", "dreamda_c/ARCHITECTURE.md", "benchmarks/README.md", "benchmarks/LOG.md"])
+@pytest.mark.parametrize("name", ["benchmarks/pictures/demo.png", "dreamda_c/ARCHITECTURE.md", "benchmarks/README.md", "benchmarks/LOG.md", "python/CHANGELOG.md"])
 def test_what_the_readme_points_at_exists(name):
     assert (ROOT / name).is_file()
 

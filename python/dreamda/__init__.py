@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from .heads import AMSTHeads
     from .models import UNet, VAE, TextEncoder
     from .pipeline import Pipeline
-
-
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module 'dreamda' has no attribute {name!r}")
-    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+else:
+    # Hidden from type checkers, which would take every misspelt name for one that it finds.
+    def __getattr__(name: str):
+        if name not in _LAZY:
+            raise AttributeError(f"module 'dreamda' has no attribute {name!r}")
+        value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__():

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -66,11 +66,16 @@ class DivergenceError(ArithmeticError):
 class Backbone(Protocol):
     """What `Training` needs of a ``dreamda._core.Trainer``."""
 
-    features: int
-    parameters: Mapping[str, Floats]
-    gradients: Mapping[str, Floats]
-    moments: Mapping[str, Floats]
-    buffers: Mapping[str, Floats]
+    @property
+    def features(self) -> int: ...
+    @property
+    def parameters(self) -> Mapping[str, Floats]: ...
+    @property
+    def gradients(self) -> Mapping[str, Floats]: ...
+    @property
+    def moments(self) -> Mapping[str, Floats]: ...
+    @property
+    def buffers(self) -> Mapping[str, Floats]: ...
 
     def forward(self, images: Floats, slot: int = 0) -> Floats: ...
     def backward(self, d_features: Floats, slot: int = 0) -> None: ...
@@ -80,7 +85,11 @@ class Backbone(Protocol):
     def evaluate(self, images: Floats) -> Floats: ...
 
 
-Images = Sequence[NDArray[np.uint8]]
+class Images(Protocol):
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that are read then."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True)
@@ -513,6 +522,7 @@ class Training:
 
     def _pretrain_step(self, batch: _Batch, lr: float) -> None:
         backbone, heads = self.network.backbone, self.network.heads
+        assert batch.strong is not None  # in every batch of this stage
         weak, strong = self._forward(batch.images, 0, lr), self._forward_aside(batch.strong, lr)
         loss, d_weak, d_strong = heads.pretrain_loss(weak, strong, batch.labels)
         backbone.zero_grad()
@@ -525,7 +535,7 @@ class Training:
     def _train_step(self, batch: _Batch, lr: float) -> None:
         recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
         weak = strong = None
-        if batch.weak is not None:
+        if batch.weak is not None and batch.strong is not None:
             weak = self._forward_aside(batch.weak, lr)  # no gradient: the next forward pass takes its slot
             strong = self._forward_aside(batch.strong, lr)
         features = self._forward(batch.images, 0, lr)
@@ -533,7 +543,7 @@ class Training:
                                   mixed_labels=batch.mixed_labels, mixed=batch.mixed)
         backbone.zero_grad()
         backbone.backward(result.d_features, 0)
-        if result.used:
+        if result.used and result.d_strong is not None:
             backbone.backward(result.d_strong, 1)
         if recipe.relabel:
             heads.pretrain_loss(features[: batch.real], features[: batch.real], batch.labels[: batch.real])
@@ -589,8 +599,9 @@ class Training:
         if assigned is None or assigned.shape != self.assigned.shape:
             raise ValueError(f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
                              f"{len(self.assigned)} now")
-        counts = [position.get(k) for k in ("epoch", "step", "round")]
-        best, sums = position.get("best"), position.get("sums")
+        counts: list[Any] = [position.get(k) for k in ("epoch", "step", "round")]
+        best: Any = position.get("best")
+        sums: Any = position.get("sums")
         if not (all(type(c) is int and c >= 0 for c in counts) and counts[0] <= self.recipe.epochs and counts[1] < self.steps_per_epoch
                 and counts[2] <= self.recipe.epochs and _numbers(sums, SUMS if counts[1] else ())
                 and (best is None or _numbers(best, ("epoch", "accuracy")))):

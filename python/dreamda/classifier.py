@@ -74,6 +74,41 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
     _estimator_type = "classifier"
 
+    backbone: str
+    method: str
+    epochs: int
+    pretrain_epochs: int | None
+    steps_per_epoch: int | None
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: float
+    smoothing: float
+    clip_norm: float
+    threshold: float
+    consistency_weight: float
+    consistency_on: str
+    relabel: int
+    hint: str
+    real_share: float
+    mix: str
+    view: str
+    image_size: int | tuple[int, int] | None
+    stem: str
+    width: int
+    pretrained: str | os.PathLike[str] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    crop_scale: tuple[float, float] | None
+    flip: bool
+    validation_fraction: float
+    dtype: str
+    threads: int | None
+    workers: int
+    random_state: int
+    verbose: bool
+
     def __init__(self, backbone: str = "resnet18", *, method: str = "amst", epochs: int = 30, pretrain_epochs: int | None = None,
                  steps_per_epoch: int | None = None, batch: int = 64, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 1e-4,
                  warmup_epochs: float = 5.0, smoothing: float = 0.0, clip_norm: float = 0.0, threshold: float = 0.9,
@@ -93,11 +128,37 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's parameters as they are now; `deep` is there for scikit-learn."""
+        """The constructor's parameters as they are now.
+
+        Parameters
+        ----------
+        deep : bool
+            There for scikit-learn; changes nothing.
+
+        Returns
+        -------
+        dict
+        """
         return {name: getattr(self, name) for name in self._parameter_names()}
 
     def set_params(self, **params: Any) -> AMSTClassifier:
-        """Change parameters; ValueError for a name that the constructor does not have."""
+        """Change parameters.
+
+        Parameters
+        ----------
+        **params
+            By the names of the constructor.
+
+        Returns
+        -------
+        AMSTClassifier
+            This one.
+
+        Raises
+        ------
+        ValueError
+            The constructor has no such parameter.
+        """
         for name, value in params.items():
             if name not in self._parameter_names():
                 raise ValueError(f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(self._parameter_names())}")
@@ -128,6 +189,11 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
             Not needed by method real-only.
         y_synthetic : (M,), optional
             Labels of the seeds; needed by method plain and by hint agree, otherwise for the record.
+
+        Returns
+        -------
+        AMSTClassifier
+            This one.
 
         Raises
         ------
@@ -183,22 +249,70 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         return self.mean if self.mean is not None else mean, self.std if self.std is not None else std
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Probabilities, float32 (N, n_classes), in the order of `classes_`; images of other sizes than in `fit` are resized."""
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W, 3) or (N, H, W)
+            Resized where they are of another size than in `fit`.
+
+        Returns
+        -------
+        float32 (N, n_classes)
+            In the order of `classes_`.
+
+        Raises
+        ------
+        ValueError
+            It is not fitted, or `X` holds no such images.
+        """
         if not hasattr(self, "model_"):
             raise ValueError("this AMSTClassifier is not fitted yet; call fit or load first")
         return self.model_.predict_proba(_images(X, "X"), dtype=self.dtype, threads=self.threads, workers=self.workers)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The most probable label of each image, (N,)."""
+        """The most probable label of each image.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W, 3) or (N, H, W)
+
+        Returns
+        -------
+        array (N,)
+            Entries of `classes_`.
+        """
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
     def score(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Accuracy."""
+        """The part of the images that are given their right label.
+
+        Parameters
+        ----------
+        X : uint8 (N, H, W, 3) or (N, H, W)
+        y : (N,)
+            The right labels.
+
+        Returns
+        -------
+        float
+            Accuracy, 0 to 1.
+        """
         return float(np.mean(self.predict(X) == np.asarray(y)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted classifier as one safetensors file; `dreamda evaluate` and `predict` take it too."""
+        """Write the fitted classifier as one safetensors file; `dreamda evaluate` and `predict` take it too.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        ValueError
+            It is not fitted.
+        """
         if not hasattr(self, "model_"):
             raise ValueError("this AMSTClassifier is not fitted yet; there is nothing to save")
         params = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self.get_params().items()}
@@ -208,14 +322,29 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AMSTClassifier:
-        """Read what `save` wrote, or a model of ``dreamda train``; ValueError for anything else."""
+        """Read what `save` wrote, or a model of ``dreamda train``.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        AMSTClassifier
+
+        Raises
+        ------
+        ValueError
+            The file is neither.
+        """
         model = TrainedModel.load(path)
         try:
             params = {k: tuple(v) if isinstance(v, list) else v for k, v in model.about.get("params", {}).items()}
             pseudo_labels = np.asarray(model.about.get("pseudo_labels", []), np.int32)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} was not saved by AMSTClassifier ({error})") from None
-        self = cls(**{"backbone": model.backbone, **{k: v for k, v in params.items() if k in cls._parameter_names()}})
+        arguments: dict[str, Any] = {k: v for k, v in params.items() if k in cls._parameter_names()}
+        self = cls(**{"backbone": model.backbone, **arguments})
         self.model_, self.classes_, self.pseudo_labels_ = model, np.asarray(model.classes), pseudo_labels
         self.history_, self.best_epoch_ = model.about.get("history", []), model.about.get("best_epoch")
         return self

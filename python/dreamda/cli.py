@@ -135,13 +135,13 @@ def generate(
     """
     if replay is not None:
         others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
-                  and context.get_parameter_source(name).name == "COMMANDLINE"]
+                  and _is_given(context, name)]
         if others:
             raise ValueError(f"--{others[0].replace('_', '-')}: --replay repeats what run.json says; leave it off")
         return _replay(replay, real if out is not None else None, out or real, model, threads)
-    for name, value in (("REAL", real), ("OUT", out), ("--model", model)):
-        if not value:
-            raise ValueError(f"{name} is missing; the command is: dreamda generate REAL OUT --model MODEL")
+    if real is None or out is None or not model:
+        missing = "REAL" if real is None else "OUT" if out is None else "--model"
+        raise ValueError(f"{missing} is missing; the command is: dreamda generate REAL OUT --model MODEL")
     import hashlib
 
     from .data import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template

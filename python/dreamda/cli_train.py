@@ -193,6 +193,7 @@ def compare(out: Path, dtype: str, threads: int) -> int:
             return 128 + report.signal
         for note in report.notes:
             _complain(note)
+        assert report.metrics is not None  # of every finished run that was given a test folder
         rows[title] = report.metrics
     total = DEMO_RECIPE["epochs"] * DEMO_RECIPE["steps_per_epoch"]
     print(f"\n{total} steps each, tested on {rows['DreamDA + AMST'].support.sum()} images:\n{'':18}  accuracy  macro-F1")

@@ -1,6 +1,7 @@
 """Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not compute."""
 
 import json
+import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -162,7 +163,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def read_unet_config(folder: str | Path) -> dict[str, Any]:
+def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`config.json` of a UNet2DConditionModel folder, as `_core.Model("unet", ...)` takes it, plus ``sample_size``.
 
     Parameters
@@ -191,7 +192,7 @@ def read_unet_config(folder: str | Path) -> dict[str, Any]:
     # In diffusers `attention_head_dim` has always been read as the number of heads, unless that is given on its own.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
-    config = dict(
+    config: dict[str, Any] = dict(
         in_channels=r.integer("in_channels"),
         out_channels=r.integer("out_channels"),
         block_out_channels=channels,
@@ -223,12 +224,12 @@ def _sample_size(r: _Reader) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def read_vae_config(folder: str | Path) -> dict[str, Any]:
+def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`config.json` of an AutoencoderKL folder, plus ``scaling_factor`` and ``shift_factor``; see `read_unet_config`."""
     r = _Reader(Path(folder) / "config.json", ("AutoencoderKL",))
     channels = r.channels()
     levels = len(channels)
-    config = dict(
+    config: dict[str, Any] = dict(
         in_channels=r.integer("in_channels", 3),
         out_channels=r.integer("out_channels", 3),
         latent_channels=r.integer("latent_channels", 4),
@@ -251,13 +252,13 @@ def read_vae_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_text_config(folder: str | Path) -> dict[str, Any]:
+def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """`config.json` of a CLIPTextModel folder; see `read_unet_config`."""
     r = _Reader(Path(folder) / "config.json")
     kind = r.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
         raise r.refuse("model_type", f"is {_shown.repr(kind)}, but only 'clip_text_model' can be loaded here")
-    config = dict(
+    config: dict[str, Any] = dict(
         vocab_size=r.integer("vocab_size"),
         hidden_size=r.integer("hidden_size"),
         intermediate_size=r.integer("intermediate_size"),
@@ -272,7 +273,7 @@ def read_text_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
+def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The noise schedule of any diffusers scheduler folder (they share these keys); see `dreamda.schedulers.Schedule`.
 
     Whatever sampler the folder names, DDIM is run on its schedule. Absent keys have the values that diffusers' DDIMScheduler gives
@@ -288,7 +289,7 @@ def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
             raise r.refuse(key, "is on, which is not supported")
     if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
         raise r.refuse("timestep_spacing", f"is {_shown.repr(r.get('timestep_spacing'))}, but only 'leading' is supported")
-    config = dict(
+    config: dict[str, Any] = dict(
         num_train_timesteps=r.integer("num_train_timesteps", 1000),
         beta_start=r.number("beta_start", 0.0001),
         beta_end=r.number("beta_end", 0.02),

@@ -155,7 +155,8 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            image: Image.Image = file
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImageError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that are read; make it smaller")
             image.load()
@@ -349,6 +350,19 @@ def load_bundled(name: str = "fashion-mini") -> BundledImages:
 
     They are the first 10 (seeds) and the next 100 (test) of every class among the last 10,000 training images, padded by 2 to 32 x 32
     and made RGB, as for the model's training (benchmarks/recipes/make_bundled_data.py).
+
+    Parameters
+    ----------
+    name : {"fashion-mini"}
+
+    Returns
+    -------
+    dreamda.data.BundledImages
+
+    Raises
+    ------
+    ValueError
+        There are no others.
     """
     if name != "fashion-mini":
         raise ValueError(f"no bundled images called {name!r}; there are: fashion-mini")

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -298,12 +298,12 @@ class _Archive:
                 with zipfile.ZipFile(file) as archive:
                     for info in archive.infolist():
                         if not info.is_dir() and _visible(info.filename):
-                            yield info.filename, lambda info=info: archive.open(info)
+                            yield info.filename, partial(archive.open, info)
             else:
                 with tarfile.open(fileobj=file, mode="r|*") as archive:
                     for member in archive:
                         if member.isreg() and _visible(member.name.removeprefix("./")):
-                            yield member.name, lambda member=member: archive.extractfile(member)
+                            yield member.name, cast("Callable[[], IO[bytes]]", partial(archive.extractfile, member))  # None is not for regular files
 
 
 @contextlib.contextmanager
@@ -337,13 +337,13 @@ class _Source:
             for name in folder.names():
                 if _is_archive(name) and os.path.basename(name) in about.archives:
                     file = folder.root.parent / name
-                    self.places.append(_Archive(str(file), lambda file=file: open(file, "rb"), zipfile.is_zipfile(file)))
+                    self.places.append(_Archive(str(file), partial(_open_file, file), zipfile.is_zipfile(file)))
         else:
             if not path.is_file():
                 raise ValueError(f"{path} is neither a file nor a folder")
             if not zipfile.is_zipfile(path) and not _is_archive(path.name):
                 raise ValueError(f"{path} is neither a zip nor a tar archive; give a folder that holds {_all(about.archives)}")
-            self.places.append(_Archive(str(path), lambda: open(path, "rb"), zipfile.is_zipfile(path)))
+            self.places.append(_Archive(str(path), partial(_open_file, path), zipfile.is_zipfile(path)))
 
     def find(self, pattern: str) -> _Found:
         """The files whose names match, all of them from the first place that has any."""
@@ -393,6 +393,10 @@ def _is_archive(name: str) -> bool:
     return name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
 
 
+def _open_file(path: Path) -> IO[bytes]:
+    return open(path, "rb")
+
+
 def _open_inside(place: _Archive, name: str) -> IO[bytes]:
     """A member of a zip archive that is an archive itself."""
     return zipfile.ZipFile(place.open()).open(name)
@@ -402,7 +406,7 @@ def _all(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _bounded(file: IO[bytes], limit: int, what: str) -> bytes:
+def _bounded(file: IO[bytes] | gzip.GzipFile, limit: int, what: str) -> bytes:
     with _whole(what):
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -538,7 +542,7 @@ def _pets(source: _Source, report: ImportReport) -> Iterator[Picture]:
 
 def _shenzhen(source: _Source, report: ImportReport) -> Iterator[Picture]:
     found = source.require(r"(?:^|/)CXR_png/(CHNCXR_\d{4}_([01])\.png)$", "CXR_png/CHNCXR_0001_0.png")
-    places = {}
+    places: dict[str, tuple[str, str, str, str]] = {}
     for digit, label, text in (("0", "normal", "a chest X-ray of a healthy patient, normal lungs"),
                                ("1", "tuberculosis", "a chest X-ray of a patient with pulmonary tuberculosis")):
         names = {match[1]: name for name, match in found.matches.items() if match[2] == digit}

@@ -55,7 +55,7 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
     number = {label: i for i, label in enumerate(folder.classes)}
     if unknown := sorted({row["label"] for row in rows if row["label"] is not None} - number.keys()):
         raise ValueError(f"{path} has the label {unknown[0]!r}, which is no class folder of {folder.root}")
-    shards = []
+    shards: list[Path] = []
     for start in range(0, len(rows), shard_size):
         shard = Path(tar_pattern % len(shards))
         shard.parent.mkdir(parents=True, exist_ok=True)

@@ -61,12 +61,16 @@ SECONDS_A_SAVE = 300.0    # of one seed's variants, where they take longer, so m
 class PipelineLike(Protocol):
     """What `generate_dataset` needs of a `dreamda.Pipeline`."""
 
-    size: tuple[int, int]
-    fingerprint: str
-    dtype: str
-    threads_matter: bool
-
-    def augment(self, images: np.ndarray, prompts: list[str], **parameters: Any) -> np.ndarray: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def threads_matter(self) -> bool: ...
+    @property
+    def augment(self) -> Callable[..., np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Report:
 
 
 def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: Settings = Settings(), *,
-                     prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str] | None = None, model: str = "",
+                     prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str | None] | None = None, model: str = "",
                      shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None, stems: Mapping[str, str] | None = None,
                      progress: Callable[[float, int], None] | None = None, engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
@@ -325,7 +329,7 @@ def seeds_a_piece(settings: Settings, made: np.ndarray, seconds: float) -> int:
     return max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
 
 
-def run_identity(settings: Settings, prompt_source: Mapping[str, str]) -> dict[str, Any]:
+def run_identity(settings: Settings, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
     """What run.json holds and compares that is known before the model is loaded."""
     from . import __version__
 

@@ -239,7 +239,16 @@ class AMSTHeads:
         return TrainLoss(supervised + weight * consistency, supervised, consistency, used, logits, d_features, d_strong)
 
     def predict_proba(self, features: ArrayLike) -> Floats:
-        """Class probabilities of the main head f5, float32 (N, n_classes)."""
+        """Class probabilities of the main head f5.
+
+        Parameters
+        ----------
+        features : (N, n_features)
+
+        Returns
+        -------
+        float32 (N, n_classes)
+        """
         return _core.softmax(self._forward("f5", self._features(features, "features")))
 
     # ---- optimiser and state
@@ -249,7 +258,12 @@ class AMSTHeads:
         self._gradients[...] = 0
 
     def gradient_norm(self) -> float:
-        """Euclidean norm of all the heads' gradients."""
+        """Euclidean norm of all the heads' gradients.
+
+        Returns
+        -------
+        float
+        """
         return float(np.sqrt(np.sum(np.square(self._gradients, dtype=np.float64))))
 
     def step(self, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4, nesterov: bool = True, scale: float = 1.0) -> None:
@@ -268,11 +282,22 @@ class AMSTHeads:
         self.zero_grad()
 
     def state_dict(self) -> dict[str, Floats]:
-        """Copies of parameters (``"f5.weight"``) and momentum (``"f5.weight.moment"``)."""
+        """Copies of parameters and momentum.
+
+        Returns
+        -------
+        dict of str to float32 array
+            ``"f5.weight"``, ``"f5.weight.moment"``, and so on.
+        """
         return {**{k: v.copy() for k, v in self.parameters.items()}, **{f"{k}.moment": v.copy() for k, v in self.moments.items()}}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Take over what `state_dict` returned; without moments they become 0.
+        """Take over what `state_dict` returned.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Moments that are not in it become 0.
 
         Raises
         ------

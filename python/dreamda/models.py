@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,7 +61,7 @@ class Network:
         If the weights do not fit the configuration; every misfit is listed.
     """
 
-    def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int,
+    def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int | None,
                  ignore: tuple[str, ...] = ()) -> None:
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
@@ -119,6 +119,14 @@ class UNet:
     """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
 
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.config.read_unet_config`.
+    weights : dreamda.weights.WeightFile
+    dtype, threads
+        As in `UNet.load`.
     """
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
@@ -141,6 +149,10 @@ class UNet:
         threads : int, optional
             Default: OMP_NUM_THREADS, else the processors this process may use.
 
+        Returns
+        -------
+        UNet
+
         Raises
         ------
         FileNotFoundError, ValueError
@@ -148,6 +160,15 @@ class UNet:
         """
         return cls(read_unet_config(folder), WeightFile(folder), dtype, threads)
 
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None, *,
+                 return_bottleneck: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
     def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Run the network.
@@ -177,7 +198,7 @@ class UNet:
         context = _array(context, "context", 3, "(rows, tokens, channels)")
         rows, _, height, width = sample.shape
         plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
-        inputs = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
+        inputs: dict[str, ArrayLike] = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
         if bottleneck_noise is not None:
             inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
         out = plan.run(inputs)
@@ -188,6 +209,14 @@ class VAE:
     """AutoencoderKL: images to latent images and back. Use `VAE.load`.
 
     Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.config.read_vae_config`.
+    weights : dreamda.weights.WeightFile
+    dtype, threads
+        As in `UNet.load`.
     """
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
@@ -201,7 +230,22 @@ class VAE:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "VAE":
-        """Load a diffusers `vae` folder; parameters and errors as in `UNet.load`."""
+        """Load a diffusers `vae` folder (safetensors).
+
+        Parameters
+        ----------
+        folder, dtype, threads
+            As in `UNet.load`.
+
+        Returns
+        -------
+        VAE
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As in `UNet.load`.
+        """
         return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
 
     def close(self) -> None:
@@ -223,6 +267,11 @@ class VAE:
         -------
         mean, std : float32 arrays (rows, latent_channels, H / factor, W / factor)
             Not scaled by ``scaling_factor``.
+
+        Raises
+        ------
+        ValueError
+            The shape is another one, or H or W no multiple of ``factor``.
         """
         images = _array(images, "images", 4, "(rows, 3, height, width)")
         rows, _, height, width = images.shape
@@ -233,13 +282,37 @@ class VAE:
         return mean, np.exp(0.5 * np.clip(log_variance, -30, 20))
 
     def encode(self, images: ArrayLike, noise: ArrayLike | None = None, lane: int | None = None) -> np.ndarray:
-        """Scaled latents: the posterior's mean, or its sample where `noise` (standard normal, the latent's shape) is given."""
+        """Scaled latents of images.
+
+        Parameters
+        ----------
+        images, lane
+            As in `moments`.
+        noise : array of the latents' shape, optional
+            Standard normal, for a sample of the posterior; default: its mean.
+
+        Returns
+        -------
+        float32 array (rows, latent_channels, H / factor, W / factor)
+        """
         mean, std = self.moments(images, lane)
         z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
         return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
 
     def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
-        """Images (rows, 3, H, W), about [-1, 1] and not clipped, from scaled latents (rows, latent_channels, h, w)."""
+        """Images from scaled latents.
+
+        Parameters
+        ----------
+        latents : array (rows, latent_channels, h, w)
+        lane : int, optional
+            Run single-threaded, beside other lanes.
+
+        Returns
+        -------
+        float32 array (rows, 3, h * factor, w * factor)
+            About [-1, 1], not clipped.
+        """
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
         z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
         rows, _, h, w = z.shape
@@ -250,6 +323,21 @@ class TextEncoder:
     """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
 
     Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.tokenizer.Tokenizer` or None), ``parameters``, ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.config.read_text_config`.
+    weights : dreamda.weights.WeightFile
+    tokenizer : dreamda.tokenizer.Tokenizer, optional
+        Without one, only `encode_tokens` can be called.
+    dtype, threads
+        As in `UNet.load`.
+
+    Raises
+    ------
+    ValueError
+        Tokenizer and weights do not belong together.
     """
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, tokenizer: Any = None, dtype: str = "auto",
@@ -268,7 +356,24 @@ class TextEncoder:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, dtype: str = "auto",
              threads: int | None = None) -> "TextEncoder":
-        """Load a diffusers `text_encoder` folder, and the `tokenizer` folder (default: the one beside it, if there is one)."""
+        """Load a diffusers `text_encoder` folder (safetensors) and its tokenizer.
+
+        Parameters
+        ----------
+        folder, dtype, threads
+            As in `UNet.load`.
+        tokenizer : path, optional
+            Default: the folder `tokenizer` beside `folder`, if there is one.
+
+        Returns
+        -------
+        TextEncoder
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As in `UNet.load`.
+        """
         from .tokenizer import Tokenizer
 
         beside = Path(folder).parent / "tokenizer"
@@ -277,7 +382,15 @@ class TextEncoder:
                    dtype, threads)
 
     def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
-        """Embeddings (rows, T, hidden_size), after the final norm, of token ids (rows, T).
+        """Embeddings of token ids, after the final norm.
+
+        Parameters
+        ----------
+        tokens : int array (rows, T)
+
+        Returns
+        -------
+        float32 array (rows, T, hidden_size)
 
         Raises
         ------
@@ -289,7 +402,21 @@ class TextEncoder:
         return plan.run({"tokens": tokens})["hidden"]
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
-        """Embeddings (len(prompts), tokenizer.length, hidden_size). One prompt at a time, so that its bits never depend on others."""
+        """Embeddings of prompts, one at a time, so that the bits of one never depend on the others.
+
+        Parameters
+        ----------
+        prompts : list of str
+
+        Returns
+        -------
+        float32 array (len(prompts), tokenizer.length, hidden_size)
+
+        Raises
+        ------
+        ValueError
+            It was loaded without a tokenizer.
+        """
         if self.tokenizer is None:
             raise ValueError("prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
         return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])

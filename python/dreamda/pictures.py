@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     path = Path(out) / "metadata.jsonl"
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
     for number, row in read_json_lines(path):
-        size = row.get("size")
+        size: Any = row.get("size")
         if not is_row(row) or not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
             raise ValueError(f"{path} line {number} is not a line of dreamda generate")
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])

@@ -64,7 +64,7 @@ class _Mode:
 
     def __post_init__(self) -> None:
         def whole(value: Any, low: int, high: int) -> bool:
-            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value < high
+            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value < high)
 
         if not whole(self.variants, 1, 1 << 31):
             raise ValueError(f"variants: {self.variants!r} is not possible; use a whole number of 1 or more")
@@ -141,6 +141,11 @@ def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
 class Pipeline:
     """A latent diffusion model made ready to augment images. Use `Pipeline.load`.
 
+    Parameters
+    ----------
+    unet, vae, text_encoder, schedule, folder, size
+        The attributes below; `size` is by default what the U-Net was made for.
+
     Attributes
     ----------
     unet : UNet
@@ -188,6 +193,10 @@ class Pipeline:
             Default: OMP_NUM_THREADS, else the processors this process may use.
         size : (int, int), optional
             Height and width to work at, multiples of the VAE's factor. Default: what the model was made for.
+
+        Returns
+        -------
+        Pipeline
 
         Raises
         ------
@@ -433,6 +442,11 @@ class Pipeline:
         Returns
         -------
         float32 array (N, K, latent_channels, h, w)
+
+        Raises
+        ------
+        ValueError
+            As in `augment`, or `z0` is no such array.
         """
         defaults = dict(variants=10, steps=100, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=None, source_prompt="",
                         source_guidance_scale=1.5, step="cycle", share_source=False, share_start=True, diverse=False, seed=0)
@@ -457,7 +471,16 @@ class Pipeline:
         return {"cycle": run.cycle, "asymmetric": run.asymmetric, "sdedit": run.sdedit}[mode.step]()
 
     def context(self, prompt: str) -> np.ndarray:
-        """The prompt's embedding, float32 (tokens, context_dim); remembered."""
+        """The embedding of a prompt; the last ones are remembered.
+
+        Parameters
+        ----------
+        prompt : str
+
+        Returns
+        -------
+        float32 array (tokens, context_dim)
+        """
         with self._lock:
             if prompt not in self._contexts:
                 self._contexts[prompt] = self.text_encoder([prompt])[0]

@@ -115,7 +115,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
     seeds = _thinned(all_seeds)
     kept = _thinned(rows)
     features = [_features(paths, classifier) for paths in ([root / key for key in seeds], [out / row["file_name"] for row in kept])]
-    metrics = neighbour_metrics(*features)
+    metrics = neighbour_metrics(features[0], features[1])
     half = len(seeds) // 2
     order = np.random.default_rng(0).permutation(len(seeds))
     best = neighbour_metrics(features[0][order[:half]], features[0][order[half:]]) if half > NEIGHBOURS else None

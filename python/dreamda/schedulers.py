@@ -106,12 +106,11 @@ class Schedule:
         """
         signal, spread = np.float32(math.sqrt(a_t)), np.float32(math.sqrt(1 - a_t))
         if self.v_prediction:
-            noise, image = signal * prediction + spread * x, signal * x - spread * prediction
+            noise: np.ndarray = signal * prediction + spread * x
+            image: np.ndarray = signal * x - spread * prediction
         else:
             noise, image = prediction, (x - spread * prediction) * np.float32(1 / math.sqrt(a_t))
-        if self.clip is not None:
-            image = np.clip(image, -self.clip, self.clip)
-        return noise, image
+        return noise, image if self.clip is None else np.clip(image, -self.clip, self.clip)
 
     def mean(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
         """The DDIM step without its fresh noise: sqrt(a_p) x0 + sqrt(1 - a_p - sigma^2) eps."""

@@ -1,5 +1,6 @@
 """CLIP's byte-pair tokenizer, through the `tokenizers` library."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Tokenizer:
         Naming the file and what is wrong with it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         from tokenizers import AddedToken, Regex, Tokenizer as Engine, models, normalizers, pre_tokenizers
 
         folder = Path(folder)

@@ -260,7 +260,7 @@ def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: st
         if name not in there:
             raise ValueError(f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
         unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
-        chosen[name] = there[name], -1 if unlabelled else number.get(label, -1), number.get(truth, -1) if isinstance(truth, str) else -1
+        chosen[name] = there[name], number.get(label, -1) if isinstance(label, str) else -1, number.get(truth, -1) if isinstance(truth, str) else -1
     if unknown:
         raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown))} that the others lack; remove them from {path.name}, or add real images")
     truths = np.array([t for _, _, t in chosen.values()])

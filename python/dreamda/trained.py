@@ -81,7 +81,9 @@ def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str =
 
     if name not in BACKBONES:
         raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
-    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)) if weights is not None else ():
+    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)):
+        if weights is None:
+            break
         found = weights[tensor].shape[:1] if tensor in weights else None
         if found != (channels,):
             raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'for {found} channels'}; a {name} of width {width} "
@@ -223,7 +225,7 @@ class TrainedModel:
             It is not such a file, or a tensor of it holds NaN or infinite values.
         """
         weights, about = load_arrays(path, "model")
-        known = {k: about.get(k) for k in cls.__dataclass_fields__ if k != "weights"}
+        known: dict[str, Any] = {k: about.get(k) for k in cls.__dataclass_fields__ if k != "weights"}
         problem = _misfit(**known)
         head = [weights.get(name, np.empty(0)).shape for name in ("fc.weight", "fc.bias")]
         if problem is None and not (len(head[0]) == 2 and head[1] == head[0][:1] == (len(known["classes"]),)):
@@ -238,7 +240,7 @@ class TrainedModel:
 
 def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, about: Any) -> str | None:
     """What is wrong with the attributes that a file gives a model."""
-    def numbers(values: Any, count: int, low: float, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    def numbers(values: Any, count: int, low: float, kind: Any = (int, float)) -> bool:
         return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
                 and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -227,7 +227,7 @@ def is_grey(images: Iterable[Pixels]) -> bool:
     return all(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]) for image in images)
 
 
-def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Iterator[T]:
+def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
     """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
 
     `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator waits for the calls

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_LISTED = 2000  # SDXL's U-Net has 1680 parameters
 MAX_DIMS = 8
@@ -154,7 +154,7 @@ def _read_header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int, 
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    tensors = {}
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...], int, int]] = {}
     for name in names:
         entry = header[name]
         begin, end = entry["data_offsets"]
