@@ -662,7 +662,7 @@ class Driver:
             if time.monotonic() > stop:
                 return
         for _ in range(runs - len(self.seeds)):
-            if time.monotonic() > stop:
+            if time.monotonic() > stop or used_up():
                 break
             refused = self.refused
             data = mutated(rng.choice(pool), rng, pool, self.target.shape)
@@ -675,8 +675,17 @@ def limit_memory() -> None:
     """No more than MEMORY beyond what is mapped now."""
     if os.environ.get("DREAMDA_SANITIZED"):
         return
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
+
+
+def mapped_memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def used_up() -> bool:
+    """oneDNN never unmaps some of the code it makes, a megabyte an input: at the limit everything would be refused, and nothing be tried."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit != resource.RLIM_INFINITY and mapped_memory() > limit - (MEMORY >> 2)
 
 
 def main() -> int:
@@ -704,7 +713,7 @@ def main() -> int:
             begun, found = time.monotonic(), 0
             runs = max(1, int(options.runs * (driver.target.share if options.target == "all" else 1)))
             seed = options.seed
-            while driver.runs < runs and time.monotonic() < begun + options.seconds:
+            while driver.runs < runs and time.monotonic() < begun + options.seconds and not used_up():
                 try:
                     driver.random(runs - driver.runs, seed, begun + options.seconds)
                 except Finding as finding:
