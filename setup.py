@@ -71,6 +71,8 @@ def extension(name, sources, include, library):
 
 include, library = onednn_folders()
 setup(
+    # pip builds in this folder: what an earlier build left there may be newer than every source, and of other switches (not sanitized, say).
+    options={"build_ext": {"force": True}},
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),
     package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "recipes/*.json"]},

@@ -96,6 +96,15 @@ void dd_free(void *p)
     free(head.base);
 }
 
+bool dd_headroom(size_t bytes)
+{
+    if (injected_failure()) {
+        return false;
+    }
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p != MAP_FAILED && munmap(p, bytes) == 0;
+}
+
 bool dd_size_mul(size_t *out, int count, ...)
 {
     size_t product = 1;

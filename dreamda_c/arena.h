@@ -27,13 +27,16 @@ void *dd_realloc(void *p, size_t bytes);
 char *dd_strdup(const char *s);
 void dd_free(void *p); /* NULL is fine */
 
+/* Whether `bytes` more could be had now; nothing is kept. For what allocates by itself and does not survive a refusal. */
+bool dd_headroom(size_t bytes);
+
 /* *out = product of `count` factors; false if a factor is negative or the product does not fit. */
 bool dd_size_mul(size_t *out, int count, ...); /* every factor an int64_t */
 
 /* Bytes handed out and not yet freed, over all threads. */
 int64_t dd_live_bytes(void);
 
-/* The (n+1)th allocation from now fails, once; a negative n switches that off. For tests. */
+/* The (n+1)th allocation (or question for headroom) from now fails, once; a negative n switches that off. For tests. */
 void dd_alloc_fail_after(int64_t n);
 
 #endif

@@ -52,6 +52,14 @@ static dd_status check(dnnl_status_t code, const char *what)
 
 #define CHECK(call) DD_TRY(check((call), #call))
 
+/* oneDNN 3.2 does not survive a failed allocation while it makes a primitive: its classes are constructed on the NULL that their operator
+   new returned, and std::bad_alloc leaves through its C functions. So nothing is made unless there is far more room than it takes. */
+static dd_status ask_for_room(void)
+{
+    const size_t room = (size_t)64 << 20;
+    return dd_headroom(room) ? DD_OK : dd_fail(DD_NOMEM, "out of memory: oneDNN needs %zu MiB of room to make a primitive", room >> 20);
+}
+
 dd_status dd_onednn_check(void)
 {
     const dnnl_version_t *v = dnnl_version();
@@ -129,6 +137,7 @@ dd_status dd_engine_create(dd_engine **out)
     if (!e) {
         DD_FAIL(DD_NOMEM, "out of memory for an engine");
     }
+    DD_TRY(ask_for_room());
     CHECK(dnnl_engine_create(&e->engine, dnnl_cpu, 0));
     CHECK(dnnl_stream_create(&e->stream, e->engine, dnnl_stream_default_flags));
     *out = e;
@@ -281,6 +290,7 @@ dd_status dd_matmul_create(dd_primitive **out, dd_engine *engine, const dd_matmu
     }
     p->engine = engine->engine;
     p->stream = engine->stream;
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_strides(&src, 2, src_dims, t, src_strides));
     CHECK(dnnl_memory_desc_create_with_tag(&weights, 2, weights_dims, t, dnnl_format_tag_any));
     CHECK(dnnl_memory_desc_create_with_strides(&dst, 2, dst_dims, dst_t, dst_strides));
@@ -333,6 +343,7 @@ dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_de
     p->engine = engine->engine;
     p->stream = engine->stream;
     p->weights.convolution = true;
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
     CHECK(dnnl_memory_desc_create_with_tag(&weights, 4, weights_dims, t, dnnl_format_tag_any));
     CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
@@ -437,6 +448,7 @@ dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_p
     dnnl_dims_t strides = {d->stride, d->stride}, dilates = {0, 0};
     dnnl_dims_t before = {d->pad_before, d->pad_before}, after = {d->pad_after, d->pad_after};
     dd_primitive *f = NULL, *b = NULL, *w = NULL;
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
     CHECK(dnnl_memory_desc_create_with_tag(&wei, 4, wei_dims, t, dnnl_format_tag_any));
     CHECK(dnnl_memory_desc_create_with_tag(&diff_wei, 4, wei_dims, dnnl_f32, dnnl_format_tag_any));
@@ -490,6 +502,7 @@ dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd
     dnnl_dims_t strides = {d->stride, d->stride}, dilates = {0, 0};
     dnnl_dims_t before = {d->pad_before, d->pad_before}, after = {d->pad_after, d->pad_after};
     dd_primitive *f = NULL, *b = NULL;
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
     CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
     DD_TRY(user_scratch(&attr));
@@ -527,6 +540,7 @@ static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_la
     dnnl_primitive_desc_t pd = NULL;
     dd_primitive *p = NULL;
     dnnl_dims_t *dims;
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
     const dnnl_dims_t strides = {(*dims)[1] * kernel * kernel, kernel * kernel, kernel, 1};
     CHECK(dnnl_memory_desc_create_with_strides(&plain, 4, *dims, dnnl_f32, strides));
@@ -681,6 +695,7 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
         dd_winograd_pack(layout->isa, layout->dtype, dst, plain, layout->ic, layout->oc, false);
         return DD_OK;
     }
+    DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
     CHECK(dnnl_memory_desc_create_with_tag(&plain_md, ndims, *dims, dnnl_f32, layout->convolution ? dnnl_abcd : dnnl_ba));

@@ -6,9 +6,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* One slice of a pack, in the list of what is made of its parameter: a configuration may ask for 20,000 packs, and to go through
+   them all for every parameter would take that many steps squared. */
+typedef struct use {
+    dd_pack *pack;
+    int index;
+    struct use *next;
+} use;
+
 struct dd_pack {
     dd_slice *slices;
     bool *filled; /* one a slice */
+    use *uses;    /* one a slice; in the lists once the pack is complete */
     int count, waiting;
     int64_t rows, cols;
     dd_layout *layout; /* NULL: plain f32 */
@@ -21,6 +30,7 @@ struct dd_weights {
     dd_engine *engine;
     dd_parameter *parameters;
     int *sorted; /* indices of the parameters, by name */
+    use **uses;  /* by parameter: the slices that are made of it, the latest first */
     int count, capacity;
     dd_pack **packs;
     int npacks, packs_capacity;
@@ -48,6 +58,7 @@ static void destroy_pack(dd_pack *p)
     }
     dd_free(p->slices);
     dd_free(p->filled);
+    dd_free(p->uses);
     dd_layout_destroy(p->layout);
     dd_free(p->plain);
     dd_free(p->packed);
@@ -68,6 +79,7 @@ void dd_weights_destroy(dd_weights *w)
     }
     dd_free(w->parameters);
     dd_free(w->sorted);
+    dd_free(w->uses);
     dd_engine_destroy(w->engine);
     dd_free(w);
 }
@@ -137,10 +149,10 @@ dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const 
         *out = known;
         return DD_OK;
     }
-    int sorted_capacity = w->capacity;
+    int sorted_capacity = w->capacity, uses_capacity = w->capacity;
     char *copy = dd_strdup(name);
     if (!copy || !grow(&w->sorted, w->count, &sorted_capacity, sizeof *w->sorted) ||
-        !grow(&w->parameters, w->count, &w->capacity, sizeof *w->parameters)) {
+        !grow(&w->uses, w->count, &uses_capacity, sizeof *w->uses) || !grow(&w->parameters, w->count, &w->capacity, sizeof *w->parameters)) {
         dd_free(copy);
         return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
@@ -150,6 +162,7 @@ dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const 
     memcpy(p->dims, dims, (size_t)ndim * sizeof *dims);
     memmove(w->sorted + place + 1, w->sorted + place, (size_t)(w->count - place) * sizeof *w->sorted);
     w->sorted[place] = id;
+    w->uses[id] = NULL;
     w->count++;
     *out = id;
     return DD_OK;
@@ -176,9 +189,9 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
 {
     dd_status status = DD_OK;
     dd_pack *p = NULL;
-    for (int i = 0; i < w->npacks; i++) {
-        if (same_pack(w->packs[i], slices, count, layout)) {
-            *out = w->packs[i];
+    for (const use *u = w->uses[slices[0].parameter]; u; u = u->next) {
+        if (same_pack(u->pack, slices, count, layout)) {
+            *out = u->pack;
             return DD_OK;
         }
     }
@@ -188,7 +201,8 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
     }
     p->slices = dd_alloc((size_t)count * sizeof *slices);
     p->filled = dd_calloc((size_t)count, sizeof *p->filled);
-    if (!p->slices || !p->filled || !grow(&w->packs, w->npacks, &w->packs_capacity, sizeof *w->packs)) {
+    p->uses = dd_calloc((size_t)count, sizeof *p->uses);
+    if (!p->slices || !p->filled || !p->uses || !grow(&w->packs, w->npacks, &w->packs_capacity, sizeof *w->packs)) {
         DD_FAIL(DD_NOMEM, "out of memory for packed weights");
     }
     memcpy(p->slices, slices, (size_t)count * sizeof *slices);
@@ -207,6 +221,11 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
         p->bytes = dd_layout_bytes(layout);
     } else if (!dd_size_mul(&p->bytes, 3, p->rows, p->cols, (int64_t)sizeof(float))) {
         DD_FAIL(DD_INVALID, "parameter '%s' is too large", w->parameters[slices[0].parameter].name);
+    }
+    for (int i = 0; i < count; i++) {
+        use **first = &w->uses[slices[i].parameter];
+        p->uses[i] = (use){.pack = p, .index = i, .next = *first};
+        *first = &p->uses[i];
     }
     w->packs[w->npacks++] = p;
     *out = p;
@@ -228,12 +247,9 @@ bool dd_pack_pending(const dd_pack *p)
 
 bool dd_weights_pending(const dd_weights *w, int parameter)
 {
-    for (int i = 0; i < w->npacks; i++) {
-        const dd_pack *p = w->packs[i];
-        for (int j = 0; p->waiting && j < p->count; j++) {
-            if (p->slices[j].parameter == parameter && !p->filled[j]) {
-                return true;
-            }
+    for (const use *u = w->uses[parameter]; u; u = u->next) {
+        if (!u->pack->filled[u->index]) {
+            return true;
         }
     }
     return false;
@@ -309,12 +325,9 @@ dd_status dd_weights_load(dd_weights *w, int parameter, dd_dtype dtype, const vo
     if (!all_finite(values, count)) {
         DD_FAIL(DD_INVALID, "parameter '%s' holds NaN or infinite values: the file is damaged, fetch it again", q->name);
     }
-    for (int i = 0; i < w->npacks; i++) {
-        dd_pack *p = w->packs[i];
-        for (int j = 0; p->waiting && j < p->count; j++) {
-            if (p->slices[j].parameter == parameter && !p->filled[j]) {
-                DD_TRY(fill(w, p, j, values));
-            }
+    for (use *u = w->uses[parameter]; u; u = u->next) {
+        if (!u->pack->filled[u->index]) {
+            DD_TRY(fill(w, u->pack, u->index, values));
         }
     }
 fail:

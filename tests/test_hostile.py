@@ -53,6 +53,20 @@ def test_models_without_end_are_refused_at_once(family, config):
     assert time.process_time() - began < 20
 
 
+def test_thousands_of_layers_take_time_in_proportion():
+    """A configuration may ask for 20,000 operations; planning and loading them must not take that many steps squared."""
+    seconds = {}
+    for layers in (200, 1000):
+        model = _core.Model("clip_text", CLIP | {"num_hidden_layers": layers, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1})
+        began = time.process_time()
+        plan = model.plan(rows=1, tokens=4, dtype="f32", threads=1)
+        for name, shape in model.parameters():
+            plan.load(name, np.zeros(shape, np.float32))
+        seconds[layers] = time.process_time() - began
+        assert plan.missing() == []
+    assert seconds[1000] < 12 * seconds[200], seconds  # 5 times as many layers; squared, it was 33 times as long
+
+
 @pytest.mark.parametrize("shift, channels", [(8.0, 16), (100.0, 16), (0.5, 1)])
 def test_a_frequency_shift_that_divides_by_zero(shift, channels):
     with pytest.raises(ValueError, match="leaves no frequency"):

@@ -472,7 +472,9 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                  "dtype": bf16[n.below(len(bf16))], "threads": 1 + n.below(2)}
         before = _core.info()["live_bytes"]
         try:
-            _run_graph(np, _core.Model(family, config), shape, rng)
+            attended = shape["tokens"] if family == "clip_text" else shape["height"] * shape["width"] // (1 if family == "unet" else 4 ** (levels - 1))
+            attention = shape["rows"] * attended * max(attended, shape["tokens"]) * max(*widths, hidden)
+            _run_graph(np, _core.Model(family, config), shape, attention, rng)
         finally:
             after = _core.info()["live_bytes"]
             if sys.exc_info()[0] is None:
@@ -481,7 +483,8 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     return [rng.randbytes(160) for _ in range(64)], run
 
 
-def _run_graph(np: Any, model: Any, shape: dict[str, Any], rng: random.Random) -> None:
+def _run_graph(np: Any, model: Any, shape: dict[str, Any], attention: int, rng: random.Random) -> None:
+    """`attention`: the most multiplications that one layer of it may take."""
     shapes = dict(model.parameters())
     if max(float(np.prod(s, dtype=float)) for s in shapes.values()) > 1 << 22:
         return  # no file holds these weights, and nothing is planned before they are checked
@@ -489,8 +492,8 @@ def _run_graph(np: Any, model: Any, shape: dict[str, Any], rng: random.Random) -
         return  # possible, slow to prepare, and not for a file to say
     plan = model.plan(**shape)
     work = sum(float(np.prod(s, dtype=float)) for s in shapes.values()) * shape["rows"] * shape["height"] * shape["width"]
-    if work > 1 << 27 or plan.memory["arena"] > 1 << 26:
-        return
+    if work > 1 << 27 or attention > 1 << 28 or plan.memory["arena"] > 1 << 26:
+        return  # shapes are the caller's, not a file's: many seconds of such work would not be a finding
     generator = np.random.default_rng(rng.randrange(1 << 30))
     for name in plan.missing():
         plan.load(name, generator.standard_normal(shapes[name], np.float32) * 0.1)
@@ -659,7 +662,7 @@ class Driver:
             if time.monotonic() > stop:
                 return
         for _ in range(runs - len(self.seeds)):
-            if time.monotonic() > stop:
+            if time.monotonic() > stop or used_up():
                 break
             refused = self.refused
             data = mutated(rng.choice(pool), rng, pool, self.target.shape)
@@ -672,8 +675,17 @@ def limit_memory() -> None:
     """No more than MEMORY beyond what is mapped now."""
     if os.environ.get("DREAMDA_SANITIZED"):
         return
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_memory() + MEMORY, resource.RLIM_INFINITY))
+
+
+def mapped_memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def used_up() -> bool:
+    """oneDNN never unmaps some of the code it makes, a megabyte an input: at the limit everything would be refused, and nothing be tried."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit != resource.RLIM_INFINITY and mapped_memory() > limit - (MEMORY >> 2)
 
 
 def main() -> int:
@@ -701,7 +713,7 @@ def main() -> int:
             begun, found = time.monotonic(), 0
             runs = max(1, int(options.runs * (driver.target.share if options.target == "all" else 1)))
             seed = options.seed
-            while driver.runs < runs and time.monotonic() < begun + options.seconds:
+            while driver.runs < runs and time.monotonic() < begun + options.seconds and not used_up():
                 try:
                     driver.random(runs - driver.runs, seed, begun + options.seconds)
                 except Finding as finding:
