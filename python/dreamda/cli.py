@@ -289,12 +289,12 @@ def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model
     from .generate import generate_dataset
     from .inspection import environment
 
-    remote = isinstance(pipe, RayWorkers)
-    about = {**(pipe.environment if remote else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    workers = pipe if isinstance(pipe, RayWorkers) else None
+    about = {**(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with _Progress() as progress:
         report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=about, progress=progress, engine=pipe.stream if remote else None)
-    report.notes += pipe.notes if remote else []
+                                  environment=about, progress=progress, engine=workers.stream if workers else None)
+    report.notes += workers.notes if workers else []
     return _summarise(report, out)
 
 

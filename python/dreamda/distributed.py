@@ -170,7 +170,7 @@ class RayWorkers:
         try:
             self.threads = threads or min((cpus for cpus in self._cpus() if cpus), default=1)
             self.count = self._room()
-            worker = ray.remote(_Worker).options(num_cpus=self.threads, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+            worker: Any = ray.remote(_Worker).options(num_cpus=self.threads, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
             for _ in range(self.count):
                 actor = worker.remote(model, dtype, self.threads, size)
                 self._starting[actor.about.remote()] = actor

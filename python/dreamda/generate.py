@@ -83,10 +83,12 @@ class Piece:
 
     @property
     def images(self) -> np.ndarray:
+        """uint8 (N, H, W, 3)."""
         return np.stack([seed.pixels for _, seed in self.seeds])
 
     @property
     def keys(self) -> list[str]:
+        """What the noise of each follows."""
         return [image.key for image, _ in self.seeds]
 
 
