@@ -1,8 +1,11 @@
 """`dreamda report`: the measures on sets whose answer is known, and a page that needs nothing else."""
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 from standin import StandIn
 from test_cli import run
 from test_generate import SETTINGS, FakePipeline, make_real, tree
@@ -93,3 +96,24 @@ def test_bad_input_is_one_sentence(data, capsys):
     (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
     assert run("report", data / "real", data / "out") == 2
     assert "is not a manifest of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package chromium)")
+def test_in_a_real_browser(data):
+    """The page as it is shown: every picture is there, nothing is loaded from anywhere, and no script or style is complained of."""
+    assert run("report", data / "real", data / "out", "--page", data / "page.html") == 0
+    # The browser itself counts the pictures that it could decode, in a copy of the page with a script at its end.
+    count = "<script>addEventListener('load', () => document.title = [...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + " \
+            "document.images.length + ', ' + performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>"
+    (data / "counted.html").write_text((data / "page.html").read_text() + count)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={data / 'profile'}",
+               "--window-size=1200,900", "--virtual-time-budget=5000", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    shown = subprocess.run([*command, "--dump-dom", f"file://{data / 'counted.html'}"], capture_output=True, text=True, timeout=120)
+    assert "<title>49 of 49, 0</title>" in shown.stdout, shown.stdout[-300:] + shown.stderr[-2000:]
+    assert "CONSOLE" not in shown.stderr
+    subprocess.run([*command, f"--screenshot={data / 'page.png'}", f"file://{data / 'page.html'}"], capture_output=True, timeout=120, check=True)
+    picture = np.asarray(Image.open(data / "page.png").convert("RGB"))
+    assert picture.shape == (900, 1200, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # text and pictures, not an empty page

@@ -44,8 +44,9 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
 
-def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, *, steps: int = 300, batch: int = 32, threshold: float = 0.9, lr: float = 0.05):
-    """Train AMST's heads on features of random views; returns a function from images to class names."""
+def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, given: np.ndarray, *, steps: int = 300, batch: int = 32, threshold: float = 0.9, lr: float = 0.05):
+    """Train AMST's heads on features of random views; returns a function from images to class names. A synthetic image's `given` label, its
+    seed's, stands unless all four labelling heads are sure of another one."""
     classes, codes = np.unique(y, return_inverse=True)
     size = real.shape[1:3]
     views = Views(size, (0.0,) * 3, (1.0,) * 3, crop_scale=(0.7, 1.0), grey=True)
@@ -61,16 +62,16 @@ def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, *, st
         heads.pretrain_loss(look(real, chosen, WEAK, step), look(real, chosen, STRONG, step), codes[chosen])
         heads.step(lr)
     found, accepted, _ = heads.label(features.transform(synthetic), threshold)
-    print(f"accepted {accepted.sum()} of {len(accepted)} synthetic images")
-    grown, grown_codes, rest = synthetic[accepted], found[accepted], synthetic[~accepted]
+    given_codes = np.searchsorted(classes, given)
+    kept = ~(accepted & (found != given_codes))
+    print(f"kept {kept.sum()} of {len(kept)} synthetic images with the labels of their seeds")
+    grown, grown_codes = synthetic[kept], given_codes[kept]
     for step in range(steps // 3, steps):
         half = batch // 2 if len(grown) else batch
         a, b = rng.integers(0, len(real), half), rng.integers(0, max(len(grown), 1), batch - half)
         labelled = [look(real, a, WEAK, step), *([look(grown, b, WEAK, step, 1 << 20)] if len(b) else [])]
-        unlabelled = (None, None)
-        if len(rest):
-            chosen = rng.integers(0, len(rest), batch)
-            unlabelled = look(rest, chosen, WEAK, step, 1 << 21), look(rest, chosen, STRONG, step, 1 << 21)
+        chosen = rng.integers(0, len(synthetic), batch)
+        unlabelled = look(synthetic, chosen, WEAK, step, 1 << 21), look(synthetic, chosen, STRONG, step, 1 << 21)
         heads.train_loss(np.concatenate(labelled), np.concatenate([codes[a], grown_codes[b]]), *unlabelled, threshold=threshold)
         heads.step(lr)
     return lambda images: classes[heads.predict_proba(features.transform(images)).argmax(axis=1)]
@@ -92,9 +93,9 @@ def main() -> None:
         parser.error(f"{options.mode} needs --synthetic")
     features = make_pipeline(FunctionTransformer(flat), PCA(min(60, len(X) - 1), whiten=True, random_state=0), StandardScaler())
     if options.mode == "amst":                                                                  # (c)
-        synthetic, _ = load_synthetic(options.synthetic, options.size)
+        synthetic, labels = load_synthetic(options.synthetic, options.size)
         features.fit(np.concatenate([X, synthetic]))
-        predict = amst(features, X, y, synthetic, steps=options.steps)
+        predict = amst(features, X, y, synthetic, labels, steps=options.steps)
     else:
         if options.mode == "folder":                                                            # (a)
             synthetic, labels = load_synthetic(options.synthetic, options.size)

@@ -143,22 +143,20 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
     with torch.no_grad():
         features = torch.cat([backbone(x.float() / 127.5 - 1) for x in synthetic[0].split(256)])
     found, accepted, _ = heads.label(features.numpy(), threshold)
-    accepted = torch.from_numpy(accepted)
-    grown, grown_labels, rest = synthetic[0][accepted], torch.from_numpy(found).long()[accepted], synthetic[0][~accepted]
-    right = (grown_labels == synthetic[1][accepted]).float().mean()
-    print(f"accepted {len(grown)} of {len(accepted)} synthetic images, {right:.1%} with the label of their seed")
+    # The label of its seed stands unless all four labelling heads are sure of another one.
+    kept = torch.from_numpy(~(accepted & (found != synthetic[1].numpy())))
+    grown, grown_labels = synthetic[0][kept], synthetic[1][kept]
+    print(f"kept {len(grown)} of {len(kept)} synthetic images with the labels of their seeds")
     backbone.train()
 
     for _ in stage(steps - steps // 3):                                                                # 3. training
         half = batch // 2 if len(grown) else batch                                                     # half real, half synthetic
         a, b = draw(len(images))[:half], draw(max(len(grown), 1))[: batch - half]
-        u_weak = u_strong = None
-        if len(rest):
-            chosen = draw(len(rest))
-            with torch.no_grad():
-                u_weak = backbone(weak(rest[chosen], generator)).numpy()
-            h_strong = backbone(strong(rest[chosen], generator))
-            u_strong = h_strong.detach().numpy()
+        chosen = draw(len(synthetic[0]))                                                               # consistency: over all of them
+        with torch.no_grad():
+            u_weak = backbone(weak(synthetic[0][chosen], generator)).numpy()
+        h_strong = backbone(strong(synthetic[0][chosen], generator))
+        u_strong = h_strong.detach().numpy()
         h = backbone(weak(torch.cat([images[a], grown[b]]), generator))  # last, so that the running statistics are mostly those of plain images
         result = heads.train_loss(h.detach().numpy(), torch.cat([labels[a], grown_labels[b]]).numpy(), u_weak, u_strong, threshold=threshold)
         torch.autograd.backward(h, torch.from_numpy(result.d_features))
