@@ -364,6 +364,16 @@ def test_no_images(pipe):
         assert pipe.augment(np.empty((0, 32, 32, 3), np.uint8), [], variants=2, steps=4, **mode).shape == (0, 2, 32, 32, 3)
 
 
+def test_a_progress_bar(pipe, seeds, capsys):
+    plain = pipe.augment(seeds, [COAT] * 3, variants=2, steps=4)
+    capsys.readouterr()
+    assert np.array_equal(plain, pipe.augment(seeds, [COAT] * 3, variants=2, steps=4, progress=True))
+    assert "100%" in (shown := capsys.readouterr().err) and "6.0/6" in shown
+    pipe.augment(seeds, [COAT] * 3, variants=2, steps=4, progress=False)
+    pipe.augment(seeds[:0], [], variants=2, steps=4, progress=True)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_progress_counts_to_the_end(pipe, seeds, mode):
     seen = []

@@ -18,6 +18,7 @@ import math
 import queue
 import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -240,7 +241,7 @@ class Pipeline:
                 eta: float = 1.0, guidance_scale: float = 7.5, noise_scale: float | None = None, source_prompt: str = "",
                 source_guidance_scale: float = 1.5, step: str = "cycle", share_source: bool = False, share_start: bool = True,
                 diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None,
-                progress: Callable[[int, int], None] | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
+                progress: Callable[[int, int], None] | bool | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
         """Make `variants` new images of each image.
 
         Parameters
@@ -277,8 +278,8 @@ class Pipeline:
             Of all noise; the same seed gives the same images whatever the batch, order or resumption.
         keys : sequence of N int or str, optional
             What else keys an image's noise. Default: its index in this call; pass file names to be independent of it.
-        progress : callable(done, total), optional
-            Called after every U-Net call with the share of work done.
+        progress : callable(done, total) or bool, optional
+            Called after every U-Net call with the share of work done; True shows a bar, in a terminal or in Jupyter.
         first : int
             Leave out the variants before this one; the others are the same as with them.
         stop : callable, optional
@@ -305,6 +306,8 @@ class Pipeline:
         height, width = self.size
         prompts, identities = _per_image(len(images), prompts, keys)
         result = np.empty((len(images), mode.variants - first, height, width, 3), np.uint8)
+        if isinstance(progress, bool):
+            progress = _bar(result.shape[0] * result.shape[1]) if progress and result.size else None
         latent = height // self.vae.factor, width // self.vae.factor
         batch = self._group(1, *latent)
         for part in self._blocks(len(images), mode.variants, *latent):
@@ -782,6 +785,22 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _pad(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array
+
+
+def _bar(images: int) -> Callable[[int, int], None]:
+    """A progress bar as such a callable; it closes itself at the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in Jupyter without ipywidgets the bar is one of text, which is as good
+        from tqdm.auto import tqdm
+
+    bar = tqdm(total=images, unit="image", bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+
+    def report(done: int, total: int) -> None:
+        bar.update(images * done / total - bar.n)
+        if done >= total:
+            bar.close()
+
+    return report
 
 
 def _section(progress: Callable[[int, int], None] | None, first: int, count: int, images: int) -> Callable[[int, int], None] | None:
