@@ -13,6 +13,7 @@ spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -183,13 +184,15 @@ TRAINING = [  # depth, stem, batch, size, steps a run
     (18, "imagenet", 64, 32, 5),
     (18, "small", 64, 32, 1),
 ]
+LABELLING = [(50, "imagenet", 16, 224, 1), (18, "imagenet", 64, 32, 5)]
 
 
 def train(arguments) -> list[dict]:
+    """Optimiser steps, then the labelling pass of AMST's four heads."""
     results = []
-    for depth, stem, batch, size, steps in TRAINING:
-        for dtype in arguments.dtype:
-            shape = dict(depth=depth, stem=stem, batch=batch, size=size, steps=steps)
+    for label, shapes in ((False, TRAINING), (True, LABELLING)):
+        for (depth, stem, batch, size, steps), dtype in itertools.product(shapes, arguments.dtype):
+            shape = dict(depth=depth, stem=stem, batch=batch, size=size, steps=steps, label=label)
             job = dict(dtype=dtype, threads=arguments.threads, **shape)
             engines = [("dreamda-c", sys.executable, "train_ours.py", job), ("PyTorch", arguments.peer_python, "train_torch.py", job)]
             rows = measure(engines, arguments.rounds)
@@ -207,7 +210,9 @@ def title(result: dict, threads: int) -> str:
         return f"how cost grows ({result['dtype']}): ours alone"
     if result["task"] == "train":
         shape = result["shape"]
-        return f"ResNet-{shape['depth']} training ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, {threads} threads: seconds a step"
+        what, each = ("labelling by four heads", "batch") if shape.get("label") else ("training", "step")
+        return (f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, {threads} threads: "
+                f"seconds a {each}")
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]

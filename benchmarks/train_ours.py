@@ -1,4 +1,5 @@
-"""compare.py's worker for training with dreamda-c: one optimiser step of a ResNet with a class head, `steps` times a run."""
+"""compare.py's worker for training with dreamda-c: one optimiser step of a ResNet with a class head, or a labelling pass of AMST's four
+heads, `steps` times a run."""
 
 import numpy as np
 from worker import serve
@@ -22,6 +23,16 @@ def load(job):
     bias, d_bias, moment_bias = (np.zeros(CLASSES, np.float32) for _ in range(3))
     d_weight, moment_weight = np.zeros_like(weight), np.zeros_like(weight)
 
+    name = f"dreamda-c {dreamda.__version__}, oneDNN {dreamda.info()['onednn_version']} {dreamda.info()['onednn_isa']}"
+    if job.get("label"):
+        heads = dreamda.AMSTHeads(t.features, CLASSES)
+
+        def label():
+            for _ in range(job["steps"]):
+                heads.label(t.evaluate(images), 0.9)
+
+        return label, name
+
     def step():
         t.zero_grad()
         d_weight[...] = d_bias[...] = 0
@@ -36,7 +47,7 @@ def load(job):
         for _ in range(job["steps"]):
             step()
 
-    return run, f"dreamda-c {dreamda.__version__}, oneDNN {dreamda.info()['onednn_version']} {dreamda.info()['onednn_isa']}"
+    return run, name
 
 
 if __name__ == "__main__":
