@@ -160,7 +160,8 @@ def test_thousands_of_calls_leave_nothing_behind():
         after = [sys.getrefcount(o) for o in kept]
         assert _core.info()["live_bytes"] == live
         assert all(abs(a - b) < 50 for a, b in zip(after, before, strict=True)), (call.__name__, before, after)
-        assert resident() - memory < (64 << 20 if os.environ.get("DREAMDA_SANITIZED") else 8 << 20), call.__name__
+        # AddressSanitizer keeps what was freed, up to 256 MB of it, to see whether it is used again.
+        assert resident() - memory < (320 << 20 if os.environ.get("DREAMDA_SANITIZED") else 8 << 20), call.__name__
 
 
 def test_an_object_in_use_outlives_its_last_name():
