@@ -136,6 +136,18 @@ def kinds_of_parameters(t):
     return [name for name in wanted if name in t.parameters]
 
 
+def check_gradient(t, stem, x, d_features, name, rng, bar):
+    """A parameter's gradient along a random direction, against central differences of the f64 reference."""
+    direction, values = rng.standard_normal(t.parameters[name].shape), []
+    for sign in (1, -1):
+        moved = Reference(t, stem)
+        moved.p[name] = moved.p[name] + sign * 1e-6 * direction
+        values.append((moved(x) * d_features).sum())
+    expected, got = (values[0] - values[1]) / 2e-6, (t.gradients[name].astype(np.float64) * direction).sum()
+    scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
+    assert abs(got - expected) <= bar * max(abs(expected), scale), (name, got, expected)
+
+
 @pytest.mark.parametrize("backbone,stem,size", NETWORKS)
 def test_gradients_are_finite_differences(backbone, stem, size):
     """Along a random direction of each parameter, against central differences of the f64 reference (1e-6 wide: f64 leaves 1e-9)."""
@@ -144,19 +156,9 @@ def test_gradients_are_finite_differences(backbone, stem, size):
     d_features = rng.standard_normal(t.forward(x).shape).astype(np.float32)
     t.zero_grad()
     t.backward(d_features)
-    reference = Reference(t, stem)
     for name in kinds_of_parameters(t):
-        direction = rng.standard_normal(t.parameters[name].shape)
-        values = []
-        for sign in (1, -1):
-            moved = Reference(t, stem)
-            moved.p[name] = reference.p[name] + sign * 1e-6 * direction
-            values.append((moved(x) * d_features).sum())
-        expected = (values[0] - values[1]) / 2e-6
-        got = (t.gradients[name].astype(np.float64) * direction).sum()
-        scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
         # 3e-4: f32's rounding in front of 50 layers, and of a ReLU here and there, comes to 2e-4 with either instruction set.
-        assert abs(got - expected) <= 3e-4 * max(abs(expected), scale), (name, got, expected)
+        check_gradient(t, stem, x, d_features, name, rng, 3e-4)
 
 
 def test_winograd_convolutions():
@@ -170,14 +172,7 @@ def test_winograd_convolutions():
     d_features = rng.standard_normal(features.shape).astype(np.float32)
     t.backward(d_features)
     for name in ("bn1.bias", "layer1.0.conv2.weight"):
-        direction, values = rng.standard_normal(t.parameters[name].shape), []
-        for sign in (1, -1):
-            moved = Reference(t)
-            moved.p[name] = reference.p[name] + sign * 1e-6 * direction
-            values.append((moved(x) * d_features).sum())
-        expected, got = (values[0] - values[1]) / 2e-6, (t.gradients[name].astype(np.float64) * direction).sum()
-        scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
-        assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
+        check_gradient(t, "small", x, d_features, name, rng, 2e-4)
     t.parameters["layer1.0.conv1.weight"][...] *= 0.5  # packed anew
     close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
     close(t.forward(x), Reference(t)(x), F32)
@@ -195,14 +190,7 @@ def test_windows_on_few_positions():
     ours = {row["name"] for row in t.profile() if row["implementation"] == "dreamda:weight_gradient" and row["ms"] > 0}
     assert {"layer3.0.conv1", "layer3.1.conv2", "layer4.0.conv1", "layer4.0.downsample.0", "layer4.1.conv2"} <= ours
     for name in ("layer3.0.conv1.weight", "layer3.1.conv2.weight", "layer4.0.conv1.weight", "layer4.0.downsample.0.weight", "layer4.1.conv2.weight"):
-        direction, values = rng.standard_normal(t.parameters[name].shape), []
-        for sign in (1, -1):
-            moved = Reference(t, "imagenet")
-            moved.p[name] = reference.p[name] + sign * 1e-6 * direction
-            values.append((moved(x) * d_features).sum())
-        expected, got = (values[0] - values[1]) / 2e-6, (t.gradients[name].astype(np.float64) * direction).sum()
-        scale = np.linalg.norm(t.gradients[name]) * np.linalg.norm(direction) / np.sqrt(direction.size)
-        assert abs(got - expected) <= 2e-4 * max(abs(expected), scale), (name, got, expected)
+        check_gradient(t, "imagenet", x, d_features, name, rng, 2e-4)
     unseen = t.gradients["layer4.1.conv2.weight"].copy()
     unseen[:, :, 1, 1] = 0
     assert not unseen.any()  # the other places see the border only

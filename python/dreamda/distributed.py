@@ -170,6 +170,9 @@ class RayWorkers:
         try:
             self.threads = threads or min((cpus for cpus in self._cpus() if cpus), default=1)
             self.count = self._room()
+            if not self.count:
+                raise ValueError(f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has "
+                                 f"{max(self._cpus(), default=0)}; give fewer, or start nodes with more")
             worker: Any = ray.remote(_Worker).options(num_cpus=self.threads, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
             for _ in range(self.count):
                 actor = worker.remote(model, dtype, self.threads, size)
@@ -184,22 +187,17 @@ class RayWorkers:
         return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
 
     def _room(self) -> int:
-        """How many workers fit into the cluster."""
-        cpus = self._cpus()
-        room = sum(n // self.threads for n in cpus)
-        if not room:
-            raise ValueError(f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has {max(cpus, default=0)}; "
-                             "give fewer, or start nodes with more")
-        return room
+        """How many workers fit into the cluster as it is now."""
+        return sum(n // self.threads for n in self._cpus())
 
     def _first(self) -> Any:
         """Wait for a worker that has loaded the model."""
         until = time.monotonic() + START_SECONDS
         while not (ready := self._ray.wait(list(self._starting), timeout=LOOK_SECONDS)[0]):
-            free = self._ray.available_resources().get("CPU", 0)
             if time.monotonic() > until:
+                free = self._ray.available_resources().get("CPU", 0)
                 raise EngineError(f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are free); "
-                                       "wait until others have finished, or give fewer --threads")
+                                  "wait until others have finished, or give fewer --threads")
         self._about = about = self._get(ready[0])
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
         self.threads_matter, self.folder, self.environment = about["threads_matter"], about["folder"], about["environment"]
@@ -215,8 +213,8 @@ class RayWorkers:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise EngineError(f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
-                                   "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
-                                   "the same command goes on from here") from None
+                              "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
+                              "the same command goes on from here") from None
 
     def _welcome(self, reference: Any) -> None:
         """Take a worker in that has loaded the model, unless it would make other images."""
@@ -246,9 +244,9 @@ class RayWorkers:
             if not busy:
                 return
             done, _ = self._ray.wait([*busy, *self._starting], timeout=LOOK_SECONDS)
-            if not done and not sum(n // self.threads for n in self._cpus()):
+            if not done and not self._room():
                 raise EngineError(f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
-                                       "the same command goes on from here")
+                                  "the same command goes on from here")
             for reference in done:
                 if reference in self._starting:
                     self._welcome(reference)
