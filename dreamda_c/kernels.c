@@ -71,6 +71,11 @@ size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
 
+void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward)
+{
+    table(isa)->winograd_pack(dtype, dst, plain, ic, oc, backward);
+}
+
 size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc)
 {
     return (size_t)16 * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
@@ -194,40 +199,6 @@ void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale
             for (int ch = 0; ch < c; ch++) {
                 const size_t at = (size_t)p * (size_t)c + (size_t)ch;
                 put(dtype, to, at, get(dtype, from, at) + scale[i] * noise[(size_t)ch * (size_t)hw + (size_t)p]);
-            }
-        }
-    }
-}
-
-/* U = G g G' of every filter; element (p, channel c, output o) stands in panel o / columns at step c or, in pairs, c / 2. Backward, the
-   filters are turned by half and inputs are outputs. */
-void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward)
-{
-    const int columns = dd_winograd_columns(isa), pair = dtype == DD_BF16 ? 2 : 1;
-    const int from = backward ? oc : ic, to = backward ? ic : oc;
-#pragma omp parallel for schedule(static)
-    for (int o = 0; o < to; o++) {
-        for (int c = 0; c < from; c++) {
-            const float *filter = plain + (backward ? (size_t)c * (size_t)ic + (size_t)o : (size_t)o * (size_t)ic + (size_t)c) * 9;
-            float g[9], half[4][3];
-            for (int i = 0; i < 9; i++) {
-                g[i] = filter[backward ? 8 - i : i];
-            }
-            for (int l = 0; l < 3; l++) {
-                const float even = 0.5f * (g[l] + g[6 + l]), odd = 0.5f * g[3 + l];
-                half[0][l] = g[l];
-                half[1][l] = even + odd;
-                half[2][l] = even - odd;
-                half[3][l] = g[6 + l];
-            }
-            for (int k = 0; k < 4; k++) {
-                const float even = 0.5f * (half[k][0] + half[k][2]), odd = 0.5f * half[k][1];
-                const float u[4] = {half[k][0], even + odd, even - odd, half[k][2]};
-                for (int l = 0; l < 4; l++) {
-                    const size_t block = ((size_t)(o / columns) * 16 + (size_t)(4 * k + l)) * (size_t)from * (size_t)columns;
-                    const size_t step = (size_t)(c / pair) * (size_t)(columns * pair);
-                    put(dtype, dst, block + step + (size_t)(o % columns * pair + c % pair), u[l]);
-                }
             }
         }
     }

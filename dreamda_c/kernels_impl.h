@@ -11,6 +11,7 @@
 #include "kernels_table.h"
 #include "kernels_weight_gradient.h"
 #include "kernels_winograd.h"
+#include "kernels_winograd_pack.h"
 
 const dd_kernel_table DD_KERNELS = {
     .group_norm = group_norm,
@@ -19,6 +20,7 @@ const dd_kernel_table DD_KERNELS = {
     .attention_scratch = attention_scratch,
     .winograd = winograd,
     .winograd_scratch = winograd_scratch,
+    .winograd_pack = winograd_pack,
     .weight_gradient = weight_gradient,
     .weight_gradient_scratch = weight_gradient_scratch,
     .batch_norm_forward = batch_norm_forward,

@@ -22,6 +22,7 @@ typedef struct {
     void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual, bool relu,
                      int n, int h, int w, int ic, int oc, void *scratch);
     size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads);
+    void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward);
     void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, int n, int h, int w, int ic, int oh, int ow,
                             int oc, int kernel, int stride, int pad, void *scratch);
     size_t (*weight_gradient_scratch)(int ic, int oc, int kernel, int threads);

@@ -68,6 +68,19 @@ INLINE void store_bf16(void *p, vf x)
     _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(r));
 #endif
 }
+/* Rounded as dd_f32_to_bf16 does it, in the upper half of each lane. */
+INLINE __m512i bf16_upper(vf x)
+{
+    const __m512i u = _mm512_castps_si512(x), even = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+    return _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), u, _mm512_set1_epi32(0x400000));
+}
+/* Lanes that are pairs of bf16. */
+INLINE vf bf16_pairs(vf first, vf second)
+{
+    const __m512i upper = _mm512_and_si512(bf16_upper(second), _mm512_set1_epi32((int)0xffff0000));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(bf16_upper(first), 16), upper));
+}
 #else
 typedef __m256 vf;
 INLINE vf set1(float x) { return _mm256_set1_ps(x); }
@@ -108,6 +121,12 @@ INLINE vf load_bf16(const void *p)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 INLINE void store_bf16(void *p, vf x) { _mm_storeu_si128(p, bf16_of_8(x)); }
+/* Lanes that are pairs of bf16. */
+INLINE vf bf16_pairs(vf first, vf second)
+{
+    const __m256i lower = _mm256_cvtepu16_epi32(bf16_of_8(first)), upper = _mm256_cvtepu16_epi32(bf16_of_8(second));
+    return _mm256_castsi256_ps(_mm256_or_si256(lower, _mm256_slli_epi32(upper, 16)));
+}
 #endif
 
 INLINE vf load(dd_dtype t, const void *p, size_t i)

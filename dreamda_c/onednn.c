@@ -682,28 +682,60 @@ void dd_layout_destroy(dd_layout *layout)
     }
 }
 
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, void *dst)
+bool dd_layout_strided(const dd_layout *layout)
+{
+    return layout->md != NULL;
+}
+
+int dd_layout_granule(const dd_layout *layout)
+{
+    int granule = 1, blocks = 0;
+    dnnl_dims_t *sizes, *dims;
+    dnnl_format_kind_t kind;
+    if (!layout->md) {
+        return dd_winograd_columns(layout->isa);
+    }
+    if (dnnl_memory_desc_query(layout->md, dnnl_query_format_kind, &kind) != dnnl_success || kind != dnnl_blocked ||
+        dnnl_memory_desc_query(layout->md, dnnl_query_inner_nblks_s32, &blocks) != dnnl_success ||
+        dnnl_memory_desc_query(layout->md, dnnl_query_inner_blks, &sizes) != dnnl_success ||
+        dnnl_memory_desc_query(layout->md, dnnl_query_inner_idxs, &dims) != dnnl_success) {
+        return 0;
+    }
+    for (int i = 0; i < blocks; i++) {
+        granule *= (*dims)[i] == (layout->convolution ? 0 : 1) ? (int)(*sizes)[i] : 1;
+    }
+    return granule;
+}
+
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, size_t ld, int64_t row, int64_t rows, void *dst)
 {
     dd_status status = DD_OK;
-    dnnl_memory_desc_t plain_md = NULL;
+    dnnl_memory_desc_t plain_md = NULL, part = NULL;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t reorder = NULL;
     dnnl_memory_t from = NULL, to = NULL;
-    int ndims;
-    dnnl_dims_t *dims;
+    dnnl_dims_t *whole;
     if (!layout->md) {
-        dd_winograd_pack(layout->isa, layout->dtype, dst, plain, layout->ic, layout->oc, false);
+        char *panels = (char *)dst + dd_winograd_pack_bytes(layout->dtype, layout->ic, (int)row);
+        dd_winograd_pack(layout->isa, layout->dtype, panels, plain, layout->ic, (int)rows, false);
         return DD_OK;
     }
     DD_TRY(ask_for_room());
-    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_ndims_s32, &ndims));
-    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &dims));
-    CHECK(dnnl_memory_desc_create_with_tag(&plain_md, ndims, *dims, dnnl_f32, layout->convolution ? dnnl_abcd : dnnl_ba));
-    DD_TRY(check(dnnl_reorder_primitive_desc_create(&pd, plain_md, engine->engine, layout->md, engine->engine, NULL),
-                 "packing of weights"));
+    CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &whole));
+    if (layout->convolution) {
+        const dnnl_dims_t dims = {rows, (*whole)[1], (*whole)[2], (*whole)[3]}, offsets = {row};
+        const dnnl_dims_t strides = {(int64_t)ld, (*whole)[2] * (*whole)[3], (*whole)[3], 1};
+        CHECK(dnnl_memory_desc_create_with_strides(&plain_md, 4, dims, dnnl_f32, strides));
+        CHECK(dnnl_memory_desc_create_submemory(&part, layout->md, dims, offsets));
+    } else {
+        const dnnl_dims_t dims = {(*whole)[0], rows}, offsets = {0, row}, strides = {1, (int64_t)ld};
+        CHECK(dnnl_memory_desc_create_with_strides(&plain_md, 2, dims, dnnl_f32, strides));
+        CHECK(dnnl_memory_desc_create_submemory(&part, layout->md, dims, offsets));
+    }
+    DD_TRY(check(dnnl_reorder_primitive_desc_create(&pd, plain_md, engine->engine, part, engine->engine, NULL), "packing of weights"));
     CHECK(dnnl_primitive_create(&reorder, pd));
     CHECK(dnnl_memory_create(&from, plain_md, engine->engine, (void *)(uintptr_t)plain));
-    CHECK(dnnl_memory_create(&to, layout->md, engine->engine, dst));
+    CHECK(dnnl_memory_create(&to, part, engine->engine, dst));
     dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
     CHECK(dnnl_primitive_execute(reorder, engine->stream, 2, args));
     CHECK(dnnl_stream_wait(engine->stream));
@@ -721,5 +753,6 @@ fail:
         dnnl_primitive_desc_destroy(pd);
     }
     destroy_md(plain_md);
+    destroy_md(part);
     return status;
 }

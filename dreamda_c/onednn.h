@@ -5,7 +5,7 @@
  *     dd_matmul_desc d = {.dtype = DD_BF16, .m = 8192, .k = 320, .n = 320, .src_ld = 320, .dst_dtype = DD_BF16, .dst_ld = 320};
  *     dd_primitive *p;
  *     DD_TRY(dd_matmul_create(&p, engine, &d));
- *     dd_layout_pack(dd_primitive_weights(p), engine, plain_f32, packed);   // once
+ *     dd_layout_pack(dd_primitive_weights(p), engine, plain_f32, 320, 0, 320, packed);   // once
  *     dd_primitive_bind(p, DD_ARG_SRC, src) ... DD_ARG_WEIGHTS, DD_ARG_DST, DD_ARG_SCRATCH
  *     DD_TRY(dd_primitive_run(p));                                          // many times, no allocation
  *
@@ -102,7 +102,11 @@ bool dd_layout_equal(const dd_layout *a, const dd_layout *b);
 dd_status dd_layout_copy(dd_layout **out, const dd_layout *layout);
 void dd_layout_destroy(dd_layout *layout);
 
-/* Packs PyTorch-ordered weights (matmul: (n, k) rows; convolution: oihw) of f32 into `dst`. */
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, void *dst);
+/* Packs rows [row, row + rows) of PyTorch-ordered f32 weights (matmul: (n, k); convolution: oihw) into `dst`, where all of them go. `plain`
+   points at the first of them; each is `ld` elements after the one before, Winograd's without a gap. `row` and, except for the last ones,
+   `rows` are multiples of dd_layout_granule, which is 0 where only all rows at once can be packed. */
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, size_t ld, int64_t row, int64_t rows, void *dst);
+int dd_layout_granule(const dd_layout *layout);
+bool dd_layout_strided(const dd_layout *layout); /* whether `ld` may be more than the length of a row */
 
 #endif

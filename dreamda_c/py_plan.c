@@ -113,6 +113,36 @@ static PyObject *plan_load(PyObject *object, PyObject *args)
     return status == DD_OK ? Py_NewRef(Py_None) : NULL;
 }
 
+static PyObject *plan_read(PyObject *object, PyObject *args)
+{
+    const char *name, *type;
+    PyObject *path;
+    long long offset;
+    plan_object *self = (plan_object *)object;
+    dd_module_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (!dd_may_compute(state) || !PyArg_ParseTuple(args, "sO&sL:read", &name, PyUnicode_FSConverter, &path, &type, &offset)) {
+        return NULL;
+    }
+    const char *const types[] = {[DD_F32] = "float32", [DD_F16] = "float16", [DD_BF16] = "uint16"};
+    int id = dd_weights_find(self->model->weights, name), dtype = 0, known = (int)(sizeof types / sizeof *types);
+    while (dtype < known && strcmp(types[dtype], type) != 0) {
+        dtype++;
+    }
+    dd_status status = DD_INVALID;
+    if (id < 0) {
+        PyErr_Format(PyExc_ValueError, "the model has no parameter '%s'", name);
+    } else if (dtype == known) {
+        PyErr_Format(PyExc_ValueError, "parameter '%s': expected float32, float16 or uint16 (bfloat16 bits), got %s", name, type);
+    } else {
+        status = dd_weights_read(self->model->weights, id, (dd_dtype)dtype, PyBytes_AS_STRING(path), offset);
+        if (status != DD_OK) {
+            dd_raise(state, status);
+        }
+    }
+    Py_DECREF(path);
+    return status == DD_OK ? Py_NewRef(Py_None) : NULL;
+}
+
 enum { MAX_EXTERNALS = 16 };
 
 /* inputs[i]: a strong reference, or NULL where an optional input is absent. False with an exception set. */
@@ -278,6 +308,7 @@ static PyObject *plan_memory(PyObject *object, void *Py_UNUSED(closure))
 static PyMethodDef plan_methods[] = {
     {"missing", plan_missing, METH_NOARGS, "missing() -> names of the parameters that still have to be loaded."},
     {"load", plan_load, METH_VARARGS, "load(name, array): pack one parameter (float32, float16, or uint16 holding bfloat16)."},
+    {"read", plan_read, METH_VARARGS, "read(name, path, dtype, offset): the same from a file, a part at a time; dtype as text."},
     {"run", plan_run, METH_O, "run(inputs) -> outputs, dicts of arrays. Releases the GIL; concurrent calls wait for each other."},
     {"profile", plan_profile, METH_NOARGS, "profile() -> list of dict: name, op, implementation, ms, gflops of the last run."},
     {NULL, NULL, 0, NULL},

@@ -1,10 +1,19 @@
+#define _GNU_SOURCE
 #include "weights.h"
 
 #include "arena.h"
 #include "kernels.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+/* A parameter is read, converted and packed a part at a time, so that a part is still in the cache when it is packed and the only fresh
+   memory is that of the packs: to get a page from the system takes longer than anything done with it here. */
+#define PART_BYTES (4 << 20)
+#define PART_ROWS 192 /* of which a part has a multiple: as many as any packed layout has in a block, or some of its blocks */
 
 /* One slice of a pack, in the list of what is made of its parameter: a configuration may ask for 20,000 packs, and to go through
    them all for every parameter would take that many steps squared. */
@@ -21,6 +30,7 @@ struct dd_pack {
     int count, waiting;
     int64_t rows, cols;
     dd_layout *layout; /* NULL: plain f32 */
+    bool direct;       /* parts are packed as they come; else they are gathered first */
     float *plain;      /* the rows gathered so far; freed once packed, and the data itself where layout is NULL */
     void *packed;
     size_t bytes;
@@ -33,7 +43,9 @@ struct dd_weights {
     use **uses;  /* by parameter: the slices that are made of it, the latest first */
     int count, capacity;
     dd_pack **packs;
-    int npacks, packs_capacity;
+    int npacks, packs_capacity, pending; /* packs that wait for something */
+    char *part;                          /* of the parameter that is being loaded; kept while packs wait */
+    size_t part_bytes;
 };
 
 dd_status dd_weights_create(dd_weights **out)
@@ -74,6 +86,7 @@ void dd_weights_destroy(dd_weights *w)
         destroy_pack(w->packs[i]);
     }
     dd_free(w->packs);
+    dd_free(w->part);
     for (int i = 0; i < w->count; i++) {
         dd_free((char *)(uintptr_t)w->parameters[i].name);
     }
@@ -177,6 +190,30 @@ static int64_t parameter_cols(const dd_parameter *p)
     return cols;
 }
 
+static int64_t part_rows(const dd_parameter *p)
+{
+    int64_t blocks = PART_BYTES / (int64_t)sizeof(float) / parameter_cols(p) / PART_ROWS;
+    return (blocks ? blocks : 1) * PART_ROWS;
+}
+
+/* Whether every part of every slice of the pack begins and ends between blocks of the layout. */
+static bool packs_parts(const dd_weights *w, const dd_pack *p)
+{
+    const int granule = dd_layout_granule(p->layout);
+    int64_t row = 0;
+    for (int i = 0; i < p->count; i++) {
+        const dd_slice *s = &p->slices[i];
+        const dd_parameter *q = &w->parameters[s->parameter];
+        const bool parts = part_rows(q) < q->dims[0], dense = s->cols == parameter_cols(q);
+        if (!granule || !(dense || dd_layout_strided(p->layout)) || row % granule || (i + 1 < p->count && s->rows % granule) ||
+            (parts && (PART_ROWS % granule || s->row % granule))) {
+            return false;
+        }
+        row += s->rows;
+    }
+    return true;
+}
+
 static bool same_pack(const dd_pack *p, const dd_slice *slices, int count, const dd_layout *layout)
 {
     if (p->count != count || !p->layout != !layout || memcmp(p->slices, slices, (size_t)count * sizeof *slices) != 0) {
@@ -219,6 +256,7 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
     if (layout) {
         DD_TRY(dd_layout_copy(&p->layout, layout));
         p->bytes = dd_layout_bytes(layout);
+        p->direct = packs_parts(w, p);
     } else if (!dd_size_mul(&p->bytes, 3, p->rows, p->cols, (int64_t)sizeof(float))) {
         DD_FAIL(DD_INVALID, "parameter '%s' is too large", w->parameters[slices[0].parameter].name);
     }
@@ -228,6 +266,7 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
         *first = &p->uses[i];
     }
     w->packs[w->npacks++] = p;
+    w->pending++;
     *out = p;
     return DD_OK;
 fail:
@@ -255,42 +294,91 @@ bool dd_weights_pending(const dd_weights *w, int parameter)
     return false;
 }
 
-/* Copies the slice's rectangle of `values` (whole parameter, f32) to its rows of the pack, and packs once complete. */
-static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values)
+/* The memory that rows of this pack go to next. */
+static dd_status make_room(dd_pack *p, const char *name)
+{
+    size_t plain_bytes;
+    if (!p->direct && !p->plain) {
+        if (!dd_size_mul(&plain_bytes, 3, p->rows, p->cols, (int64_t)sizeof(float)) || !(p->plain = dd_alloc(plain_bytes))) {
+            return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
+        }
+    }
+    if (p->layout && !p->packed && (p->direct || p->waiting == 1)) {
+        p->packed = dd_alloc(p->bytes);
+        if (!p->packed) {
+            return dd_fail(DD_NOMEM, "out of memory for parameter '%s' (%zu bytes)", name, p->bytes);
+        }
+    }
+    return DD_OK;
+}
+
+/* Brings rows [first, first + rows) of a parameter to where the slice wants them: into the pack, or beside the other rows gathered. */
+static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values, int64_t first, int64_t rows)
 {
     dd_status status = DD_OK;
     const dd_slice *s = &p->slices[index];
-    int64_t ld = parameter_cols(&w->parameters[s->parameter]), first_row = 0;
-    const float *src = values + s->row * ld + s->col;
+    const int64_t ld = parameter_cols(&w->parameters[s->parameter]), cols = p->cols;
+    const int64_t begin = first > s->row ? first : s->row, end = first + rows < s->row + s->rows ? first + rows : s->row + s->rows;
+    const float *src = values + (begin - first) * ld + s->col;
+    int64_t row = begin - s->row;
     for (int i = 0; i < index; i++) {
-        first_row += p->slices[i].rows;
+        row += p->slices[i].rows;
     }
-    /* The usual case, one whole parameter, is packed straight from the caller's memory. */
-    bool direct = p->layout && p->count == 1 && s->cols == ld;
-    size_t plain_bytes;
-    if (!direct && !p->plain) {
-        if (!dd_size_mul(&plain_bytes, 3, p->rows, p->cols, (int64_t)sizeof(float)) || !(p->plain = dd_alloc(plain_bytes))) {
-            DD_FAIL(DD_NOMEM, "out of memory for parameter '%s'", w->parameters[s->parameter].name);
-        }
+    if (begin >= end) {
+        return DD_OK;
     }
-    if (p->layout && !p->packed && p->waiting == 1) {
-        p->packed = dd_alloc(p->bytes);
-        if (!p->packed) {
-            DD_FAIL(DD_NOMEM, "out of memory for parameter '%s' (%zu bytes)", w->parameters[s->parameter].name, p->bytes);
-        }
+    DD_TRY(make_room(p, w->parameters[s->parameter].name));
+    if (p->direct) {
+        DD_TRY(dd_layout_pack(p->layout, w->engine, src, (size_t)ld, row, end - begin, p->packed));
+        return DD_OK;
     }
-    for (int64_t r = 0; !direct && r < s->rows; r++) {
-        memcpy(p->plain + (first_row + r) * p->cols, src + r * ld, (size_t)p->cols * sizeof(float));
+#pragma omp parallel for schedule(static) if ((end - begin) * cols > 1 << 16)
+    for (int64_t r = 0; r < end - begin; r++) {
+        memcpy(p->plain + (row + r) * cols, src + r * ld, (size_t)cols * sizeof(float));
     }
-    if (p->layout && p->waiting == 1) {
-        DD_TRY(dd_layout_pack(p->layout, w->engine, direct ? src : p->plain, p->packed));
+fail:
+    return status;
+}
+
+/* After all rows of a slice: packs what was gathered, if it was the last. */
+static dd_status finish(dd_weights *w, dd_pack *p, int index)
+{
+    dd_status status = DD_OK;
+    if (p->waiting == 1 && p->layout && !p->direct) {
+        DD_TRY(dd_layout_pack(p->layout, w->engine, p->plain, (size_t)p->cols, 0, p->rows, p->packed));
         dd_free(p->plain);
         p->plain = NULL;
     }
     p->filled[index] = true;
-    p->waiting--;
+    w->pending -= --p->waiting == 0;
 fail:
     return status;
+}
+
+/* Where a parameter's elements come from. */
+typedef struct {
+    dd_dtype dtype;
+    const char *data; /* NULL: a file */
+    const char *path;
+    int file;
+    int64_t offset;
+} source;
+
+/* Bytes at the source's element `start`, in `room` or where they are; NULL where the file ends too early. */
+static const void *take(const source *from, size_t start, size_t count, char *room)
+{
+    const size_t size = dd_dtype_size(from->dtype), bytes = count * size;
+    if (from->data) {
+        return from->data + start * size;
+    }
+    for (size_t done = 0; done < bytes;) {
+        ssize_t got = pread(from->file, room + done, bytes - done, (off_t)(from->offset + (int64_t)(start * size + done)));
+        if (got == 0 || (got < 0 && errno != EINTR)) {
+            return NULL;
+        }
+        done += got > 0 ? (size_t)got : 0;
+    }
+    return room;
 }
 
 /* Sums of x * 0 are 0 unless an element is NaN or infinite: one pass, no branch. */
@@ -304,34 +392,95 @@ static bool all_finite(const float *x, size_t count)
     return sum == 0;
 }
 
-dd_status dd_weights_load(dd_weights *w, int parameter, dd_dtype dtype, const void *data)
+enum { ENDS_EARLY = 1, NOT_FINITE = 2 };
+
+/* Elements [start, start + count) as f32: in w->part, which has room for them, or in the caller's memory. Returns what is wrong with them. */
+static int fetch(const dd_weights *w, const source *from, size_t start, size_t count, const float **values)
+{
+    const size_t piece = 1 << 16;
+    const ptrdiff_t pieces = (ptrdiff_t)((count + piece - 1) / piece);
+    float *converted = (float *)(void *)w->part;
+    char *raw = from->dtype == DD_F32 ? w->part : w->part + count * sizeof(float);
+    const bool in_place = from->data && from->dtype == DD_F32;
+    int wrong = 0;
+    *values = in_place ? (const float *)(const void *)from->data + start : converted;
+#pragma omp parallel for schedule(static) reduction(| : wrong) if (pieces > 1)
+    for (ptrdiff_t k = 0; k < pieces; k++) {
+        const size_t at = (size_t)k * piece, some = count - at < piece ? count - at : piece;
+        const void *bytes = take(from, start + at, some, raw + at * dd_dtype_size(from->dtype));
+        if (!bytes) {
+            wrong |= ENDS_EARLY;
+            continue;
+        }
+        if (from->dtype != DD_F32) {
+            dd_convert(DD_F32, converted + at, from->dtype, bytes, some);
+        }
+        wrong |= all_finite(*values + at, some) ? 0 : NOT_FINITE;
+    }
+    return wrong;
+}
+
+static dd_status load(dd_weights *w, int parameter, const source *from)
 {
     dd_status status = DD_OK;
     const dd_parameter *q = &w->parameters[parameter];
-    float *converted = NULL;
-    size_t count, bytes;
-    if (!dd_size_mul(&count, 2, q->dims[0], parameter_cols(q)) || !dd_size_mul(&bytes, 2, (int64_t)count, (int64_t)sizeof(float))) {
+    const int64_t cols = parameter_cols(q), most = part_rows(q) < q->dims[0] ? part_rows(q) : q->dims[0];
+    size_t count, bytes, part;
+    if (!dd_size_mul(&count, 2, q->dims[0], cols) || !dd_size_mul(&bytes, 2, (int64_t)count, (int64_t)sizeof(float)) ||
+        !dd_size_mul(&part, 3, most, cols, (int64_t)(sizeof(float) + sizeof(uint16_t)))) {
         DD_FAIL(DD_INVALID, "parameter '%s' is too large", q->name);
     }
-    const float *values = data;
-    if (dtype != DD_F32) {
-        converted = dd_alloc(bytes);
-        if (!converted) {
+    if (w->part_bytes < part) {
+        dd_free(w->part);
+        w->part = dd_alloc(part);
+        w->part_bytes = w->part ? part : 0;
+        if (!w->part) {
             DD_FAIL(DD_NOMEM, "out of memory for parameter '%s'", q->name);
         }
-        dd_convert(DD_F32, converted, dtype, data, count);
-        values = converted;
     }
-    if (!all_finite(values, count)) {
-        DD_FAIL(DD_INVALID, "parameter '%s' holds NaN or infinite values: the file is damaged, fetch it again", q->name);
+    for (int64_t first = 0; first < q->dims[0]; first += most) {
+        const int64_t rows = q->dims[0] - first < most ? q->dims[0] - first : most;
+        const float *values;
+        const int wrong = fetch(w, from, (size_t)(first * cols), (size_t)(rows * cols), &values);
+        if (wrong & ENDS_EARLY) {
+            DD_FAIL(DD_INVALID, "%s: tensor '%s' ends early: the file is truncated, fetch it again", from->path, q->name);
+        }
+        if (wrong) {
+            DD_FAIL(DD_INVALID, "parameter '%s' holds NaN or infinite values: the file is damaged, fetch it again", q->name);
+        }
+        for (use *u = w->uses[parameter]; u; u = u->next) {
+            if (!u->pack->filled[u->index]) {
+                DD_TRY(fill(w, u->pack, u->index, values, first, rows));
+            }
+        }
     }
     for (use *u = w->uses[parameter]; u; u = u->next) {
         if (!u->pack->filled[u->index]) {
-            DD_TRY(fill(w, u->pack, u->index, values));
+            DD_TRY(finish(w, u->pack, u->index));
         }
     }
+    if (!w->pending) {
+        dd_free(w->part);
+        w->part = NULL;
+        w->part_bytes = 0;
+    }
 fail:
-    dd_free(converted);
+    return status;
+}
+
+dd_status dd_weights_load(dd_weights *w, int parameter, dd_dtype dtype, const void *data)
+{
+    return load(w, parameter, &(source){.dtype = dtype, .data = data});
+}
+
+dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const char *path, int64_t offset)
+{
+    source from = {.dtype = dtype, .path = path, .file = open(path, O_RDONLY | O_CLOEXEC), .offset = offset};
+    if (from.file < 0) {
+        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s)", path, strerror(errno));
+    }
+    dd_status status = load(w, parameter, &from);
+    close(from.file);
     return status;
 }
 

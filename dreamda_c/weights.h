@@ -55,6 +55,9 @@ bool dd_weights_pending(const dd_weights *w, int parameter);
 /* Converts and packs a parameter (C order, whole). Refuses NaN and infinite values by name: DD_INVALID. */
 dd_status dd_weights_load(dd_weights *w, int parameter, dd_dtype dtype, const void *data);
 
+/* The same from a file, whose bytes begin at `offset`; read a part at a time, so that the parameter is never in memory whole. */
+dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const char *path, int64_t offset);
+
 size_t dd_weights_bytes(const dd_weights *w); /* of all packs */
 
 #endif

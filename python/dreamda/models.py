@@ -71,8 +71,7 @@ class Network:
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
         weights.check(parameters, ignore)
-        self._shapes = dict(parameters)
-        self.parameters = sum(int(np.prod(shape)) for shape in self._shapes.values())
+        self.parameters = sum(int(np.prod(shape)) for _, shape in parameters)
 
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
         """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
@@ -92,7 +91,7 @@ class Network:
                 missing = set(plan.missing())
                 for name in self._weights.names():  # in file order: read once, front to back
                     if name in missing:
-                        plan.load(name, self._weights.read(name).reshape(self._shapes[name]))
+                        plan.read(name, *self._weights.place(name))
                 lanes[lane] = plan
             return lanes[lane]
 

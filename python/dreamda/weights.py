@@ -66,6 +66,11 @@ class WeightFile:
             raise ValueError(f"{file}: tensor '{name}' ends early: the file is truncated, fetch it again")
         return array.reshape(shape)
 
+    def place(self, name: str) -> tuple[Path, str, int]:
+        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte."""
+        file, dtype, _, offset, _ = self._tensors[name]
+        return file, dtype.name, offset
+
     def check(self, parameters: Iterable[tuple[str, tuple[int, ...]]], ignore: tuple[str, ...] = ()) -> None:
         """Compares with the parameters that a model needs.
 
