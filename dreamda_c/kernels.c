@@ -59,9 +59,9 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq
 }
 
 void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
-                 const void *residual, bool relu, int n, int h, int w, int ic, int oc, void *scratch)
+                 const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch)
 {
-    table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, n, h, w, ic, oc, scratch);
+    table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
 }
 
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
@@ -71,9 +71,9 @@ size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
 
-size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc)
+size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind)
 {
-    return (size_t)16 * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
+    return (size_t)(kind == DD_WINOGRAD_UP ? 9 : 16) * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
 }
 
 static inline float get(dd_dtype t, const void *p, size_t i)
@@ -201,8 +201,11 @@ void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale
 
 /* U = G g G' of every filter; element (p, channel c, output o) stands in panel o / columns at step c or, in pairs, c / 2. Backward, the
    filters are turned by half and inputs are outputs. */
-void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward)
+void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
+    static const int four[4] = {0, 1, 2, 3}, three[3] = {0, 1, 3};
+    const bool backward = kind == DD_WINOGRAD_BACKWARD;
+    const int lines = kind == DD_WINOGRAD_UP ? 3 : 4, *line = kind == DD_WINOGRAD_UP ? three : four;
     const int columns = dd_winograd_columns(isa), pair = dtype == DD_BF16 ? 2 : 1;
     const int from = backward ? oc : ic, to = backward ? ic : oc;
 #pragma omp parallel for schedule(static)
@@ -220,13 +223,13 @@ void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain,
                 half[2][l] = even - odd;
                 half[3][l] = g[6 + l];
             }
-            for (int k = 0; k < 4; k++) {
-                const float even = 0.5f * (half[k][0] + half[k][2]), odd = 0.5f * half[k][1];
-                const float u[4] = {half[k][0], even + odd, even - odd, half[k][2]};
-                for (int l = 0; l < 4; l++) {
-                    const size_t block = ((size_t)(o / columns) * 16 + (size_t)(4 * k + l)) * (size_t)from * (size_t)columns;
+            for (int k = 0; k < lines; k++) {
+                const float *row = half[line[k]], even = 0.5f * (row[0] + row[2]), odd = 0.5f * row[1];
+                const float u[4] = {row[0], even + odd, even - odd, row[2]};
+                for (int l = 0; l < lines; l++) {
+                    const size_t block = ((size_t)(o / columns * lines + k) * (size_t)lines + (size_t)l) * (size_t)from * (size_t)columns;
                     const size_t step = (size_t)(c / pair) * (size_t)(columns * pair);
-                    put(dtype, dst, block + step + (size_t)(o % columns * pair + c % pair), u[l]);
+                    put(dtype, dst, block + step + (size_t)(o % columns * pair + c % pair), u[line[l]]);
                 }
             }
         }
