@@ -59,9 +59,9 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq
 }
 
 void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
-                 const void *residual, bool relu, int n, int h, int w, int ic, int oc, void *scratch)
+                 const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch)
 {
-    table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, n, h, w, ic, oc, scratch);
+    table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
 }
 
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
@@ -71,14 +71,14 @@ size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
 
-void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward)
+void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
-    table(isa)->winograd_pack(dtype, dst, plain, ic, oc, backward);
+    table(isa)->winograd_pack(dtype, dst, plain, ic, oc, kind);
 }
 
-size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc)
+size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind)
 {
-    return (size_t)16 * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
+    return (size_t)(kind == DD_WINOGRAD_UP ? 9 : 16) * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
 }
 
 static inline float get(dd_dtype t, const void *p, size_t i)

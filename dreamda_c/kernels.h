@@ -45,16 +45,18 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq
 
 /* dst (n, h, w, oc) = 3 x 3 convolution of src (n, h, w, ic), stride 1, padding 1, by Winograd's F(2 x 2, 3 x 3) [+ bias]
    [+ residual, like dst] [then ReLU]. bias (f32) and residual may be NULL. ic divides by 16, oc by dd_winograd_columns. bf16 needs
-   DD_ISA_AVX512_BF16. `weights` from dd_winograd_pack for the same isa; `scratch` as for attention. */
+   DD_ISA_AVX512_BF16. `up`: of src enlarged twice by nearest neighbours, dst is (n, 2 h, 2 w, oc). `weights` from dd_winograd_pack for the
+   same isa and `up`; `scratch` as for attention. */
 void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
-                 const void *residual, bool relu, int n, int h, int w, int ic, int oc, void *scratch);
+                 const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch);
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads);
 int dd_winograd_columns(dd_isa isa);
 
-/* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements. `backward`: those that give the source's gradient from the
-   result's, as a convolution of oc channels to ic. */
-void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward);
-size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc);
+/* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements, with `up` as many. BACKWARD: those that give the source's
+   gradient from the result's, as a convolution of oc channels to ic. */
+typedef enum { DD_WINOGRAD_FORWARD, DD_WINOGRAD_BACKWARD, DD_WINOGRAD_UP } dd_winograd_kind;
+void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
+size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind);
 
 /* diffusers' get_timestep_embedding with max_period 10000: dst (n, dim) of `dtype`, t (n) f32. */
 void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int dim, bool flip_sin_to_cos, float freq_shift);

@@ -136,10 +136,17 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
             vf w[2];
 #pragma GCC unroll 2
             for (int i = 0; i < step; i++) {
-                vf x = larger(least[v], load_f32(s + (j + i) * QUERIES + v * W));
+                vf x = load_f32(s + (j + i) * QUERIES + v * W);
+#if DD_BF16_DOT
+                if (dot) {
+                    w[i] = exp2_for_bf16(fms(x, log2_scale, power[v]));
+                    continue;
+                }
+#endif
+                x = larger(least[v], x);
                 vf shifted = fma_(x, log2_scale, base[v]);
                 vf f = fms(x, log2_scale, sub(shifted, base[v]));
-                w[i] = exp2_reduced(f, shifted, dot ? 3 : 6);
+                w[i] = exp2_reduced(f, shifted, 6);
             }
             vf p = dot ? pair_weights(w[0], w[1]) : w[0];
             sum[v] = multiply_add(dot, sum[v], p, ones);

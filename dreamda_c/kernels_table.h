@@ -19,10 +19,10 @@ typedef struct {
                       const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
                       void *scratch);
     size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
-    void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual, bool relu,
+    void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual, bool relu, bool up,
                      int n, int h, int w, int ic, int oc, void *scratch);
     size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads);
-    void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward);
+    void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
     void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, int n, int h, int w, int ic, int oh, int ow,
                             int oc, int kernel, int stride, int pad, void *scratch);
     size_t (*weight_gradient_scratch)(int ic, int oc, int kernel, int threads);

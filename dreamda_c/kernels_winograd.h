@@ -8,9 +8,12 @@
  *     U: (panels, 16, steps, COLS) units             a panel is COLS output channels; the unit is a float or a pair of bf16, see attention
  *     M: (16, tiles, COLS) floats                    one panel's sums, in L2; transformed back before the next panel
  *
+ * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never made. The middle two of a tile's four lines
+ * are one line of the source, their difference is zero, and 9 of the 16 products are left: in both directions lines 0, 1 and 3.
+ *
  * A tile's bits depend on nothing but its own window. Rounding V and U to bf16 costs about twice the error of rounding plain weights.
  *
- *     winograd(DD_BF16, dst, src, u, bias, NULL, false, n, h, w, ic, oc, scratch);
+ *     winograd(DD_BF16, dst, src, u, bias, NULL, false, false, n, h, w, ic, oc, scratch);
  */
 #ifndef DD_KERNELS_WINOGRAD_H
 #define DD_KERNELS_WINOGRAD_H
@@ -51,14 +54,27 @@ INLINE void winograd_product(const bool dot, const int m, float *sums, const uin
     }
 }
 
-/* x -> B' x for four vectors. */
-INLINE void winograd_in(vf x[4])
+/* x -> B' x: four lines, or the three of the source that they repeat to the three that are left. */
+INLINE void winograd_in(const bool up, vf x[4])
 {
+    if (up) {
+        x[0] = sub(x[0], x[1]);
+        x[2] = sub(x[1], x[2]);
+        x[1] = add(x[1], x[1]);
+        return;
+    }
     vf first = sub(x[0], x[2]), second = add(x[1], x[2]), third = sub(x[2], x[1]);
     x[3] = sub(x[1], x[3]);
     x[0] = first;
     x[1] = second;
     x[2] = third;
+}
+
+/* m -> A' m: the four or three lines of a tile's sums to two of the result. */
+INLINE void winograd_out(const bool up, const vf m[4], vf result[2])
+{
+    result[0] = up ? add(m[0], m[1]) : add(add(m[0], m[1]), m[2]);
+    result[1] = up ? sub(m[1], m[2]) : sub(sub(m[1], m[2]), m[3]);
 }
 
 typedef struct {
@@ -67,43 +83,40 @@ typedef struct {
     const uint32_t *u;
     const float *bias;
     bool relu;
-    int h, w, ic, oc, across, down; /* tiles in a line, and lines of them in an image */
+    int h, w, ic, oh, ow, oc, across, down; /* tiles in a line, and lines of them in an image */
 } winograd_job;
 
-/* Where a tile's results begin: the image's first row of channels, and the place in it. */
-INLINE size_t winograd_place(const winograd_job *job, int tile, int *y, int *x)
-{
-    *y = tile / job->across % job->down * 2;
-    *x = tile % job->across * 2;
-    return (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w;
-}
-
 /* V of `count` tiles from `first` on. */
-INLINE void winograd_source(const dd_dtype t, const winograd_job *job, int first, int count, char *v)
+INLINE void winograd_source(const bool up, const dd_dtype t, const winograd_job *job, int first, int count, char *v)
 {
-    const size_t size = dd_dtype_size(t), pixel = (size_t)job->ic * size;
+    const int lines = up ? 3 : 4, stride = up ? 1 : 2;
+    const size_t pixel = (size_t)job->ic * dd_dtype_size(t);
     for (int i = 0; i < count; i++) {
-        int y, x;
-        const char *image = job->src + winograd_place(job, first + i, &y, &x) * pixel;
+        const int tile = first + i, y = tile / job->across % job->down * stride, x = tile % job->across * stride;
+        const char *image = job->src + (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w * pixel;
         for (int c = 0; c < job->ic; c += W) {
             vf d[4][4];
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < lines; k++) {
 #pragma GCC unroll 4
-                for (int l = 0; l < 4; l++) {
+                for (int l = 0; l < lines; l++) {
                     const int yy = y + k - 1, xx = x + l - 1;
                     const bool inside = yy >= 0 && yy < job->h && xx >= 0 && xx < job->w;
                     d[k][l] = inside ? load(t, image + ((size_t)yy * (size_t)job->w + (size_t)xx) * pixel, (size_t)c) : set1(0.0f);
                 }
-                winograd_in(d[k]);
+                winograd_in(up, d[k]);
             }
 #pragma GCC unroll 4
-            for (int l = 0; l < 4; l++) {
-                vf column[4] = {d[0][l], d[1][l], d[2][l], d[3][l]};
-                winograd_in(column);
+            for (int l = 0; l < lines; l++) {
+                vf column[4];
 #pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) {
-                    char *to = v + ((size_t)(4 * k + l) * (size_t)count + (size_t)i) * pixel;
+                for (int k = 0; k < lines; k++) {
+                    column[k] = d[k][l];
+                }
+                winograd_in(up, column);
+#pragma GCC unroll 4
+                for (int k = 0; k < lines; k++) {
+                    char *to = v + ((size_t)(lines * k + l) * (size_t)count + (size_t)i) * pixel;
                     store(t, to, (size_t)c, column[k]);
                 }
             }
@@ -112,34 +125,37 @@ INLINE void winograd_source(const dd_dtype t, const winograd_job *job, int first
 }
 
 /* The results of one panel: A' M A, bias, residual, ReLU. */
-INLINE void winograd_result(const dd_dtype t, const winograd_job *job, int first, int count, int panel, const float *sums)
+INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job *job, int first, int count, int panel, const float *sums)
 {
-    const size_t size = dd_dtype_size(t), pixel = (size_t)job->oc * size;
+    const int lines = up ? 3 : 4;
+    const size_t pixel = (size_t)job->oc * dd_dtype_size(t);
     for (int i = 0; i < count; i++) {
-        int y, x;
-        const size_t row = winograd_place(job, first + i, &y, &x);
+        const int tile = first + i, y = tile / job->across % job->down * 2, x = tile % job->across * 2;
+        const size_t row = (size_t)(tile / job->across / job->down) * (size_t)job->oh * (size_t)job->ow;
         for (int c = 0; c < COLS; c += W) {
             const float *from = sums + (size_t)i * COLS + (size_t)c;
             const size_t channel = (size_t)panel * COLS + (size_t)c;
             const vf bias = job->bias ? load_f32(job->bias + channel) : set1(0.0f);
             vf half[2][4];
 #pragma GCC unroll 4
-            for (int l = 0; l < 4; l++) {
-                vf m[4];
+            for (int l = 0; l < lines; l++) {
+                vf m[4], both[2];
 #pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) {
-                    m[k] = load_f32(from + (size_t)(4 * k + l) * (size_t)count * COLS);
+                for (int k = 0; k < lines; k++) {
+                    m[k] = load_f32(from + (size_t)(lines * k + l) * (size_t)count * COLS);
                 }
-                half[0][l] = add(add(m[0], m[1]), m[2]);
-                half[1][l] = sub(sub(m[1], m[2]), m[3]);
+                winograd_out(up, m, both);
+                half[0][l] = both[0];
+                half[1][l] = both[1];
             }
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
-                const vf result[2] = {add(add(half[k][0], half[k][1]), half[k][2]), sub(sub(half[k][1], half[k][2]), half[k][3])};
+                vf result[2];
+                winograd_out(up, half[k], result);
 #pragma GCC unroll 2
                 for (int l = 0; l < 2; l++) {
-                    if (y + k < job->h && x + l < job->w) {
-                        const size_t at = (row + (size_t)(y + k) * (size_t)job->w + (size_t)(x + l)) * pixel;
+                    if (y + k < job->oh && x + l < job->ow) {
+                        const size_t at = (row + (size_t)(y + k) * (size_t)job->ow + (size_t)(x + l)) * pixel;
                         vf sum = add(result[l], bias);
                         if (job->add) {
                             sum = add(sum, load(t, job->add + at, channel));
@@ -156,15 +172,16 @@ INLINE void winograd_result(const dd_dtype t, const winograd_job *job, int first
 INLINE size_t winograd_v_bytes(dd_dtype t, int ic) { return (size_t)16 * TASK_TILES * (size_t)ic * dd_dtype_size(t); }
 INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_bytes(t, ic) + (size_t)16 * TASK_TILES * COLS * sizeof(float); }
 
-INLINE void winograd_task(const bool dot, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
+INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
 {
+    const int points = up ? 9 : 16;
     const size_t steps = (size_t)(dot ? job->ic / 2 : job->ic);
     uint32_t *v = (uint32_t *)(void *)own;
     float *sums = (float *)(void *)(own + winograd_v_bytes(t, job->ic));
-    winograd_source(t, job, first, count, own);
+    winograd_source(up, t, job, first, count, own);
     for (int panel = 0; panel < job->oc / COLS; panel++) {
-        for (int p = 0; p < 16; p++) {
-            const uint32_t *u = job->u + ((size_t)panel * 16 + (size_t)p) * steps * COLS, *rows = v + (size_t)p * (size_t)count * steps;
+        for (int p = 0; p < points; p++) {
+            const uint32_t *u = job->u + ((size_t)panel * (size_t)points + (size_t)p) * steps * COLS, *rows = v + (size_t)p * (size_t)count * steps;
             float *to = sums + (size_t)p * (size_t)count * COLS;
             int i = 0;
             for (; i + TILE_ROWS <= count; i += TILE_ROWS) {
@@ -177,29 +194,42 @@ INLINE void winograd_task(const bool dot, const dd_dtype t, const winograd_job *
                 winograd_product(dot, 1, to + i * COLS, rows + (size_t)i * steps, u, steps);
             }
         }
-        winograd_result(t, job, first, count, panel, sums);
+        winograd_result(up, t, job, first, count, panel, sums);
     }
 }
 
-static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual, bool relu,
+static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual, bool relu, bool up,
                      int n, int h, int w, int ic, int oc, void *scratch)
 {
-    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .relu = relu, .h = h, .w = w, .ic = ic, .oc = oc,
-                        .across = (w + 1) / 2, .down = (h + 1) / 2};
-    const int tiles = n * job.down * job.across;
+    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .relu = relu, .h = h, .w = w, .ic = ic,
+                        .oh = up ? 2 * h : h, .ow = up ? 2 * w : w, .oc = oc};
+    job.down = (job.oh + 1) / 2;
+    job.across = (job.ow + 1) / 2;
+    const int tiles = n * job.down * job.across, threads = omp_get_max_threads();
+    /* As many tasks for every thread, of whole micro-kernels. */
+    const int rounds = (tiles - 1) / (threads * TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
+    const int size = (share + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
 #pragma omp parallel
     {
         char *own = (char *)scratch + (size_t)omp_get_thread_num() * winograd_thread_bytes(dtype, ic);
 #pragma omp for schedule(dynamic)
-        for (int first = 0; first < tiles; first += TASK_TILES) {
-            const int count = tiles - first < TASK_TILES ? tiles - first : TASK_TILES;
+        for (int first = 0; first < tiles; first += size) {
+            const int count = tiles - first < size ? tiles - first : size;
 #if DD_BF16_DOT
+            if (dtype == DD_BF16 && up) {
+                winograd_task(true, true, DD_BF16, &job, first, count, own);
+                continue;
+            }
             if (dtype == DD_BF16) {
-                winograd_task(true, DD_BF16, &job, first, count, own);
+                winograd_task(true, false, DD_BF16, &job, first, count, own);
                 continue;
             }
 #endif
-            winograd_task(false, DD_F32, &job, first, count, own);
+            if (up) {
+                winograd_task(false, true, DD_F32, &job, first, count, own);
+            } else {
+                winograd_task(false, false, DD_F32, &job, first, count, own);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 /* The weights of kernels_winograd.h: U = G g G' of every filter g. Part of kernels_impl.h, compiled once per instruction set.
  *
- *     winograd_pack(DD_BF16, u, plain, ic, oc, false);
+ *     winograd_pack(DD_BF16, u, plain, ic, oc, DD_WINOGRAD_FORWARD);
  */
 #ifndef DD_KERNELS_WINOGRAD_PACK_H
 #define DD_KERNELS_WINOGRAD_PACK_H
@@ -51,8 +51,11 @@ INLINE void winograd_transform(vf u[16], float g[9][COLS], int o)
 }
 
 /* A step of a panel: one channel of floats, or two of bf16 whose units are pairs. */
-INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, const float *from, size_t stride, size_t next_channel, bool turned)
+INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, const float *from, size_t stride, size_t next_channel,
+                               dd_winograd_kind kind)
 {
+    const bool turned = kind == DD_WINOGRAD_BACKWARD;
+    const size_t points = kind == DD_WINOGRAD_UP ? 9 : 16;
     float g[2][9][COLS];
     winograd_filters(g[0], from, stride, turned);
     if (pairs) {
@@ -64,16 +67,23 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
         if (pairs) {
             winograd_transform(u[1], g[1], o);
         }
-        for (size_t p = 0; p < 16; p++) {
-            store_f32(dst + p * next + o, pairs ? bf16_pairs(u[0][p], u[1][p]) : u[0][p]);
+        for (int p = 0; p < 16; p++) {
+            if (kind == DD_WINOGRAD_UP && (p / 4 == 2 || p % 4 == 2)) {
+                continue; /* meets zeros */
+            }
+            store_f32(dst + o, pairs ? bf16_pairs(u[0][p], u[1][p]) : u[0][p]);
+            dst += next;
         }
+        dst -= points * next;
     }
 }
 
 #define PACK_CHANNELS 16 /* of a task; divides every number of channels that dd_winograd takes */
 
-static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, bool backward)
+static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
+    const bool backward = kind == DD_WINOGRAD_BACKWARD;
+    const size_t points = kind == DD_WINOGRAD_UP ? 9 : 16;
     const int from = backward ? oc : ic, to = backward ? ic : oc, pair = dtype == DD_BF16 ? 2 : 1;
     const size_t next_output = backward ? 9 : (size_t)ic * 9, next_channel = backward ? (size_t)ic * 9 : 9;
     const size_t steps = (size_t)(from / pair);
@@ -81,12 +91,12 @@ static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic,
     for (int panel = 0; panel < to / COLS; panel++) {
         for (int first = 0; first < from; first += PACK_CHANNELS) {
             for (int c = first; c < first + PACK_CHANNELS; c += pair) {
-                uint32_t *step = (uint32_t *)dst + ((size_t)panel * 16 * steps + (size_t)(c / pair)) * COLS;
+                uint32_t *step = (uint32_t *)dst + ((size_t)panel * points * steps + (size_t)(c / pair)) * COLS;
                 const float *filters = plain + (size_t)panel * COLS * next_output + (size_t)c * next_channel;
                 if (pair == 2) {
-                    winograd_pack_step(true, step, steps * COLS, filters, next_output, next_channel, backward);
+                    winograd_pack_step(true, step, steps * COLS, filters, next_output, next_channel, kind);
                 } else {
-                    winograd_pack_step(false, step, steps * COLS, filters, next_output, next_channel, backward);
+                    winograd_pack_step(false, step, steps * COLS, filters, next_output, next_channel, kind);
                 }
             }
         }

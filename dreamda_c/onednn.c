@@ -21,6 +21,7 @@ struct dd_layout {
     dd_isa isa;
     dd_dtype dtype;
     int ic, oc;
+    dd_winograd_kind winograd;
 };
 
 struct dd_primitive {
@@ -628,13 +629,13 @@ const dd_layout *dd_primitive_weights(const dd_primitive *p)
     return &p->weights;
 }
 
-dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc)
+dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc, bool up)
 {
     dd_layout *layout = dd_calloc(1, sizeof *layout);
     if (!layout) {
         return dd_fail(DD_NOMEM, "out of memory for a layout");
     }
-    *layout = (dd_layout){.isa = isa, .dtype = dtype, .ic = ic, .oc = oc};
+    *layout = (dd_layout){.isa = isa, .dtype = dtype, .ic = ic, .oc = oc, .winograd = up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD};
     *out = layout;
     return DD_OK;
 }
@@ -642,7 +643,7 @@ dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic
 size_t dd_layout_bytes(const dd_layout *layout)
 {
     if (!layout->md) {
-        return dd_winograd_pack_bytes(layout->dtype, layout->ic, layout->oc);
+        return dd_winograd_pack_bytes(layout->dtype, layout->ic, layout->oc, layout->winograd);
     }
     return dnnl_memory_desc_get_size(layout->md);
 }
@@ -650,7 +651,7 @@ size_t dd_layout_bytes(const dd_layout *layout)
 bool dd_layout_equal(const dd_layout *a, const dd_layout *b)
 {
     if (!a->md || !b->md) {
-        return !a->md && !b->md && a->isa == b->isa && a->dtype == b->dtype && a->ic == b->ic && a->oc == b->oc;
+        return !a->md && !b->md && a->isa == b->isa && a->dtype == b->dtype && a->ic == b->ic && a->oc == b->oc && a->winograd == b->winograd;
     }
     return a->convolution == b->convolution && dnnl_memory_desc_equal(a->md, b->md);
 }
@@ -716,8 +717,8 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
     dnnl_memory_t from = NULL, to = NULL;
     dnnl_dims_t *whole;
     if (!layout->md) {
-        char *panels = (char *)dst + dd_winograd_pack_bytes(layout->dtype, layout->ic, (int)row);
-        dd_winograd_pack(layout->isa, layout->dtype, panels, plain, layout->ic, (int)rows, false);
+        char *panels = (char *)dst + dd_winograd_pack_bytes(layout->dtype, layout->ic, (int)row, layout->winograd);
+        dd_winograd_pack(layout->isa, layout->dtype, panels, plain, layout->ic, (int)rows, layout->winograd);
         return DD_OK;
     }
     DD_TRY(ask_for_room());

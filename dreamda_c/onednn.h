@@ -93,7 +93,7 @@ size_t dd_primitive_scratch(const dd_primitive *p);
 const char *dd_primitive_implementation(const dd_primitive *p);
 
 /* The layout of dd_winograd's weights. */
-dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc);
+dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic, int oc, bool up);
 
 /* The layout this primitive wants its weights in (or gives their gradient in); lives as long as the primitive. */
 const dd_layout *dd_primitive_weights(const dd_primitive *p);

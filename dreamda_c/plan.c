@@ -13,6 +13,7 @@
 
 typedef struct {
     const dd_op *op;
+    const dd_op *upsampling; /* folded into this convolution, whose source is its source; or NULL */
     dd_primitive *primitive; /* NULL: one of our kernels */
     dd_layout *winograd;     /* NULL: not such a convolution */
     dd_pack *weights, *bias; /* NULL: none */
@@ -53,6 +54,11 @@ static int tokens(const dd_value_info *v)
     return v->h * v->w;
 }
 
+static dd_value source(const dd_step *s, int index)
+{
+    return index == 0 && s->upsampling ? s->upsampling->src[0].value : s->op->src[index].value;
+}
+
 static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 {
     dd_epilogue e = {.bias = op->nbias > 0, .act = op->act};
@@ -68,33 +74,55 @@ static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 }
 
 /* Winograd's convolution pays where its weights are small beside the work, or small at all: not on the coarse levels of Stable Diffusion's
-   U-Net, whose weights are most of the model and would take 16 / 9 of the memory. Depends on one image alone, so that rows keep their
-   bits in any batch. */
-static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info *src, const dd_value_info *dst)
+   U-Net, whose weights are most of the model and would take 16 / 9 of the memory. Behind an upsampling it always does: a quarter of the
+   multiplications, and no more weights. Depends on one image alone, so that rows keep their bits in any batch. */
+static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info *src, const dd_value_info *dst, bool up)
 {
     if (op->kernel != 3 || op->stride != 1 || op->pad_before != 1 || op->pad_after != 1 || op->act != DD_ACT_NONE || op->src[1].value) {
         return false;
     }
     const bool fine = src->h >= 24 && src->w >= 24, small = src->h >= 8 && src->w >= 8;
     if (src->c % 16 || dst->c % dd_winograd_columns(p->isa) ||
-        !(fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c) <= 2u << 20))) {
+        !(up || fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c, DD_WINOGRAD_FORWARD) <= 2u << 20))) {
         return false;
     }
     return p->dtype == DD_F32 || !dd_onednn_amx(); /* tiles are faster still */
+}
+
+/* Whether ops[index], a convolution, can take over the upsampling before it. */
+static bool takes_upsampling(const dd_plan *p, int index)
+{
+    const dd_op *up = index > 0 ? dd_graph_op(p->graph, index - 1) : NULL, *op = dd_graph_op(p->graph, index);
+    if (!up || up->kind != DD_OP_UPSAMPLE || op->kind != DD_OP_CONV || op->src[0].value != up->dst) {
+        return false;
+    }
+    const dd_value_info *from = value(p, up->src[0].value), *between = value(p, up->dst), *dst = value(p, op->dst);
+    if (between->h != 2 * from->h || between->w != 2 * from->w || !winograd_fits(p, op, between, dst, true)) {
+        return false;
+    }
+    for (int i = index + 1; i < dd_graph_ops(p->graph); i++) {
+        const dd_op *other = dd_graph_op(p->graph, i);
+        for (int j = 0; j < other->nsrc; j++) {
+            if (other->src[j].value == up->dst) {
+                return false;
+            }
+        }
+    }
+    return true;
 }
 
 static dd_status create_conv(dd_plan *p, dd_step *s)
 {
     dd_status status = DD_OK;
     const dd_op *op = s->op;
-    const dd_value_info *src = value(p, op->src[0].value), *dst = value(p, op->dst);
+    const dd_value_info *src = value(p, source(s, 0)), *dst = value(p, op->dst);
     dd_conv_desc d = {.dtype = p->dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c,
                       .kernel = op->kernel, .stride = op->stride, .pad_before = op->pad_before, .pad_after = op->pad_after,
                       .epilogue = epilogue(p, op)};
     s->flops = 2.0 * dst->n * tokens(dst) * dst->c * src->c * op->kernel * op->kernel;
-    if (winograd_fits(p, op, src, dst)) {
+    if (s->upsampling || winograd_fits(p, op, src, dst, false)) {
         s->scratch = dd_winograd_scratch(p->isa, p->dtype, src->c, p->threads);
-        DD_TRY(dd_layout_winograd(&s->winograd, p->isa, p->dtype, src->c, dst->c));
+        DD_TRY(dd_layout_winograd(&s->winograd, p->isa, p->dtype, src->c, dst->c, s->upsampling != NULL));
         return DD_OK;
     }
     DD_TRY(dd_conv_create(&s->primitive, dd_weights_engine(dd_graph_weights(p->graph)), &d));
@@ -193,7 +221,7 @@ static dd_status plan_memory(dd_plan *p)
         dst->bytes = value(p, op->dst)->name ? 0 : value_bytes(p, value(p, op->dst));
         dst->first = dst->last = i;
         for (int j = 0; j < op->nsrc; j++) {
-            dd_value v = op->src[j].value;
+            dd_value v = source(&p->steps[i], j);
             if (v == DD_NONE) {
                 continue;
             }
@@ -279,9 +307,10 @@ dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int thr
     for (int constant = 1; constant >= 0; constant--) {
         for (int i = 0; i < nops; i++) {
             const dd_op *op = dd_graph_op(graph, i);
-            if (value(p, op->dst)->constant == constant) {
-                p->steps[p->nsteps++].op = op;
+            if (value(p, op->dst)->constant != constant || (i + 1 < nops && takes_upsampling(p, i + 1))) {
+                continue;
             }
+            p->steps[p->nsteps++] = (dd_step){.op = op, .upsampling = takes_upsampling(p, i) ? dd_graph_op(graph, i - 1) : NULL};
         }
         p->nconstant = constant ? p->nsteps : p->nconstant;
     }
@@ -382,8 +411,8 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
 {
     const dd_op *op = s->op;
     void *dst = p->data[op->dst];
-    const void *src = p->data[op->src[0].value];
-    const dd_value_info *in = value(p, op->src[0].value), *out = value(p, op->dst);
+    const void *src = p->data[source(s, 0)];
+    const dd_value_info *in = value(p, source(s, 0)), *out = value(p, op->dst);
     const float *weights = s->weights ? dd_pack_data(s->weights) : NULL, *bias = s->bias ? dd_pack_data(s->bias) : NULL;
     if (!dst) {
         return DD_OK; /* an output that is not wanted */
@@ -391,8 +420,8 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
     switch (op->kind) {
     case DD_OP_CONV:
         if (s->winograd) {
-            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, false, in->n,
-                        in->h, in->w, in->c, out->c, p->scratch);
+            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, false,
+                        s->upsampling != NULL, in->n, in->h, in->w, in->c, out->c, p->scratch);
             break;
         }
         return dd_primitive_run(s->primitive);

@@ -262,11 +262,11 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
 
 static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", NULL};
+    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", "up", NULL};
     PyObject *o_src, *o_weights, *o_bias, *o_residual;
-    int isa, threads, relu = 0, backward = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|pp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
-                                     &backward) ||
+    int isa, threads, relu = 0, backward = 0, up = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|ppp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
+                                     &backward, &up) ||
         !check_isa(isa)) {
         return NULL;
     }
@@ -283,17 +283,19 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
-        !check(!residual || (residual_dtype == dtype && PyArray_SIZE(residual) == (npy_intp)n * h * w * oc), "residual: like the result")) {
+        !check(!(backward && up), "backward, up: one of them") ||
+        !check(!residual || (residual_dtype == dtype && PyArray_SIZE(residual) == (npy_intp)n * h * w * oc * (up ? 4 : 1)), "residual: like the result")) {
         goto done;
     }
-    packed = scratch_of(dd_winograd_pack_bytes(dtype, ic, oc));
+    const dd_winograd_kind kind = backward ? DD_WINOGRAD_BACKWARD : up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD;
+    packed = scratch_of(dd_winograd_pack_bytes(dtype, ic, oc, kind));
     scratch = packed ? scratch_of(dd_winograd_scratch((dd_isa)isa, dtype, ic, threads)) : NULL;
-    if (scratch && (dst = new_activations(dtype, 4, (npy_intp[]){n, h, w, oc}))) {
+    if (scratch && (dst = new_activations(dtype, 4, (npy_intp[]){n, up ? 2 * h : h, up ? 2 * w : w, oc}))) {
         dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), backward ? oc : ic,
-                         backward ? ic : oc, backward);
+                         backward ? ic : oc, kind);
         WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(src), packed,
-                                          bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, relu, n, h, w, ic,
-                                          oc, scratch));
+                                          bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, relu, up, n, h, w,
+                                          ic, oc, scratch));
     }
 done:
     dd_free(packed);
@@ -577,7 +579,7 @@ static PyMethodDef methods[] = {
     {"weight_gradient", KEYWORDS(selftest_weight_gradient),
      "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> (oc, ic, kernel, kernel)"},
     {"winograd", KEYWORDS(selftest_winograd),
-     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False); (n, h, w, ic), (oc, ic, 3, 3)"},
+     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False, up=False); (n, h, w, ic), (oc, ic, 3, 3)"},
     {"attention", KEYWORDS(selftest_attention),
      "attention(q, k, v, heads, scale, causal, isa, threads); (n, t, heads * d), rows may be apart"},
     {"timestep_embedding", KEYWORDS(selftest_timestep_embedding),

@@ -52,12 +52,12 @@ static dd_status pack_weights(dd_trainer *t)
         if (s->op->kind == DD_OP_CONV) {
             const dd_conv_desc d = dd_trainer_conv(t, s->op);
             if (s->winograd) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, t->parameter + s->weight, d.ic, d.oc, false);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, t->parameter + s->weight, d.ic, d.oc, DD_WINOGRAD_FORWARD);
             } else {
                 DD_TRY(dd_primitive_run(s->pack_forward));
             }
             if (s->winograd_backward) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, t->parameter + s->weight, d.ic, d.oc, true);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, t->parameter + s->weight, d.ic, d.oc, DD_WINOGRAD_BACKWARD);
             } else if (s->pack_backward) {
                 DD_TRY(dd_primitive_run(s->pack_backward));
             }
@@ -91,8 +91,8 @@ static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *ima
         return DD_OK;
     default:
         if (s->winograd) {
-            dd_winograd(t->isa, t->dtype, dst, src, t->packed + s->packed_forward, NULL, NULL, false, in->n, in->h, in->w, in->c,
-                        value(t, op->dst)->c, t->scratch);
+            dd_winograd(t->isa, t->dtype, dst, src, t->packed + s->packed_forward, NULL, NULL, false, false, in->n, in->h, in->w,
+                        in->c, value(t, op->dst)->c, t->scratch);
             return DD_OK;
         }
         dd_primitive_bind(s->forward, DD_ARG_SRC, src);
@@ -158,8 +158,8 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
             since = add_time(s, PHASE_UNPACK, since);
         }
         if (s->winograd_backward) {
-            dd_winograd(t->isa, t->dtype, part(t, s->d_src), part(t, s->d_dst[0]), t->packed + s->packed_backward, NULL, NULL, false, in->n,
-                        in->h, in->w, value(t, op->dst)->c, in->c, t->scratch);
+            dd_winograd(t->isa, t->dtype, part(t, s->d_src), part(t, s->d_dst[0]), t->packed + s->packed_backward, NULL, NULL, false, false,
+                        in->n, in->h, in->w, value(t, op->dst)->c, in->c, t->scratch);
         } else if (s->backward) {
             DD_TRY(dd_primitive_run(s->backward));
         }
@@ -213,7 +213,7 @@ static dd_status fold_weights(dd_trainer *t)
             dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight, &n, n.c,
                                (size_t)in->c * (size_t)conv->op->kernel * (size_t)conv->op->kernel);
             if (s->winograd_evaluate) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_evaluate, t->folded, in->c, n.c, false);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_evaluate, t->folded, in->c, n.c, DD_WINOGRAD_FORWARD);
             } else {
                 DD_TRY(dd_primitive_run(s->pack_evaluate));
             }
@@ -247,7 +247,7 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
             dd_value from = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
             dd_winograd(t->isa, t->dtype, dst, t->activations + t->evaluated[from], t->packed + s->packed_evaluate,
                         (float *)(void *)(t->packed + s->bias_evaluate), add ? t->activations + t->evaluated[add] : NULL,
-                        s->op->act == DD_ACT_RELU, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
+                        s->op->act == DD_ACT_RELU, false, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
         } else if (s->evaluate) {
             DD_TRY(dd_primitive_run(s->evaluate));
         }

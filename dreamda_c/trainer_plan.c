@@ -172,11 +172,11 @@ static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
     if (s->winograd) {
         dd_primitive_destroy(s->forward);
         s->forward = NULL;
-        s->packed_forward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+        s->packed_forward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc, DD_WINOGRAD_FORWARD));
         if (s->winograd_backward) {
             dd_primitive_destroy(s->backward);
             s->backward = NULL;
-            s->packed_backward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+            s->packed_backward = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc, DD_WINOGRAD_BACKWARD));
         } else if (wanted) {
             DD_TRY(dd_pack_create(&s->pack_backward, engine, dd_primitive_weights(s->backward), s->op->kernel));
             s->packed_backward = take(packed, dd_layout_bytes(dd_primitive_weights(s->backward)));
@@ -209,7 +209,7 @@ static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
     s->bias_evaluate = take(packed, (size_t)d.oc * sizeof(float));
     s->winograd_evaluate = winograd_fits(t, &d, d.ic, d.oc);
     if (s->winograd_evaluate) {
-        s->packed_evaluate = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc));
+        s->packed_evaluate = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc, DD_WINOGRAD_FORWARD));
         return DD_OK;
     }
     DD_TRY(dd_conv_create(&s->evaluate, dd_weights_engine(t->table), &d));

@@ -311,6 +311,18 @@ def test_winograd_of_any_shape(which, n, h, w, ic, oc, seed):
     assert winograd_case(*which, n, h, w, 16 * ic, 32 * oc, seed=seed) <= (1e-11 if which[1] == "f32" else 1e-4)
 
 
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 4, 4, 32, 64), (1, 5, 3, 16, 32), (1, 1, 1, 16, 32), (2, 17, 10, 48, 64)])
+@pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
+def test_winograd_behind_an_upsampling_is_that_of_the_upsampled(isa, dtype, n, h, w, ic, oc):
+    """To the bit: it leaves out products with zero."""
+    rng = np.random.default_rng(15)
+    x, weights, bias = cast(normal(rng, n, h, w, ic), dtype), normal(rng, oc, ic, 3, 3, scale=1 / np.sqrt(9 * ic)), normal(rng, oc)
+    residual = cast(normal(rng, n, 2 * h, 2 * w, oc), dtype)
+    large = _selftest.upsample_nearest(x, 2 * h, 2 * w)
+    for some in (residual, None):
+        assert np.array_equal(_selftest.winograd(x, weights, bias, some, isa, 2, up=True), _selftest.winograd(large, weights, bias, some, isa, 2))
+
+
 @pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
 def test_winograd_rows_do_not_see_each_other(isa, dtype):
     rng = np.random.default_rng(12)

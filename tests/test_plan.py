@@ -349,6 +349,15 @@ def test_bf16_is_refused_where_it_would_be_emulated():
         unet(dtype="bf16")
 
 
+@pytest.mark.parametrize(("height", "folded"), [(8, True), (7, False)])
+def test_an_upsampling_that_doubles_is_folded_into_its_convolution(height, folded):
+    plan, inputs = unet(height=height, width=8)
+    plan.run(inputs)
+    rows = plan.profile()
+    assert ("upsample" not in {r["op"] for r in rows}) == folded
+    assert any(r["name"] == "up_blocks.0.upsamplers.0.conv" and ("winograd" in r["implementation"]) == folded for r in rows)
+
+
 def test_a_profile_names_every_op():
     plan, inputs = unet()
     plan.run(inputs)
