@@ -12,6 +12,7 @@ Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSO
 """
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -44,8 +45,9 @@ class Worker:
 
     def run(self) -> tuple[float, float | None]:
         """The seconds of a run, and those of one step of it where it has steps."""
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of a dead worker, which the missing answer tells
+            self.process.stdin.write("run\n")
+            self.process.stdin.flush()
         answer = self.answer()
         return answer["seconds"], answer["step"]
 
@@ -131,7 +133,10 @@ def unet(arguments) -> list[dict]:
         engines.append(("OpenVINO", peer, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"}))
         if dtype == "f32":
             engines.append(("ONNX Runtime", peer, "engine_onnxruntime.py", job | {"network": f"{model}/onnx/unet.onnx"}))
-        rows = measure(chosen(arguments, engines), arguments.rounds)
+        ours, *peers = chosen(arguments, engines)
+        rows = []
+        for pair in range(0, len(peers), 2):  # two beside ours at a time: all of them in float32 at once do not fit 24 GB
+            rows += measure([ours, *peers[pair : pair + 2]], arguments.rounds)[1 if rows else 0 :]
         results.append(dict(task="unet", dtype=dtype, rows=rows, note=NO_BF16 if dtype == "bf16" else None))
         report(results[-1], arguments.threads)
     return results
@@ -180,7 +185,7 @@ def parts(arguments) -> list[dict]:
 
 
 def scale(arguments) -> list[dict]:
-    """Ours alone: time and peak memory over variants, images, threads and, at Stable Diffusion's size, resolution; one changes at a time."""
+    """Ours alone: time and peak memory over variants, images, threads and, at full size, resolution; one setting changed at a time."""
     small = dict(model=str(HERE.parent / "python/dreamda/bundled/fashion-mini"), images=2, variants=10, steps=20, strength=0.8)
     large = dict(model=sd15(arguments), images=1, variants=1, steps=1, strength=1.0)
     settings = [("fashion-mini", small | dict(variants=k)) for k in (1, 3, 10, 30)]
