@@ -1,17 +1,18 @@
 """Ours against the peers, in one interleaved run: every engine is a process of its own, and they take turns.
 
     python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
-    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15]
+    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15] [--variants K] [--steps N]
     python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
     python benchmarks/compare.py readme        # writes the table of the newest results into README.md
 
-`--peer-python` is an environment with torch, diffusers, transformers and openvino; this one has dreamda-c. Prints a table (median,
-spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
+`--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one has dreamda-c.
+Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
 """
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -44,8 +45,9 @@ class Worker:
 
     def run(self) -> tuple[float, float | None]:
         """The seconds of a run, and those of one step of it where it has steps."""
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of a dead worker, which the missing answer tells
+            self.process.stdin.write("run\n")
+            self.process.stdin.flush()
         answer = self.answer()
         return answer["seconds"], answer["step"]
 
@@ -84,8 +86,9 @@ def at_length(rows: list[dict], timed: int, steps: int) -> list[dict]:
 def table(heading: str, rows: list[dict], per: float = 1) -> str:
     lines = [heading, "| engine | median | spread | ratio to ours | peak GiB | load + first run s |", "|---|---|---|---|---|---|"]
     for r in rows:
-        lines.append(f"| {r['name']} | {r['median'] / per:.3f} | {r['minimum'] / per:.3f} - {r['maximum'] / per:.3f} | {r['ratio']:.2f} "
-                     f"({r['ratio_minimum']:.2f} - {r['ratio_maximum']:.2f}) | {r['peak_rss_gib']:.2f} | {r['loaded_seconds'] + r['first_seconds']:.1f} |")
+        lines.append(f"| {r['name']} | {r['median'] / per:.3f} | {r['minimum'] / per:.3f} - {r['maximum'] / per:.3f} "
+                     f"| {r['ratio']:.2f} ({r['ratio_minimum']:.2f} - {r['ratio_maximum']:.2f}) "
+                     f"| {r['peak_rss_gib']:.2f} | {r['loaded_seconds'] + r['first_seconds']:.1f} |")
     return "\n".join(lines)
 
 
@@ -106,16 +109,35 @@ def sd15(arguments) -> str:
     return str(folder)
 
 
+def chosen(arguments, engines: list[tuple[str, str, str, dict]]) -> list[tuple[str, str, str, dict]]:
+    """The first engine, which is ours, and those others that `--skip` keeps; the network that one reads is exported where it is missing."""
+    kept = engines[:1] + [engine for engine in engines[1:] if not any(word.lower() in engine[0].lower() for word in arguments.skip)]
+    for _, python, _, job in kept:
+        if "network" in job and not Path(job["network"]).exists():
+            step = ["--step"] if job["task"] == "generate" else []
+            subprocess.run([python, str(HERE / "make_models.py"), job["model"], job["network"], *step], check=True)
+    return kept
+
+
+NO_BF16 = "ONNX Runtime is compared in f32 alone: its CPU provider (1.32.0) has no bf16 kernel for a convolution, a product or an addition."
+
+
 def unet(arguments) -> list[dict]:
     model, results = sd15(arguments), []
     for dtype in arguments.dtype:
         job = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads)
-        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", arguments.peer_python, "engine_torch.py", job)]
+        peer = arguments.peer_python
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", peer, "engine_torch.py", job)]
         if arguments.compile:
-            engines.append(("PyTorch compiled, freezing", arguments.peer_python, "engine_torch.py", job | {"compile": True}))
-        engines.append(("OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"ir": f"{model}/openvino/unet.xml"}))
-        rows = measure(engines, arguments.rounds)
-        results.append(dict(task="unet", dtype=dtype, rows=rows))
+            engines.append(("PyTorch compiled, freezing", peer, "engine_torch.py", job | {"compile": True}))
+        engines.append(("OpenVINO", peer, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"}))
+        if dtype == "f32":
+            engines.append(("ONNX Runtime", peer, "engine_onnxruntime.py", job | {"network": f"{model}/onnx/unet.onnx"}))
+        ours, *peers = chosen(arguments, engines)
+        rows = []
+        for pair in range(0, len(peers), 2):  # two beside ours at a time: all of them in float32 at once do not fit 24 GB
+            rows += measure([ours, *peers[pair : pair + 2]], arguments.rounds)[1 if rows else 0 :]
+        results.append(dict(task="unet", dtype=dtype, rows=rows, note=NO_BF16 if dtype == "bf16" else None))
         report(results[-1], arguments.threads)
     return results
 
@@ -128,17 +150,18 @@ def generate(arguments) -> list[dict]:
     small = arguments.model == "fashion-mini"
     model = str(HERE.parent / "python/dreamda/bundled/fashion-mini") if small else sd15(arguments)
     ir = Path(arguments.work) / f"openvino-{arguments.model}-step" / "unet.xml"
-    if not ir.exists():
-        ir.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), model, str(ir)], check=True)
     for dtype in arguments.dtype:
         # At full size three steps are timed, and the eighty of the authors' settings follow from them: an image would take minutes.
-        shape = dict(images=2, variants=10, steps=20, strength=0.8) if small else dict(images=1, variants=2, steps=3, strength=1.0, time_steps=True)
+        shape = dict(images=1, variants=2, steps=3, strength=1.0, time_steps=True)
+        if small:
+            shape = dict(images=2, variants=10, steps=20, strength=0.8)
+        shape |= {name: value for name in ("variants", "steps") if (value := getattr(arguments, name))}
         job = dict(task="generate", model=model, dtype=dtype, threads=arguments.threads, share_source=False, **shape)
-        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("authors' pipeline", arguments.peer_python, "engine_torch.py", job),
-                   ("authors' pipeline, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"ir": str(ir)})]
-        engines.insert(1, ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}))
-        rows = measure(engines, arguments.rounds)
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job),
+                   ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}),
+                   ("authors' pipeline", arguments.peer_python, "engine_torch.py", job),
+                   ("authors' pipeline, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"network": str(ir)})]
+        rows = measure(chosen(arguments, engines), arguments.rounds)
         if not small:
             rows = at_length(rows, shape["steps"], FULL)
         results.append(dict(task="generate", model=arguments.model, dtype=dtype, shape=shape, rows=rows))
@@ -149,23 +172,27 @@ def generate(arguments) -> list[dict]:
 def parts(arguments) -> list[dict]:
     """One self-attention of the U-Net's finest level, and Stable Diffusion's VAE on one image of 512 x 512."""
     model, results = sd15(arguments), []
-    jobs = [dict(task="attention", rows=2, heads=8, tokens=4096, width=40)] + [dict(task="vae", direction=d, model=model) for d in ("encode", "decode")]
+    jobs = [dict(task="attention", rows=2, heads=8, tokens=4096, width=40)]
+    jobs += [dict(task="vae", direction=direction, model=model) for direction in ("encode", "decode")]
     for job in jobs:
         for dtype in arguments.dtype:
             whole = job | dict(dtype=dtype, threads=arguments.threads)
-            rows = measure([("dreamda-c", sys.executable, "engine_ours.py", whole), ("PyTorch", arguments.peer_python, "engine_torch.py", whole)], arguments.rounds)
+            engines = [("dreamda-c", sys.executable, "engine_ours.py", whole), ("PyTorch", arguments.peer_python, "engine_torch.py", whole)]
+            rows = measure(chosen(arguments, engines), arguments.rounds)
             results.append(dict(task=job["task"], direction=job.get("direction"), dtype=dtype, rows=rows))
             report(results[-1], arguments.threads)
     return results
 
 
 def scale(arguments) -> list[dict]:
-    """Ours alone: time and peak memory over variants, images, threads and, at Stable Diffusion's size, resolution; one setting changed at a time."""
+    """Ours alone: time and peak memory over variants, images, threads and, at full size, resolution; one setting changed at a time."""
     small = dict(model=str(HERE.parent / "python/dreamda/bundled/fashion-mini"), images=2, variants=10, steps=20, strength=0.8)
     large = dict(model=sd15(arguments), images=1, variants=1, steps=1, strength=1.0)
-    settings = [("fashion-mini", small | dict(variants=k)) for k in (1, 3, 10, 30)] + [("fashion-mini", small | dict(images=n)) for n in (1, 8, 32)]
+    settings = [("fashion-mini", small | dict(variants=k)) for k in (1, 3, 10, 30)]
+    settings += [("fashion-mini", small | dict(images=n)) for n in (1, 8, 32)]
     settings += [("fashion-mini", small | dict(threads=1)), ("sd15", large | dict(threads=1))]
-    settings += [("sd15", large | dict(size=size)) for size in (256, 384, 512, 640, 768)] + [("sd15", large | dict(variants=2)), ("sd15", large | dict(images=2))]
+    settings += [("sd15", large | dict(size=size)) for size in (256, 384, 512, 640, 768)]
+    settings += [("sd15", large | dict(variants=2)), ("sd15", large | dict(images=2))]
     rows = []
     for name, setting in settings:
         job = dict(task="generate", dtype=arguments.dtype[0], threads=arguments.threads, share_source=False) | setting
@@ -195,7 +222,7 @@ def train(arguments) -> list[dict]:
             shape = dict(depth=depth, stem=stem, batch=batch, size=size, steps=steps, label=label)
             job = dict(dtype=dtype, threads=arguments.threads, **shape)
             engines = [("dreamda-c", sys.executable, "train_ours.py", job), ("PyTorch", arguments.peer_python, "train_torch.py", job)]
-            rows = measure(engines, arguments.rounds)
+            rows = measure(chosen(arguments, engines), arguments.rounds)
             results.append(dict(task="train", dtype=dtype, shape=shape, rows=rows))
             report(results[-1], arguments.threads)
     return results
@@ -211,13 +238,13 @@ def title(result: dict, threads: int) -> str:
     if result["task"] == "train":
         shape = result["shape"]
         what, each = ("labelling by four heads", "batch") if shape.get("label") else ("training", "step")
-        return (f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, {threads} threads: "
-                f"seconds a {each}")
+        return (f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, "
+                f"{threads} threads: seconds a {each}")
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
-    length = f"{FULL} steps, from {shape['steps']} timed ones, K {shape['variants']}" if shape.get("time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
-    return f"{result['model']}, a DreamDA image of {length}, {result['dtype']}, {threads} threads: seconds"
+    steps = f"{FULL} steps ({shape['steps']} timed)" if shape.get("time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
+    return f"{result['model']}, a DreamDA image of {steps}, K {shape['variants']}, {result['dtype']}, {threads} threads: seconds"
 
 
 def scale_table(heading: str, rows: list[dict]) -> str:
@@ -231,23 +258,27 @@ def images(result: dict) -> int:
     return result["shape"]["images"] * result["shape"]["variants"] if result["task"] == "generate" else 1
 
 
+def section(result: dict, heading: str) -> str:
+    shown = scale_table(heading, result["rows"]) if result["task"] == "scale" else table(heading, result["rows"], per=images(result))
+    return f"{shown}\n\n{result['note']}" if result.get("note") else shown
+
+
 def report(result: dict, threads: int) -> None:
-    print(table(f"\n{title(result, threads)}", result["rows"], per=images(result)), flush=True)
+    print(section(result, f"\n{title(result, threads)}"), flush=True)
 
 
 def readme_tables() -> str:
     """The Markdown between README.md's markers, from benchmarks/results/*.json."""
     parts = []
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(RESULTS.glob("*.json"), key=lambda file: file.stem):
         run = json.loads(file.read_text())
         if "results" not in run:
             continue  # of another benchmark
         about = run["machine"]
-        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, {about['date']}, load "
-                     f"{about['load']} at the start:\n")
-        for result in run["results"]:
-            heading = f"**{title(result, run['threads'])}**\n"
-            parts.append((scale_table(heading, result["rows"]) if result["task"] == "scale" else table(heading, result["rows"], per=images(result))) + "\n")
+        engines = dict.fromkeys(row["engine"].split(",")[0] for result in run["results"] for row in result["rows"])
+        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, "
+                     f"{about['date']}, load {about['load']} at the start; {', '.join(engines)}:\n")
+        parts += [section(result, f"**{title(result, run['threads'])}**\n") + "\n" for result in run["results"]]
     return "\n".join(parts)
 
 
@@ -270,6 +301,9 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
     parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15"])
+    parser.add_argument("--variants", type=int, help="of generate: K images of one (fashion-mini 10, sd15 2); names the result file too")
+    parser.add_argument("--steps", type=int, help="of generate: steps of fashion-mini (20), timed steps of sd15 (3)")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="WORD", help="leave out the engines with such a word in their name")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
@@ -279,7 +313,9 @@ def main() -> None:
     about = machine()  # before the load is our own
     results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "scale": scale}[arguments.task](arguments)
     RESULTS.mkdir(exist_ok=True)
-    name = arguments.task if arguments.task != "generate" else f"generate-{arguments.model}"
+    name = arguments.task
+    if name == "generate":
+        name += f"-{arguments.model}" + (f"-k{arguments.variants}" if arguments.variants else "")
     (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
 
 

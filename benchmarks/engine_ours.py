@@ -39,21 +39,34 @@ def load(job):
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
         options = dict(variants=job["variants"], steps=job["steps"], strength=job["strength"], share_source=job["share_source"])
 
+        calls = timed_calls(pipe.unet) if job.get("time_steps") else {}
+
         def generate():
-            calls, last = defaultdict(list), (0, time.perf_counter())
-
-            def progress(done, total):
-                nonlocal last
-                now = time.perf_counter()
-                calls[round((done - last[0]) / total, 3)].append(now - last[1])
-                last = done, now
-
-            pipe.augment(images, ["a photo of a coat"] * len(images), **options, progress=progress if job.get("time_steps") else None)
-            # Of each number of rows the median: the first call of each makes its plan.
-            return sum(len(some) * statistics.median(some) for some in calls.values()) / int(job["steps"] * job["strength"]) if calls else None
+            calls.clear()
+            pipe.augment(images, ["a photo of a coat"] * len(images), **options)
+            steps = int(job["steps"] * job["strength"])
+            return sum(len(some) * statistics.median(some) for some in calls.values()) / steps if calls else None
 
         return generate, label
     raise ValueError(f"unknown task {job['task']!r}")
+
+
+def timed_calls(unet):
+    """Have the network's calls timed from now on: their seconds, by the number of rows. Making a plan is no part of a call."""
+    calls, make = defaultdict(list), unet.plan
+
+    class Timed:
+        def __init__(self, plan, rows):
+            self.plan, self.rows = plan, rows
+
+        def run(self, inputs):
+            begun = time.perf_counter()
+            outputs = self.plan.run(inputs)
+            calls[self.rows].append(time.perf_counter() - begun)
+            return outputs
+
+    unet.plan = lambda lane, **shape: Timed(make(lane, **shape), shape["rows"])
+    return calls
 
 
 if __name__ == "__main__":
