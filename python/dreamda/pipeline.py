@@ -292,7 +292,7 @@ class Pipeline:
             For one image only.
         guidance_low, guidance_high : float in [0, 1]
             Guide the target only where the timestep, as a share of the model's (0: clean, 1: noise), is at least the one and below the
-            other; at the other steps the prompt's own row is all that is computed (Kynkaanniemi et al., 2024). Beyond the authors' method.
+            other; at the other steps the prompt's own row is all that is computed (Kynkäänniemi et al., 2024). Beyond the authors' method.
 
         Returns
         -------
