@@ -490,7 +490,8 @@ def test_reserved_class_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(steps=1001), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
                                  dict(steps=2, strength=0.4), dict(eta=-1), dict(eta=2), dict(step="ddpm"), dict(guidance_scale=float("inf")),
-                                 dict(noise_scale=-1), dict(diverse=True), dict(seed=-1), dict(seed=1 << 64)])
+                                 dict(noise_scale=-1), dict(diverse=True), dict(seed=-1), dict(seed=1 << 64), dict(guidance_low=1.0),
+                                 dict(guidance_low=-0.5), dict(guidance_low=float("nan"))])
 def test_settings_that_cannot_be_meant(bad):
     with pytest.raises(ValueError, match="--" + list(bad)[0].replace("_", "-")):
         Settings(**bad)

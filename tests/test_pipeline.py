@@ -67,7 +67,7 @@ class Plain:
     """One variant of one image at a time, one U-Net row at a time, float64, and the noise z formed as in the authors' code."""
 
     def __init__(self, pipe, unet, z0, prompt, image, variant, *, steps, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=3.0, source_prompt="",
-                 source_guidance_scale=1.5, share_source=False, share_start=True, seed=0):
+                 source_guidance_scale=1.5, share_source=False, share_start=True, seed=0, guidance_low=0.0, guidance_high=1.0):
         self.__dict__.update(locals())
         config = read_scheduler_config(MODEL / "scheduler")
         betas = np.linspace(math.sqrt(config["beta_start"]), math.sqrt(config["beta_end"]), 1000) ** 2
@@ -90,8 +90,10 @@ class Plain:
         return self.unet(x[None].astype(np.float32), t, self.pipe.context(prompt)[None], bottleneck_noise=noise)[0].astype(np.float64)
 
     def target(self, x, t, step, noisy=True):
-        empty = self.row(x, t, "", step, 0 if noisy else None)
         text = self.row(x, t, self.prompt, step, 1 if noisy else None)
+        if not self.guidance_low <= t / 1000 < self.guidance_high:
+            return text
+        empty = self.row(x, t, "", step, 0 if noisy else None)
         return empty + self.guidance_scale * (text - empty)
 
     def split(self, out, x, a):
@@ -164,6 +166,10 @@ class Plain:
         dict(step="asymmetric", guidance_scale=3.0),
         dict(step="asymmetric", guidance_scale=1.0, eta=0.0, source_prompt=COAT),
         dict(step="sdedit", noise_scale=2.0),
+        dict(step="cycle", guidance_low=0.3, guidance_high=0.5),
+        dict(step="cycle", share_source=True, guidance_high=0.601),
+        dict(step="asymmetric", guidance_low=0.401),
+        dict(step="sdedit", guidance_low=0.3, guidance_high=0.7),
         dict(step="sdedit", share_start=False, noise_scale=0.0),
     ],
     ids=lambda o: "-".join(map(str, o.values())),
@@ -212,9 +218,29 @@ def test_the_class_survives(pipe, seeds):
     assert (distance[0, :, 0] < 0.6 * distance[0, :, 1]).all() and (distance[1, :, 1] < 0.6 * distance[1, :, 0]).all()
 
 
+@pytest.mark.parametrize("step, fixed", [("cycle", 1), ("asymmetric", 0), ("sdedit", 0)])
+def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monkeypatch):
+    rows, done, plan = [], [], pipe.unet.plan
+    monkeypatch.setattr(pipe.unet, "plan", lambda lane, **shape: (rows.append(shape["rows"]), plan(lane, **shape))[1])
+    options = dict(variants=2, steps=5, step=step)
+
+    def made(**interval):
+        rows.clear(), done.clear()
+        return pipe.augment_latents(z0[:1], [COAT], progress=lambda *share: done.append(share), **options | interval)
+
+    made(guidance_low=0.3, guidance_high=0.5)  # of 601, 401, 201 and 1
+    units = pipe._group(fixed + 2, *z0.shape[2:])
+    unguided, guided = (units * (fixed + n) for n in (1, 2))
+    assert rows[-4:] == [unguided, guided, unguided, unguided]
+    assert done[-1][0] == done[-1][1] and all(a[0] < b[0] for a, b in zip(done, done[1:])), "progress counts the rows that are run"
+    assert np.array_equal(made(guidance_low=0.7), made(guidance_scale=1)), "an interval without a step is no guidance"
+    assert np.array_equal(made(guidance_low=0.001, guidance_high=0.602), made()), "an interval with every step is plain guidance"
+
+
 # ------------------------------------------------------------------------------------------------ bits
 
-MODES = [dict(step="cycle"), dict(step="cycle", share_source=True), dict(step="cycle", source_prompt="a bag"), dict(step="asymmetric"),
+MODES = [dict(step="cycle"), dict(step="cycle", share_source=True), dict(step="cycle", source_prompt="a bag"),
+         dict(step="cycle", guidance_low=0.1, guidance_high=0.4), dict(step="asymmetric"),
          dict(step="sdedit", share_start=False, diverse=True)]
 
 
@@ -425,6 +451,10 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
         (dict(guidance_scale=float("inf")), "guidance_scale: inf is not a finite number"),
         (dict(source_guidance_scale=None), "source_guidance_scale: None is not a finite number"),
         (dict(noise_scale=-1), "noise_scale: -1 is not possible"),
+        (dict(guidance_low=0.5, guidance_high=0.5), "guidance_low, guidance_high: 0.5 to 0.5 is no interval between 0 and 1"),
+        (dict(guidance_low=-0.1), "guidance_low, guidance_high: -0.1 to 1.0 is no interval"),
+        (dict(guidance_high=1.5), "guidance_low, guidance_high: 0.0 to 1.5 is no interval"),
+        (dict(guidance_high=float("nan")), "guidance_high: nan is not a finite number"),
         (dict(seed=-1), "seed: -1 is not possible"),
         (dict(seed=2**64), "seed: 18446744073709551616 is not possible"),
         (dict(step="ddim"), "step: 'ddim' is unknown; use cycle, asymmetric, sdedit"),

@@ -171,7 +171,7 @@ def test_winograd_convolutions():
     close(features, reference(x), F32)
     d_features = rng.standard_normal(features.shape).astype(np.float32)
     t.backward(d_features)
-    for name in ("bn1.bias", "layer1.0.conv2.weight"):
+    for name in ("bn1.bias", "layer1.0.conv2.weight", "layer3.1.conv1.weight"):
         check_gradient(t, "small", x, d_features, name, rng, 2e-4)
     t.parameters["layer1.0.conv1.weight"][...] *= 0.5  # packed anew
     close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)

@@ -116,6 +116,8 @@ def generate(
     share_source: Annotated[bool, typer.Option(help="One source trajectory for all variants of an image: up to a third faster.")] = False,
     share_start: Annotated[bool, typer.Option(help="All variants of an image start from the same noise.")] = True,
     diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar starts for the variants of an image; needs --no-share-start.")] = False,
+    guidance_low: Annotated[float, typer.Option(help="Guide only at timesteps from this share of the model's on, 0 (clean) to 1 (noise).")] = 0.0,
+    guidance_high: Annotated[float, typer.Option(help="Guide only below this share; 0.3 to 0.7 saves up to 0.3 of the work.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
     size: Size = "",

@@ -130,6 +130,8 @@ class Settings:
     share_start: bool = True
     diverse: bool = False
     seed: int = 0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.variants <= 1_000_000:
@@ -152,7 +154,9 @@ class Settings:
             raise ValueError(f"--eta must be 0 to 1; it is {self.eta}")
         if self.noise_scale is None:
             object.__setattr__(self, "noise_scale", 0.0 if self.step == "sdedit" else 3.0)
-        for name in ("strength", "eta", "guidance_scale", "source_guidance_scale", "noise_scale"):
+        if not 0 <= self.guidance_low < self.guidance_high <= 1:
+            raise ValueError(f"--guidance-low must be below --guidance-high, both 0 to 1; they are {self.guidance_low} and {self.guidance_high}")
+        for name in ("strength", "eta", "guidance_scale", "source_guidance_scale", "noise_scale", "guidance_low", "guidance_high"):
             object.__setattr__(self, name, float(getattr(self, name)))  # 3 and 3.0 are one value, and one text in the files
         for name in ("guidance_scale", "source_guidance_scale", "noise_scale"):
             value = getattr(self, name)

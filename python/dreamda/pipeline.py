@@ -62,6 +62,8 @@ class _Mode:
     share_start: bool
     diverse: bool
     seed: int
+    guidance_low: float
+    guidance_high: float
 
     def __post_init__(self) -> None:
         def whole(value: Any, low: int, high: int) -> bool:
@@ -73,7 +75,7 @@ class _Mode:
             raise ValueError(f"steps: {self.steps!r} is not possible; use a whole number of 1 or more")
         if not whole(self.seed, 0, 1 << 64):
             raise ValueError(f"seed: {self.seed!r} is not possible; use a whole number from 0 to 2**64 - 1")
-        for name in ("strength", "eta", "guidance_scale", "noise_scale", "source_guidance_scale"):
+        for name in ("strength", "eta", "guidance_scale", "noise_scale", "source_guidance_scale", "guidance_low", "guidance_high"):
             value = getattr(self, name)
             if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"{name}: {value!r} is not a finite number")
@@ -81,6 +83,8 @@ class _Mode:
             raise ValueError(f"strength: {self.strength} is not possible; use a number above 0, up to 1")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta: {self.eta} is not possible; use a number from 0 to 1")
+        if not 0 <= self.guidance_low < self.guidance_high <= 1:
+            raise ValueError(f"guidance_low, guidance_high: {self.guidance_low} to {self.guidance_high} is no interval between 0 and 1")
         if self.noise_scale < 0:
             raise ValueError(f"noise_scale: {self.noise_scale} is not possible; use 0 or more")
         if self.step not in STEPS:
@@ -241,7 +245,8 @@ class Pipeline:
                 eta: float = 1.0, guidance_scale: float = 7.5, noise_scale: float | None = None, source_prompt: str = "",
                 source_guidance_scale: float = 1.5, step: str = "cycle", share_source: bool = False, share_start: bool = True,
                 diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None,
-                progress: Callable[[int, int], None] | bool | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
+                progress: Callable[[int, int], None] | bool | None = None, first: int = 0, stop: Callable[[], bool] | None = None,
+                guidance_low: float = 0.0, guidance_high: float = 1.0) -> np.ndarray:
         """Make `variants` new images of each image.
 
         Parameters
@@ -285,6 +290,9 @@ class Pipeline:
         stop : callable, optional
             Where one image's groups take all threads in turn (large images), asked after each of them: True ends the call early.
             For one image only.
+        guidance_low, guidance_high : float in [0, 1]
+            Guide the target only where the timestep, as a share of the model's (0: clean, 1: noise), is at least the one and below the
+            other; at the other steps the prompt's own row is all that is computed (Kynkäänniemi et al., 2024). Beyond the authors' method.
 
         Returns
         -------
@@ -296,7 +304,7 @@ class Pipeline:
             Naming the argument and what is possible.
         """
         mode = _mode(variants, steps, strength, eta, guidance_scale, noise_scale, source_prompt, source_guidance_scale, step,
-                     share_source, share_start, diverse, seed)
+                     share_source, share_start, diverse, seed, guidance_low, guidance_high)
         self.schedule.steps(mode.steps, mode.strength, mode.eta)
         images = _check_images(images)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < mode.variants):
@@ -440,7 +448,7 @@ class Pipeline:
         prompts, keys, progress
             As in `augment`.
         **parameters
-            ``variants`` to ``seed`` of `augment`.
+            ``variants`` to ``seed`` of `augment`, and ``guidance_low``, ``guidance_high``.
 
         Returns
         -------
@@ -452,7 +460,8 @@ class Pipeline:
             As in `augment`, or `z0` is no such array.
         """
         defaults = dict(variants=10, steps=100, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=None, source_prompt="",
-                        source_guidance_scale=1.5, step="cycle", share_source=False, share_start=True, diverse=False, seed=0)
+                        source_guidance_scale=1.5, step="cycle", share_source=False, share_start=True, diverse=False, seed=0,
+                        guidance_low=0.0, guidance_high=1.0)
         if unknown := parameters.keys() - defaults.keys():
             raise TypeError(f"augment_latents() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         z0 = np.asarray(z0, np.float32)
@@ -501,6 +510,9 @@ class _Run:
         self.first, self.stop = first, stop
         self.schedule = pipe.schedule
         self.steps = self.schedule.steps(mode.steps, mode.strength, mode.eta)
+        self.guided = [mode.guidance_scale != 1 and mode.guidance_low <= s.t / self.schedule.num_train_timesteps < mode.guidance_high
+                       for s in self.steps]
+        self.target = 1 + any(self.guided)  # rows of a target, at most
         self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, mode.variants)]
         self.stored: set[tuple[int, int]] = set()
         self.latents = np.empty((len(z0), mode.variants - first, *z0.shape[1:]), np.float32)
@@ -549,9 +561,10 @@ class _Run:
             group = units[first : first + size]
             yield group + [group[-1]] * (size - len(group))
 
-    def expect(self, units: int, rows: int, steps: int = 0) -> None:
+    def expect(self, units: int, rows: int, targets: bool = True) -> None:
         size = self.pipe._group(rows, *self.z0.shape[2:])
-        self.total += -(-units // size) * size * rows * (steps or len(self.steps))
+        saved = self.guided.count(False) if targets and self.target > 1 else 0
+        self.total += -(-units // size) * size * (rows * len(self.steps) - saved)
 
     def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
                 lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
@@ -578,10 +591,10 @@ class _Run:
         seed, key, low = self.mode.seed, self.keys[image], 0xFFFFFFFF
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
 
-    def target_rows(self, units: list[tuple[int, int]]) -> list[_Row]:
-        """Unconditional rows (where guidance needs them), then text rows; all of them perturbed, with draws of their own."""
+    def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
+        """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their own."""
         text = [_Row(u, self.pipe.context(self.prompts[image]), 1) for u, (image, _) in enumerate(units)]
-        if self.mode.guidance_scale == 1:
+        if not self.guided[step.index]:
             return text
         return [_Row(u, self.pipe.context(""), 0) for u in range(len(units))] + text
 
@@ -595,22 +608,21 @@ class _Run:
 
     def cycle(self) -> np.ndarray:
         mode = self.mode
-        target = len(self.target_rows(self.units[:1])) if self.units else 1
         source = len(self.source_rows(1))
         if mode.share_source:
-            self.expect(len(self.z0), source)
-            self.expect(len(self.units), target)
+            self.expect(len(self.z0), source, targets=False)
+            self.expect(len(self.units), self.target)
             trajectories = self.source_trajectories(source)
         else:
-            self.expect(len(self.units), source + target)
+            self.expect(len(self.units), source + self.target)
             trajectories = None
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = x_source = np.stack([self.start(*unit) for unit in group])
-            targets = self.target_rows(group)
             # Source rows come behind the targets in one call, over the source's own latents.
             sources = [_Row(r.unit + len(group), r.context) for r in self.source_rows(len(group))]
             for step in self.steps:
+                targets = self.target_rows(group, step)
                 if trajectories is not None:
                     out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
                     mean_source, next_source = (np.stack(a) for a in zip(*(trajectories[image][step.index] for image, _ in group)))
@@ -623,7 +635,7 @@ class _Run:
                 x, x_source = next_source + (mean - mean_source), next_source
             self.store(group, x)
 
-        self.each(self.units, target if mode.share_source else source + target, work)
+        self.each(self.units, self.target if mode.share_source else source + self.target, work)
         return self.result
 
     def posterior(self, x: np.ndarray, units: list[tuple[int, int]], step: Step) -> np.ndarray:
@@ -654,16 +666,14 @@ class _Run:
 
     def asymmetric(self) -> np.ndarray:
         mode = self.mode
-        rows = len(self.target_rows(self.units[:1])) if self.units else 1
-        self.expect(len(self.z0), 1)
-        self.expect(len(self.units), rows)
+        self.expect(len(self.z0), 1, targets=False)
+        self.expect(len(self.units), self.target)
         starts = self.inversions()
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([starts[image] for image, _ in group])
-            targets = self.target_rows(group)
             for step in self.steps:
-                out = self.predict(x, step.t, targets, group, step.index, lane, decoders=2)
+                out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane, decoders=2)
                 clean = _guide(out["sample"], len(group), mode.guidance_scale)
                 perturbed = _guide(out["perturbed"], len(group), mode.guidance_scale)
                 noise, _ = self.schedule.noise_and_image(clean, x, step.a_t)
@@ -672,7 +682,7 @@ class _Run:
                      + self.step_noise(group, step))
             self.store(group, x)
 
-        self.each(self.units, rows, work)
+        self.each(self.units, self.target, work)
         return self.result
 
     def inversions(self) -> list[np.ndarray]:
@@ -693,18 +703,16 @@ class _Run:
         return result
 
     def sdedit(self) -> np.ndarray:
-        rows = len(self.target_rows(self.units[:1])) if self.units else 1
-        self.expect(len(self.units), rows)
+        self.expect(len(self.units), self.target)
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
-            targets = self.target_rows(group)
             for step in self.steps:
-                out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
+                out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane)["sample"]
                 x = self.schedule.mean(_guide(out, len(group), self.mode.guidance_scale), x, step) + self.step_noise(group, step)
             self.store(group, x)
 
-        self.each(self.units, rows, work)
+        self.each(self.units, self.target, work)
         return self.result
 
     def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
