@@ -37,35 +37,37 @@ static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
                            .rows = (int64_t)dst->n * dst->h * dst->w, .c = dst->c, .eps = s->op->eps, .relu = s->op->act == DD_ACT_RELU};
 }
 
-/* Packs the weights of forward and backward, unless they were made from exactly what the parameters hold now. */
+/* Packs the weights of forward and backward, unless they were made from exactly what the parameters hold now. To look at a parameter just
+   before it is packed leaves it in the cache. */
 static dd_status pack_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
     double since = now();
-    uint64_t digest = dd_digest(t->parameter, t->decayed);
-    if (t->packed_known && digest == t->packed_digest) {
-        return DD_OK;
-    }
-    t->packed_known = false;
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
-        if (s->op->kind == DD_OP_CONV) {
-            const dd_conv_desc d = dd_trainer_conv(t, s->op);
+        if (s->op->kind != DD_OP_CONV) {
+            continue;
+        }
+        const dd_conv_desc d = dd_trainer_conv(t, s->op);
+        const float *plain = t->parameter + s->weight;
+        const uint64_t digest = dd_digest(plain, (size_t)d.oc * (size_t)d.ic * (size_t)s->op->kernel * (size_t)s->op->kernel);
+        if (!s->packed_known || digest != s->packed_digest) {
+            s->packed_known = false;
             if (s->winograd) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, t->parameter + s->weight, d.ic, d.oc, DD_WINOGRAD_FORWARD);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, plain, d.ic, d.oc, DD_WINOGRAD_FORWARD);
             } else {
                 DD_TRY(dd_primitive_run(s->pack_forward));
             }
             if (s->winograd_backward) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, t->parameter + s->weight, d.ic, d.oc, DD_WINOGRAD_BACKWARD);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, plain, d.ic, d.oc, DD_WINOGRAD_BACKWARD);
             } else if (s->pack_backward) {
                 DD_TRY(dd_primitive_run(s->pack_backward));
             }
-            since = add_time(s, PHASE_PACK, since);
+            s->packed_known = true;
+            s->packed_digest = digest;
         }
+        since = add_time(s, PHASE_PACK, since);
     }
-    t->packed_known = true;
-    t->packed_digest = digest;
 fail:
     return status;
 }

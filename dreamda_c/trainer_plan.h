@@ -19,6 +19,8 @@ typedef struct {
     size_t gamma, beta, mean, variance;                                     /* of a batch norm; the latter two in running statistics */
     size_t saved;                                                           /* in a slot: statistics, or a pool's workspace */
     bool winograd, winograd_backward, winograd_evaluate, own_weights;       /* ours in place of `forward`, `backward`, `evaluate`, `weights` */
+    bool packed_known;
+    uint64_t packed_digest;                                                 /* of what the packed weights were made from */
     int convolution;                                                        /* of a batch norm: the step that feeds it */
     int d_dst[2], d_src;                                                    /* gradient buffers */
     double seconds[PHASES];
@@ -42,8 +44,8 @@ struct dd_trainer {
     dd_buffer *buffers;              /* gradients of activations */
     int nbuffers;
     size_t bytes;
-    bool alive[DD_MAX_SLOTS], packed_known, folded_known;
-    uint64_t packed_digest, folded_digest; /* of what the packed weights were made from */
+    bool alive[DD_MAX_SLOTS], folded_known;
+    uint64_t folded_digest; /* of what the folded weights were made from */
 };
 
 static inline const dd_value_info *value(const dd_trainer *t, dd_value v)
