@@ -22,6 +22,8 @@ dd_value dd_resnet_block(dd_graph *g, const char *name, const dd_resnet *r)
 {
     int in = dd_graph_channels(g, r->src) + (r->beside ? dd_graph_channels(g, r->beside) : 0);
     dd_graph_push(g, "%s", name);
+    /* The shortcut first: then nobody needs the source after its norm, which takes over its memory. */
+    dd_value residual = in == r->out && !r->beside ? r->src : shortcut(g, r, in);
     dd_value x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "norm1", .src = r->src, .beside = r->beside,
                                                               .groups = r->groups, .eps = r->eps, .silu = true});
     x = dd_conv3x3(g, "conv1", x, r->out);
@@ -31,7 +33,6 @@ dd_value dd_resnet_block(dd_graph *g, const char *name, const dd_resnet *r)
     }
     x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "norm2", .src = x, .row_bias = time, .groups = r->groups,
                                                      .eps = r->eps, .silu = true});
-    dd_value residual = in == r->out && !r->beside ? r->src : shortcut(g, r, in);
     x = dd_graph_conv(g, &(dd_conv){.name = "conv2", .src = x, .out = r->out, .kernel = 3, .stride = 1, .pad_before = 1,
                                     .pad_after = 1, .add = residual});
     dd_graph_pop(g);

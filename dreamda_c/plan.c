@@ -205,6 +205,15 @@ fail:
     return status;
 }
 
+/* A norm of a value that nobody needs afterwards is made in its place. */
+static bool runs_in_place(const dd_plan *p, int index, const dd_buffer *buffers)
+{
+    const dd_op *op = p->steps[index].op;
+    const dd_value_info *src = value(p, op->src[0].value);
+    return op->kind == DD_OP_GROUP_NORM && !op->src[1].value && !src->name && !value(p, op->dst)->name && !src->constant &&
+           buffers[op->src[0].value].last == index;
+}
+
 /* Lifetimes from first and last use; inputs and outputs are the caller's memory and take no room. */
 static dd_status plan_memory(dd_plan *p)
 {
@@ -212,7 +221,8 @@ static dd_status plan_memory(dd_plan *p)
     int count = dd_graph_values(p->graph);
     size_t scratch = 0;
     dd_buffer *buffers = dd_calloc((size_t)count + 1, sizeof *buffers);
-    if (!buffers) {
+    dd_value *home = dd_calloc((size_t)count + 1, sizeof *home); /* by value: the one whose room it takes, itself as a rule */
+    if (!buffers || !home) {
         DD_FAIL(DD_NOMEM, "out of memory for a plan");
     }
     for (int i = 0; i < p->nsteps; i++) {
@@ -230,6 +240,17 @@ static dd_status plan_memory(dd_plan *p)
         }
         scratch = p->steps[i].scratch > scratch ? p->steps[i].scratch : scratch;
     }
+    for (int v = 1; v <= count; v++) {
+        home[v] = v;
+    }
+    for (int i = 0; i < p->nsteps; i++) {
+        const dd_op *op = p->steps[i].op;
+        if (runs_in_place(p, i, buffers)) {
+            home[op->dst] = home[op->src[0].value];
+            buffers[home[op->dst]].last = buffers[op->dst].last;
+            buffers[op->dst].bytes = 0;
+        }
+    }
     buffers[DD_NONE] = (dd_buffer){.bytes = scratch, .first = 0, .last = p->nsteps};
     DD_TRY(dd_planner_assign(buffers, count + 1, &p->arena_bytes));
     p->arena = dd_alloc(p->arena_bytes + DD_ALIGN);
@@ -238,9 +259,10 @@ static dd_status plan_memory(dd_plan *p)
     }
     p->scratch = p->arena + buffers[DD_NONE].offset;
     for (int v = 1; v <= count; v++) {
-        p->data[v] = value(p, v)->name ? NULL : p->arena + buffers[v].offset;
+        p->data[v] = value(p, v)->name ? NULL : p->arena + buffers[home[v]].offset;
     }
 fail:
+    dd_free(home);
     dd_free(buffers);
     return status;
 }
