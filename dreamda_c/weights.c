@@ -294,20 +294,19 @@ bool dd_weights_pending(const dd_weights *w, int parameter)
     return false;
 }
 
-/* The memory that rows of this pack go to next. */
-static dd_status make_room(dd_pack *p, const char *name)
+static dd_status room_for_plain(dd_pack *p, const char *name)
 {
-    size_t plain_bytes;
-    if (!p->direct && !p->plain) {
-        if (!dd_size_mul(&plain_bytes, 3, p->rows, p->cols, (int64_t)sizeof(float)) || !(p->plain = dd_alloc(plain_bytes))) {
-            return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
-        }
+    size_t bytes;
+    if (!p->plain && (!dd_size_mul(&bytes, 3, p->rows, p->cols, (int64_t)sizeof(float)) || !(p->plain = dd_alloc(bytes)))) {
+        return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
-    if (p->layout && !p->packed && (p->direct || p->waiting == 1)) {
-        p->packed = dd_alloc(p->bytes);
-        if (!p->packed) {
-            return dd_fail(DD_NOMEM, "out of memory for parameter '%s' (%zu bytes)", name, p->bytes);
-        }
+    return DD_OK;
+}
+
+static dd_status room_for_packed(dd_pack *p, const char *name)
+{
+    if (!p->packed && !(p->packed = dd_alloc(p->bytes))) {
+        return dd_fail(DD_NOMEM, "out of memory for parameter '%s' (%zu bytes)", name, p->bytes);
     }
     return DD_OK;
 }
@@ -327,11 +326,12 @@ static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values,
     if (begin >= end) {
         return DD_OK;
     }
-    DD_TRY(make_room(p, w->parameters[s->parameter].name));
     if (p->direct) {
+        DD_TRY(room_for_packed(p, w->parameters[s->parameter].name));
         DD_TRY(dd_layout_pack(p->layout, w->engine, src, (size_t)ld, row, end - begin, p->packed));
         return DD_OK;
     }
+    DD_TRY(room_for_plain(p, w->parameters[s->parameter].name));
 #pragma omp parallel for schedule(static) if ((end - begin) * cols > 1 << 16)
     for (int64_t r = 0; r < end - begin; r++) {
         memcpy(p->plain + (row + r) * cols, src + r * ld, (size_t)cols * sizeof(float));
@@ -345,6 +345,7 @@ static dd_status finish(dd_weights *w, dd_pack *p, int index)
 {
     dd_status status = DD_OK;
     if (p->waiting == 1 && p->layout && !p->direct) {
+        DD_TRY(room_for_packed(p, w->parameters[p->slices[index].parameter].name));
         DD_TRY(dd_layout_pack(p->layout, w->engine, p->plain, (size_t)p->cols, 0, p->rows, p->packed));
         dd_free(p->plain);
         p->plain = NULL;
@@ -372,7 +373,8 @@ static const void *take(const source *from, size_t start, size_t count, char *ro
         return from->data + start * size;
     }
     for (size_t done = 0; done < bytes;) {
-        ssize_t got = pread(from->file, room + done, bytes - done, (off_t)(from->offset + (int64_t)(start * size + done)));
+        const uint64_t place = (uint64_t)from->offset + start * size + done; /* out of range: pread refuses it */
+        ssize_t got = pread(from->file, room + done, bytes - done, (off_t)place);
         if (got == 0 || (got < 0 && errno != EINTR)) {
             return NULL;
         }
@@ -477,7 +479,8 @@ dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const ch
 {
     source from = {.dtype = dtype, .path = path, .file = open(path, O_RDONLY | O_CLOEXEC), .offset = offset};
     if (from.file < 0) {
-        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s)", path, strerror(errno));
+        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s); weights are read when a plan is made, so leave their file in its place", path,
+                       strerror(errno));
     }
     dd_status status = load(w, parameter, &from);
     close(from.file);

@@ -365,3 +365,134 @@ def test_a_profile_names_every_op():
     assert {"conv", "linear", "attention", "group_norm", "layer_norm", "add_noise"} <= {r["op"] for r in rows}
     assert any(r["name"] == "down_blocks.0.resnets.0.conv1" and r["gflops"] > 0 and r["ms"] > 0 for r in rows)
     assert not any(r["implementation"].startswith("ref") for r in rows), "a reference implementation is a bug"
+
+
+# ------------------------------------------------------------------------------------------------ weights, part by part
+
+# 376 channels end between two blocks of any layout and take several parts, as GEGLU's rows do; up, the shortcut is split by columns. Of the
+# text encoders' stacked queries, keys and values, 1088 rows fill their blocks and 1032 do not.
+WIDE = {
+    "unet": ("unet", UNET | dict(block_out_channels=[376], layers_per_block=[1], down_attention=[True], up_attention=[True], transformer_layers=[1],
+                                 heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
+    "text, whole blocks": ("clip_text", CLIP | dict(hidden_size=1088, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6)),
+    "text, part of a block": ("clip_text", CLIP | dict(hidden_size=1032, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6)),
+}
+LAST = {"unet": "mid_block.resnets.1.conv2.weight", "text, whole blocks": "text_model.encoder.layers.0.self_attn.v_proj.weight",
+        "text, part of a block": "text_model.encoder.layers.0.self_attn.v_proj.weight"}
+
+
+def wide(case, dtype="f32"):
+    """A plan without weights, and what to run it with."""
+    family, config, shape = WIDE[case]
+    plan = _core.Model(family, config).plan(dtype=dtype, threads=2, **shape)
+    rng = np.random.default_rng(3)
+    inputs = {n: (rng.standard_normal(s) * 2).astype(kind) if kind == "float32" else np.ones(s, kind)
+              for n, (kind, s) in plan.inputs.items() if n in ("sample", "timestep", "context", "ids")}
+    return plan, inputs
+
+
+@pytest.fixture(scope="module")
+def wide_weights():
+    """By case: every parameter, made once."""
+    return {case: {n: weight(n, s) for n, s in _core.Model(family, config).parameters()} for case, (family, config, _) in WIDE.items()}
+
+
+def stored(file, weights, kind="float32"):
+    """Writes the tensors one after another, not aligned to anything; what `read` takes of each, and the arrays that it should be like."""
+    places, arrays, offset = {}, {}, 3
+    with open(file, "wb") as stream:
+        stream.write(bytes(offset))
+        for name, values in weights.items():
+            arrays[name] = (values.view(np.uint32) >> 16).astype(np.uint16) if kind == "uint16" else values.astype(kind)
+            places[name] = (file, kind, offset)
+            offset += stream.write(arrays[name].tobytes())
+    return places, arrays
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "uint16"])
+@pytest.mark.parametrize("case", WIDE)
+def test_reading_is_loading(case, kind, wide_weights, tmp_path):
+    read, inputs = wide(case)
+    loaded, _ = wide(case)
+    places, arrays = stored(tmp_path / "weights", wide_weights[case], kind)
+    for name in reversed(places):
+        read.read(name, *places[name])
+    for name, array in arrays.items():
+        loaded.load(name, array)
+    assert read.missing() == loaded.missing() == []
+    result = read.run(inputs)
+    assert same(result, loaded.run(inputs)) and all(np.isfinite(v).all() for v in result.values())
+
+
+def rolled(weights, names, step):
+    """The network with what it computes within a layer in another order: a roll of the first names' rows and of the second names' columns."""
+    rows, cols = names
+    changed = {n: np.roll(weights[n], step, axis=0) for n in rows} | {n: np.roll(weights[n], step, axis=1) for n in cols}
+    return weights | changed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", WIDE)
+def test_no_row_depends_on_its_part(case, dtype, wide_weights):
+    """Channels within a layer may stand in any order: rows of the last part, at a layout's border, move to the first and the other way round."""
+    weights = wide_weights[case]
+    turned = weights
+    if case == "unet":
+        for block in ("down_blocks.0.resnets.0", "mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"):
+            rows = [f"{block}.{n}" for n in ("conv1.weight", "conv1.bias", "time_emb_proj.weight", "time_emb_proj.bias", "norm2.weight", "norm2.bias")]
+            turned = rolled(turned, (rows, [f"{block}.conv2.weight"]), 188)  # by half of the groups of channels
+        for name in (n for n in weights if n.endswith("ff.net.0.proj.weight")):
+            out = name.replace("0.proj", "2")
+            for part in (name, name.replace("weight", "bias")):
+                turned = turned | {part: np.concatenate([np.roll(half, 500, axis=0) for half in np.split(weights[part], 2)])}
+            turned = rolled(turned, ([], [out]), 500)
+    else:
+        layer, head = "text_model.encoder.layers.0.self_attn", weights["text_model.final_layer_norm.weight"].size // 8
+        turned = rolled(turned, ([f"{layer}.{n}_proj.{e}" for n in "qkv" for e in ("weight", "bias")], [f"{layer}.out_proj.weight"]), 3 * head)
+    results = []
+    for which in (weights, turned):
+        plan, inputs = wide(case, dtype)
+        for name, values in which.items():
+            plan.load(name, values)
+        results.append(plan.run(inputs))
+    for key, value in results[0].items():
+        error = np.sum((results[1][key] - value.astype(np.float64)) ** 2) / np.sum(value.astype(np.float64) ** 2)
+        assert error <= (1e-10 if dtype == "f32" else 2e-3), (key, error)
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan", "gone"])
+@pytest.mark.parametrize("case", WIDE)
+def test_damage_in_a_late_part_is_named_and_can_be_mended(case, damage, wide_weights, tmp_path):
+    file, weights, name = tmp_path / "weights", wide_weights[case], LAST[case]
+    places, _ = stored(file, weights)
+    whole, inputs = wide(case)
+    plan, _ = wide(case)
+    for other in weights:
+        whole.read(other, *places[other])
+        if other != name:
+            plan.read(other, *places[other])
+    content, end = file.read_bytes(), places[name][2] + weights[name].nbytes
+    if damage == "gone":
+        file.unlink()
+        message = f"{file}: it cannot be opened .No such file or directory.; weights are read when a plan is made"
+    else:
+        file.write_bytes(content[:end - 1] if damage == "cut" else content[:end - 4] + np.float32(np.nan).tobytes() + content[end:])
+        message = f"{file}: tensor '{name}' ends early: the file is truncated" if damage == "cut" else f"parameter '{name}' holds NaN or infinite values"
+    with pytest.raises(ValueError, match=message):
+        plan.read(name, *places[name])
+    assert plan.missing() == [name]
+    file.write_bytes(content)
+    plan.read(name, *places[name])
+    assert same(plan.run(inputs), whole.run(inputs))
+
+
+@pytest.mark.parametrize(("arguments", "error"), [(("nothing", "/dev/null", "float32", 0), "the model has no parameter 'nothing'"),
+                                                  (("conv_in.bias", "/dev/null", "float64", 0), "expected float32, float16 or uint16"),
+                                                  (("conv_in.bias", "/dev/null", "float32", 0), "ends early"),
+                                                  (("conv_in.bias", "/dev/null", "float32", -1), "ends early"),
+                                                  (("conv_in.bias", "/dev/null", "float32", 2**63 - 1), "ends early"),
+                                                  (("conv_in.bias", "/", "float32", 0), "ends early")])
+def test_what_cannot_be_read(arguments, error):
+    plan = _core.Model("unet", UNET).plan(rows=1, height=8, width=8, tokens=5, dtype="f32", threads=1)
+    with pytest.raises(ValueError, match=error):
+        plan.read(*arguments)
