@@ -5,7 +5,7 @@
     python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
-    python benchmarks/compare.py readme        # writes the table of the newest results into README.md
+    python benchmarks/compare.py readme        # writes the newest results into README.md's table and RESULTS.md
 
 `--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one has dreamda-c.
 Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
@@ -21,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -267,17 +268,40 @@ def report(result: dict, threads: int) -> None:
     print(section(result, f"\n{title(result, threads)}"), flush=True)
 
 
-def readme_tables() -> str:
-    """The Markdown between README.md's markers, from benchmarks/results/*.json."""
-    parts = []
+def measured() -> Iterator[tuple[str, dict]]:
+    """Name and content of this program's result files."""
     for file in sorted(RESULTS.glob("*.json"), key=lambda file: file.stem):
         run = json.loads(file.read_text())
-        if "results" not in run:
-            continue  # of another benchmark
+        if "results" in run:
+            yield file.stem, run
+
+
+def summary_table() -> str:
+    """README.md's table: a line for each work of ours, with every peer's median ratio to it and peak memory."""
+    lines = ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |", "|---|---|---|---|---|"]
+    machines = {}
+    for _, run in measured():
+        machines[run["machine"]["cpu"], tuple(run["machine"]["features"]), run["machine"]["processors"]] = run["machine"]["date"]
+        for result in run["results"]:
+            ours = [row for row in result["rows"] if row["name"].startswith("dreamda-c")]
+            peers = [row for row in result["rows"] if row not in ours]
+            for row in ours if peers else []:
+                name = title(result, run["threads"]).partition(": seconds")[0] + row["name"].removeprefix("dreamda-c")
+                times = ", ".join(f"{peer['name']} {peer['ratio'] / row['ratio']:.2f}" for peer in peers)
+                memory = ", ".join(f"{peer['peak_rss_gib']:.2f}" for peer in peers)
+                lines.append(f"| {name} | {row['median'] / images(result):.3g} | {times} | {row['peak_rss_gib']:.2f} | {memory} |")
+    on = "; ".join(f"{cpu} ({', '.join(features)}), {processors} processors, {date}" for (cpu, features, processors), date in machines.items())
+    return "\n".join([*lines, "", f"On {on}. Spread, versions and time to load: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).", ""])
+
+
+def all_tables() -> str:
+    """RESULTS.md's tables, from results/*.json."""
+    parts = []
+    for name, run in measured():
         about = run["machine"]
         engines = dict.fromkeys(row["engine"].split(",")[0] for result in run["results"] for row in result["rows"])
-        parts.append(f"`{file.stem}` on {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, "
-                     f"{about['date']}, load {about['load']} at the start; {', '.join(engines)}:\n")
+        parts.append(f"## `{name}`\n\nOn {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, "
+                     f"{about['date']}, load {about['load']} at the start; {', '.join(engines)}.\n")
         parts += [section(result, f"**{title(result, run['threads'])}**\n") + "\n" for result in run["results"]]
     return "\n".join(parts)
 
@@ -293,7 +317,8 @@ def replace_between(file: Path, name: str, text: str) -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["readme"]:
-        replace_between(HERE.parent / "README.md", "speed", readme_tables())
+        replace_between(HERE.parent / "README.md", "speed", summary_table())
+        replace_between(HERE / "RESULTS.md", "results", all_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["unet", "generate", "parts", "train", "scale"])

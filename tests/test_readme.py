@@ -1,4 +1,4 @@
-"""The README's table is what benchmarks/compare.py makes of the newest results; its commands are there to be run."""
+"""README.md's and RESULTS.md's tables are what benchmarks/compare.py makes of the newest results; its commands are there to be run."""
 
 import importlib.util
 from pathlib import Path
@@ -8,16 +8,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_measured_table_is_generated():
+def test_the_measured_tables_are_generated():
     spec = importlib.util.spec_from_file_location("compare", ROOT / "benchmarks/compare.py")
     compare = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compare)
-    readme = (ROOT / "README.md").read_text()
-    between = readme.split("<!-- measured: speed -->")[1].split("<!-- end of speed -->")[0]
-    assert between.strip() == compare.readme_tables().strip(), "run: python benchmarks/compare.py readme"
+    for file, name, table in (("README.md", "speed", compare.summary_table()), ("benchmarks/RESULTS.md", "results", compare.all_tables())):
+        between = (ROOT / file).read_text().split(f"<!-- measured: {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+        assert between.strip() == table.strip(), "run: python benchmarks/compare.py readme"
 
 
-@pytest.mark.parametrize("name", ["benchmarks/pictures/demo.png", "dreamda_c/ARCHITECTURE.md", "benchmarks/README.md", "benchmarks/LOG.md", "python/CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["benchmarks/pictures/demo.png", "dreamda_c/ARCHITECTURE.md", "benchmarks/README.md", "benchmarks/LOG.md", "benchmarks/RESULTS.md", "python/CHANGELOG.md"])
 def test_what_the_readme_points_at_exists(name):
     assert (ROOT / name).is_file()
 
