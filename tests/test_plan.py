@@ -387,7 +387,7 @@ def wide(case, dtype="f32"):
     plan = _core.Model(family, config).plan(dtype=dtype, threads=2, **shape)
     rng = np.random.default_rng(3)
     inputs = {n: (rng.standard_normal(s) * 2).astype(kind) if kind == "float32" else np.ones(s, kind)
-              for n, (kind, s) in plan.inputs.items() if n in ("sample", "timestep", "context", "ids")}
+              for n, (kind, s) in plan.inputs.items() if n in ("sample", "timestep", "context", "tokens")}
     return plan, inputs
 
 
