@@ -396,7 +396,8 @@ static bool all_finite(const float *x, size_t count)
 
 enum { ENDS_EARLY = 1, NOT_FINITE = 2 };
 
-/* Elements [start, start + count) as f32: in w->part, which has room for them, or in the caller's memory. Returns what is wrong with them. */
+/* Elements [start, start + count) as f32: in w->part, which has room for them, or in the caller's memory. Returns what is wrong with
+   them. */
 static int fetch(const dd_weights *w, const source *from, size_t start, size_t count, const float **values)
 {
     const size_t piece = 1 << 16;
@@ -479,8 +480,8 @@ dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const ch
 {
     source from = {.dtype = dtype, .path = path, .file = open(path, O_RDONLY | O_CLOEXEC), .offset = offset};
     if (from.file < 0) {
-        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s); weights are read when a plan is made, so leave their file in its place", path,
-                       strerror(errno));
+        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s); weights are read when a plan is made, so leave their file in its place",
+                       path, strerror(errno));
     }
     dd_status status = load(w, parameter, &from);
     close(from.file);

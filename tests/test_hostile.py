@@ -154,6 +154,22 @@ def test_weights_with_nan_are_named(tmp_path):
         pipe.unet.plan(rows=1, height=8, width=8, tokens=16)
 
 
+def test_weights_that_change_after_they_were_listed(tmp_path):
+    """The header is read at once, the tensors with the first plan: what is wrong by then is named, and a mended file needs no new start."""
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    unet = dreamda.UNet.load(folder / "unet", dtype="f32", threads=1)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{file}: it cannot be opened"):
+        unet.plan(rows=1, height=8, width=8, tokens=16)
+    file.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=f"{file}: tensor '.*' ends early: the file is truncated, fetch it again"):
+        unet.plan(rows=1, height=8, width=8, tokens=16)
+    file.write_bytes(content)
+    assert unet.plan(rows=1, height=8, width=8, tokens=16).missing() == []
+
+
 def tensors(shape, count=1):
     """A safetensors file whose tensors have `shape` and one element each."""
     header = {f"t{i:06d}": {"dtype": "F32", "shape": shape, "data_offsets": [4 * i, 4 * i + 4]} for i in range(count)}

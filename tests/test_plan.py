@@ -372,13 +372,13 @@ def test_a_profile_names_every_op():
 # 376 channels end between two blocks of any layout and take several parts, as GEGLU's rows do; up, the shortcut is split by columns. Of the
 # text encoders' stacked queries, keys and values, 1088 rows fill their blocks and 1032 do not.
 WIDE = {
-    "unet": ("unet", UNET | dict(block_out_channels=[376], layers_per_block=[1], down_attention=[True], up_attention=[True], transformer_layers=[1],
-                                 heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
-    "text, whole blocks": ("clip_text", CLIP | dict(hidden_size=1088, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6)),
-    "text, part of a block": ("clip_text", CLIP | dict(hidden_size=1032, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6)),
+    "unet": ("unet", UNET | dict(block_out_channels=[376], layers_per_block=[1], down_attention=[True], up_attention=[True],
+                                 transformer_layers=[1], heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
+    **{f"text, {size}": ("clip_text", CLIP | dict(hidden_size=size, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6))
+       for size in (1088, 1032)},
 }
-LAST = {"unet": "mid_block.resnets.1.conv2.weight", "text, whole blocks": "text_model.encoder.layers.0.self_attn.v_proj.weight",
-        "text, part of a block": "text_model.encoder.layers.0.self_attn.v_proj.weight"}
+SEVERAL_PARTS = {"unet": "mid_block.resnets.1.conv2.weight", "text, 1088": "text_model.encoder.layers.0.self_attn.v_proj.weight",
+                 "text, 1032": "text_model.encoder.layers.0.self_attn.v_proj.weight"}
 
 
 def wide(case, dtype="f32"):
@@ -387,7 +387,7 @@ def wide(case, dtype="f32"):
     plan = _core.Model(family, config).plan(dtype=dtype, threads=2, **shape)
     rng = np.random.default_rng(3)
     inputs = {n: (rng.standard_normal(s) * 2).astype(kind) if kind == "float32" else np.ones(s, kind)
-              for n, (kind, s) in plan.inputs.items() if n in ("sample", "timestep", "context", "ids")}
+              for n, (kind, s) in plan.inputs.items() if n in ("sample", "timestep", "context", "tokens")}
     return plan, inputs
 
 
@@ -425,7 +425,7 @@ def test_reading_is_loading(case, kind, wide_weights, tmp_path):
 
 
 def rolled(weights, names, step):
-    """The network with what it computes within a layer in another order: a roll of the first names' rows and of the second names' columns."""
+    """The network with a layer's channels in another order: a roll of the first names' rows and of the second names' columns."""
     rows, cols = names
     changed = {n: np.roll(weights[n], step, axis=0) for n in rows} | {n: np.roll(weights[n], step, axis=1) for n in cols}
     return weights | changed
@@ -434,12 +434,12 @@ def rolled(weights, names, step):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", WIDE)
 def test_no_row_depends_on_its_part(case, dtype, wide_weights):
-    """Channels within a layer may stand in any order: rows of the last part, at a layout's border, move to the first and the other way round."""
+    """Channels within a layer may stand in any order: rows of the last part, at a layout's border, change places with others."""
     weights = wide_weights[case]
     turned = weights
     if case == "unet":
-        for block in ("down_blocks.0.resnets.0", "mid_block.resnets.0", "mid_block.resnets.1", "up_blocks.0.resnets.0", "up_blocks.0.resnets.1"):
-            rows = [f"{block}.{n}" for n in ("conv1.weight", "conv1.bias", "time_emb_proj.weight", "time_emb_proj.bias", "norm2.weight", "norm2.bias")]
+        for block in (n.removesuffix(".conv1.weight") for n in weights if n.endswith("conv1.weight")):
+            rows = [f"{block}.{n}.{e}" for n in ("conv1", "time_emb_proj", "norm2") for e in ("weight", "bias")]
             turned = rolled(turned, (rows, [f"{block}.conv2.weight"]), 188)  # by half of the groups of channels
         for name in (n for n in weights if n.endswith("ff.net.0.proj.weight")):
             out = name.replace("0.proj", "2")
@@ -448,7 +448,8 @@ def test_no_row_depends_on_its_part(case, dtype, wide_weights):
             turned = rolled(turned, ([], [out]), 500)
     else:
         layer, head = "text_model.encoder.layers.0.self_attn", weights["text_model.final_layer_norm.weight"].size // 8
-        turned = rolled(turned, ([f"{layer}.{n}_proj.{e}" for n in "qkv" for e in ("weight", "bias")], [f"{layer}.out_proj.weight"]), 3 * head)
+        rows = [f"{layer}.{n}_proj.{e}" for n in "qkv" for e in ("weight", "bias")]
+        turned = rolled(turned, (rows, [f"{layer}.out_proj.weight"]), 3 * head)
     results = []
     for which in (weights, turned):
         plan, inputs = wide(case, dtype)
@@ -463,7 +464,7 @@ def test_no_row_depends_on_its_part(case, dtype, wide_weights):
 @pytest.mark.parametrize("damage", ["cut", "nan", "gone"])
 @pytest.mark.parametrize("case", WIDE)
 def test_damage_in_a_late_part_is_named_and_can_be_mended(case, damage, wide_weights, tmp_path):
-    file, weights, name = tmp_path / "weights", wide_weights[case], LAST[case]
+    file, weights, name = tmp_path / "weights", wide_weights[case], SEVERAL_PARTS[case]
     places, _ = stored(file, weights)
     whole, inputs = wide(case)
     plan, _ = wide(case)
@@ -477,7 +478,7 @@ def test_damage_in_a_late_part_is_named_and_can_be_mended(case, damage, wide_wei
         message = f"{file}: it cannot be opened .No such file or directory.; weights are read when a plan is made"
     else:
         file.write_bytes(content[:end - 1] if damage == "cut" else content[:end - 4] + np.float32(np.nan).tobytes() + content[end:])
-        message = f"{file}: tensor '{name}' ends early: the file is truncated" if damage == "cut" else f"parameter '{name}' holds NaN or infinite values"
+        message = f"{file}: tensor '{name}' ends early" if damage == "cut" else f"parameter '{name}' holds NaN or infinite values"
     with pytest.raises(ValueError, match=message):
         plan.read(name, *places[name])
     assert plan.missing() == [name]
