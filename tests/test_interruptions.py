@@ -75,7 +75,11 @@ def start(name: str, root: Path, out: Path) -> subprocess.Popen:
 
 def is_locked(path: Path) -> bool:
     """Looked up, not tried: to try is to be in the way for a moment."""
-    return path.exists() and any(line.split()[5].endswith(f":{path.stat().st_ino}") for line in Path("/proc/locks").read_text().splitlines())
+    try:
+        inode = path.stat().st_ino
+    except FileNotFoundError:  # not there yet, or no longer: a run that is through takes its lock away
+        return False
+    return any(line.split()[5].endswith(f":{inode}") for line in Path("/proc/locks").read_text().splitlines())
 
 
 @pytest.mark.parametrize("name", ["generate", "train"])
