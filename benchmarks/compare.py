@@ -290,7 +290,8 @@ def summary_table() -> str:
                 times = ", ".join(f"{peer['name']} {peer['ratio'] / row['ratio']:.2f}" for peer in peers)
                 memory = ", ".join(f"{peer['peak_rss_gib']:.2f}" for peer in peers)
                 lines.append(f"| {name} | {row['median'] / images(result):.3g} | {times} | {row['peak_rss_gib']:.2f} | {memory} |")
-    on = "; ".join(f"{cpu} ({', '.join(features)}), {processors} processors, {date}" for (cpu, features, processors), date in machines.items())
+    on = "; ".join(f"{cpu} ({', '.join(features)}), {processors} processors, {date}"
+                   for (cpu, features, processors), date in machines.items())
     return "\n".join([*lines, "", f"On {on}. Spread, versions and time to load: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).", ""])
 
 

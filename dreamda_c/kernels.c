@@ -78,7 +78,7 @@ void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain,
 
 size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind)
 {
-    return (size_t)(kind == DD_WINOGRAD_UP ? 9 : 16) * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
+    return (size_t)dd_winograd_points(kind == DD_WINOGRAD_UP) * (size_t)ic * (size_t)oc * dd_dtype_size(dtype);
 }
 
 static inline float get(dd_dtype t, const void *p, size_t i)

@@ -34,6 +34,9 @@ typedef struct {
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
 
+/* Products of a tile, and transformed weights of a filter. */
+static inline int dd_winograd_points(bool up) { return up ? 9 : 16; }
+
 /* Channels as dd_group_norm's scratch counts them: padded to whole vectors of the widest instruction set. */
 static inline size_t dd_group_norm_channels(int c) { return ((size_t)c + 15) / 16 * 16; }
 

@@ -18,6 +18,7 @@
 #ifndef DD_KERNELS_WINOGRAD_H
 #define DD_KERNELS_WINOGRAD_H
 
+#include "kernels_table.h"
 #include "kernels_vector.h"
 
 #include <omp.h>
@@ -174,7 +175,7 @@ INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_byte
 
 INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
 {
-    const int points = up ? 9 : 16;
+    const int points = dd_winograd_points(up);
     const size_t steps = (size_t)(dot ? job->ic / 2 : job->ic);
     uint32_t *v = (uint32_t *)(void *)own;
     float *sums = (float *)(void *)(own + winograd_v_bytes(t, job->ic));

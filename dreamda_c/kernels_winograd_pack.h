@@ -55,13 +55,13 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
                                dd_winograd_kind kind)
 {
     const bool turned = kind == DD_WINOGRAD_BACKWARD;
-    const size_t points = kind == DD_WINOGRAD_UP ? 9 : 16;
     float g[2][9][COLS];
     winograd_filters(g[0], from, stride, turned);
     if (pairs) {
         winograd_filters(g[1], from + next_channel, stride, turned);
     }
     for (int o = 0; o < COLS; o += W) {
+        uint32_t *to = dst + o;
         vf u[2][16];
         winograd_transform(u[0], g[0], o);
         if (pairs) {
@@ -71,10 +71,9 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
             if (kind == DD_WINOGRAD_UP && (p / 4 == 2 || p % 4 == 2)) {
                 continue; /* meets zeros */
             }
-            store_f32(dst + o, pairs ? bf16_pairs(u[0][p], u[1][p]) : u[0][p]);
-            dst += next;
+            store_f32(to, pairs ? bf16_pairs(u[0][p], u[1][p]) : u[0][p]);
+            to += next;
         }
-        dst -= points * next;
     }
 }
 
@@ -83,7 +82,7 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
 static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
     const bool backward = kind == DD_WINOGRAD_BACKWARD;
-    const size_t points = kind == DD_WINOGRAD_UP ? 9 : 16;
+    const size_t points = (size_t)dd_winograd_points(kind == DD_WINOGRAD_UP);
     const int from = backward ? oc : ic, to = backward ? ic : oc, pair = dtype == DD_BF16 ? 2 : 1;
     const size_t next_output = backward ? 9 : (size_t)ic * 9, next_channel = backward ? (size_t)ic * 9 : 9;
     const size_t steps = (size_t)(from / pair);
