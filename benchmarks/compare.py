@@ -4,6 +4,7 @@
     python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15] [--variants K] [--steps N]
     python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
+    python benchmarks/compare.py load     --peer-python PEER/bin/python --work WORK        # of the U-Net, to its first result
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
     python benchmarks/compare.py readme        # writes the newest results into README.md's table and RESULTS.md
 
@@ -70,6 +71,20 @@ def measure(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict
             worker.seconds.append(seconds)
             worker.steps.append(step)
     return [summary(worker.name, worker.seconds, workers[0].seconds, **worker.close(), steps=worker.steps) for worker in workers]
+
+
+def measure_loading(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict]:
+    """Interleaved: loading and the first run, in a process of its own each time. Once before that, so that all files have been read."""
+    seconds, about = {engine[0]: [] for engine in engines}, {}
+    for turn in range(rounds + 1):
+        for engine in engines:
+            worker = Worker(*engine)
+            first, _ = worker.run()
+            about[worker.name] = worker.close() | {"first_seconds": first}
+            if turn:
+                seconds[worker.name].append(worker.about["loaded_seconds"] + first)
+    ours = seconds[engines[0][0]]
+    return [summary(name, times, ours, **about[name]) for name, times in seconds.items()]
 
 
 def summary(name: str, seconds: list[float], ours: list[float], **about: object) -> dict:
@@ -139,6 +154,18 @@ def unet(arguments) -> list[dict]:
         for pair in range(0, len(peers), 2):  # two beside ours at a time: all of them in float32 at once do not fit 24 GB
             rows += measure([ours, *peers[pair : pair + 2]], arguments.rounds)[1 if rows else 0 :]
         results.append(dict(task="unet", dtype=dtype, rows=rows, note=NO_BF16 if dtype == "bf16" else None))
+        report(results[-1], arguments.threads)
+    return results
+
+
+def load(arguments) -> list[dict]:
+    """Stable Diffusion 1.5's U-Net, from its files to the first result."""
+    model, results = sd15(arguments), []
+    for dtype in arguments.dtype:
+        job = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads)
+        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", arguments.peer_python, "engine_torch.py", job),
+                   ("OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"})]
+        results.append(dict(task="load", dtype=dtype, rows=measure_loading(chosen(arguments, engines), arguments.rounds)))
         report(results[-1], arguments.threads)
     return results
 
@@ -236,6 +263,8 @@ def title(result: dict, threads: int) -> str:
         return f"SD's VAE, {result['direction']} 512 px, {result['dtype']}, {threads} threads: seconds"
     if result["task"] == "scale":
         return f"how cost grows ({result['dtype']}): ours alone"
+    if result["task"] == "load":
+        return f"SD 1.5 U-Net, loading and the first evaluation of 2 rows, {result['dtype']}, {threads} threads: seconds"
     if result["task"] == "train":
         shape = result["shape"]
         what, each = ("labelling by four heads", "batch") if shape.get("label") else ("training", "step")
@@ -270,18 +299,20 @@ def report(result: dict, threads: int) -> None:
 
 def measured() -> Iterator[tuple[str, dict]]:
     """Name and content of this program's result files."""
-    for file in sorted(RESULTS.glob("*.json"), key=lambda file: file.stem):
+    for file in sorted(RESULTS.rglob("*.json"), key=lambda file: (file.parent != RESULTS, file.parent, file.stem)):
         run = json.loads(file.read_text())
         if "results" in run:
-            yield file.stem, run
+            yield file.relative_to(RESULTS).with_suffix("").as_posix(), run
 
 
 def summary_table() -> str:
-    """README.md's table: a line for each work of ours, with every peer's median ratio to it and peak memory."""
-    lines = ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |", "|---|---|---|---|---|"]
-    machines = {}
+    """README.md's tables, one a machine: a line for each work of ours, with every peer's median ratio to it and peak memory."""
+    machines, dates = {}, {}
     for _, run in measured():
-        machines[run["machine"]["cpu"], tuple(run["machine"]["features"]), run["machine"]["processors"]] = run["machine"]["date"]
+        machine = run["machine"]["cpu"], tuple(run["machine"]["features"]), run["machine"]["processors"]
+        dates[machine] = max(run["machine"]["date"], dates.get(machine, ""))
+        lines = machines.setdefault(machine, ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |",
+                                              "|---|---|---|---|---|"])
         for result in run["results"]:
             ours = [row for row in result["rows"] if row["name"].startswith("dreamda-c")]
             peers = [row for row in result["rows"] if row not in ours]
@@ -290,9 +321,9 @@ def summary_table() -> str:
                 times = ", ".join(f"{peer['name']} {peer['ratio'] / row['ratio']:.2f}" for peer in peers)
                 memory = ", ".join(f"{peer['peak_rss_gib']:.2f}" for peer in peers)
                 lines.append(f"| {name} | {row['median'] / images(result):.3g} | {times} | {row['peak_rss_gib']:.2f} | {memory} |")
-    on = "; ".join(f"{cpu} ({', '.join(features)}), {processors} processors, {date}"
-                   for (cpu, features, processors), date in machines.items())
-    return "\n".join([*lines, "", f"On {on}. Spread, versions and time to load: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).", ""])
+    parts = [f"On {machine[0]} ({', '.join(machine[1])}), {machine[2]} processors, {dates[machine]}:\n\n" + "\n".join(lines) + "\n"
+             for machine, lines in machines.items() if len(lines) > 2]
+    return "\n".join([*parts, "Spread, versions and time to load: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).", ""])
 
 
 def all_tables() -> str:
@@ -322,7 +353,7 @@ def main() -> None:
         replace_between(HERE / "RESULTS.md", "results", all_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["unet", "generate", "parts", "train", "scale"])
+    parser.add_argument("task", choices=["unet", "generate", "parts", "train", "load", "scale"])
     parser.add_argument("--peer-python", help="not needed by scale")
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
@@ -332,17 +363,18 @@ def main() -> None:
     parser.add_argument("--skip", nargs="+", default=[], metavar="WORD", help="leave out the engines with such a word in their name")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", metavar="NAME", default=".", help="a folder of benchmarks/results for another machine's runs")
     parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
     arguments = parser.parse_args()
     if not arguments.peer_python and arguments.task != "scale":
         parser.error("--peer-python is missing; name the interpreter of the peers' environment")
     about = machine()  # before the load is our own
-    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "scale": scale}[arguments.task](arguments)
-    RESULTS.mkdir(exist_ok=True)
+    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "load": load, "scale": scale}[arguments.task](arguments)
+    (RESULTS / arguments.results).mkdir(parents=True, exist_ok=True)
     name = arguments.task
     if name == "generate":
         name += f"-{arguments.model}" + (f"-k{arguments.variants}" if arguments.variants else "")
-    (RESULTS / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
+    (RESULTS / arguments.results / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const v
     table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
 }
 
-size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads)
+size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width)
 {
-    return table(isa)->winograd_scratch(dtype, ic, threads);
+    return table(isa)->winograd_scratch(dtype, ic, threads, in_place_width);
 }
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }

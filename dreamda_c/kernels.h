@@ -46,10 +46,11 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq
 /* dst (n, h, w, oc) = 3 x 3 convolution of src (n, h, w, ic), stride 1, padding 1, by Winograd's F(2 x 2, 3 x 3) [+ bias]
    [+ residual, like dst] [then ReLU]. bias (f32) and residual may be NULL. ic divides by 16, oc by dd_winograd_columns. bf16 needs
    DD_ISA_AVX512_BF16. `up`: of src enlarged twice by nearest neighbours, dst is (n, 2 h, 2 w, oc). `weights` from dd_winograd_pack for the
-   same isa and `up`; `scratch` as for attention. */
+   same isa and `up`; `scratch` as for attention. dst may be residual. Without `up`, for an even h and 2 oc <= ic, dst may be src, whose front
+   it takes; dd_winograd_scratch is then told the width (else 0). */
 void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
                  const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch);
-size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads);
+size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width);
 int dd_winograd_columns(dd_isa isa);
 
 /* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements, with `up` as many. BACKWARD: those that give the source's

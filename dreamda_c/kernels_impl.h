@@ -9,8 +9,8 @@
 #include "kernels_batch_norm.h"
 #include "kernels_norm.h"
 #include "kernels_table.h"
-#include "kernels_weight_gradient.h"
 #include "kernels_winograd.h"
+#include "kernels_winograd_gradient.h"
 #include "kernels_winograd_pack.h"
 
 const dd_kernel_table DD_KERNELS = {

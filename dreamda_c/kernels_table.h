@@ -21,11 +21,10 @@ typedef struct {
     size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
     void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual, bool relu, bool up,
                      int n, int h, int w, int ic, int oc, void *scratch);
-    size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads);
+    size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads, int in_place_width);
     void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
-    void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, int n, int h, int w, int ic, int oh, int ow,
-                            int oc, int kernel, int stride, int pad, void *scratch);
-    size_t (*weight_gradient_scratch)(int ic, int oc, int kernel, int threads);
+    void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
+    size_t (*weight_gradient_scratch)(dd_dtype dtype, const dd_window *window, int threads);
     void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch);
     void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
                                 const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);

@@ -35,15 +35,14 @@ void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_
     table(isa)->accumulate(dtype, dst, src, count);
 }
 
-void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, int n, int h, int w, int ic, int oh,
-                        int ow, int oc, int kernel, int stride, int pad, void *scratch)
+void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch)
 {
-    table(isa)->weight_gradient(dtype, gradient, src, d_dst, n, h, w, ic, oh, ow, oc, kernel, stride, pad, scratch);
+    table(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
 }
 
-size_t dd_weight_gradient_scratch(dd_isa isa, int ic, int oc, int kernel, int threads)
+size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads)
 {
-    return table(isa)->weight_gradient_scratch(ic, oc, kernel, threads);
+    return table(isa)->weight_gradient_scratch(dtype, window, threads);
 }
 
 void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum)

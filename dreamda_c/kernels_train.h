@@ -49,13 +49,18 @@ void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_
    statistics make together. */
 void dd_fold_batch_norm(float *weights, float *bias, const float *plain, const dd_batch_norm *n, int oc, size_t cols);
 
-/* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source (n, h, w, ic) and the gradient
-   of its result (n, oh, ow, oc). 16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS places,
-   and bf16 needs DD_ISA_AVX512_BF16. The thread count may be at most that given to dd_weight_gradient_scratch. */
+/* A convolution: its source is (n, h, w, ic), its result (n, oh, ow, oc). */
+typedef struct {
+    int n, h, w, ic, oh, ow, oc, kernel, stride, pad;
+} dd_window;
+
+/* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the gradient of its result.
+   16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS places, and bf16 needs DD_ISA_AVX512_BF16.
+   In f32 a 3 x 3 window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most that
+   given to dd_weight_gradient_scratch. */
 enum { DD_WEIGHT_GRADIENT_TAPS = 49 };
-void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, int n, int h, int w, int ic, int oh,
-                        int ow, int oc, int kernel, int stride, int pad, void *scratch);
-size_t dd_weight_gradient_scratch(dd_isa isa, int ic, int oc, int kernel, int threads);
+void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
+size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads);
 
 typedef struct {
     float lr, momentum, weight_decay;

@@ -45,6 +45,11 @@ INLINE vf load_f32(const void *p) { return _mm512_loadu_ps(p); }
 INLINE void store_f32(void *p, vf x) { _mm512_storeu_ps(p, x); }
 INLINE vf broadcast(const uint32_t *p) { return _mm512_castsi512_ps(_mm512_set1_epi32((int)*p)); }
 INLINE float horizontal_sum(vf x) { return _mm512_reduce_add_ps(x); }
+INLINE void store_halves(void *low, void *high, vf x)
+{
+    _mm256_storeu_ps(low, _mm512_castps512_ps256(x));
+    _mm256_storeu_pd(high, _mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
+}
 INLINE vf lanes(void) { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 /* x times 2 to the power in the low bits of `shifted` (see exp2_reduced). */
 INLINE vf scale_by_bits(vf x, vf shifted)
@@ -103,6 +108,11 @@ INLINE bool any_less(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b,
 INLINE vf load_f32(const void *p) { return _mm256_loadu_ps(p); }
 INLINE void store_f32(void *p, vf x) { _mm256_storeu_ps(p, x); }
 INLINE vf broadcast(const uint32_t *p) { return _mm256_castsi256_ps(_mm256_set1_epi32((int)*p)); }
+INLINE void store_halves(void *low, void *high, vf x)
+{
+    _mm_storeu_ps(low, _mm256_castps256_ps128(x));
+    _mm_storeu_ps(high, _mm256_extractf128_ps(x, 1));
+}
 INLINE float horizontal_sum(vf x)
 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -128,6 +138,28 @@ INLINE vf bf16_pairs(vf first, vf second)
     return _mm256_castsi256_ps(_mm256_or_si256(lower, _mm256_slli_epi32(upper, 16)));
 }
 #endif
+
+INLINE void transpose8(__m256 r[8])
+{
+    __m256 t[8], u[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
 
 INLINE vf load(dd_dtype t, const void *p, size_t i)
 {

@@ -199,6 +199,53 @@ INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const
     }
 }
 
+/* Tiles [begin, end) of the batch. */
+static void winograd_tiles(dd_dtype dtype, bool up, const winograd_job *job, int begin, int end, char *scratch)
+{
+    const int tiles = end - begin, threads = omp_get_max_threads();
+    /* As many tasks for every thread, of whole micro-kernels. */
+    const int rounds = (tiles - 1) / (threads * TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
+    const int size = (share + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+#pragma omp parallel
+    {
+        char *own = scratch + (size_t)omp_get_thread_num() * winograd_thread_bytes(dtype, job->ic);
+#pragma omp for schedule(dynamic)
+        for (int first = begin; first < end; first += size) {
+            const int count = end - first < size ? end - first : size;
+#if DD_BF16_DOT
+            if (dtype == DD_BF16 && up) {
+                winograd_task(true, true, DD_BF16, job, first, count, own);
+                continue;
+            }
+            if (dtype == DD_BF16) {
+                winograd_task(true, false, DD_BF16, job, first, count, own);
+                continue;
+            }
+#endif
+            if (up) {
+                winograd_task(false, true, DD_F32, job, first, count, own);
+            } else {
+                winograd_task(false, false, DD_F32, job, first, count, own);
+            }
+        }
+    }
+}
+
+/* In place, for at most half as many output channels and an even height. Lines of tiles, of all images, write over source lines [s, e) at
+   most while lines [s, e) of tiles read source lines from 2 s - 1 on: nothing is lost as long as e < 2 s. The first two lines read a copy. */
+static void winograd_in_place(dd_dtype dtype, winograd_job *job, int n, char *scratch)
+{
+    const char *src = job->src;
+    const size_t line = (size_t)job->w * (size_t)job->ic * dd_dtype_size(dtype), read = (size_t)(n * job->h < 5 ? n * job->h : 5);
+    char *copy = scratch + (size_t)omp_get_max_threads() * winograd_thread_bytes(dtype, job->ic);
+    memcpy(copy, src, read * line);
+    job->src = copy;
+    for (int begin = 0, end = 2, lines = n * job->down; begin < lines; begin = end, end = 2 * begin - 1) {
+        winograd_tiles(dtype, false, job, begin * job->across, (end < lines ? end : lines) * job->across, scratch);
+        job->src = src;
+    }
+}
+
 static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual, bool relu, bool up,
                      int n, int h, int w, int ic, int oc, void *scratch)
 {
@@ -206,38 +253,16 @@ static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, 
                         .oh = up ? 2 * h : h, .ow = up ? 2 * w : w, .oc = oc};
     job.down = (job.oh + 1) / 2;
     job.across = (job.ow + 1) / 2;
-    const int tiles = n * job.down * job.across, threads = omp_get_max_threads();
-    /* As many tasks for every thread, of whole micro-kernels. */
-    const int rounds = (tiles - 1) / (threads * TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
-    const int size = (share + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
-#pragma omp parallel
-    {
-        char *own = (char *)scratch + (size_t)omp_get_thread_num() * winograd_thread_bytes(dtype, ic);
-#pragma omp for schedule(dynamic)
-        for (int first = 0; first < tiles; first += size) {
-            const int count = tiles - first < size ? tiles - first : size;
-#if DD_BF16_DOT
-            if (dtype == DD_BF16 && up) {
-                winograd_task(true, true, DD_BF16, &job, first, count, own);
-                continue;
-            }
-            if (dtype == DD_BF16) {
-                winograd_task(true, false, DD_BF16, &job, first, count, own);
-                continue;
-            }
-#endif
-            if (up) {
-                winograd_task(false, true, DD_F32, &job, first, count, own);
-            } else {
-                winograd_task(false, false, DD_F32, &job, first, count, own);
-            }
-        }
+    if (dst == src) {
+        winograd_in_place(dtype, &job, n, scratch);
+    } else {
+        winograd_tiles(dtype, up, &job, 0, n * job.down * job.across, scratch);
     }
 }
 
-static size_t winograd_scratch(dd_dtype dtype, int ic, int threads)
+static size_t winograd_scratch(dd_dtype dtype, int ic, int threads, int in_place_width)
 {
-    return (size_t)threads * winograd_thread_bytes(dtype, ic);
+    return (size_t)threads * winograd_thread_bytes(dtype, ic) + 5 * (size_t)in_place_width * (size_t)ic * dd_dtype_size(dtype);
 }
 
 #endif

@@ -121,7 +121,7 @@ static dd_status create_conv(dd_plan *p, dd_step *s)
                       .epilogue = epilogue(p, op)};
     s->flops = 2.0 * dst->n * tokens(dst) * dst->c * src->c * op->kernel * op->kernel;
     if (s->upsampling || winograd_fits(p, op, src, dst, false)) {
-        s->scratch = dd_winograd_scratch(p->isa, p->dtype, src->c, p->threads);
+        s->scratch = dd_winograd_scratch(p->isa, p->dtype, src->c, p->threads, 0);
         DD_TRY(dd_layout_winograd(&s->winograd, p->isa, p->dtype, src->c, dst->c, s->upsampling != NULL));
         return DD_OK;
     }
@@ -205,13 +205,33 @@ fail:
     return status;
 }
 
-/* A norm of a value that nobody needs afterwards is made in its place. */
-static bool runs_in_place(const dd_plan *p, int index, const dd_buffer *buffers)
+/* Whether nobody needs the room of `v` after that step. */
+static bool ends_with(const dd_plan *p, int index, const dd_buffer *buffers, dd_value v)
 {
-    const dd_op *op = p->steps[index].op;
-    const dd_value_info *src = value(p, op->src[0].value);
-    return op->kind == DD_OP_GROUP_NORM && !op->src[1].value && !src->name && !value(p, op->dst)->name && !src->constant &&
-           buffers[op->src[0].value].last == index;
+    return v && !value(p, v)->name && !value(p, v)->constant && buffers[v].last == index;
+}
+
+/* The source in whose room the result of a step is made, or DD_NONE: a norm's, a Winograd convolution's residual, or its source where that
+   is at least twice as large. */
+static dd_value replaces(const dd_plan *p, int index, const dd_buffer *buffers, const dd_value *home)
+{
+    const dd_step *s = &p->steps[index];
+    const dd_op *op = s->op;
+    const dd_value first = source(s, 0), residual = op->src[2].value;
+    const dd_value_info *src = value(p, first), *dst = value(p, op->dst);
+    if (dst->name) {
+        return DD_NONE;
+    }
+    if (op->kind == DD_OP_GROUP_NORM) {
+        return !op->src[1].value && ends_with(p, index, buffers, first) ? first : DD_NONE;
+    }
+    if (!s->winograd) {
+        return DD_NONE;
+    }
+    if (ends_with(p, index, buffers, residual) && home[residual] != home[first]) {
+        return residual;
+    }
+    return !s->upsampling && src->h % 2 == 0 && 2 * dst->c <= src->c && ends_with(p, index, buffers, first) ? first : DD_NONE;
 }
 
 /* Lifetimes from first and last use; inputs and outputs are the caller's memory and take no room. */
@@ -238,18 +258,24 @@ static dd_status plan_memory(dd_plan *p)
             /* What constant steps leave for the others has to survive every later run. */
             buffers[v].last = value(p, v)->constant && i >= p->nconstant ? p->nsteps : i;
         }
-        scratch = p->steps[i].scratch > scratch ? p->steps[i].scratch : scratch;
     }
     for (int v = 1; v <= count; v++) {
         home[v] = v;
     }
     for (int i = 0; i < p->nsteps; i++) {
-        const dd_op *op = p->steps[i].op;
-        if (runs_in_place(p, i, buffers)) {
-            home[op->dst] = home[op->src[0].value];
+        dd_step *s = &p->steps[i];
+        const dd_op *op = s->op;
+        const dd_value replaced = replaces(p, i, buffers, home);
+        if (replaced) {
+            home[op->dst] = home[replaced];
             buffers[home[op->dst]].last = buffers[op->dst].last;
             buffers[op->dst].bytes = 0;
+            if (s->winograd && replaced == source(s, 0)) {
+                const dd_value_info *src = value(p, replaced);
+                s->scratch = dd_winograd_scratch(p->isa, p->dtype, src->c, p->threads, src->w);
+            }
         }
+        scratch = s->scratch > scratch ? s->scratch : scratch;
     }
     buffers[DD_NONE] = (dd_buffer){.bytes = scratch, .first = 0, .last = p->nsteps};
     DD_TRY(dd_planner_assign(buffers, count + 1, &p->arena_bytes));

@@ -262,11 +262,11 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
 
 static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", "up", NULL};
+    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", "up", "in_place", NULL};
     PyObject *o_src, *o_weights, *o_bias, *o_residual;
-    int isa, threads, relu = 0, backward = 0, up = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|ppp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
-                                     &backward, &up) ||
+    int isa, threads, relu = 0, backward = 0, up = 0, in_place = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|pppp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
+                                     &backward, &up, &in_place) ||
         !check_isa(isa)) {
         return NULL;
     }
@@ -284,18 +284,23 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
         !check(!(backward && up), "backward, up: one of them") ||
+        !check(!in_place || (!up && h % 2 == 0 && 2 * oc <= ic), "in_place: an even height, and at most half as many channels") ||
         !check(!residual || (residual_dtype == dtype && PyArray_SIZE(residual) == (npy_intp)n * h * w * oc * (up ? 4 : 1)), "residual: like the result")) {
         goto done;
     }
     const dd_winograd_kind kind = backward ? DD_WINOGRAD_BACKWARD : up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD;
     packed = scratch_of(dd_winograd_pack_bytes(dtype, ic, oc, kind));
-    scratch = packed ? scratch_of(dd_winograd_scratch((dd_isa)isa, dtype, ic, threads)) : NULL;
+    scratch = packed ? scratch_of(dd_winograd_scratch((dd_isa)isa, dtype, ic, threads, in_place ? w : 0)) : NULL;
     if (scratch && (dst = new_activations(dtype, 4, (npy_intp[]){n, up ? 2 * h : h, up ? 2 * w : w, oc}))) {
         dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), backward ? oc : ic,
                          backward ? ic : oc, kind);
-        WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(src), packed,
+        void *to = in_place ? PyArray_DATA(src) : PyArray_DATA(dst);
+        WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, to, PyArray_DATA(src), packed,
                                           bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, relu, up, n, h, w,
                                           ic, oc, scratch));
+        if (in_place) {
+            memcpy(PyArray_DATA(dst), to, (size_t)PyArray_NBYTES(dst));
+        }
     }
 done:
     dd_free(packed);
@@ -330,11 +335,12 @@ static PyObject *selftest_weight_gradient(PyObject *Py_UNUSED(module), PyObject 
         !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
         goto done;
     }
-    if ((scratch = scratch_of(dd_weight_gradient_scratch((dd_isa)isa, ic, oc, kernel, threads))) &&
+    const dd_window window = {.n = n, .h = h, .w = w, .ic = ic, .oh = oh, .ow = ow, .oc = oc, .kernel = kernel, .stride = stride, .pad = pad};
+    if ((scratch = scratch_of(dd_weight_gradient_scratch((dd_isa)isa, dtype, &window, threads))) &&
         (gradient = new_activations(DD_F32, 4, (npy_intp[]){oc, ic, kernel, kernel}))) {
         memset(PyArray_DATA(gradient), 0, (size_t)PyArray_NBYTES(gradient));
-        WITH_THREADS(threads, dd_weight_gradient((dd_isa)isa, dtype, PyArray_DATA(gradient), PyArray_DATA(src), PyArray_DATA(d_dst), n, h, w, ic,
-                                                 oh, ow, oc, kernel, stride, pad, scratch));
+        WITH_THREADS(threads, dd_weight_gradient((dd_isa)isa, dtype, PyArray_DATA(gradient), PyArray_DATA(src), PyArray_DATA(d_dst), &window,
+                                                 scratch));
     }
 done:
     dd_free(scratch);
@@ -579,7 +585,7 @@ static PyMethodDef methods[] = {
     {"weight_gradient", KEYWORDS(selftest_weight_gradient),
      "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> (oc, ic, kernel, kernel)"},
     {"winograd", KEYWORDS(selftest_winograd),
-     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False, up=False); (n, h, w, ic), (oc, ic, 3, 3)"},
+     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False, up=False, in_place=False); (n, h, w, ic), (oc, ic, 3, 3); in place: writes over src"},
     {"attention", KEYWORDS(selftest_attention),
      "attention(q, k, v, heads, scale, causal, isa, threads); (n, t, heads * d), rows may be apart"},
     {"timestep_embedding", KEYWORDS(selftest_timestep_embedding),

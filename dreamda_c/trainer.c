@@ -148,9 +148,8 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         break;
     case DD_OP_CONV:
         if (s->own_weights) {
-            const dd_value_info *out = value(t, op->dst);
-            dd_weight_gradient(t->isa, t->dtype, t->gradient + s->weight, src, part(t, s->d_dst[0]), in->n, in->h, in->w, in->c, out->h, out->w,
-                               out->c, op->kernel, op->stride, op->pad_before, t->scratch);
+            const dd_window window = window_of(t, op);
+            dd_weight_gradient(t->isa, t->dtype, t->gradient + s->weight, src, part(t, s->d_dst[0]), &window, t->scratch);
             since = add_time(s, PHASE_WEIGHTS, since);
         } else {
             dd_primitive_bind(s->weights, DD_ARG_SRC, src);

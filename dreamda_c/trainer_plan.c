@@ -138,11 +138,18 @@ static bool winograd_fits(const dd_trainer *t, const dd_conv_desc *d, int from, 
            to % dd_winograd_columns(t->isa) == 0 && (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || !dd_onednn_amx());
 }
 
-/* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. */
-static bool weight_gradient_fits(const dd_trainer *t, const dd_conv_desc *d, int positions)
+/* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. In f32 a
+   3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride before AVX-512, where oneDNN's is slow. */
+static bool weight_gradient_fits(const dd_trainer *t, const dd_op *op)
 {
-    return d->kernel * d->kernel <= DD_WEIGHT_GRADIENT_TAPS && d->ic % 16 == 0 && d->oc % dd_winograd_columns(t->isa) == 0 &&
-           positions <= (d->stride > 1 ? 64 : 4) && (t->dtype == DD_F32 || !dd_onednn_amx());
+    const dd_window w = window_of(t, op);
+    if (w.kernel * w.kernel > DD_WEIGHT_GRADIENT_TAPS || w.ic % 16 || w.oc % dd_winograd_columns(t->isa)) {
+        return false;
+    }
+    if (t->dtype == DD_F32 && w.kernel == 3 && (w.stride == 1 || t->isa == DD_ISA_AVX2)) {
+        return true;
+    }
+    return w.oh * w.ow <= (w.stride > 1 ? 64 : 4) && (t->dtype == DD_F32 || !dd_onednn_amx());
 }
 
 static size_t take(size_t *end, size_t bytes)
@@ -161,8 +168,7 @@ static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
     DD_TRY(dd_conv_train_create(&s->forward, wanted ? &s->backward : NULL, &s->weights, engine, &d));
     s->winograd = winograd_fits(t, &d, d.ic, d.oc);
     s->winograd_backward = s->winograd && wanted && winograd_fits(t, &d, d.oc, d.ic);
-    const dd_value_info *out = value(t, s->op->dst);
-    s->own_weights = weight_gradient_fits(t, &d, out->h * out->w);
+    s->own_weights = weight_gradient_fits(t, s->op);
     if (s->own_weights) {
         dd_primitive_destroy(s->weights);
         s->weights = NULL;
@@ -364,15 +370,16 @@ static dd_status plan_memory(dd_trainer *t)
         if (s->op->kind == DD_OP_CONV) {
             DD_TRY(create_convolution(t, s, &packed));
             if (s->winograd) {
-                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[0].value)->c, t->threads);
-                size_t wanted_backward = dd_winograd_scratch(t->isa, t->dtype, dst->c, t->threads);
+                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[0].value)->c, t->threads, 0);
+                size_t wanted_backward = dd_winograd_scratch(t->isa, t->dtype, dst->c, t->threads, 0);
                 wanted = wanted_backward > wanted ? wanted_backward : wanted;
                 scratch = wanted > scratch ? wanted : scratch;
             }
             size_t plain = parameter_floats(dd_weights_get(t->table, (int)s->op->weights[0].parameter)) * sizeof(float);
             size_t gradient = s->weights ? dd_layout_bytes(dd_primitive_weights(s->weights)) : 0;
             if (s->own_weights) {
-                size_t wanted = dd_weight_gradient_scratch(t->isa, value(t, s->op->src[0].value)->c, dst->c, s->op->kernel, t->threads);
+                const dd_window window = window_of(t, s->op);
+                size_t wanted = dd_weight_gradient_scratch(t->isa, t->dtype, &window, t->threads);
                 scratch = wanted > scratch ? wanted : scratch;
             }
             folded = plain > folded ? plain : folded;

@@ -5,6 +5,7 @@
 #include "trainer.h"
 
 #include "arena.h"
+#include "kernels_train.h"
 #include "planner.h"
 
 typedef enum { PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_PACK, PHASE_UNPACK, PHASE_EVALUATE, PHASE_FOLD, PHASES } phase;
@@ -70,5 +71,13 @@ static inline size_t aligned(size_t bytes)
 
 /* The convolution of an op, its window cropped to the places that see more than the border. */
 dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op);
+
+/* The same, whole, for dd_weight_gradient, which leaves the border out by itself. */
+static inline dd_window window_of(const dd_trainer *t, const dd_op *op)
+{
+    const dd_value_info *in = value(t, op->src[0].value), *out = value(t, op->dst);
+    return (dd_window){.n = in->n, .h = in->h, .w = in->w, .ic = in->c, .oh = out->h, .ow = out->w, .oc = out->c, .kernel = op->kernel,
+                       .stride = op->stride, .pad = op->pad_before};
+}
 
 #endif

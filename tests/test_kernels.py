@@ -333,6 +333,20 @@ def test_winograd_rows_do_not_see_each_other(isa, dtype):
         assert np.array_equal(whole[i : i + 1], _selftest.winograd(x[i : i + 1], weights, bias, None, isa, 2))
 
 
+@settings(max_examples=30, deadline=None)
+@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 40), ic=st.integers(2, 5),
+       residual=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 1000))
+def test_winograd_in_place(which, n, h, w, ic, residual, threads, seed):
+    """Written over its own source, with any number of tasks and threads: the same bits."""
+    isa, dtype = which
+    oc = 32
+    rng = np.random.default_rng(seed)
+    x, weights, bias = cast(normal(rng, n, 2 * h, w, 2 * 16 * ic, mean=0.5), dtype), normal(rng, oc, 2 * 16 * ic, 3, 3), normal(rng, oc)
+    some = cast(normal(rng, n, 2 * h, w, oc), dtype) if residual else None
+    apart = _selftest.winograd(x, weights, bias, some, isa, 1)
+    assert np.array_equal(apart, _selftest.winograd(x.copy(), weights, bias, some, isa, threads, in_place=True))
+
+
 def weight_gradient_reference(x, d_dst, kernel, stride, pad):
     """In float64, one place of the window after another."""
     h, w, (oh, ow) = x.shape[1], x.shape[2], d_dst.shape[1:3]

@@ -278,6 +278,13 @@ def test_bad_parameters():
         plan.run({"latent": np.zeros((1, 4, 4, 4), np.float32)})
 
 
+def test_the_vae_decoder_holds_little_more_than_three_images_of_its_last_level():
+    """The first block there gets twice the channels: its norms, its first convolution and its sum are made in place."""
+    config = VAE | dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32)
+    plan = _core.Model("vae_decoder", config).plan(rows=1, height=512, width=512, dtype="f32", threads=2)
+    assert plan.memory["arena"] < 3.3 * 4 * 128 * 512 * 512
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.uint16])
 def test_half_precision_files(kind):
     model, reference = _core.Model("clip_text", CLIP), _core.Model("clip_text", CLIP)
