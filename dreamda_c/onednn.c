@@ -708,7 +708,17 @@ int dd_layout_granule(const dd_layout *layout)
     return granule;
 }
 
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, size_t ld, int64_t row, int64_t rows, void *dst)
+int64_t dd_layout_cols(const dd_layout *layout)
+{
+    dnnl_dims_t *whole;
+    if (!layout->md || dnnl_memory_desc_query(layout->md, dnnl_query_dims, &whole) != dnnl_success) {
+        return (int64_t)layout->ic * 9;
+    }
+    return layout->convolution ? (*whole)[1] * (*whole)[2] * (*whole)[3] : (*whole)[0];
+}
+
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld, int64_t row, int64_t rows,
+                         void *dst)
 {
     dd_status status = DD_OK;
     dnnl_memory_desc_t plain_md = NULL, part = NULL;
@@ -724,12 +734,12 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
     DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &whole));
     if (layout->convolution) {
-        const dnnl_dims_t dims = {rows, (*whole)[1], (*whole)[2], (*whole)[3]}, offsets = {row};
+        const dnnl_dims_t dims = {rows, cols / ((*whole)[2] * (*whole)[3]), (*whole)[2], (*whole)[3]}, offsets = {row};
         const dnnl_dims_t strides = {(int64_t)ld, (*whole)[2] * (*whole)[3], (*whole)[3], 1};
         CHECK(dnnl_memory_desc_create_with_strides(&plain_md, 4, dims, dnnl_f32, strides));
         CHECK(dnnl_memory_desc_create_submemory(&part, layout->md, dims, offsets));
     } else {
-        const dnnl_dims_t dims = {(*whole)[0], rows}, offsets = {0, row}, strides = {1, (int64_t)ld};
+        const dnnl_dims_t dims = {cols, rows}, offsets = {0, row}, strides = {1, (int64_t)ld};
         CHECK(dnnl_memory_desc_create_with_strides(&plain_md, 2, dims, dnnl_f32, strides));
         CHECK(dnnl_memory_desc_create_submemory(&part, layout->md, dims, offsets));
     }

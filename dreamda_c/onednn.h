@@ -104,8 +104,11 @@ void dd_layout_destroy(dd_layout *layout);
 
 /* Packs rows [row, row + rows) of PyTorch-ordered f32 weights (matmul: (n, k); convolution: oihw) into `dst`, where all of them go. `plain`
    points at the first of them; each is `ld` elements after the one before, Winograd's without a gap. `row` and, except for the last ones,
-   `rows` are multiples of dd_layout_granule, which is 0 where only all rows at once can be packed. */
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, size_t ld, int64_t row, int64_t rows, void *dst);
+   `rows` are multiples of dd_layout_granule, which is 0 where only all rows at once can be packed. `cols` of a row are there; the layout may
+   have more (dd_layout_cols), and those stay as they are. */
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld, int64_t row, int64_t rows,
+                         void *dst);
+int64_t dd_layout_cols(const dd_layout *layout);
 int dd_layout_granule(const dd_layout *layout);
 bool dd_layout_strided(const dd_layout *layout); /* whether `ld` may be more than the length of a row */
 

@@ -17,7 +17,7 @@ typedef struct {
     dd_primitive *primitive; /* NULL: one of our kernels */
     dd_layout *winograd;     /* NULL: not such a convolution */
     dd_pack *weights, *bias; /* NULL: none */
-    size_t scratch;
+    size_t scratch, padded;  /* padded: where in scratch such a source goes; 0: it is read where it is */
     double flops, seconds;
 } dd_step;
 
@@ -130,6 +130,25 @@ fail:
     return status;
 }
 
+/* Long rows that are whole pages apart meet in the same sets of the caches: oneDNN's 1 x 1 convolutions before AVX-512 then take three times
+   as long, where a copy of the rows with a line more each takes a twentieth. */
+static bool rows_collide(const dd_value_info *src)
+{
+    return src->c > 2048 && (size_t)src->c * sizeof(float) % 4096 == 0;
+}
+
+enum { PAD = 16 };
+
+static void copy_padded(float *dst, const float *src, int64_t rows, size_t cols)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float *to = dst + (size_t)r * (cols + PAD);
+        memcpy(to, src + (size_t)r * cols, cols * sizeof *to);
+        memset(to + cols, 0, PAD * sizeof *to);
+    }
+}
+
 static dd_status create_linear(dd_plan *p, dd_step *s)
 {
     dd_status status = DD_OK;
@@ -146,9 +165,14 @@ static dd_status create_linear(dd_plan *p, dd_step *s)
            change. A 1 x 1 convolution computes the same, every row alike, and faster. */
         dd_primitive_destroy(s->primitive);
         s->primitive = NULL;
-        dd_conv_desc c = {.dtype = d.dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c, .kernel = 1,
+        const bool pad = p->dtype == DD_F32 && rows_collide(src);
+        dd_conv_desc c = {.dtype = d.dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c + (pad ? PAD : 0), .oc = dst->c, .kernel = 1,
                           .stride = 1, .epilogue = d.epilogue};
         DD_TRY(dd_conv_create(&s->primitive, engine, &c));
+        if (pad) {
+            s->padded = (dd_primitive_scratch(s->primitive) / DD_ALIGN + 1) * DD_ALIGN;
+            s->scratch = s->padded + (size_t)d.m * (size_t)(src->c + PAD) * sizeof(float);
+        }
     }
 fail:
     return status;
@@ -183,7 +207,7 @@ static dd_status create_step(dd_plan *p, dd_step *s)
     default:
         break;
     }
-    if (s->primitive) {
+    if (s->primitive && !s->padded) {
         s->scratch = dd_primitive_scratch(s->primitive);
     }
     if (op->nweights) {
@@ -298,7 +322,7 @@ static void bind_step(const dd_plan *p, const dd_step *s)
     const dd_op *op = s->op;
     const dd_view *src = &op->src[0];
     char *first = p->data[src->value];
-    dd_primitive_bind(s->primitive, DD_ARG_SRC, first + (size_t)src->offset * dd_dtype_size(p->dtype));
+    dd_primitive_bind(s->primitive, DD_ARG_SRC, s->padded ? (char *)p->scratch + s->padded : first + (size_t)src->offset * dd_dtype_size(p->dtype));
     dd_primitive_bind(s->primitive, DD_ARG_DST, p->data[op->dst]);
     dd_primitive_bind(s->primitive, DD_ARG_SCRATCH, p->scratch);
     dd_primitive_bind(s->primitive, DD_ARG_MULTIPLY, op->src[1].value ? p->data[op->src[1].value] : NULL);
@@ -474,6 +498,9 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
         }
         return dd_primitive_run(s->primitive);
     case DD_OP_LINEAR:
+        if (s->padded) {
+            copy_padded((float *)(void *)((char *)p->scratch + s->padded), src, (int64_t)in->n * tokens(in), (size_t)in->c);
+        }
         return dd_primitive_run(s->primitive);
     case DD_OP_FROM_NCHW:
         dd_from_nchw(p->dtype, dst, src, in->n, in->c, tokens(in));

@@ -305,7 +305,8 @@ static dd_status room_for_plain(dd_pack *p, const char *name)
 
 static dd_status room_for_packed(dd_pack *p, const char *name)
 {
-    if (!p->packed && !(p->packed = dd_alloc(p->bytes))) {
+    const bool padded = dd_layout_cols(p->layout) > p->cols; /* by weights of zero */
+    if (!p->packed && !(p->packed = padded ? dd_calloc(p->bytes, 1) : dd_alloc(p->bytes))) {
         return dd_fail(DD_NOMEM, "out of memory for parameter '%s' (%zu bytes)", name, p->bytes);
     }
     return DD_OK;
@@ -328,7 +329,7 @@ static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values,
     }
     if (p->direct) {
         DD_TRY(room_for_packed(p, w->parameters[s->parameter].name));
-        DD_TRY(dd_layout_pack(p->layout, w->engine, src, (size_t)ld, row, end - begin, p->packed));
+        DD_TRY(dd_layout_pack(p->layout, w->engine, src, cols, (size_t)ld, row, end - begin, p->packed));
         return DD_OK;
     }
     DD_TRY(room_for_plain(p, w->parameters[s->parameter].name));
@@ -346,7 +347,7 @@ static dd_status finish(dd_weights *w, dd_pack *p, int index)
     dd_status status = DD_OK;
     if (p->waiting == 1 && p->layout && !p->direct) {
         DD_TRY(room_for_packed(p, w->parameters[p->slices[index].parameter].name));
-        DD_TRY(dd_layout_pack(p->layout, w->engine, p->plain, (size_t)p->cols, 0, p->rows, p->packed));
+        DD_TRY(dd_layout_pack(p->layout, w->engine, p->plain, p->cols, (size_t)p->cols, 0, p->rows, p->packed));
         dd_free(p->plain);
         p->plain = NULL;
     }

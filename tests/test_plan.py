@@ -285,6 +285,21 @@ def test_the_vae_decoder_holds_little_more_than_three_images_of_its_last_level()
     assert plan.memory["arena"] < 3.3 * 4 * 128 * 512 * 512
 
 
+def test_long_rows_that_are_whole_pages_apart():
+    """Before AVX-512 a linear layer of 3072 inputs reads a padded copy of them: it agrees with one of more inputs, the others zero."""
+    tokens, results = {"tokens": np.arange(4, dtype=np.int32)[None]}, []
+    for inputs in (3072, 3088):
+        model = _core.Model("clip_text", CLIP | {"intermediate_size": inputs})
+        plan = model.plan(rows=1, tokens=4, dtype="f32", threads=2)
+        for name, shape in model.parameters():
+            values = np.zeros(shape, np.float32)
+            values[tuple(slice(3072 if size == 3088 else size) for size in shape)] = weight(name, tuple(3072 if size == 3088 else size for size in shape))
+            plan.load(name, values)
+        results.append(plan.run(tokens))
+    for name, first in results[0].items():
+        assert np.abs(first - results[1][name]).max() <= 1e-5 * np.abs(first).max()
+
+
 @pytest.mark.parametrize("kind", [np.float16, np.uint16])
 def test_half_precision_files(kind):
     model, reference = _core.Model("clip_text", CLIP), _core.Model("clip_text", CLIP)
