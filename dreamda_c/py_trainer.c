@@ -4,12 +4,15 @@
 #include "trainer.h"
 
 #include <pythread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 typedef struct {
     PyObject_HEAD
     dd_trainer *trainer; /* owned */
     PyThread_type_lock lock; /* one call at a time */
+    atomic_int lent;         /* leases of values: somebody may write to them */
+    atomic_bool touched;     /* there was one since the last pass */
 } trainer_object;
 
 static const struct {
@@ -148,6 +151,14 @@ static void trainer_dealloc(PyObject *object)
         DD_END_COMPUTING                             \
     } while (0)
 
+/* With the lock, before packed weights are used. */
+static void look(trainer_object *self)
+{
+    if (atomic_exchange(&self->touched, false) || atomic_load(&self->lent) > 0) {
+        dd_trainer_touched(self->trainer);
+    }
+}
+
 static bool may_compute(PyObject *self)
 {
     return dd_may_compute(PyType_GetModuleState(Py_TYPE(self)));
@@ -191,7 +202,7 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
         dd_status status;
         const float *from = PyArray_DATA(images);
         float *to = PyArray_DATA((PyArrayObject *)features);
-        LOCKED(self, status = dd_trainer_forward(self->trainer, slot, from, to));
+        LOCKED(self, look(self); status = dd_trainer_forward(self->trainer, slot, from, to));
         if (status != DD_OK) {
             Py_CLEAR(features);
             dd_raise(PyType_GetModuleState(Py_TYPE(object)), status);
@@ -222,7 +233,7 @@ static PyObject *trainer_evaluate(PyObject *object, PyObject *given)
         dd_status status;
         const float *from = PyArray_DATA(images);
         float *to = PyArray_DATA((PyArrayObject *)features);
-        LOCKED(self, status = dd_trainer_evaluate(self->trainer, from, (int)rows, to));
+        LOCKED(self, look(self); status = dd_trainer_evaluate(self->trainer, from, (int)rows, to));
         if (status != DD_OK) {
             Py_CLEAR(features);
             dd_raise(PyType_GetModuleState(Py_TYPE(object)), status);
@@ -299,11 +310,33 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
 
 typedef enum { VALUES, GRADIENTS, MOMENTS, BUFFERS } array_kind;
 
-/* name -> a float32 view whose base is the trainer. */
+static const char lease_name[] = "dreamda._core.Trainer's values";
+
+static void end_lease(PyObject *lease)
+{
+    trainer_object *self = PyCapsule_GetPointer(lease, lease_name);
+    atomic_fetch_sub(&self->lent, 1);
+    Py_DECREF(self);
+}
+
+/* What views of values have as their base: keeps the trainer, and tells it how long somebody may write to them. */
+static PyObject *new_lease(PyObject *self)
+{
+    PyObject *lease = PyCapsule_New(self, lease_name, end_lease);
+    if (lease) {
+        Py_INCREF(self);
+        atomic_fetch_add(&((trainer_object *)self)->lent, 1);
+        atomic_store(&((trainer_object *)self)->touched, true);
+    }
+    return lease;
+}
+
+/* name -> a float32 view that keeps the trainer alive. */
 static PyObject *views(PyObject *self, array_kind kind)
 {
     const dd_trainer *t = ((trainer_object *)self)->trainer;
-    PyObject *dict = PyDict_New();
+    PyObject *base = kind == VALUES || kind == BUFFERS ? new_lease(self) : Py_NewRef(self);
+    PyObject *dict = base ? PyDict_New() : NULL;
     for (int i = 0; dict && i < dd_trainer_arrays(t); i++) {
         dd_trainer_array a = dd_trainer_get(t, i);
         if ((a.gradient == NULL) != (kind == BUFFERS)) {
@@ -315,12 +348,13 @@ static PyObject *views(PyObject *self, array_kind kind)
             dims[j] = (npy_intp)a.about->dims[j];
         }
         PyObject *array = PyArray_SimpleNewFromData(a.about->ndim, dims, NPY_FLOAT32, data);
-        if (!array || PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(self)) < 0 ||
+        if (!array || PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(base)) < 0 ||
             PyDict_SetItemString(dict, a.about->name, array) < 0) {
             Py_CLEAR(dict);
         }
         Py_XDECREF(array);
     }
+    Py_XDECREF(base);
     return dict;
 }
 

@@ -43,6 +43,9 @@ static dd_status pack_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
     double since = now();
+    if (t->packed_from == VALUES_SAME) {
+        return DD_OK;
+    }
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
         if (s->op->kind != DD_OP_CONV) {
@@ -50,8 +53,9 @@ static dd_status pack_weights(dd_trainer *t)
         }
         const dd_conv_desc d = dd_trainer_conv(t, s->op);
         const float *plain = t->parameter + s->weight;
-        const uint64_t digest = dd_digest(plain, (size_t)d.oc * (size_t)d.ic * (size_t)s->op->kernel * (size_t)s->op->kernel);
-        if (!s->packed_known || digest != s->packed_digest) {
+        const bool look = t->packed_from == VALUES_UNKNOWN;
+        const uint64_t digest = look ? dd_digest(plain, (size_t)d.oc * (size_t)d.ic * (size_t)s->op->kernel * (size_t)s->op->kernel) : 0;
+        if (!look || !s->packed_known || digest != s->packed_digest) {
             s->packed_known = false;
             if (s->winograd) {
                 dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, plain, d.ic, d.oc, DD_WINOGRAD_FORWARD);
@@ -63,11 +67,12 @@ static dd_status pack_weights(dd_trainer *t)
             } else if (s->pack_backward) {
                 DD_TRY(dd_primitive_run(s->pack_backward));
             }
-            s->packed_known = true;
+            s->packed_known = look;
             s->packed_digest = digest;
         }
         since = add_time(s, PHASE_PACK, since);
     }
+    t->packed_from = VALUES_SAME;
 fail:
     return status;
 }
@@ -111,6 +116,7 @@ dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float
     omp_set_num_threads(t->threads);
     t->alive[slot] = false;
     DD_TRY(pack_weights(t));
+    t->folded_from = VALUES_CHANGED; /* running statistics */
     double since = now();
     for (int i = 0; i < t->nsteps; i++) {
         DD_TRY(forward_step(t, &t->steps[i], slot, images, features));
@@ -199,8 +205,10 @@ static dd_status fold_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
     double since = now();
-    uint64_t digest = dd_digest(t->parameter, t->parameters) ^ (3 * dd_digest(t->statistic, t->statistics));
-    if (t->folded_known && digest == t->folded_digest) {
+    const bool look = t->folded_from == VALUES_UNKNOWN;
+    const uint64_t digest = look ? dd_digest(t->parameter, t->parameters) ^ (3 * dd_digest(t->statistic, t->statistics)) : 0;
+    if (t->folded_from == VALUES_SAME || (look && t->folded_known && digest == t->folded_digest)) {
+        t->folded_from = VALUES_SAME;
         return DD_OK;
     }
     t->folded_known = false;
@@ -221,8 +229,9 @@ static dd_status fold_weights(dd_trainer *t)
             since = add_time(s, PHASE_FOLD, since);
         }
     }
-    t->folded_known = true;
+    t->folded_known = look;
     t->folded_digest = digest;
+    t->folded_from = VALUES_SAME;
 fail:
     return status;
 }
@@ -289,6 +298,7 @@ void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
     dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
     omp_set_num_threads(caller_threads);
     memset(t->alive, 0, sizeof t->alive);
+    t->packed_from = t->folded_from = VALUES_CHANGED;
 }
 
 /* ---- what a trainer tells */
@@ -298,6 +308,12 @@ int dd_trainer_features(const dd_trainer *t) { return value(t, t->steps[t->nstep
 int dd_trainer_slots(const dd_trainer *t) { return t->nslots; }
 size_t dd_trainer_bytes(const dd_trainer *t) { return t->bytes; }
 const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->steps[0].op->src[0].value); }
+
+void dd_trainer_touched(dd_trainer *t)
+{
+    t->packed_from = t->packed_from == VALUES_SAME ? VALUES_UNKNOWN : t->packed_from;
+    t->folded_from = t->folded_from == VALUES_SAME ? VALUES_UNKNOWN : t->folded_from;
+}
 
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index)
 {

@@ -1,5 +1,6 @@
 """The trainer against finite differences and NumPy; against PyTorch in tests/parity/train_parity.py."""
 
+import gc
 import threading
 
 import numpy as np
@@ -176,6 +177,61 @@ def test_winograd_convolutions():
     t.parameters["layer1.0.conv1.weight"][...] *= 0.5  # packed anew
     close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
     close(t.forward(x), Reference(t)(x), F32)
+
+
+@pytest.mark.parametrize("hold", [
+    lambda views: views, lambda views: views["layer1.0.conv1.weight"], lambda views: views["layer1.0.conv1.weight"][1:].reshape(-1),
+    lambda views: memoryview(views["layer1.0.conv1.weight"])], ids=["all", "one", "a part of one", "a memoryview"])
+def test_writes_through_a_view_are_seen_at_any_time(hold):
+    t, name = make(), "layer1.0.conv1.weight"
+    x, held = images(t), hold(t.parameters)
+    for scale in (1, 0.5, 3):
+        written = np.asarray(held[name] if isinstance(held, dict) else held)
+        assert written.base is not None
+        written *= np.float32(scale)
+        close(t.forward(x), Reference(t)(x), F32)
+        close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
+        t.parameters["conv1.weight"][...] *= np.float32(1.5)  # a view of its own that is gone when the pass begins
+        t.buffers["bn1.running_mean"][...] += np.float32(0.1)
+        close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
+        close(t.forward(x), Reference(t)(x), F32)
+
+
+def test_weights_are_packed_once_unless_somebody_may_have_written():
+    t = make()
+    x, phases = images(t), lambda: {row["phase"] for row in t.profile()}
+    t.forward(x), t.evaluate(x[:3])
+    assert {"pack", "fold"} <= phases()
+    t.evaluate(x[:3])
+    assert not {"pack", "fold"} & phases()
+    t.forward(x)
+    assert "pack" not in phases()
+    t.evaluate(x[:3])  # forward has moved the running statistics
+    assert "fold" in phases()
+    view = t.parameters["conv1.weight"]
+    t.forward(x)
+    assert "pack" in phases()  # it looks, at least
+    del view
+    t.forward(x)
+    t.profile()
+    t.forward(x)
+    assert "pack" not in phases()
+    t.zero_grad()
+    t.backward(np.ones((BATCH, t.features), np.float32))
+    t.step(0.1, 0.9, 0.0)
+    t.forward(x), t.evaluate(x[:3])
+    assert {"pack", "fold"} <= phases()
+    close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
+
+
+def test_views_keep_the_trainer_alive():
+    t = make()
+    views = t.parameters
+    expected = views["conv1.weight"].copy()
+    del t
+    gc.collect()
+    assert np.array_equal(views["conv1.weight"], expected)
+    views["conv1.weight"][...] = 1
 
 
 def test_windows_on_few_positions():
