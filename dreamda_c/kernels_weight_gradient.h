@@ -137,8 +137,9 @@ INLINE void gradient_task(const bool dot, const gradient_job *job, int first, in
     const gradient_range rows = gradient_seen(ky, s->pad, s->stride, s->h, s->oh), cols = gradient_seen(kx, s->pad, s->stride, s->w, s->ow);
     float *sums = job->sums + ((size_t)tap * (size_t)s->ic + (size_t)channel) * (size_t)s->oc;
     const int begin = (rows.first * s->ow + cols.first) * job->images; /* the first step that the place sees */
-    for (int row = rows.first; row < rows.end; row++) {
-        const int low = (row * s->ow + cols.first) * job->images, high = (row * s->ow + cols.end) * job->images;
+    const int lines = cols.first == 0 && cols.end == s->ow ? rows.end - rows.first : 1; /* of the result in one go */
+    for (int row = rows.first; row < rows.end; row += lines) {
+        const int low = (row * s->ow + cols.first) * job->images, high = ((row + lines - 1) * s->ow + cols.end) * job->images;
         const int end = high < first + steps ? high : first + steps;
         for (int from = low > first ? low : first; from < end; from += GRADIENT_STEPS) {
             const int count = end - from < GRADIENT_STEPS ? end - from : GRADIENT_STEPS;
