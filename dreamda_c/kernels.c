@@ -71,6 +71,11 @@ size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int 
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
 
+bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int pad_after, int ic, int oc)
+{
+    return kernel == 3 && stride == 1 && pad_before == 1 && pad_after == 1 && ic % 16 == 0 && oc % dd_winograd_columns(isa) == 0;
+}
+
 void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
     table(isa)->winograd_pack(dtype, dst, plain, ic, oc, kind);

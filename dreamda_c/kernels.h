@@ -52,6 +52,7 @@ void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const v
                  const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch);
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width);
 int dd_winograd_columns(dd_isa isa);
+bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int pad_after, int ic, int oc); /* a convolution of that shape */
 
 /* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements, with `up` as many. BACKWARD: those that give the source's
    gradient from the result's, as a convolution of oc channels to ic. */

@@ -78,11 +78,9 @@ static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
    multiplications, and no more weights. Depends on one image alone, so that rows keep their bits in any batch. */
 static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info *src, const dd_value_info *dst, bool up)
 {
-    if (op->kernel != 3 || op->stride != 1 || op->pad_before != 1 || op->pad_after != 1 || op->act != DD_ACT_NONE || op->src[1].value) {
-        return false;
-    }
     const bool fine = src->h >= 24 && src->w >= 24, small = src->h >= 8 && src->w >= 8;
-    if (src->c % 16 || dst->c % dd_winograd_columns(p->isa) ||
+    if (!dd_winograd_takes(p->isa, op->kernel, op->stride, op->pad_before, op->pad_after, src->c, dst->c) || op->act != DD_ACT_NONE ||
+        op->src[1].value ||
         !(up || fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c, DD_WINOGRAD_FORWARD) <= 2u << 20))) {
         return false;
     }

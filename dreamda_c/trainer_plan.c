@@ -134,8 +134,8 @@ static bool is_image(const dd_trainer *t, dd_value v)
 /* Winograd's convolution pays where the batch is large enough to make up for transforming the weights at every step. */
 static bool winograd_fits(const dd_trainer *t, const dd_conv_desc *d, int from, int to)
 {
-    return d->kernel == 3 && d->stride == 1 && d->pad_before == 1 && d->pad_after == 1 && from % 16 == 0 &&
-           to % dd_winograd_columns(t->isa) == 0 && (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || !dd_onednn_amx());
+    return dd_winograd_takes(t->isa, d->kernel, d->stride, d->pad_before, d->pad_after, from, to) &&
+           (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || !dd_onednn_amx());
 }
 
 /* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. In f32 a
