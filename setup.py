@@ -6,10 +6,12 @@ Environment switches: ONEDNN_ROOT (folder with include/ and lib/ of your own one
 
 import importlib.metadata
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 CORE = Path("dreamda_c")
 # Foundations that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
@@ -69,8 +71,25 @@ def extension(name, sources, include, library):
     )
 
 
+class ParallelBuild(build_ext):
+    """Compiles as many files at once as there are processors, and those of both extensions once."""
+
+    def build_extensions(self):
+        compile_some, objects = self.compiler.compile, {}
+
+        def compile_at_once(sources, **options):
+            missing = [source for source in sources if source not in objects]
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                objects.update(zip(missing, pool.map(lambda source: compile_some([source], **options), missing)))
+            return [file for source in sources for file in objects[source]]
+
+        self.compiler.compile = compile_at_once
+        super().build_extensions()
+
+
 include, library = onednn_folders()
 setup(
+    cmdclass={"build_ext": ParallelBuild},
     # pip builds in this folder: what an earlier build left there may be newer than every source, and of other switches (not sanitized, say).
     options={"build_ext": {"force": True}},
     package_dir={"": "python"},
