@@ -63,15 +63,29 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray], dtype:
     return outputs
 
 
+def dtypes() -> dict[str, torch.dtype]:
+    """bf16 only where the processor computes in it: elsewhere ours has none to compare, and PyTorch's takes minutes."""
+    flags = next((line for line in open("/proc/cpuinfo") if line.startswith("flags")), "").split()
+    return {"f32": torch.float32} | ({"bf16": torch.bfloat16} if "avx512_bf16" in flags else {})
+
+
+def finished(file: Path) -> bool:
+    """Whether it is there, with all that this machine compares."""
+    if not file.exists():
+        return False
+    with np.load(file) as results:
+        return all(any(key.startswith(f"{label}.") for key in results) for label in dtypes())
+
+
 def main(work: Path, names: list[str]) -> None:
     for name in names:
         case, folder = CASES[name], work / name
-        if (folder / "reference.npz").exists():
+        if finished(folder / "reference.npz"):
             continue
         print(f"PyTorch {torch.__version__}: {name}", flush=True)
         model = make(case, folder / "model")
         results = {}
-        for label, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        for label, dtype in dtypes().items():
             model.to(dtype)
             if case["family"] != "clip":
                 model.to(memory_format=torch.channels_last)
