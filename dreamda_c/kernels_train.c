@@ -138,28 +138,3 @@ double dd_sum_of_squares(const float *x, size_t count)
     }
     return sum;
 }
-
-uint64_t dd_digest(const float *x, size_t count)
-{
-    uint64_t part[PARTS], digest = 0;
-    const size_t length = (count + PARTS * 8 - 1) / (PARTS * 8) * 8;
-#pragma omp parallel for schedule(static)
-    for (int k = 0; k < PARTS; k++) {
-        const size_t start = (size_t)k * length, stop = start + length < count ? start + length : count;
-        uint64_t h[4] = {0x9e3779b97f4a7c15u, 0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu, 0x2545f4914f6cdd1du};
-        for (size_t i = start; i < stop; i += 8) {
-            uint64_t words[4] = {0};
-            memcpy(words, x + i, (stop - i < 8 ? stop - i : 8) * sizeof *x);
-            for (int j = 0; j < 4; j++) {
-                h[j] = (h[j] ^ words[j]) * 0x9fb21c651e98df25u;
-                h[j] ^= h[j] >> 32;
-            }
-        }
-        part[k] = h[0] ^ (h[1] * 3) ^ (h[2] * 5) ^ (h[3] * 7);
-    }
-    for (int k = 0; k < PARTS; k++) {
-        digest = (digest ^ part[k]) * 0x9fb21c651e98df25u;
-        digest ^= digest >> 29;
-    }
-    return digest;
-}

@@ -72,7 +72,4 @@ void dd_sgd_step(float *p, float *m, const float *g, size_t count, const dd_sgd 
 
 double dd_sum_of_squares(const float *x, size_t count);
 
-/* A 64-bit digest: tells whether somebody wrote to a block. Not for files. */
-uint64_t dd_digest(const float *x, size_t count);
-
 #endif

@@ -152,7 +152,7 @@ static void trainer_dealloc(PyObject *object)
     } while (0)
 
 /* With the lock, before packed weights are used. */
-static void look(trainer_object *self)
+static void note_touch(trainer_object *self)
 {
     if (atomic_exchange(&self->touched, false) || atomic_load(&self->lent) > 0) {
         dd_trainer_touched(self->trainer);
@@ -202,7 +202,7 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
         dd_status status;
         const float *from = PyArray_DATA(images);
         float *to = PyArray_DATA((PyArrayObject *)features);
-        LOCKED(self, look(self); status = dd_trainer_forward(self->trainer, slot, from, to));
+        LOCKED(self, note_touch(self); status = dd_trainer_forward(self->trainer, slot, from, to));
         if (status != DD_OK) {
             Py_CLEAR(features);
             dd_raise(PyType_GetModuleState(Py_TYPE(object)), status);
@@ -233,7 +233,7 @@ static PyObject *trainer_evaluate(PyObject *object, PyObject *given)
         dd_status status;
         const float *from = PyArray_DATA(images);
         float *to = PyArray_DATA((PyArrayObject *)features);
-        LOCKED(self, look(self); status = dd_trainer_evaluate(self->trainer, from, (int)rows, to));
+        LOCKED(self, note_touch(self); status = dd_trainer_evaluate(self->trainer, from, (int)rows, to));
         if (status != DD_OK) {
             Py_CLEAR(features);
             dd_raise(PyType_GetModuleState(Py_TYPE(object)), status);

@@ -37,13 +37,12 @@ static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
                            .rows = (int64_t)dst->n * dst->h * dst->w, .c = dst->c, .eps = s->op->eps, .relu = s->op->act == DD_ACT_RELU};
 }
 
-/* Packs the weights of forward and backward, unless they were made from exactly what the parameters hold now. To look at a parameter just
-   before it is packed leaves it in the cache. */
+/* Packs the weights of forward and backward, unless they were made from what the parameters still hold. */
 static dd_status pack_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
     double since = now();
-    if (t->packed_from == VALUES_SAME) {
+    if (t->packed_fresh) {
         return DD_OK;
     }
     for (int i = 0; i < t->nsteps; i++) {
@@ -53,26 +52,19 @@ static dd_status pack_weights(dd_trainer *t)
         }
         const dd_conv_desc d = dd_trainer_conv(t, s->op);
         const float *plain = t->parameter + s->weight;
-        const bool look = t->packed_from == VALUES_UNKNOWN;
-        const uint64_t digest = look ? dd_digest(plain, (size_t)d.oc * (size_t)d.ic * (size_t)s->op->kernel * (size_t)s->op->kernel) : 0;
-        if (!look || !s->packed_known || digest != s->packed_digest) {
-            s->packed_known = false;
-            if (s->winograd) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, plain, d.ic, d.oc, DD_WINOGRAD_FORWARD);
-            } else {
-                DD_TRY(dd_primitive_run(s->pack_forward));
-            }
-            if (s->winograd_backward) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, plain, d.ic, d.oc, DD_WINOGRAD_BACKWARD);
-            } else if (s->pack_backward) {
-                DD_TRY(dd_primitive_run(s->pack_backward));
-            }
-            s->packed_known = look;
-            s->packed_digest = digest;
+        if (s->winograd) {
+            dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_forward, plain, d.ic, d.oc, DD_WINOGRAD_FORWARD);
+        } else {
+            DD_TRY(dd_primitive_run(s->pack_forward));
+        }
+        if (s->winograd_backward) {
+            dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_backward, plain, d.ic, d.oc, DD_WINOGRAD_BACKWARD);
+        } else if (s->pack_backward) {
+            DD_TRY(dd_primitive_run(s->pack_backward));
         }
         since = add_time(s, PHASE_PACK, since);
     }
-    t->packed_from = VALUES_SAME;
+    t->packed_fresh = true;
 fail:
     return status;
 }
@@ -116,7 +108,7 @@ dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float
     omp_set_num_threads(t->threads);
     t->alive[slot] = false;
     DD_TRY(pack_weights(t));
-    t->folded_from = VALUES_CHANGED; /* running statistics */
+    t->folded_fresh = false; /* the running statistics move */
     double since = now();
     for (int i = 0; i < t->nsteps; i++) {
         DD_TRY(forward_step(t, &t->steps[i], slot, images, features));
@@ -200,18 +192,14 @@ fail:
     return status;
 }
 
-/* Weights and biases of evaluation, unless they were made from exactly what parameters and statistics hold now. */
+/* Weights and biases of evaluation, unless they were made from what parameters and statistics still hold. */
 static dd_status fold_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
     double since = now();
-    const bool look = t->folded_from == VALUES_UNKNOWN;
-    const uint64_t digest = look ? dd_digest(t->parameter, t->parameters) ^ (3 * dd_digest(t->statistic, t->statistics)) : 0;
-    if (t->folded_from == VALUES_SAME || (look && t->folded_known && digest == t->folded_digest)) {
-        t->folded_from = VALUES_SAME;
+    if (t->folded_fresh) {
         return DD_OK;
     }
-    t->folded_known = false;
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
         if (s->op->kind == DD_OP_BATCH_NORM) {
@@ -229,9 +217,7 @@ static dd_status fold_weights(dd_trainer *t)
             since = add_time(s, PHASE_FOLD, since);
         }
     }
-    t->folded_known = look;
-    t->folded_digest = digest;
-    t->folded_from = VALUES_SAME;
+    t->folded_fresh = true;
 fail:
     return status;
 }
@@ -298,7 +284,7 @@ void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
     dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
     omp_set_num_threads(caller_threads);
     memset(t->alive, 0, sizeof t->alive);
-    t->packed_from = t->folded_from = VALUES_CHANGED;
+    dd_trainer_touched(t);
 }
 
 /* ---- what a trainer tells */
@@ -311,8 +297,7 @@ const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->
 
 void dd_trainer_touched(dd_trainer *t)
 {
-    t->packed_from = t->packed_from == VALUES_SAME ? VALUES_UNKNOWN : t->packed_from;
-    t->folded_from = t->folded_from == VALUES_SAME ? VALUES_UNKNOWN : t->folded_from;
+    t->packed_fresh = t->folded_fresh = false;
 }
 
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index)

@@ -36,7 +36,7 @@ typedef struct {
 } dd_trainer_array;
 int dd_trainer_arrays(const dd_trainer *t);
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index);
-void dd_trainer_touched(dd_trainer *t); /* somebody may have written to a value since the last call: look before packed weights are used */
+void dd_trainer_touched(dd_trainer *t); /* somebody may have written to a value since the last call: weights are packed anew */
 
 const dd_value_info *dd_trainer_input(const dd_trainer *t); /* dims: (batch, channels, height, width) */
 int dd_trainer_features(const dd_trainer *t);

@@ -20,15 +20,10 @@ typedef struct {
     size_t gamma, beta, mean, variance;                                     /* of a batch norm; the latter two in running statistics */
     size_t saved;                                                           /* in a slot: statistics, or a pool's workspace */
     bool winograd, winograd_backward, winograd_evaluate, own_weights;       /* ours in place of `forward`, `backward`, `evaluate`, `weights` */
-    bool packed_known;                                                      /* whether the digest is */
-    uint64_t packed_digest;                                                 /* of what the packed weights were made from */
     int convolution;                                                        /* of a batch norm: the step that feeds it */
     int d_dst[2], d_src;                                                    /* gradient buffers */
     double seconds[PHASES];
 } step;
-
-/* What has become of the values since packed weights were made of them. Only where it is not known does anybody look (by a digest). */
-typedef enum { VALUES_CHANGED, VALUES_SAME, VALUES_UNKNOWN } values_state;
 
 struct dd_trainer {
     dd_weights *table;
@@ -48,9 +43,8 @@ struct dd_trainer {
     dd_buffer *buffers;              /* gradients of activations */
     int nbuffers;
     size_t bytes;
-    values_state packed_from, folded_from; /* of forward and backward, of evaluation */
-    bool alive[DD_MAX_SLOTS], folded_known;
-    uint64_t folded_digest; /* of what the folded weights were made from */
+    bool alive[DD_MAX_SLOTS];
+    bool packed_fresh, folded_fresh; /* made from what the values still are: weights of forward and backward, of evaluation */
 };
 
 static inline const dd_value_info *value(const dd_trainer *t, dd_value v)

@@ -210,7 +210,7 @@ def test_weights_are_packed_once_unless_somebody_may_have_written():
     assert "fold" in phases()
     view = t.parameters["conv1.weight"]
     t.forward(x)
-    assert "pack" in phases()  # it looks, at least
+    assert "pack" in phases()
     del view
     t.forward(x)
     t.profile()
