@@ -6,7 +6,7 @@
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
     python benchmarks/compare.py load     --peer-python PEER/bin/python --work WORK        # of the U-Net, to its first result
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
-    python benchmarks/compare.py readme        # writes the newest results into README.md's table and RESULTS.md
+    python benchmarks/compare.py readme        # writes the newest results into README.md's tables and RESULTS.md
 
 `--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one has dreamda-c.
 Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
@@ -138,15 +138,20 @@ def chosen(arguments, engines: list[tuple[str, str, str, dict]]) -> list[tuple[s
 NO_BF16 = "ONNX Runtime is compared in f32 alone: its CPU provider (1.32.0) has no bf16 kernel for a convolution, a product or an addition."
 
 
+def unet_engines(arguments, model: str, dtype: str) -> list[tuple[str, str, str, dict]]:
+    """Those that run the U-Net alone, 2 rows, in either type."""
+    job, peer = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads), arguments.peer_python
+    return [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", peer, "engine_torch.py", job),
+            ("OpenVINO", peer, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"})]
+
+
 def unet(arguments) -> list[dict]:
     model, results = sd15(arguments), []
     for dtype in arguments.dtype:
-        job = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads)
-        peer = arguments.peer_python
-        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", peer, "engine_torch.py", job)]
+        engines = unet_engines(arguments, model, dtype)
+        _, peer, script, job = engines[1]
         if arguments.compile:
-            engines.append(("PyTorch compiled, freezing", peer, "engine_torch.py", job | {"compile": True}))
-        engines.append(("OpenVINO", peer, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"}))
+            engines.insert(2, ("PyTorch compiled, freezing", peer, script, job | {"compile": True}))
         if dtype == "f32":
             engines.append(("ONNX Runtime", peer, "engine_onnxruntime.py", job | {"network": f"{model}/onnx/unet.onnx"}))
         ours, *peers = chosen(arguments, engines)
@@ -162,10 +167,8 @@ def load(arguments) -> list[dict]:
     """Stable Diffusion 1.5's U-Net, from its files to the first result."""
     model, results = sd15(arguments), []
     for dtype in arguments.dtype:
-        job = dict(task="unet", model=model, dtype=dtype, rows=2, threads=arguments.threads)
-        engines = [("dreamda-c", sys.executable, "engine_ours.py", job), ("PyTorch eager", arguments.peer_python, "engine_torch.py", job),
-                   ("OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"network": f"{model}/openvino/unet.xml"})]
-        results.append(dict(task="load", dtype=dtype, rows=measure_loading(chosen(arguments, engines), arguments.rounds)))
+        engines = chosen(arguments, unet_engines(arguments, model, dtype))
+        results.append(dict(task="load", dtype=dtype, rows=measure_loading(engines, arguments.rounds)))
         report(results[-1], arguments.threads)
     return results
 

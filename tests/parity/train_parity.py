@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from ours import dtypes
 
 from dreamda import _core
 
@@ -36,7 +37,7 @@ def cross_entropy(features, head, labels):
 def compare(path: Path) -> bool:
     case = dict(np.load(path))
     name, stem, _, dtype = path.stem.split("-")
-    if dtype == "bf16" and _core.info()["kernels_isa"] != "avx512_bf16":
+    if dtype not in dtypes():
         print(f"{path.stem}: skipped, this processor has no bfloat16 instructions")
         return True
     images, labels, head = case["images"], case["labels"], case["head"]
