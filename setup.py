@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 CORE = Path("dreamda_c")
 # Foundations that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
-FOUNDATION = ["status", "arena", "rng", "kernels", "kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_train", "planner"]
+FOUNDATION = ["status", "arena", "rng", "kernels", "kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_amx", "kernels_train", "planner"]
 ENGINE = ["process", "onednn", "weights", "graph", "plan", "layers", "unet", "vae", "clip", "py_array",
           "py_model", "py_plan", "losses", "py_losses", "resnet", "trainer_plan", "trainer", "py_trainer", "py_module"]
 

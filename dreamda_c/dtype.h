@@ -12,8 +12,8 @@
 
 typedef enum { DD_F32, DD_BF16, DD_F16, DD_S32, DD_U32 } dd_dtype;
 
-/* In rising order: a table of kernels exists for each; the plan picks one at run time. */
-typedef enum { DD_ISA_AVX2, DD_ISA_AVX512, DD_ISA_AVX512_BF16 } dd_isa;
+/* In rising order; the plan picks one at run time (dd_kernels). */
+typedef enum { DD_ISA_AVX2, DD_ISA_AVX512, DD_ISA_AVX512_BF16, DD_ISA_AMX } dd_isa;
 
 static inline size_t dd_dtype_size(dd_dtype t) { return t == DD_BF16 || t == DD_F16 ? 2 : 4; }
 

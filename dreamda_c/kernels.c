@@ -1,4 +1,5 @@
 /* The kernels without vectors of their own (memory-bound or small), and the choice of instruction set for the others. */
+#define _DEFAULT_SOURCE /* syscall */
 #include "kernels.h"
 
 #include "kernels_table.h"
@@ -6,10 +7,19 @@
 #include <math.h>
 #include <omp.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 bool dd_cpu_supported(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+/* Linux keeps the tiles of a process only if it has asked; asking again is free, and threads inherit it. */
+static bool tiles_permitted(void)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: in the headers since Linux 5.16 alone */
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
 dd_isa dd_best_isa(void)
@@ -18,12 +28,10 @@ dd_isa dd_best_isa(void)
           __builtin_cpu_supports("avx512vl"))) {
         return DD_ISA_AVX2;
     }
-    return __builtin_cpu_supports("avx512bf16") ? DD_ISA_AVX512_BF16 : DD_ISA_AVX512;
-}
-
-static const dd_kernel_table *table(dd_isa isa)
-{
-    return isa == DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16 : isa == DD_ISA_AVX512 ? &dd_kernels_avx512 : &dd_kernels_avx2;
+    if (!__builtin_cpu_supports("avx512bf16")) {
+        return DD_ISA_AVX512;
+    }
+    return __builtin_cpu_supports("amx-bf16") && tiles_permitted() ? DD_ISA_AMX : DD_ISA_AVX512_BF16;
 }
 
 size_t dd_group_norm_scratch(int n, int hw, int c)
@@ -36,37 +44,44 @@ void dd_group_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src0, int 
                    const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
                    int n, int hw, int groups, float eps, bool silu, void *scratch)
 {
-    table(isa)->group_norm(dtype, dst, src0, c0, src1, src1 ? c1 : 0, row_bias, row_bias_ld, gamma, beta, n, hw, groups,
+    dd_kernels(isa)->group_norm(dtype, dst, src0, c0, src1, src1 ? c1 : 0, row_bias, row_bias_ld, gamma, beta, n, hw, groups,
                            eps, silu, scratch);
 }
 
 void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
                    int rows, int c, float eps)
 {
-    table(isa)->layer_norm(dtype, dst, src, gamma, beta, rows, c, eps);
+    dd_kernels(isa)->layer_norm(dtype, dst, src, gamma, beta, rows, c, eps);
 }
 
 void dd_attention(dd_isa isa, dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld,
                   const void *k, size_t k_ld, const void *v, size_t v_ld,
                   int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch)
 {
-    table(isa)->attention(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
+    if (isa == DD_ISA_AMX && dtype == DD_BF16) {
+        dd_attention_amx(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
+        return;
+    }
+    dd_kernels(isa)->attention(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
 }
 
 size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
 {
-    return table(isa)->attention_scratch(dtype, n, heads, tq, tk, d, threads);
+    if (isa == DD_ISA_AMX && dtype == DD_BF16) {
+        return dd_attention_amx_scratch(dtype, n, heads, tq, tk, d, threads);
+    }
+    return dd_kernels(isa)->attention_scratch(dtype, n, heads, tq, tk, d, threads);
 }
 
 void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
                  const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch)
 {
-    table(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
+    dd_kernels(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
 }
 
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width)
 {
-    return table(isa)->winograd_scratch(dtype, ic, threads, in_place_width);
+    return dd_kernels(isa)->winograd_scratch(dtype, ic, threads, in_place_width);
 }
 
 int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
@@ -78,7 +93,7 @@ bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int p
 
 void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
-    table(isa)->winograd_pack(dtype, dst, plain, ic, oc, kind);
+    dd_kernels(isa)->winograd_pack(dtype, dst, plain, ic, oc, kind);
 }
 
 size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind)

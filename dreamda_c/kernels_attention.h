@@ -7,6 +7,7 @@
  * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed over:
  *     K: (tk, steps) units, steps = d or (d + 1) / 2      V: (tk, d) units or ((tk + 1) / 2, d), pairs of keys
  *     Q: (steps, QUERIES)     S: (KEYS, QUERIES) floats, overwritten by P: (KEYS or KEYS / 2, QUERIES)     O: (d, QUERIES)
+ * On AMX (DD_AMX, bf16 alone) tiles do the products, and K and V lie as kernels_tiles.h has it.
  *
  * The running maximum that softmax subtracts is rounded to an integer power of two: rescaling is then exact.
  *
@@ -16,6 +17,9 @@
 #define DD_KERNELS_ATTENTION_H
 
 #include "kernels_vector.h"
+#if DD_AMX
+#include "kernels_tiles.h"
+#endif
 
 #include <math.h>
 #include <omp.h>
@@ -28,6 +32,22 @@
 #else
 #define TILE 6 /* likewise: 4 would be enough only if no multiply-add ever waited */
 #endif
+
+/* What counts are padded to: keys with bf16 pairs, units of a key, rows of V' and O. */
+#if DD_AMX
+#define WHOLE_KEYS TILE_KEYS
+#define WHOLE_STEPS TILE_UNITS
+#define WHOLE_ROWS TILE_ROWS
+#else
+#define WHOLE_KEYS 2
+#define WHOLE_STEPS 1
+#define WHOLE_ROWS 1
+#endif
+
+INLINE int whole(int count, int part) { return (count + part - 1) / part * part; }
+INLINE int keys_of(bool dot, int tk) { return whole(tk, dot ? WHOLE_KEYS : 1); }
+INLINE size_t steps_of(bool dot, int d) { return (size_t)whole(dot ? (d + 1) / 2 : d, WHOLE_STEPS); }
+INLINE int rows_of(int d) { return whole(d, WHOLE_ROWS); }
 
 /* S[0 .. m) = K[0 .. m) Q, and `top` is raised to the largest score of each query. */
 INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const uint32_t *q, size_t steps, uint32_t *s,
@@ -157,6 +177,16 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
     run->sum[1] = add(run->sum[1], sum[1]);
 }
 
+#if DD_AMX
+INLINE void find_top(const uint32_t *s, int keys, vf top[2])
+{
+    for (int j = 0; j < keys; j++) {
+        top[0] = larger(top[0], load_f32(s + j * QUERIES));
+        top[1] = larger(top[1], load_f32(s + j * QUERIES + W));
+    }
+}
+#endif
+
 /* Scores of keys after their query become -inf; `top` is found anew. */
 INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
 {
@@ -197,30 +227,40 @@ INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const u
                    size_t steps, int d, float c, bool causal, uint32_t *s, uint32_t *o, running *run)
 {
     vf top[2] = {set1(-INFINITY), set1(-INFINITY)};
+#if DD_AMX
+    tile_scores(s, k, q, keys, steps);
+    find_top(s, keys, top);
+#else
 #define SCORES(m, row) scores_tile(dot, m, k + (size_t)(row) * steps, q, steps, s + (row) * QUERIES, top)
     FOR_TILES(keys, SCORES);
 #undef SCORES
+#endif
     if (causal && key + keys - 1 > query) {
         mask_future(s, keys, key, query, top);
     }
-    int rows = keys;
-    if (dot && keys % 2) { /* the missing half of the last pair */
-        store_f32(s + keys * QUERIES, set1(-INFINITY));
-        store_f32(s + keys * QUERIES + W, set1(-INFINITY));
-        rows++;
+    const int rows = keys_of(dot, keys);
+    for (int j = keys; j < rows; j++) { /* what is missing of the last pair or tile */
+        store_f32(s + j * QUERIES, set1(-INFINITY));
+        store_f32(s + j * QUERIES + W, set1(-INFINITY));
     }
     weigh(dot, s, rows, c, key == 0, top, run, o, d);
+#if DD_AMX
+    tile_values(o, v, s, rows, rows_of(d));
+#else
     const size_t sums = (size_t)(dot ? rows / 2 : rows);
 #define VALUES(m, row) values_tile(dot, m, v + (row), (size_t)d, s, sums, o + (row) * QUERIES)
     FOR_TILES(d, VALUES);
 #undef VALUES
+#endif
 }
 
-/* One row of d elements as units: bf16 pairs (`dot`; an odd last one is paired with zero), or floats. */
-INLINE void units_of_row(const bool dot, const dd_dtype t, uint32_t *dst, const void *src, int d)
+/* One row of d elements as `steps` units: bf16 pairs (`dot`; what is missing is zero), or floats. */
+INLINE void units_of_row(const bool dot, const dd_dtype t, uint32_t *dst, const void *src, int d, size_t steps)
 {
     if (dot) {
-        dst[(d - 1) / 2] = 0;
+        for (size_t j = (size_t)d / 2; j < steps; j++) {
+            dst[j] = 0;
+        }
         memcpy(dst, src, (size_t)d * 2);
     } else if (t == DD_BF16) {
         const uint16_t *x = src;
@@ -232,18 +272,18 @@ INLINE void units_of_row(const bool dot, const dd_dtype t, uint32_t *dst, const 
     }
 }
 
-/* Two rows of V as pairs (key, key + 1). */
-INLINE void units_of_two_rows(uint32_t *dst, const uint16_t *even, const uint16_t *odd, int d)
+/* Two rows of V as pairs (key, key + 1), `apart` from unit to unit. */
+INLINE void units_of_two_rows(uint32_t *dst, size_t apart, const uint16_t *even, const uint16_t *odd, int d)
 {
     for (int i = 0; i < d; i++) {
-        dst[i] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
+        dst[(size_t)i * apart] = even[i] | (odd ? (uint32_t)odd[i] << 16 : 0);
     }
 }
 
 /* Units [j, j + 8) of a row of d elements; past its end they are zero. */
 INLINE __m256 load_units8(const bool dot, const dd_dtype t, const char *row, size_t j, size_t d)
 {
-    const size_t size = !dot && t == DD_BF16 ? 2 : 4, bytes = d * dd_dtype_size(t) - j * size; /* of a unit; left */
+    const size_t size = !dot && t == DD_BF16 ? 2 : 4, all = d * dd_dtype_size(t), bytes = j * size < all ? all - j * size : 0; /* of a unit; of the row; left */
     uint32_t buffer[8] = {0};
     row += j * size;
     if (bytes < 8 * size) {
@@ -317,18 +357,14 @@ INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uin
     }
 }
 
-INLINE size_t steps_of(bool dot, int d) { return dot ? ((size_t)d + 1) / 2 : (size_t)d; }
 INLINE size_t whole_lines(size_t units) { return (units + 15) / 16 * 16; }
-INLINE size_t head_units_k(bool dot, int tk, int d) { return whole_lines((size_t)tk * steps_of(dot, d)); }
-INLINE size_t head_units_v(bool dot, int tk, int d)
-{
-    return whole_lines((dot ? ((size_t)tk + 1) / 2 : (size_t)tk) * (size_t)d);
-}
+INLINE size_t head_units_k(bool dot, int tk, int d) { return whole_lines((size_t)keys_of(dot, tk) * steps_of(dot, d)); }
+INLINE size_t head_units_v(bool dot, int tk, int d) { return whole_lines((size_t)keys_of(dot, tk) / (dot ? 2 : 1) * (size_t)rows_of(d)); }
 
 /* Units of a thread's own scratch: S, then Q and O of each strip. */
 INLINE size_t thread_units(bool dot, int d)
 {
-    return KEYS * QUERIES + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)d);
+    return KEYS * QUERIES + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)rows_of(d));
 }
 
 typedef struct {
@@ -349,15 +385,26 @@ INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job
     const size_t row0 = (size_t)(nh / job->heads) * (size_t)job->tk, column = (size_t)(nh % job->heads) * d * size;
     const int end = job->tk - block * KEYS < KEYS ? job->tk : (block + 1) * KEYS;
     uint32_t *to_k = job->packed_k + (size_t)nh * job->k_units, *to_v = job->packed_v + (size_t)nh * job->v_units;
+#if DD_AMX
+    const size_t rows = (size_t)rows_of(job->d), missing = (size_t)(keys_of(dot, end) - end), begin = (size_t)block * KEYS;
+    memset(to_k + (size_t)end * job->steps, 0, missing * job->steps * 4);
+    memset(to_v + begin / 2 * rows, 0, ((size_t)end + missing - begin) / 2 * rows * 4);
+#endif
     for (int j = block * KEYS; j < end; j++) {
         const char *from_k = job->k + (row0 + (size_t)j) * job->k_ld + column;
         const char *from_v = job->v + (row0 + (size_t)j) * job->v_ld + column;
-        units_of_row(dot, t, to_k + (size_t)j * job->steps, from_k, job->d);
+        units_of_row(dot, t, to_k + (size_t)j * job->steps, from_k, job->d, job->steps);
         if (!dot) {
-            units_of_row(false, t, to_v + (size_t)j * d, from_v, job->d);
+            units_of_row(false, t, to_v + (size_t)j * d, from_v, job->d, d);
         } else if (j % 2 == 0) {
-            units_of_two_rows(to_v + (size_t)(j / 2) * d, (const uint16_t *)(const void *)from_v,
-                              j + 1 < job->tk ? (const uint16_t *)(const void *)(from_v + job->v_ld) : NULL, job->d);
+            const uint16_t *even = (const uint16_t *)(const void *)from_v;
+            const uint16_t *odd = j + 1 < job->tk ? (const uint16_t *)(const void *)(from_v + job->v_ld) : NULL;
+#if DD_AMX
+            uint32_t *tile = to_v + (size_t)(j / TILE_KEYS) * rows * TILE_UNITS;
+            units_of_two_rows(tile + j % TILE_KEYS / 2, TILE_UNITS, even, odd, job->d);
+#else
+            units_of_two_rows(to_v + (size_t)(j / 2) * d, 1, even, odd, job->d);
+#endif
         }
     }
 }
@@ -372,28 +419,29 @@ INLINE void attend_queries(const bool dot, const dd_dtype t, const attention_job
     const size_t steps = job->steps, row0 = (size_t)(nh / job->heads) * (size_t)job->tq + (size_t)q0;
     const size_t column = (size_t)(nh % job->heads) * (size_t)d * dd_dtype_size(t);
     uint32_t *s = own, *packed_q = s + KEYS * QUERIES, *o = packed_q + STRIPS * QUERIES * steps;
+    const size_t rows = (size_t)rows_of(d), o_units = QUERIES * rows;
     running run[STRIPS];
     for (int i = 0; i < strips; i++) {
         pack_queries(dot, t, packed_q + (size_t)i * QUERIES * steps, job->q + (row0 + (size_t)i * QUERIES) * job->q_ld + column,
                      job->q_ld, q1 - q0 - i * QUERIES, d, steps);
         run[i].sum[0] = run[i].sum[1] = set1(0.0f);
     }
-    memset(o, 0, (size_t)strips * QUERIES * (size_t)d * 4);
+    memset(o, 0, (size_t)strips * o_units * 4);
     for (int key = 0; key < end; key += KEYS) {
         const int keys = end - key < KEYS ? end - key : KEYS;
         const uint32_t *k = job->packed_k + (size_t)nh * job->k_units + (size_t)key * steps;
-        const uint32_t *v = job->packed_v + (size_t)nh * job->v_units + (size_t)(dot ? key / 2 : key) * (size_t)d;
+        const uint32_t *v = job->packed_v + (size_t)nh * job->v_units + (size_t)(dot ? key / 2 : key) * rows;
         for (int i = 0; i < strips; i++) {
             if (!job->causal || key <= q0 + (i + 1) * QUERIES - 1) {
                 attend(dot, k, v, packed_q + (size_t)i * QUERIES * steps, keys, key, q0 + i * QUERIES, steps, d, job->c,
-                       job->causal, s, o + (size_t)i * QUERIES * (size_t)d, &run[i]);
+                       job->causal, s, o + (size_t)i * o_units, &run[i]);
             }
         }
     }
     for (int i = 0; i < strips; i++) {
         const int left = q1 - q0 - i * QUERIES;
         write_result(t, job->dst + (row0 + (size_t)i * QUERIES) * job->dst_ld + column, job->dst_ld,
-                     o + (size_t)i * QUERIES * (size_t)d, &run[i], left < QUERIES ? left : QUERIES, d);
+                     o + (size_t)i * o_units, &run[i], left < QUERIES ? left : QUERIES, d);
     }
 }
 
@@ -402,7 +450,7 @@ static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, s
                       void *scratch)
 {
     const size_t size = dd_dtype_size(dtype);
-    const bool bf16 = dtype == DD_BF16, dot = DD_BF16_DOT && bf16;
+    const bool bf16 = DD_AMX || dtype == DD_BF16, dot = DD_BF16_DOT && bf16;
     attention_job job = {
         .dst = dst, .q = q, .k = k, .v = v,
         .dst_ld = dst_ld * size, .q_ld = q_ld * size, .k_ld = k_ld * size, .v_ld = v_ld * size,
@@ -427,6 +475,9 @@ static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, s
                 }
             }
         }
+#if DD_AMX
+        tiles_begin();
+#endif
         uint32_t *own = job.own + (size_t)omp_get_thread_num() * thread_units(dot, d);
 #pragma omp for collapse(2) schedule(dynamic)
         for (int nh = 0; nh < n * heads; nh++) {
@@ -438,12 +489,15 @@ static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, s
                 }
             }
         }
+#if DD_AMX
+        tiles_end();
+#endif
     }
 }
 
 static size_t attention_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
 {
-    const bool dot = DD_BF16_DOT && dtype == DD_BF16;
+    const bool dot = DD_BF16_DOT && (DD_AMX || dtype == DD_BF16);
     (void)tq;
     return 4 * ((size_t)n * (size_t)heads * (head_units_k(dot, tk, d) + head_units_v(dot, tk, d)) +
                 (size_t)threads * thread_units(dot, d));

@@ -5,4 +5,5 @@
 #define DD_KERNELS dd_kernels_avx2
 #define DD_VECTOR 8
 #define DD_BF16_DOT 0
+#define DD_AMX 0
 #include "kernels_impl.h"

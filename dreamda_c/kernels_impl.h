@@ -3,6 +3,7 @@
  *     #define DD_KERNELS dd_kernels_avx512   // the table to define
  *     #define DD_VECTOR 16                   // floats in a vector: 8 (AVX2) or 16 (AVX-512)
  *     #define DD_BF16_DOT 0                  // 1 where AVX512-BF16 is there
+ *     #define DD_AMX 0                       // 1 in kernels_amx.c, which includes kernels_attention.h alone
  *     #include "kernels_impl.h"
  */
 #include "kernels_attention.h"

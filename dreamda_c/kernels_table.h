@@ -1,6 +1,6 @@
 /* The kernels that exist once per instruction set: kernels_impl.h is compiled into one table for each, kernels.c picks.
  *
- *     const dd_kernel_table *k = &dd_kernels_avx512;
+ *     const dd_kernel_table *k = dd_kernels(DD_ISA_AVX512);
  *     k->layer_norm(DD_F32, dst, src, gamma, beta, rows, c, eps);
  */
 #ifndef DD_KERNELS_TABLE_H
@@ -32,6 +32,16 @@ typedef struct {
 } dd_kernel_table;
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
+
+/* AMX has AVX512-BF16's kernels, but for attention in bf16: these two. */
+static inline const dd_kernel_table *dd_kernels(dd_isa isa)
+{
+    return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16 : isa == DD_ISA_AVX512 ? &dd_kernels_avx512 : &dd_kernels_avx2;
+}
+
+void dd_attention_amx(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld, const void *v,
+                      size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch);
+size_t dd_attention_amx_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
 
 /* Products of a tile, and transformed weights of a filter. */
 static inline int dd_winograd_points(bool up) { return up ? 9 : 16; }

@@ -7,11 +7,6 @@
 #include <omp.h>
 #include <string.h>
 
-static const dd_kernel_table *table(dd_isa isa)
-{
-    return isa == DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16 : isa == DD_ISA_AVX512 ? &dd_kernels_avx512 : &dd_kernels_avx2;
-}
-
 size_t dd_batch_norm_scratch(int64_t rows, int c)
 {
     const int64_t chunk = dd_batch_norm_chunk(c), chunks = (rows + chunk - 1) / chunk;
@@ -21,28 +16,28 @@ size_t dd_batch_norm_scratch(int64_t rows, int c)
 void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
                            void *scratch)
 {
-    table(isa)->batch_norm_forward(dtype, n, dst, src, residual, scratch);
+    dd_kernels(isa)->batch_norm_forward(dtype, n, dst, src, residual, scratch);
 }
 
 void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
                             const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch)
 {
-    table(isa)->batch_norm_backward(dtype, n, d_src, d_gamma, d_beta, d_dst, d_dst_more, src, dst, residual, scratch);
+    dd_kernels(isa)->batch_norm_backward(dtype, n, d_src, d_gamma, d_beta, d_dst, d_dst_more, src, dst, residual, scratch);
 }
 
 void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_t count)
 {
-    table(isa)->accumulate(dtype, dst, src, count);
+    dd_kernels(isa)->accumulate(dtype, dst, src, count);
 }
 
 void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch)
 {
-    table(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
+    dd_kernels(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
 }
 
 size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads)
 {
-    return table(isa)->weight_gradient_scratch(dtype, window, threads);
+    return dd_kernels(isa)->weight_gradient_scratch(dtype, window, threads);
 }
 
 void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum)

@@ -119,16 +119,12 @@ static bool isa_includes(dnnl_cpu_isa_t isa, dnnl_cpu_isa_t part)
 dd_isa dd_onednn_isa(void)
 {
     dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-    dd_isa allowed = isa_includes(isa, dnnl_cpu_isa_avx512_core_bf16) ? DD_ISA_AVX512_BF16
-                     : isa_includes(isa, dnnl_cpu_isa_avx512_core)    ? DD_ISA_AVX512
-                                                                      : DD_ISA_AVX2;
+    dd_isa allowed = isa_includes(isa, dnnl_cpu_isa_avx512_core_amx)    ? DD_ISA_AMX
+                     : isa_includes(isa, dnnl_cpu_isa_avx512_core_bf16) ? DD_ISA_AVX512_BF16
+                     : isa_includes(isa, dnnl_cpu_isa_avx512_core)      ? DD_ISA_AVX512
+                                                                        : DD_ISA_AVX2;
     dd_isa best = dd_best_isa();
     return allowed < best ? allowed : best;
-}
-
-bool dd_onednn_amx(void)
-{
-    return isa_includes(dnnl_get_effective_cpu_isa(), dnnl_cpu_isa_avx512_core_amx);
 }
 
 dd_status dd_engine_create(dd_engine **out)

@@ -31,7 +31,6 @@ void dd_onednn_version(int version[3]);
 /* The instruction set that oneDNN uses, which ONEDNN_MAX_CPU_ISA can lower; our kernels follow it. */
 dd_isa dd_onednn_isa(void);
 const char *dd_onednn_isa_name(void);
-bool dd_onednn_amx(void); /* whether bf16 products run on AMX tiles */
 
 dd_status dd_engine_create(dd_engine **out);
 void dd_engine_destroy(dd_engine *engine); /* after every primitive and layout made with it */

@@ -84,7 +84,7 @@ static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info
         !(up || fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c, DD_WINOGRAD_FORWARD) <= 2u << 20))) {
         return false;
     }
-    return p->dtype == DD_F32 || !dd_onednn_amx(); /* tiles are faster still */
+    return p->dtype == DD_F32 || p->isa < DD_ISA_AMX; /* tiles are faster still */
 }
 
 /* Whether ops[index], a convolution, can take over the upsampling before it. */
@@ -647,10 +647,11 @@ dd_profile_row dd_plan_profile(const dd_plan *p, int index)
 {
     const dd_step *s = &p->steps[index];
     static const char *const isa_names[] = {
-        [DD_ISA_AVX2] = "dreamda:avx2", [DD_ISA_AVX512] = "dreamda:avx512", [DD_ISA_AVX512_BF16] = "dreamda:avx512_bf16"};
+        [DD_ISA_AVX2] = "dreamda:avx2", [DD_ISA_AVX512] = "dreamda:avx512", [DD_ISA_AVX512_BF16] = "dreamda:avx512_bf16",
+        [DD_ISA_AMX] = "dreamda:amx"};
     static const char *const winograd_names[] = {
         [DD_ISA_AVX2] = "dreamda:winograd:avx2", [DD_ISA_AVX512] = "dreamda:winograd:avx512",
-        [DD_ISA_AVX512_BF16] = "dreamda:winograd:avx512_bf16"};
+        [DD_ISA_AVX512_BF16] = "dreamda:winograd:avx512_bf16", [DD_ISA_AMX] = "dreamda:winograd:amx"};
     return (dd_profile_row){.name = s->op->name, .op = dd_op_kind_name(s->op->kind),
                             .implementation = s->primitive  ? dd_primitive_implementation(s->primitive)
                                               : s->winograd ? winograd_names[p->isa]

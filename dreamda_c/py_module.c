@@ -49,7 +49,7 @@ static PyObject *core_normals(PyObject *module, PyObject *args, PyObject *kwargs
 static PyObject *core_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     static const char *const isa_names[] = {
-        [DD_ISA_AVX2] = "avx2", [DD_ISA_AVX512] = "avx512", [DD_ISA_AVX512_BF16] = "avx512_bf16"};
+        [DD_ISA_AVX2] = "avx2", [DD_ISA_AVX512] = "avx512", [DD_ISA_AVX512_BF16] = "avx512_bf16", [DD_ISA_AMX] = "amx"};
     int v[3];
     dd_onednn_version(v);
     PyObject *version = PyUnicode_FromFormat("%d.%d.%d", v[0], v[1], v[2]);

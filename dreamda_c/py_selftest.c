@@ -281,7 +281,7 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
     const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oc = dim(weights, backward ? 1 : 0);
     if (!check(dim(weights, backward ? 0 : 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3, "weights: expected (oc, ic, 3, 3)") ||
         !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
-        !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
+        !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
         !check(!(backward && up), "backward, up: one of them") ||
         !check(!in_place || (!up && h % 2 == 0 && 2 * oc <= ic), "in_place: an even height, and at most half as many channels") ||
@@ -332,7 +332,7 @@ static PyObject *selftest_weight_gradient(PyObject *Py_UNUSED(module), PyObject 
     if (!check(d_dtype == dtype && dim(d_dst, 0) == n && oh == (h + 2 * pad - kernel) / stride + 1 && ow == (w + 2 * pad - kernel) / stride + 1,
                "d_dst: like the convolution's result") ||
         !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
-        !check(dtype == DD_F32 || isa == DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
+        !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
         goto done;
     }
     const dd_window window = {.n = n, .h = h, .w = w, .ic = ic, .oh = oh, .ow = ow, .oc = oc, .kernel = kernel, .stride = stride, .pad = pad};

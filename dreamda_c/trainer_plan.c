@@ -135,7 +135,7 @@ static bool is_image(const dd_trainer *t, dd_value v)
 static bool winograd_fits(const dd_trainer *t, const dd_conv_desc *d, int from, int to)
 {
     return dd_winograd_takes(t->isa, d->kernel, d->stride, d->pad_before, d->pad_after, from, to) &&
-           (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || !dd_onednn_amx());
+           (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || t->isa < DD_ISA_AMX);
 }
 
 /* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. In f32 a
@@ -149,7 +149,7 @@ static bool weight_gradient_fits(const dd_trainer *t, const dd_op *op)
     if (t->dtype == DD_F32 && w.kernel == 3 && (w.stride == 1 || t->isa == DD_ISA_AVX2)) {
         return true;
     }
-    return w.oh * w.ow <= (w.stride > 1 ? 64 : 4) && (t->dtype == DD_F32 || !dd_onednn_amx());
+    return w.oh * w.ow <= (w.stride > 1 ? 64 : 4) && (t->dtype == DD_F32 || t->isa < DD_ISA_AMX);
 }
 
 static size_t take(size_t *end, size_t bytes)

@@ -14,9 +14,10 @@ from random_weights import weight  # noqa: E402
 
 from dreamda import _core  # noqa: E402
 from dreamda.config import read_text_config, read_unet_config, read_vae_config  # noqa: E402
+from dreamda.models import resolve_dtype  # noqa: E402
 
 GOLDEN = np.load(HERE / "networks.npz")
-HAS_BF16 = _core.info()["kernels_isa"] == "avx512_bf16"
+HAS_BF16 = resolve_dtype("auto") == "bf16"
 BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
 # f32: sums in another order. bf16: eight bits of mantissa through a few dozen layers (PyTorch's own is about the same).
 BARS = {"f32": 1e-10, "bf16": 2e-3}

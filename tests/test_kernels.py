@@ -12,7 +12,7 @@ from dreamda import _selftest
 
 BEST = _selftest.best_isa()
 ISAS = [pytest.param(i, id=name, marks=() if i <= BEST else pytest.mark.skip(reason="not on this processor"))
-        for i, name in enumerate(("avx2", "avx512", "avx512_bf16"))]
+        for i, name in enumerate(("avx2", "avx512", "avx512_bf16", "amx"))]
 DTYPES = ("f32", "bf16")
 
 
@@ -274,7 +274,7 @@ def convolution_reference(x, weights, bias, residual):
     return result + (0 if bias is None else bias) + (0 if residual is None else to_f32(residual))
 
 
-WINOGRAD_DTYPES = [(isa, "f32") for isa in range(BEST + 1)] + ([(2, "bf16")] if BEST == 2 else [])
+WINOGRAD_DTYPES = [(isa, "f32") for isa in range(BEST + 1)] + [(isa, "bf16") for isa in range(2, BEST + 1)]
 
 
 def winograd_case(isa, dtype, n, h, w, ic, oc, bias=True, residual=True, seed=0):

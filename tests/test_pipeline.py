@@ -20,11 +20,12 @@ from safetensors.numpy import load_file, save_file
 import dreamda
 from dreamda import Pipeline, _core, normals
 from dreamda.config import read_scheduler_config
+from dreamda.models import resolve_dtype
 from dreamda.pipeline import (BUNDLED, CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
                               choose_diverse, image_key)
 from dreamda.schedulers import Schedule
 
-HAS_BF16 = _core.info()["kernels_isa"] == "avx512_bf16"
+HAS_BF16 = resolve_dtype("auto") == "bf16"
 MODEL = BUNDLED / "fashion-mini"
 COAT, BOOT = "a photo of a coat", "a photo of an ankle boot"
 

@@ -12,8 +12,9 @@ from networks import CLIP, UNET, VAE, load, unet
 from random_weights import weight
 
 from dreamda import _core, normals
+from dreamda.models import resolve_dtype
 
-HAS_BF16 = _core.info()["kernels_isa"] == "avx512_bf16"
+HAS_BF16 = resolve_dtype("auto") == "bf16"
 BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
 DTYPES = ["f32", BF16]
 

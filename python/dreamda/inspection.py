@@ -108,8 +108,9 @@ def _noise() -> Iterator[Check]:
 
 
 def _models(threads: int | None) -> Iterator[Check]:
-    from . import info, normals
+    from . import normals
     from .data import load_bundled
+    from .models import resolve_dtype
     from .pipeline import Pipeline
 
     begun = time.monotonic()
@@ -128,7 +129,7 @@ def _models(threads: int | None) -> Iterator[Check]:
     made = pipe.augment(seeds, [prompt], variants=2, steps=5).astype(int)
     change, spread = float(np.abs(made - seeds).mean()), float(np.abs(made[0, 0] - made[0, 1]).mean())
     yield Check("perturbation", 1 < change < 100 and spread > 0.1, f"changes pixels by {change:.1f} of 255, tells variants apart by {spread:.1f}")
-    if info()["kernels_isa"] != "avx512_bf16":
+    if resolve_dtype("auto") != "bf16":
         yield Check("bf16", True, "this CPU does not compute in it; dtype auto is f32")
         return
     half = Pipeline.load("fashion-mini", "bf16", threads)

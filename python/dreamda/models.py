@@ -28,7 +28,7 @@ def resolve_dtype(dtype: str) -> str:
         raise ValueError(f"dtype: {dtype!r} is unknown; use auto, f32 or bf16")
     if dtype != "auto":
         return dtype
-    return "bf16" if _core.info()["kernels_isa"] == "avx512_bf16" else "f32"
+    return "bf16" if _core.info()["kernels_isa"] in ("avx512_bf16", "amx") else "f32"
 
 
 def resolve_threads(threads: int | None) -> int:

@@ -442,9 +442,10 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     import numpy as np
 
     from dreamda import _core
+    from dreamda.models import resolve_dtype
 
     rng = random.Random(0)
-    bf16 = ["f32", "bf16"] if _core.info()["kernels_isa"] == "avx512_bf16" else ["f32"]
+    bf16 = ["f32", "bf16"] if resolve_dtype("auto") == "bf16" else ["f32"]
 
     def run(data: bytes) -> None:
         n = Numbers(data)
