@@ -14,12 +14,13 @@ import numpy as np
 from cases import CASES, inputs
 
 import dreamda
+from dreamda.models import resolve_dtype
 
 THREADS = 2
 
 
 def dtypes() -> list[str]:
-    return ["f32", "bf16"] if dreamda.info()["kernels_isa"] == "avx512_bf16" else ["f32"]
+    return ["f32", "bf16"] if resolve_dtype("auto") == "bf16" else ["f32"]
 
 
 def unet(folder: Path, dtype: str) -> Callable[[dict], dict]:
