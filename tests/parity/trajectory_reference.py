@@ -5,7 +5,11 @@
 Reads WORK/noise.npz and the seeds of WORK/ours.npz (trajectory_ours.py); writes WORK/reference.npz.
 """
 
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from trajectory_cases import COMMON, PROMPTS, TRAJECTORIES, VARIANTS
 from transformers import CLIPTextModel, CLIPTokenizer
 
-torch.set_num_threads(1)  # rows this small gain nothing from more
+torch.set_num_threads(1)  # rows this small gain nothing from more: a process for every processor instead
 torch.set_grad_enabled(False)
 
 
@@ -119,23 +123,26 @@ def sdedit(side, ddim, timesteps, o, z0, prompt, noise, variant):
     return x
 
 
-def main(work: Path, model: Path) -> None:
+def trajectory(work: Path, model: Path, name: str) -> np.ndarray:
     side = Side(model)
     z0 = torch.from_numpy(np.load(work / "ours.npz")["z0"])
     with np.load(work / "noise.npz") as stored:
-        noise = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    results = {}
-    for name, changes in TRAJECTORIES.items():
-        o = COMMON | changes
-        ddim = DDIMScheduler.from_pretrained(model / "scheduler", **o.get("scheduler", {}))
-        ddim.set_timesteps(o["steps"])
-        timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]
-        recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["step"]]
-        results[name] = np.stack([
-            np.stack([recursion(side, ddim, timesteps, o, z0[i], prompt, {n: v[i] for n, v in noise.items()}, k).numpy() for k in range(VARIANTS)])
-            for i, prompt in enumerate(PROMPTS)
-        ])
-    np.savez(work / "reference.npz", **results)
+        noise = {kind: torch.from_numpy(stored[kind]) for kind in stored.files}
+    o = COMMON | TRAJECTORIES[name]
+    ddim = DDIMScheduler.from_pretrained(model / "scheduler", **o.get("scheduler", {}))
+    ddim.set_timesteps(o["steps"])
+    timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]
+    recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["step"]]
+    return np.stack([
+        np.stack([recursion(side, ddim, timesteps, o, z0[i], prompt, {n: v[i] for n, v in noise.items()}, k).numpy() for k in range(VARIANTS)])
+        for i, prompt in enumerate(PROMPTS)
+    ])
+
+
+def main(work: Path, model: Path) -> None:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        made = pool.map(partial(trajectory, work, model), TRAJECTORIES)
+        np.savez(work / "reference.npz", **dict(zip(TRAJECTORIES, made)))
 
 
 if __name__ == "__main__":
