@@ -121,15 +121,18 @@ static bool grow(dd_graph *g, void *array_pointer, int count, int *capacity, siz
     return true;
 }
 
+/* Above some 2^35 elements oneDNN 3.2 divides by a number that has overflowed to 0. */
+#define MAX_ELEMENTS ((size_t)1 << 34)
+
 static dd_value add_value(dd_graph *g, const dd_value_info *info)
 {
-    size_t bytes;
+    size_t elements;
     if (g->status != DD_OK) {
         return DD_NONE;
     }
     if (info->n < 1 || info->h < 1 || info->w < 1 || info->c < 1 ||
-        !dd_size_mul(&bytes, 5, (int64_t)info->n, (int64_t)info->h, (int64_t)info->w, (int64_t)info->c, (int64_t)4) ||
-        bytes > (size_t)1 << 40 || (int64_t)info->n * info->h * info->w > INT32_MAX) {
+        !dd_size_mul(&elements, 4, (int64_t)info->n, (int64_t)info->h, (int64_t)info->w, (int64_t)info->c) ||
+        elements > MAX_ELEMENTS || (int64_t)info->n * info->h * info->w > INT32_MAX) {
         dd_graph_fail(g, DD_SHAPE, "a tensor of %d x %d x %d x %d elements (%s) is not possible: use smaller sizes", info->n,
                       info->c, info->h, info->w, g->prefix);
         return DD_NONE;

@@ -61,6 +61,17 @@ static void raise_shape(const char *name, int ndim, const npy_intp *dims, PyArra
     Py_XDECREF(found);
 }
 
+/* Whether a cast has left every number what it was. */
+static bool keeps_values(PyArrayObject *cast, PyArrayObject *original)
+{
+    PyObject *equal = PyObject_RichCompare((PyObject *)cast, (PyObject *)original, Py_EQ);
+    PyObject *all = equal ? PyObject_CallMethod(equal, "all", NULL) : NULL;
+    const bool kept = all && PyObject_IsTrue(all) == 1;
+    Py_XDECREF(all);
+    Py_XDECREF(equal);
+    return kept;
+}
+
 PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name)
 {
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(object), *array;
@@ -80,6 +91,12 @@ PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp 
         return NULL;
     }
     array = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, type, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
+    if (array && !wants_float && array != any && !keeps_values(array, any)) {
+        if (!PyErr_Occurred()) {
+            PyErr_Format(PyExc_ValueError, "%s: some of the numbers do not fit %R", name, (PyObject *)PyArray_DESCR(array));
+        }
+        Py_CLEAR(array);
+    }
     Py_DECREF(any);
     return array;
 }

@@ -8,25 +8,35 @@
 
 #include <omp.h>
 
+/* Python's and NumPy's whole numbers from 0 to `most`. */
+static bool part_of_key(PyObject *object, uint64_t most, const char *name, uint64_t *out)
+{
+    PyObject *number = PyNumber_Index(object);
+    const unsigned long long x = number ? PyLong_AsUnsignedLongLong(number) : 0;
+    Py_XDECREF(number);
+    if (PyErr_Occurred() || x > most) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%s: expected a whole number from 0 to %llu, got %R", name, (unsigned long long)most, object);
+        return false;
+    }
+    *out = x;
+    return true;
+}
+
 static PyObject *core_normals(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"seed", "image", "variant", "step", "stream", "row", "shape", NULL};
-    unsigned long long seed, image;
-    PyObject *small[4], *shape;
+    PyObject *parts[6], *shape;
     if (!dd_may_compute(PyModule_GetState(module)) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "KKOOOOO:normals", names, &seed, &image, &small[0], &small[1], &small[2],
-                                     &small[3], &shape)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOO:normals", names, &parts[0], &parts[1], &parts[2], &parts[3], &parts[4],
+                                     &parts[5], &shape)) {
         return NULL;
     }
-    uint32_t words[4];
-    for (int i = 0; i < 4; i++) {
-        unsigned long x = PyLong_Check(small[i]) ? PyLong_AsUnsignedLong(small[i]) : (unsigned long)-1;
-        if (x > UINT32_MAX) {
-            PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "%s: expected a whole number from 0 to 4294967295, got %R", names[i + 2], small[i]);
+    uint64_t words[6];
+    for (int i = 0; i < 6; i++) {
+        if (!part_of_key(parts[i], i < 2 ? UINT64_MAX : UINT32_MAX, names[i], &words[i])) {
             return NULL;
         }
-        words[i] = (uint32_t)x;
     }
     PyArray_Dims dims = {NULL, 0};
     if (!PyArray_IntpConverter(shape, &dims)) {
@@ -37,7 +47,8 @@ static PyObject *core_normals(PyObject *module, PyObject *args, PyObject *kwargs
     if (!array) {
         return NULL;
     }
-    dd_noise_key key = {.seed = seed, .image = image, .variant = words[0], .step = words[1], .stream = words[2], .row = words[3]};
+    dd_noise_key key = {.seed = words[0], .image = words[1], .variant = (uint32_t)words[2], .step = (uint32_t)words[3],
+                        .stream = (uint32_t)words[4], .row = (uint32_t)words[5]};
     float *data = PyArray_DATA((PyArrayObject *)array);
     size_t count = (size_t)PyArray_SIZE((PyArrayObject *)array);
     DD_BEGIN_COMPUTING

@@ -315,6 +315,7 @@ static const char lease_name[] = "dreamda._core.Trainer's values";
 static void end_lease(PyObject *lease)
 {
     trainer_object *self = PyCapsule_GetPointer(lease, lease_name);
+    atomic_store(&self->touched, true); /* it may have been written to since the last pass */
     atomic_fetch_sub(&self->lent, 1);
     Py_DECREF(self);
 }

@@ -519,6 +519,8 @@ def test_text_encoder_alone(pipe):
         pipe.text_encoder.encode_tokens(np.zeros((1, 17), np.int32))
     with pytest.raises(ValueError):
         pipe.text_encoder.encode_tokens(np.full((1, 4), 598, np.int32))
+    with pytest.raises(ValueError, match="some of the numbers do not fit"):
+        pipe.text_encoder.encode_tokens(np.full((1, 4), 2**32 + 5, np.int64))
 
 
 def test_a_text_encoder_without_tokenizer(tmp_path):

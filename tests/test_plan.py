@@ -356,6 +356,7 @@ def test_a_missing_key_is_named(key):
         (dict(dtype="f16"), "dtype: 'f16' is unknown: use f32 or bf16"),
         (dict(threads=0), "threads: 0 is not possible"),
         (dict(height=1 << 20, width=1 << 20), "not possible"),
+        (dict(height=1 << 15, width=(1 << 15) + 8), "not possible"),
         (dict(decoders=3), "3 decoders"),
     ],
 )

@@ -198,6 +198,18 @@ def test_writes_through_a_view_are_seen_at_any_time(hold):
         close(t.forward(x), Reference(t)(x), F32)
 
 
+def test_a_write_after_a_pass_through_a_view_that_is_gone_is_seen():
+    t = make()
+    x, parameters, buffers = images(t), t.parameters, t.buffers
+    t.forward(x), t.evaluate(x[:3])
+    parameters["conv1.weight"][...] *= np.float32(1.5)
+    del parameters
+    close(t.forward(x), Reference(t)(x), F32)
+    buffers["bn1.running_mean"][...] += np.float32(0.1)
+    del buffers
+    close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
+
+
 def test_weights_are_packed_once_unless_somebody_may_have_written():
     t = make()
     x, phases = images(t), lambda: {row["phase"] for row in t.profile()}
