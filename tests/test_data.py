@@ -96,6 +96,7 @@ def test_prompt_file(folder, tmp_path):
     ({"file_name": "/etc/passwd", "text": "x"}, "line 6 names"), ({"file_name": "a/x.webp", "text": "x"}, "second text"),
     ({"file_name": "a/x.webp"}, "line 6 must have"), ({"file_name": 3, "text": "x"}, "line 6 must have"), ("[1]", "line 6 is no JSON object"),
     ("{", "line 6 is no JSON object"), ("[" * 100_000, "line 6 is no JSON object"), ("9" * 10_000, "line 6 is no JSON object"),
+    ("9" * (1 << 20 | 1), "line 6 is longer than the 1 MiB"),
     ('{"file_name": "a/x.webp", "text": "\\ud800"}', "surrogate")])
 def test_prompt_file_refusals(folder, tmp_path, line, message):
     (tmp_path / "prompts.jsonl").write_text(prompt_lines(folder, last=line))

@@ -352,6 +352,20 @@ def test_what_a_killed_shard_left_is_taken_over(real, tmp_path, undisturbed):
     assert tree(out) == undisturbed and sum(map(len, pipe.calls)) == 3
 
 
+def test_what_a_killed_shard_left_is_not_newer_than_an_image_made_again(real, tmp_path, undisturbed):
+    out = tmp_path / "out"
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    (out / ".dreamda").mkdir()
+    (out / "metadata.jsonl").rename(out / ".dreamda/0-of-2.jsonl")
+    Image.new("RGB", (8, 8), "red").save(real.root / "ankle_boot/00.png")
+    generate_dataset(ImageFolder.scan(real.root), out, FakePipeline(), SETTINGS)
+    for row in lines(out):
+        assert hashlib.sha256((out / row["file_name"]).read_bytes()).hexdigest() == row["sha256"]
+        assert hashlib.sha256((real.root / row["seed_file"]).read_bytes()).hexdigest() == row["seed_sha256"]
+    pipe = FakePipeline()
+    assert generate_dataset(ImageFolder.scan(real.root), out, pipe, SETTINGS).made == 0 and pipe.calls == []
+
+
 @pytest.mark.parametrize("allowed", [0, 400, 3000, 9000])
 def test_a_full_disk_is_one_sentence_and_resumable(real, tmp_path, undisturbed, monkeypatch, allowed):
     left = allowed

@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".svg", ".tga")
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
 MAX_FILE_BYTES = 512 << 20
-MAX_JSON_BYTES = 1 << 30
+MAX_LINE_BYTES = 1 << 20  # of JSON Lines
 DEFAULT_TEMPLATE = "a photo of a {}"
 
 
@@ -285,10 +285,10 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is none."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
-    if os.path.getsize(path) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than the {MAX_JSON_BYTES >> 20} MiB that are read")
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are read; write one object a line")
             if line.isspace():
                 continue
             try:

@@ -536,7 +536,9 @@ class _RunFolder:
                 except OSError:
                     there[label] = set()
             if row["file_name"].removeprefix(label + "/") in there[label]:
-                done[row["seed_file"], row["variant"]] = row["seed_sha256"]
+                key, sha256 = (row["seed_file"], row["variant"]), row["seed_sha256"]
+                if done.setdefault(key, sha256) != sha256 and self._tells(row):
+                    done[key] = sha256
         return done
 
     def write(self, seeds: Sequence[tuple[ImageRef, LoadedImage]], stems: Mapping[str, str], prompts: Mapping[str, str],
@@ -582,8 +584,12 @@ class _RunFolder:
 
     def _finish(self) -> None:
         _lock(self._locks, fcntl.F_WRLCK, MERGE, 1, wait=True)
-        lines = {(row["label"], row["seed_file"].removeprefix(row["label"] + "/"), row["variant"]): json.dumps(row, ensure_ascii=False) + "\n"
-                 for row in self._rows()}
+        lines: dict[tuple[str, str, int], str] = {}
+        for row in self._rows():
+            key = row["label"], row["seed_file"].removeprefix(row["label"] + "/"), row["variant"]
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            if lines.setdefault(key, line) != line and self._tells(row):
+                lines[key] = line
         content = "".join(lines[k] for k in sorted(lines)).encode()
         path = self.out / "metadata.jsonl"
         if content and not (path.is_file() and path.read_bytes() == content):
@@ -595,7 +601,7 @@ class _RunFolder:
                 os.rmdir(WORK, dir_fd=self._out)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """All lines known: of metadata.jsonl, then, newer, of every part's own file."""
+        """All lines known: of metadata.jsonl, then of every part's own file. An image made again has several (`_tells`)."""
         path = self.out / "metadata.jsonl"
         for number, row in read_json_lines(path) if path.exists() else ():
             if not is_row(row):
@@ -611,6 +617,13 @@ class _RunFolder:
                             continue  # another process is writing it just now
                         if is_row(row):
                             yield row
+
+    def _tells(self, row: dict[str, Any]) -> bool:
+        """Whether a line is about the file that is there now: which of several is the newest, the order of parts does not say."""
+        try:
+            return hashlib.sha256((self.out / row["file_name"]).read_bytes()).hexdigest() == row.get("sha256")
+        except OSError:
+            return False
 
     def _tidy(self, suffixes: tuple[str, ...]) -> None:
         """Remove what parts have left that nobody else works on; the caller holds the merge lock."""

@@ -110,7 +110,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
         raise ValueError(f"{out / 'metadata.jsonl'} is not a manifest of dreamda generate; give its OUT")
     folder = ImageFolder.scan(root)
     all_seeds = [image.key for image in folder.images]
-    if gone := next((row["seed_file"] for row in rows if row["seed_file"] not in set(all_seeds)), None):
+    known = set(all_seeds)
+    if gone := next((row["seed_file"] for row in rows if row["seed_file"] not in known), None):
         raise ValueError(f"{out} was made from {gone}, which is not in {root}; give the data set it was made from")
     seeds = _thinned(all_seeds)
     kept = _thinned(rows)
