@@ -40,7 +40,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("recipe", [
     {}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"}, {"view": "randaugment"},
-    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
+    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"relabel": 2, "seed": 2**64 - 1}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
 def test_every_method_learns(recipe):
     run = make(**recipe)
     events = finish(run)
@@ -48,6 +48,12 @@ def test_every_method_learns(recipe):
     epochs = [e for e in events if e["event"] == "epoch"]
     assert [e["epoch"] for e in epochs] == [1, 2, 3, 4, 5, 6] and run.network.backbone.steps == 72
     assert json.loads(json.dumps(events)) == events
+
+
+def test_labelling_again_takes_batches_without_real_images():
+    data = Data(REAL[:2], LABELS[:2], SYNTHETIC, HINTS, HINTS)
+    events = finish(make(data=data, relabel=1, real_share=0.0, hint="keep", threshold=1.0, batch=4, epochs=3))
+    assert [e["accepted"] for e in events if e["event"] == "labelling"] == [90, 90]
 
 
 def test_the_log_of_amst():

@@ -48,6 +48,16 @@ def test_fit_predict_score_save_load_pickle(standin, tmp_path):
         assert other.predict(TEST[:2]).dtype.kind == "U" and other.pseudo_labels_.tolist() == clf.pseudo_labels_.tolist()
 
 
+def test_parameters_out_of_numpy_are_saved(standin, tmp_path):
+    clf = make(method="real-only", epochs=np.int64(2), lr=np.float32(0.125), width=np.int64(8), image_size=np.int64(16), flip=np.bool_(False), mean=np.full(3, 0.5), std=np.array([0.25] * 3), random_state=np.int64(3))
+    clf.fit(X, Y)
+    assert "epochs=" in repr(clf) and "mean=array([0.5" in repr(clf)
+    clf.save(tmp_path / "m.safetensors")
+    other = dreamda.AMSTClassifier.load(tmp_path / "m.safetensors")
+    assert (other.epochs, other.lr, other.flip, other.mean, other.random_state) == (2, 0.125, False, (0.5, 0.5, 0.5), 3)
+    np.testing.assert_array_equal(other.predict_proba(TEST[:5]), clf.predict_proba(TEST[:5]))
+
+
 def test_conventions_of_scikit_learn(standin):
     clf = make(method="real-only", random_state=4)
     params = clf.get_params()

@@ -41,6 +41,11 @@ def test_a_view_depends_on_its_key_and_on_nothing_else():
     assert not any(np.array_equal(other, base["weak"]) for other in others)
 
 
+def test_all_of_the_largest_seeds_count():
+    views = [make(seed=seed).weak(PHOTO, 5, 7) for seed in (0, 2**63, 2**63 + 1, 2**64 - 1)]
+    assert not any(np.array_equal(views[i], views[j]) for i in range(4) for j in range(i))
+
+
 def test_the_views_of_one_key_are_the_same_for_ever():
     """A change of NumPy or of this file that changes training would show here (Pillow has no part in these numbers)."""
     random = np.random.Generator(np.random.Philox(key=[1, 0], counter=[0, 2, 3, 0])).random(3)

@@ -55,7 +55,7 @@ Event = dict[str, Any]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite. Nothing of that step was applied; `step` and `stage` say where."""
+    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only running statistics."""
 
     def __init__(self, stage: str, step: int, what: str, lr: float) -> None:
         self.stage, self.step = stage, step
@@ -545,7 +545,7 @@ class Training:
         backbone.backward(result.d_features, 0)
         if result.used and result.d_strong is not None:
             backbone.backward(result.d_strong, 1)
-        if recipe.relabel:
+        if recipe.relabel and batch.real:
             heads.pretrain_loss(features[: batch.real], features[: batch.real], batch.labels[: batch.real])
         self._update(result.total, lr)
         correct = (result.logits.argmax(axis=1) == batch.labels).sum()
@@ -561,10 +561,11 @@ class Training:
     def _forward_aside(self, images: Floats, lr: float) -> Floats:
         """A pass through slot 1 that leaves the running statistics as they were."""
         kept = [(buffer, buffer.copy()) for buffer in self.network.backbone.buffers.values()]
-        features = self._forward(images, 1, lr)
-        for buffer, before in kept:
-            buffer[...] = before
-        return features
+        try:
+            return self._forward(images, 1, lr)
+        finally:
+            for buffer, before in kept:
+                buffer[...] = before
 
     def _update(self, loss: float, lr: float) -> None:
         """Both optimisers, with the gradient of backbone and heads clipped as one."""
@@ -623,7 +624,7 @@ def _numbers(values: Any, names: tuple[str, ...]) -> bool:
 
 
 def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, number << 32 | stream], counter=[0, draw, 0, 1 << 32]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed, number << 32 | stream], np.uint64), counter=[0, draw, 0, 1 << 32]))
 
 
 class _Pool:

@@ -167,7 +167,7 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
-        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k].default and v != defaults[k].default]
+        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if repr(v) != repr(defaults[k].default)]
         return f"AMSTClassifier({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
@@ -201,7 +201,7 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
             A parameter or the data cannot be used; the sentence says which and how to mend it.
         dreamda.amst.DivergenceError
         """
-        recipe = Recipe(**{name: getattr(self, "random_state" if name == "seed" else name) for name in RECIPE_FIELDS})
+        recipe = Recipe(**{name: _plain(getattr(self, "random_state" if name == "seed" else name)) for name in RECIPE_FIELDS})
         real, labels = _images(X, "X"), np.asarray(y)
         if labels.shape != (len(real),):
             raise ValueError(f"y has shape {labels.shape}; the {len(real)} images of X need ({len(real)},)")
@@ -224,7 +224,7 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
             load_pretrained(backbone, self.pretrained)
         run = Training(backbone, AMSTHeads(backbone.features, len(classes), recipe.seed), recipe, views, data, workers=self.workers)
 
-        about = {"backbone": self.backbone, "stem": choose_stem(self.stem, size), "width": self.width, "size": size,
+        about = {"backbone": self.backbone, "stem": choose_stem(self.stem, size), "width": _plain(self.width), "size": tuple(map(int, size)),
                  "mean": tuple(map(float, views.mean)), "std": tuple(map(float, views.std)), "classes": classes.tolist()}
         history: list[Event] = []
         best: list[TrainedModel] = []
@@ -315,7 +315,7 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         """
         if not hasattr(self, "model_"):
             raise ValueError("this AMSTClassifier is not fitted yet; there is nothing to save")
-        params = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self.get_params().items()}
+        params = {k: _plain(v) for k, v in self.get_params().items()}
         self.model_.about = {"params": params, "history": self.history_, "best_epoch": self.best_epoch_,
                              "pseudo_labels": self.pseudo_labels_.tolist()}
         self.model_.save(path)
@@ -378,9 +378,14 @@ def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArra
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        random = np.random.Generator(np.random.Philox(key=[seed, 1 << 48], counter=[0, int(label), 0, 0])).random(len(members))
+        random = np.random.Generator(np.random.Philox(key=np.array([seed, 1 << 48], np.uint64), counter=[0, int(label), 0, 0])).random(len(members))
         held[members[np.argsort(random, kind="stable")[: min(round(fraction * len(members)), len(members) - 1)]]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON knows it."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _images(X: ArrayLike, name: str) -> NDArray[np.uint8]:

@@ -94,7 +94,7 @@ class Views:
             How often this image was drawn before, its number in the data set, and which of several views at the same time.
         """
         # 64 numbers whatever is needed of them: each choice has its own place
-        key = np.random.Philox(key=[self.seed, self.stage << 32 | stream], counter=[0, draw, index, KINDS.index(kind)])
+        key = np.random.Philox(key=np.array([self.seed, self.stage << 32 | stream], np.uint64), counter=[0, draw, index, KINDS.index(kind)])
         random = np.random.Generator(key).random(64)
         picture = self._crop(Image.fromarray(image), random[:4])
         if self.flip and random[4] < 0.5:
