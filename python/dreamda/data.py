@@ -27,7 +27,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".svg", ".tga")
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
 MAX_FILE_BYTES = 512 << 20
-MAX_LINE_BYTES = 1 << 20  # of JSON Lines
+MAX_LINE_BYTES = 1 << 20          # of JSON Lines
 DEFAULT_TEMPLATE = "a photo of a {}"
 
 
