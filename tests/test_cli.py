@@ -169,6 +169,9 @@ def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys)
     before = tree(tmp_path)
     assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
     assert tree(tmp_path) == before
+    (tmp_path / "data/coat").mkdir(parents=True)
+    assert run("demo", "--out", tmp_path / "data") == 2
+    assert "holds 'coat', which is nothing of the demo's" in capsys.readouterr().err and os.listdir(tmp_path / "data") == ["coat"]
     (tmp_path / "other/real/mine").mkdir(parents=True)
     assert run("demo", "--out", tmp_path / "other") == 2
     assert "give another folder" in capsys.readouterr().err and os.listdir(tmp_path / "other") == ["real"]

@@ -33,13 +33,14 @@ def test_scan_is_sorted_and_lists_what_it_leaves_out(folder):
     (root / ".git").mkdir()
     (root / "empty").mkdir()
     (root / "README.md").write_text("x")
+    (root / "loose.PNG").write_bytes(b"x")
     (root / "linked").symlink_to(root / "b_b")
     with open(os.fsencode(root) + b"/a/\xff.png", "wb"):
         pass
     found = ImageFolder.scan(root)
     assert found.classes == ("a", "b_b", "empty", "linked")
     assert [i.key for i in found.images] == ["a/x.webp", "a/y.bmp", "a/z.tiff", "b_b/10.JPG", "b_b/2.png", "linked/10.JPG", "linked/2.png"]
-    assert [name for name, _ in found.ignored] == ["a/deep", "a/moving.gif", "'a/\\udcff.png'", "empty"]
+    assert [name for name, _ in found.ignored] == ["loose.PNG", "a/deep", "a/moving.gif", "'a/\\udcff.png'", "empty"]
     assert read_image(found.path(found.images[0])).pixels.shape == (4, 5, 3)
 
 

@@ -55,6 +55,9 @@ def test_bad_input(out, tmp_path):
             dreamda.to_webdataset(out, pattern)
     with pytest.raises(ValueError, match="shard_size must be 1 or more"):
         dreamda.to_webdataset(out, "a-%d.tar", shard_size=0)
+    dreamda.to_webdataset(out, str(tmp_path / "long/%d.tar"), shard_size=6)
+    with pytest.raises(ValueError, match="long/2.tar is of another, longer set of shards"):
+        dreamda.to_webdataset(out, str(tmp_path / "long/%d.tar"), shard_size=9)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         dreamda.to_webdataset(tmp_path / "none", str(tmp_path / "a-%d.tar"))
     first = out / lines(out)[0]["file_name"]

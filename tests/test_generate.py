@@ -240,6 +240,24 @@ def test_an_error_in_the_engine_leaves_a_consistent_folder(real, tmp_path, undis
     assert tree(tmp_path / "out") == undisturbed
 
 
+def test_a_refusal_before_the_first_image_leaves_nothing(real, tmp_path, undisturbed):
+    def refuse(_):
+        raise ValueError("dtype bf16 needs another processor")
+
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        if out.name == "empty":
+            out.mkdir()
+        with pytest.raises(ValueError, match="another processor"):
+            generate_dataset(real, out, FakePipeline(refuse), Settings(variants=3, steps=9))
+        assert out.exists() == (out.name == "empty") and (not out.exists() or not os.listdir(out))
+        generate_dataset(real, out, FakePipeline(), SETTINGS)
+        assert tree(out) == undisturbed
+    with pytest.raises(ValueError, match="another processor"):  # a run that was begun before keeps its record
+        (tmp_path / "new/coat/00-000.png").unlink()
+        generate_dataset(real, tmp_path / "new", FakePipeline(refuse), SETTINGS)
+    assert (tmp_path / "new/run.json").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, number):
     before = signal.getsignal(number)

@@ -150,7 +150,7 @@ def test_weights_with_nan_are_named(tmp_path):
     content[-2:] = b"\xff\xff"  # the last element, whether float16, bfloat16 or float32
     file.write_bytes(content)
     pipe = dreamda.Pipeline.load(folder, dtype="f32", threads=1)
-    with pytest.raises(ValueError, match="parameter '.*' holds NaN or infinite values: the file is damaged"):
+    with pytest.raises(ValueError, match="unet/diffusion_pytorch_model.safetensors: parameter '.*' holds NaN or infinite values: the file is damaged"):
         pipe.unet.plan(rows=1, height=8, width=8, tokens=16)
 
 

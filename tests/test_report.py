@@ -54,6 +54,15 @@ def data(tmp_path):
     return tmp_path
 
 
+def test_what_generate_has_skipped_does_not_count(data, capsys):
+    assert run("report", data / "real", data / "out", "--page", data / "before.html") == 0
+    (data / "real/coat/broken.png").write_bytes(b"x")
+    assert run("report", data / "real", data / "out", "--page", data / "after.html") == 0
+    assert (data / "before.html").read_bytes() == (data / "after.html").read_bytes()
+    assert run("report", data / "real", data / "real") == 2
+    assert "has no metadata.jsonl; give the output of a finished dreamda generate" in capsys.readouterr().err
+
+
 def test_the_page_holds_everything_itself(data, capsys):
     before = tree(data / "out")
     assert run("report", data / "real", data / "out") == 0
@@ -85,7 +94,7 @@ def test_in_the_features_of_a_classifier(data, monkeypatch):
 def test_bad_input_is_one_sentence(data, capsys):
     (data / "plain/coat").mkdir(parents=True)
     (data / "real/coat/00.png").rename(data / "other.png")
-    for arguments, message in (([data / "real", data / "none"], "no such file"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
+    for arguments, message in (([data / "real", data / "none"], "has no metadata.jsonl"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
                                ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--page", data / "real"], "is a folder"),
                                ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
         assert run("report", *arguments) == 2

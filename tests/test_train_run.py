@@ -179,6 +179,8 @@ def tree(folder: Path) -> list[tuple[str, float]]:
     (["{real}", "{synthetic}", "--out", "{out}", "--stem", "imagenet"], "too small for the imagenet stem"),
     (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"), (["{real}", "{synthetic}", "--out", "{out}", "--lr", "nan"], "--lr"),
     (["{real}", "{synthetic}", "--out", "{out}", "--mean", "1,2"], "--mean"), (["{real}", "{synthetic}", "--out", "{out}", "--validation", "1"], "--validation"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--validation", "0.001"], "--validation 0.001 holds back no image"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--lr", "1e6"], "--lr must be above 0 and below 1000000"),
     (["{real}", "{synthetic}", "--out", "{out}", "--std", "0,0,0"], "std"), (["{real}", "{synthetic}", "--out", "{out}", "--epochs", "1"], "--epochs"),
     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{none}"], "No such file"),
     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{weights}"], "another architecture"),
@@ -380,6 +382,13 @@ def test_evaluate_and_predict_errors(data, capsys):
             (["predict", data / "out", data / "nothing"], "holds no images")):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
+    (data / "file").write_text("mine")
+    for command in (["predict", data / "out", data / "test"], ["evaluate", data / "out", data / "test"]):
+        assert run(*command, "--out", data / "file/below") == 2
+        message = capsys.readouterr()
+        assert f"--out {data / 'file/below'}" in message.err and "cannot be written" in message.err and not message.out
+    assert run("predict", data / "out", data / "test", "--out", data / "nothing") == 2
+    assert f"--out {data / 'nothing'} is a folder; name a file" in capsys.readouterr().err
     (data / "test/bag/x.png").write_bytes(b"x")
     assert run("predict", data / "out", data / "test", "--out", data / "p.jsonl") == 1
     assert "skipped" in capsys.readouterr().err and len((data / "p.jsonl").read_text().splitlines()) == 60

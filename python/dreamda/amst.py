@@ -44,6 +44,7 @@ METHODS = ("amst", "plain", "real-only")
 MIXES = ("none", "mixup", "cutmix")
 CONSISTENCY = ("rest", "all")
 HINTS = ("ignore", "agree", "keep")
+MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
 STREAM = 17  # of the keyed normals: initial weights of backbones
 # streams of the sampler and of the views: which pool of images a draw belongs to
 LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
@@ -164,11 +165,11 @@ class Recipe:
                 raise ValueError(f"{_option(name)} must be 0 to 1; it is {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"--momentum must be 0 to below 1; it is {self.momentum}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"--lr must be above 0; it is {self.lr}")
+        if not 0 < self.lr < MOST:
+            raise ValueError(f"--lr must be above 0 and below {MOST}; it is {self.lr}")
         for name in ("weight_decay", "warmup_epochs", "clip_norm", "consistency_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{_option(name)} must be 0 or more; it is {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < MOST:
+                raise ValueError(f"{_option(name)} must be 0 or more and below {MOST}; it is {getattr(self, name)}")
         least = 2 if self.method == "amst" else 1
         if self.epochs < least:
             raise ValueError(f"--epochs must be {least} or more with --method {self.method}; it is {self.epochs}")

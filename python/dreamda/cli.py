@@ -5,6 +5,7 @@ nothing written; 128 + n ended by signal n. An error is one sentence on stderr; 
 """
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -197,6 +198,8 @@ def demo(
     from .pictures import contact_sheet_of_run
 
     settings, source = Settings(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
+    if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst"}):
+        raise ValueError(f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
     bundled = load_bundled()
     folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
     check_out(out / "synthetic", folder, run_identity(settings, source))
@@ -373,6 +376,28 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _check_result(option: str, path: Path) -> None:
+    """Whether a command can write its result there, before the work: the folder is made, and ValueError says what is in the way."""
+    try:
+        if path.is_dir():
+            raise ValueError(f"{option} {path} is a folder; name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ValueError(f"{option} {path} cannot be written (no permission, or a read-only disk); give another place with {option}")
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written ({error.strerror}); give another place with {option}") from None
+
+
+def _write_result(option: str, path: Path, content: bytes) -> None:
+    from .generate import OutputError
+    from .trained import write_atomically
+
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise OutputError(error.errno, f"{option} {path} cannot be written ({error.strerror}); put that right or give another place") from error
 
 
 def _complain(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli import Debug, _Progress, _complain_of, _printable
+from .cli import Debug, _check_result, _complain_of, _printable, _Progress, _write_result
 
 
 def register(app: typer.Typer) -> None:
@@ -45,12 +45,10 @@ def report(
     """How true and how varied the synthetic images are: one HTML page with measures, the nearest and the farthest, and a contact sheet."""
     from .report import report_page
     from .train_run import find_model
-    from .trained import TrainedModel, write_atomically
+    from .trained import TrainedModel
 
     page = page if page is not None else out.absolute().with_name(f"{out.absolute().name}-report.html")
-    if page.is_dir():
-        raise ValueError(f"--page {page} is a folder; name a file")
+    _check_result("--page", page)
     text = report_page(real, out, TrainedModel.load(find_model(classifier)) if classifier is not None else None)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, text.encode())
+    _write_result("--page", page, text.encode())
     print(_printable(f"Look at: {page}"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli import Debug, Dtype, Threads, _complain, _parse_size, _printable
+from .cli import Debug, Dtype, Threads, _check_result, _complain, _parse_size, _printable, _write_result
 
 DEMO_WIDTH = 16
 # The settings that did best on validation images (benchmarks/EFFICACY.md).
@@ -112,13 +112,14 @@ def evaluate(
     """Test a classifier: accuracy, macro-F1, AUC for two classes, a table and a confusion matrix."""
     from .metrics import confusion_picture
     from .train_run import evaluate_dataset, find_model
-    from .trained import TrainedModel, write_atomically
+    from .trained import TrainedModel
 
+    if out is not None:
+        _check_result("--out", out / "metrics.json")
     metrics = evaluate_dataset(TrainedModel.load(find_model(model)), data, dtype=dtype, threads=threads or None, workers=workers)
     print(_printable_lines(metrics.table()))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "metrics.json", (json.dumps(metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        _write_result("--out", out / "metrics.json", (json.dumps(metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         try:
             confusion_picture(metrics).savefig(out / "confusion.png", dpi=120)
         except ImportError as error:
@@ -138,13 +139,16 @@ def predict(
     """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each."""
     from .data import SUFFIXES, BrokenImageError, read_image
     from .train_run import find_model
-    from .trained import TrainedModel, write_atomically
+    from .trained import TrainedModel
 
+    if out is not None:
+        _check_result("--out", out)
     paths: list[Path] = []
     for place in images:
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder")
-        paths += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
+        paths += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(place))
+                        ) if place.is_dir() else [place]
     if not paths:
         raise ValueError(f"{images[0]} holds no images; the formats read are {' '.join(s[1:] for s in SUFFIXES)}")
     trained = TrainedModel.load(find_model(model))
@@ -172,8 +176,16 @@ def predict(
     if out is None:
         sys.stdout.write(text)
     else:
-        write_atomically(out, text.encode())
+        try:
+            _write_result("--out", out, text.encode())
+        except OSError:
+            sys.stdout.write(text)  # rather than lost
+            raise
     return 1 if skipped else 0
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part[0] == "." for part in path.parts)
 
 
 def compare(out: Path, dtype: str, threads: int) -> int:
@@ -199,7 +211,8 @@ def compare(out: Path, dtype: str, threads: int) -> int:
     print(f"\n{total} steps each, tested on {rows['DreamDA + AMST'].support.sum()} images:\n{'':18}  accuracy  macro-F1")
     for title, metrics in rows.items():
         print(f"{title:18}  {metrics.accuracy:8.1%}  {metrics.macro_f1:8.3f}")
-    print(f"Models, logs, curves and confusion matrices: {out / 'real-only'} and {out / 'amst'}")
+    pictures = ", curves and confusion matrices" if (out / "amst" / "curves.png").exists() else ""
+    print(f"Models, logs{pictures}: {out / 'real-only'} and {out / 'amst'}")
     return 0
 
 

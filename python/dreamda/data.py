@@ -75,8 +75,8 @@ class ImageFolder:
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
         """List the classes and images of `root`, without opening any image.
 
-        Hidden names (a leading dot) and files that are no images are passed over. Folders inside class folders, images in formats
-        that are not read and empty class folders are listed in `ignored`.
+        Hidden names (a leading dot) and files that are no images are passed over. Images beside the class folders, folders inside of
+        those, images in formats that are not read and empty class folders are listed in `ignored`.
 
         Raises
         ------
@@ -94,7 +94,9 @@ class ImageFolder:
         if not classes:
             raise ValueError(f"{root} has no class folders; put the images of each class in a folder of its own: {root}/CLASS/image.png")
         images: list[ImageRef] = []
-        ignored: list[tuple[str, str]] = []
+        ignored = [(e.name if _is_utf8(e.name) else ascii(e.name), "an image beside the class folders; put it into that of its class")
+                   for e in sorted(os.scandir(root), key=lambda e: e.name)
+                   if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
         for label in classes:
             if not _is_utf8(label):
                 raise ValueError(f"the class folder {label!r} in {root} has a name that is not UTF-8; rename it")

@@ -43,7 +43,8 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
     Raises
     ------
     ValueError
-        The pattern, the folder or a line of metadata.jsonl cannot be used, or an image is not the one that the line is about.
+        The pattern, the folder or a line of metadata.jsonl cannot be used, an image is not the one that the line is about, or shards of
+        a longer set would be left among the new ones.
     """
     if len(re.findall(r"%0?\d*d", tar_pattern)) != 1 or tar_pattern.replace("%%", "").count("%") != 1:
         raise ValueError(f'tar_pattern {tar_pattern!r} must hold one number, as in "shards/train-%06d.tar"')
@@ -55,6 +56,9 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
     number = {label: i for i, label in enumerate(folder.classes)}
     if unknown := sorted({row["label"] for row in rows if row["label"] is not None} - number.keys()):
         raise ValueError(f"{path} has the label {unknown[0]!r}, which is no class folder of {folder.root}")
+    stale = Path(tar_pattern % -(-len(rows) // shard_size))
+    if stale.exists():
+        raise ValueError(f"{stale} is of another, longer set of shards; remove those or give another tar_pattern")
     shards: list[Path] = []
     for start in range(0, len(rows), shard_size):
         shard = Path(tar_pattern % len(shards))

@@ -498,6 +498,7 @@ class _RunFolder:
         return self
 
     def _open(self, stack: contextlib.ExitStack) -> None:
+        self._is_new = not self.out.exists()
         self.out.mkdir(parents=True, exist_ok=True)
         self._out = _opened(stack, self.out, os.O_RDONLY | os.O_DIRECTORY)
         while True:
@@ -515,6 +516,7 @@ class _RunFolder:
             raise ValueError(f"OUT {self.out} is being written by another process; wait for it, or give both disjoint parts with --shard i/n")
         self._tidy((".tmp",))
         there = _read_run(self.out)
+        self._begun = there is None
         if there is None:
             self._replace("run.json", (json.dumps(self.run, indent=1, ensure_ascii=False) + "\n").encode(), self._out)
         else:
@@ -577,12 +579,12 @@ class _RunFolder:
         with self._stack:
             try:
                 with self._reporting():
-                    self._finish()
+                    self._finish(failed=kind is not None)
             except (OutputError, ValueError):
                 if kind is None:  # else the first error is the one to report
                     raise
 
-    def _finish(self) -> None:
+    def _finish(self, failed: bool) -> None:
         _lock(self._locks, fcntl.F_WRLCK, MERGE, 1, wait=True)
         lines: dict[tuple[str, str, int], str] = {}
         for row in self._rows():
@@ -596,9 +598,13 @@ class _RunFolder:
             self._replace("metadata.jsonl", content, self._out)
         self._tidy((".tmp", ".jsonl"))
         if _is_free(self._locks, 0, SPACE):
+            if failed and self._begun and set(os.listdir(self._out)) == {"run.json", WORK}:
+                os.unlink("run.json", dir_fd=self._out)  # nothing came of it, and the mend may be another option
             os.unlink("lock", dir_fd=self._work)
             with contextlib.suppress(OSError):  # somebody put a file of his own there
                 os.rmdir(WORK, dir_fd=self._out)
+                if self._is_new and not os.listdir(self._out):
+                    os.rmdir(self.out)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         """All lines known: of metadata.jsonl, then of every part's own file. An image made again has several (`_tells`)."""

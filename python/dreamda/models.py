@@ -91,7 +91,11 @@ class Network:
                 missing = set(plan.missing())
                 for name in self._weights.names():  # in file order: read once, front to back
                     if name in missing:
-                        plan.read(name, *self._weights.place(name))
+                        place = self._weights.place(name)
+                        try:
+                            plan.read(name, *place)
+                        except ValueError as error:
+                            raise ValueError(f"{place[0]}: {error}") from None
                 lanes[lane] = plan
             return lanes[lane]
 

@@ -21,7 +21,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -288,8 +288,8 @@ class Pipeline:
         first : int
             Leave out the variants before this one; the others are the same as with them.
         stop : callable, optional
-            Where one image's groups take all threads in turn (large images), asked after each of them: True ends the call early.
-            For one image only.
+            Asked before every group of variants but the first: True ends the call early, after what is being computed. For one image
+            only.
         guidance_low, guidance_high : float in [0, 1]
             Guide the target only where the timestep, as a share of the model's (0: clean, 1: noise), is at least the one and below the
             other; at the other steps the prompt's own row is all that is computed (Kynkäänniemi et al., 2024). Beyond the authors' method.
@@ -359,36 +359,33 @@ class Pipeline:
             self.text_encoder.unload()
 
     def _each(self, groups: Iterable[Any], work: Callable[[Any, int | None], None], latent_size: tuple[int, int]) -> None:
-        """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads."""
+        """work(group, lane) for every group: side by side, a lane a thread, where a group is too small for several threads. A group is asked
+        for when somebody is free to work on it, so that an iterator may end early."""
         if latent_size[0] * latent_size[1] > SMALL:
             for group in groups:
                 work(group, None)
             return
-        groups = list(groups)
         lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(self.threads):
             lanes.put(lane)
-        failed = threading.Event()
 
         def run(group: Any) -> None:
-            if failed.is_set():
-                return
             lane = lanes.get()
             try:
                 work(group, lane)
-            except BaseException:
-                failed.set()
-                raise
             finally:
                 lanes.put(lane)
 
-        with ThreadPoolExecutor(self.threads, "dreamda") as pool:
-            try:
-                for future in [pool.submit(run, group) for group in groups]:
-                    future.result()
-            except BaseException:  # Ctrl-C too: what has not begun is dropped, what runs is waited for
-                failed.set()
-                raise
+        with ThreadPoolExecutor(self.threads, "dreamda") as pool:  # after an error, and Ctrl-C, what runs is waited for
+            running: set[Future[None]] = set()
+            for group in groups:
+                running.add(pool.submit(run, group))
+                if len(running) == self.threads:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            for future in as_completed(running):
+                future.result()
 
     def encode(self, images: np.ndarray, keys: Sequence[int | str] | None = None, seed: int = 0, sample: bool = True) -> np.ndarray:
         """Scaled latents of images.

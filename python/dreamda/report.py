@@ -105,6 +105,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
         `out` has no usable metadata.jsonl, a seed or an image is gone or broken, or there are too few images.
     """
     root, out = Path(real), Path(out)
+    if not (out / "metadata.jsonl").is_file():
+        raise FileNotFoundError(f"{out} has no metadata.jsonl; give the output of a finished dreamda generate")
     rows = [row for _, row in read_json_lines(out / "metadata.jsonl")]
     if not rows or not all(isinstance(row.get(k), str) for row in rows for k in ("file_name", "label", "seed_file")):
         raise ValueError(f"{out / 'metadata.jsonl'} is not a manifest of dreamda generate; give its OUT")
@@ -113,6 +115,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
     known = set(all_seeds)
     if gone := next((row["seed_file"] for row in rows if row["seed_file"] not in known), None):
         raise ValueError(f"{out} was made from {gone}, which is not in {root}; give the data set it was made from")
+    used = {row["seed_file"] for row in rows}  # not what generate has skipped
+    all_seeds = [key for key in all_seeds if key in used]
     seeds = _thinned(all_seeds)
     kept = _thinned(rows)
     features = [_features(paths, classifier) for paths in ([root / key for key in seeds], [out / row["file_name"] for row in kept])]

@@ -310,6 +310,10 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     made = scan_labelled(synthetic, found.classes, "SYNTHETIC") if synthetic is not None and recipe.method != "real-only" else None
     tested = scan_labelled(test, found.classes, "--test") if test is not None else None
     train, held = split(found.labels, settings.validation, recipe.seed)
+    if settings.validation and not len(held):
+        most = max(np.bincount(found.labels))
+        raise ValueError(f"--validation {settings.validation} holds back no image, as no class has more than {most}; "
+                         + (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
     _check_out(out, [Path(p) for p in (real, synthetic, test) if p is not None])
 
     images = FolderImages(found.paths, size)
