@@ -529,7 +529,7 @@ class _RunFolder:
     def finished(self) -> dict[tuple[str, int], str]:
         """The images that are there: {(seed key, variant): SHA-256 of the seed}."""
         there: dict[str, set[str]] = {}
-        done = {}
+        done: dict[tuple[str, int], str] = {}
         for row in self._rows():
             label = row["label"]
             if label not in there:
