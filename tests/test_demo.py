@@ -14,7 +14,7 @@ from PIL import Image
 from test_generate import lines, tree
 
 import dreamda
-from dreamda import cli, inspection
+from dreamda import cli, cli_train, inspection
 from dreamda.data import load_bundled
 
 FAST = ["--model", "fashion-mini", "--variants", "2", "--steps", "3", "--dtype", "f32"]
@@ -122,7 +122,8 @@ def test_a_truncated_model_is_refused(real, tmp_path, capsys):
     assert "diffusion_pytorch_model.safetensors" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1})  # .ci/run does all of it
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
     assert len(lines(tmp_path / "demo/synthetic")) == 100 and "contact-sheet.png" in capsys.readouterr().out
     assert np.array(Image.open(tmp_path / "demo/contact-sheet.png")).std() > 50
