@@ -45,7 +45,7 @@ void dd_group_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src0, int 
                    int n, int hw, int groups, float eps, bool silu, void *scratch)
 {
     dd_kernels(isa)->group_norm(dtype, dst, src0, c0, src1, src1 ? c1 : 0, row_bias, row_bias_ld, gamma, beta, n, hw, groups,
-                           eps, silu, scratch);
+                                eps, silu, scratch);
 }
 
 void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,

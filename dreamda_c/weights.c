@@ -450,7 +450,8 @@ static dd_status load(dd_weights *w, int parameter, const source *from)
             DD_FAIL(DD_INVALID, "%s: tensor '%s' ends early: the file is truncated, fetch it again", from->path, q->name);
         }
         if (wrong) {
-            DD_FAIL(DD_INVALID, "parameter '%s' holds NaN or infinite values: the file is damaged, fetch it again", q->name);
+            DD_FAIL(DD_INVALID, "%s%sparameter '%s' holds NaN or infinite values: the file is damaged, fetch it again",
+                    from->path ? from->path : "", from->path ? ": " : "", q->name);
         }
         for (use *u = w->uses[parameter]; u; u = u->next) {
             if (!u->pack->filled[u->index]) {

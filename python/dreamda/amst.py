@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .heads import LABELLING, AMSTHeads
-from .views import KINDS, STRONG, WEAK, Views, ahead
+from .views import KINDS, STRONG, WEAK, Views, ahead, keyed
 
 METHODS = ("amst", "plain", "real-only")
 MIXES = ("none", "mixup", "cutmix")
@@ -625,7 +625,7 @@ def _numbers(values: Any, names: tuple[str, ...]) -> bool:
 
 
 def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, number << 32 | stream], np.uint64), counter=[0, draw, 0, 1 << 32]))
+    return keyed(seed, number << 32 | stream, (0, draw, 0, 1 << 32))
 
 
 class _Pool:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from .amst import RECIPE_FIELDS, Data, Event, Recipe, Training, initialise
 from .heads import AMSTHeads
 from .trained import TrainedModel, choose_stem, create_backbone, load_pretrained
-from .views import IMAGENET_MEAN, IMAGENET_STD, Views, channel_statistics, is_grey
+from .views import IMAGENET_MEAN, IMAGENET_STD, Views, channel_statistics, is_grey, keyed
 
 
 class AMSTClassifier:
@@ -378,7 +378,7 @@ def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArra
     held = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        random = np.random.Generator(np.random.Philox(key=np.array([seed, 1 << 48], np.uint64), counter=[0, int(label), 0, 0])).random(len(members))
+        random = keyed(seed, 1 << 48, (0, int(label), 0, 0)).random(len(members))
         held[members[np.argsort(random, kind="stable")[: min(round(fraction * len(members)), len(members) - 1)]]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 

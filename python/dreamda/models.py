@@ -91,11 +91,7 @@ class Network:
                 missing = set(plan.missing())
                 for name in self._weights.names():  # in file order: read once, front to back
                     if name in missing:
-                        place = self._weights.place(name)
-                        try:
-                            plan.read(name, *place)
-                        except ValueError as error:
-                            raise ValueError(f"{place[0]}: {error}") from None
+                        plan.read(name, *self._weights.place(name))
                 lanes[lane] = plan
             return lanes[lane]
 

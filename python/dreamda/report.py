@@ -112,11 +112,10 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
         raise ValueError(f"{out / 'metadata.jsonl'} is not a manifest of dreamda generate; give its OUT")
     folder = ImageFolder.scan(root)
     all_seeds = [image.key for image in folder.images]
-    known = set(all_seeds)
-    if gone := next((row["seed_file"] for row in rows if row["seed_file"] not in known), None):
+    known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)
+    if gone := next((key for key in used if key not in known), None):
         raise ValueError(f"{out} was made from {gone}, which is not in {root}; give the data set it was made from")
-    used = {row["seed_file"] for row in rows}  # not what generate has skipped
-    all_seeds = [key for key in all_seeds if key in used]
+    all_seeds = [key for key in all_seeds if key in used]  # not what generate has skipped
     seeds = _thinned(all_seeds)
     kept = _thinned(rows)
     features = [_features(paths, classifier) for paths in ([root / key for key in seeds], [out / row["file_name"] for row in kept])]

@@ -32,6 +32,11 @@ T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
 
+def keyed(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Generator:
+    """Random numbers that depend on these alone. An array of uint64: of a list NumPy would make floats from 2^63 on."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64), counter=counter))
+
+
 class Views:
     """Makes training and evaluation views of uint8 RGB images.
 
@@ -94,8 +99,7 @@ class Views:
             How often this image was drawn before, its number in the data set, and which of several views at the same time.
         """
         # 64 numbers whatever is needed of them: each choice has its own place
-        key = np.random.Philox(key=np.array([self.seed, self.stage << 32 | stream], np.uint64), counter=[0, draw, index, KINDS.index(kind)])
-        random = np.random.Generator(key).random(64)
+        random = keyed(self.seed, self.stage << 32 | stream, (0, draw, index, KINDS.index(kind))).random(64)
         picture = self._crop(Image.fromarray(image), random[:4])
         if self.flip and random[4] < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
