@@ -14,10 +14,10 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CORE = Path("dreamda_c")
-# Foundations that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
-FOUNDATION = ["status", "arena", "rng", "kernels", "kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_amx", "kernels_train", "planner"]
-ENGINE = ["process", "onednn", "weights", "graph", "plan", "layers", "unet", "vae", "clip", "py_array",
-          "py_model", "py_plan", "losses", "py_losses", "resnet", "trainer_plan", "trainer", "py_trainer", "py_module"]
+# Folders that both extensions compile; dreamda._selftest must reach the internals that dreamda._core hides.
+FOUNDATION = ["base", "kernels"]
+ENGINE = ["onednn", "graph", "models", "training", "bindings"]
+SELFTEST = CORE / "bindings/selftest.c"
 
 
 def onednn_folders():
@@ -43,6 +43,10 @@ def onednn_folders():
     return header.parents[2], find("onednn-cpu-gomp", "libdnnl.so.3").parent
 
 
+def sources_of(folders):
+    return [source for folder in folders for source in sorted((CORE / folder).glob("*.c")) if source != SELFTEST]
+
+
 def extension(name, sources, include, library):
     compile_args = ["-std=c11", "-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
                     "-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wvla"]
@@ -61,8 +65,8 @@ def extension(name, sources, include, library):
         link_args.append("-l:libdnnl.so.3")
     return Extension(
         name,
-        sources=[str(CORE / f"{s}.c") for s in sources],
-        depends=sorted(str(p) for p in CORE.glob("*.h")),
+        sources=[str(source) for source in sources],
+        depends=sorted(str(header) for header in CORE.rglob("*.h")),
         include_dirs=[str(CORE), numpy.get_include(), *([str(include)] if library is not None else [])],
         library_dirs=[str(library)] if library is not None else [],
         libraries=["m"],
@@ -94,9 +98,9 @@ setup(
     options={"build_ext": {"force": True}},
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),
-    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "recipes/*.json"]},
+    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "generation/recipes/*.json"]},
     ext_modules=[
-        extension("dreamda._core", FOUNDATION + ENGINE, include, library),
-        extension("dreamda._selftest", [*FOUNDATION, "py_selftest"], None, None),
+        extension("dreamda._core", sources_of(FOUNDATION + ENGINE), include, library),
+        extension("dreamda._selftest", [*sources_of(FOUNDATION), SELFTEST], None, None),
     ],
 )

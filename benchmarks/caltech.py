@@ -3,7 +3,7 @@
     python benchmarks/caltech.py --peer-python PEER/bin/python --photos 101_ObjectCategories --work WORK
 
 Of every class two thirds of the images are trained on and the rest tested. Both sides take the same pictures through the same views
-(`dreamda.views`, which needs NumPy and Pillow alone), the same initial weights' distribution, schedule and number of steps; the seeds
+(`dreamda.training.views`, which needs NumPy and Pillow alone), the same initial weights' distribution, schedule and number of steps; the seeds
 differ by 0, 1, 2. Writes results/caltech.json: accuracies of each seed, and seconds a step. An engine that computes gradients wrongly ends
 outside of the seed noise.
 """
@@ -40,8 +40,8 @@ def divide(photos: Path, work: Path) -> tuple[Path, Path]:
 
 
 def ours(work: Path, dtype: str, seed: int) -> dict:
-    from dreamda.amst import Recipe
-    from dreamda.train_run import TrainSettings, train_dataset
+    from dreamda.training.amst import Recipe
+    from dreamda.runs.train import TrainSettings, train_dataset
 
     out = work / f"ours-{dtype}-{seed}"
     shutil.rmtree(out, ignore_errors=True)

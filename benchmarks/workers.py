@@ -91,7 +91,7 @@ def folder_costs(work: Path, rows: int) -> dict:
     from PIL import Image
 
     from dreamda.data import ImageFolder, load_bundled
-    from dreamda.generate import Settings, generate_dataset
+    from dreamda.runs.generate import Settings, generate_dataset
 
     real, out = work / "many", work / "many-out"
     for path in (real, out):

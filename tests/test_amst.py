@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from standin import StandIn, pictures
 
-from dreamda.amst import RECIPE_FIELDS, Data, DivergenceError, Network, Recipe, Training, _Batch, _mix, _Pool, initialise, learning_rate
-from dreamda.heads import AMSTHeads
-from dreamda.views import Views
+from dreamda.training.amst import RECIPE_FIELDS, Data, DivergenceError, Network, Recipe, Training, _Batch, _mix, _Pool, initialise, learning_rate
+from dreamda.training.heads import AMSTHeads
+from dreamda.training.views import Views
 
 REAL, LABELS = pictures(30)
 SYNTHETIC, HINTS = pictures(90, seed=1)

@@ -6,9 +6,9 @@ import pytest
 from standin import StandIn, pictures
 
 import dreamda
-from dreamda import classifier as module
-from dreamda import trained
-from dreamda.trained import TrainedModel, choose_stem, load_pretrained
+from dreamda.training import classifier as module
+from dreamda.training import trained
+from dreamda.training.trained import TrainedModel, choose_stem, load_pretrained
 
 X, CODES = pictures(30)
 Y = np.array(["bag", "coat", "shirt"])[CODES]

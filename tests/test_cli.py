@@ -13,9 +13,12 @@ from standin import StandIn
 from test_generate import FakePipeline, lines, make_real, tree
 
 import dreamda
-from dreamda import cli, cli_train, train_run, trained
+from dreamda import cli
+from dreamda.cli import train as cli_train
+from dreamda.runs import train as train_run
+from dreamda.training import trained
 from dreamda.data import load_bundled
-from dreamda.pictures import contact_sheet
+from dreamda.runs.pictures import contact_sheet
 
 FAST = ["--model", "fake", "--variants", "2", "--steps", "3"]
 
@@ -30,7 +33,7 @@ def fake(monkeypatch, tmp_path):
             raise ValueError(f"--model {model}: no such model; give a folder")
         return pipe
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(cli.common, "load", load)
     return pipe
 
 
@@ -153,7 +156,7 @@ def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
 
 
 def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):
-    monkeypatch.setattr(cli, "_load", lambda *_: fake)
+    monkeypatch.setattr(cli.common, "load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
     monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
     for module in (train_run, trained):

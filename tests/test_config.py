@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dreamda import _core
-from dreamda.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
-from dreamda.pipeline import BUNDLED
+from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
+from dreamda.generation.pipeline import BUNDLED
 
 MODEL = BUNDLED / "fashion-mini"
 # As published, without the keys that say nothing.

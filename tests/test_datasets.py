@@ -14,9 +14,13 @@ from standin import StandIn
 from test_cli import fake, run  # noqa: F401  (fake is a fixture)
 from test_generate import lines, tree
 
-from dreamda import datasets, train_run, trained
+from dreamda.data import importers as datasets
+
+from dreamda.runs import train as train_run
+
+from dreamda.training import trained
 from dreamda.data import ImageFolder, own_prompt_file, prompts_from_file
-from dreamda.recipes import load_recipe, names
+from dreamda.generation.recipes import load_recipe, names
 
 REAL_CALTECH = Path(os.environ.get("DREAMDA_SHARED", Path(__file__).parents[2] / "shared")) / "data/caltech101-subset"
 RNG = np.random.default_rng(0)

@@ -14,7 +14,9 @@ from PIL import Image
 from test_generate import lines, tree
 
 import dreamda
-from dreamda import cli, cli_train, inspection
+from dreamda import cli
+from dreamda.cli import train as cli_train
+from dreamda.runs import inspection
 from dreamda.data import load_bundled
 
 FAST = ["--model", "fashion-mini", "--variants", "2", "--steps", "3", "--dtype", "f32"]
@@ -79,7 +81,7 @@ def test_the_library_makes_the_same_images(real, whole):
 def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
     """SIGKILL in the middle, SIGINT later, then to the end: the same bytes as one undisturbed run."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "import dreamda.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
+    command = [sys.executable, "-c", "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
                "generate", str(real), str(out), *FAST]
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
 

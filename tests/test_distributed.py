@@ -13,10 +13,11 @@ import pytest
 from test_generate import tree
 
 import dreamda
-from dreamda import distributed, generate
+from dreamda import distributed
+from dreamda.runs import generate
 from dreamda.data import ImageFolder, load_bundled
 from dreamda.distributed import Augmenter, RayWorkers
-from dreamda.generate import EngineError, Settings, generate_dataset
+from dreamda.runs.generate import EngineError, Settings, generate_dataset
 
 FAST = {"variants": 2, "steps": 4, "seed": 3}
 
@@ -262,7 +263,7 @@ def test_an_error_of_loading_is_the_workers_own_sentence(ray, tmp_path):
 
 
 # A seed a piece: on a fast machine the second piece would hold all the others, and an interrupted run would end complete.
-START = "import dreamda.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
+START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
 
 
 def command(*arguments):

@@ -7,7 +7,7 @@ import pytest
 
 import dreamda
 from dreamda.data import load_bundled, prompts_from_template
-from dreamda.generate import Settings, generate_dataset
+from dreamda.runs.generate import Settings, generate_dataset
 
 EXAMPLES = Path(__file__).parents[1] / "python/examples"
 

@@ -9,7 +9,7 @@ from PIL import Image
 from test_generate import SETTINGS, FakePipeline, lines, make_real, tree
 
 import dreamda
-from dreamda.generate import generate_dataset
+from dreamda.runs.generate import generate_dataset
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamda import generate
+from dreamda.runs import generate
 from dreamda.data import ImageFolder, prompts_from_template
-from dreamda.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
+from dreamda.runs.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
 
 
 class FakePipeline:
@@ -320,7 +320,7 @@ WORKER = textwrap.dedent("""
     sys.path.insert(0, sys.argv[3])
     from test_generate import FakePipeline, SETTINGS
     from dreamda.data import ImageFolder
-    import dreamda.generate as g
+    import dreamda.runs.generate as g
     after = int(sys.argv[4])
     events = 0
     def counted(function):

@@ -13,8 +13,8 @@ from make_networks import CASES, inputs  # noqa: E402
 from random_weights import weight  # noqa: E402
 
 from dreamda import _core  # noqa: E402
-from dreamda.config import read_text_config, read_unet_config, read_vae_config  # noqa: E402
-from dreamda.models import resolve_dtype  # noqa: E402
+from dreamda.networks.config import read_text_config, read_unet_config, read_vae_config  # noqa: E402
+from dreamda.networks.models import resolve_dtype  # noqa: E402
 
 GOLDEN = np.load(HERE / "networks.npz")
 HAS_BF16 = resolve_dtype("auto") == "bf16"

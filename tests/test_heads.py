@@ -6,8 +6,8 @@ import pytest
 from test_losses import cross_entropy, log_softmax, numeric_gradient
 
 import dreamda
-from dreamda import heads as module
-from dreamda.heads import NAMES, AMSTHeads
+from dreamda.training import heads as module
+from dreamda.training.heads import NAMES, AMSTHeads
 
 RNG = np.random.default_rng(5)
 WEAK, STRONG, OTHER = RNG.standard_normal((3, 6, 4)).astype(np.float32)

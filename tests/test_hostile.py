@@ -19,19 +19,20 @@ from networks import CLIP, UNET, VAE
 from standin import StandIn, pictures
 
 import dreamda
-from dreamda import _core, train_run
-from dreamda.amst import SUMS, Data, Recipe, Training
-from dreamda.config import read_scheduler_config, read_text_config, read_unet_config
+from dreamda import _core
+from dreamda.runs import train as train_run
+from dreamda.training.amst import SUMS, Data, Recipe, Training
+from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config
 from dreamda.data import ImageFolder
-from dreamda.generate import Settings, generate_dataset
-from dreamda.heads import AMSTHeads
-from dreamda.metrics import confusion_picture, evaluate_predictions
-from dreamda.pictures import contact_sheet, contact_sheet_of_run
-from dreamda.pipeline import BUNDLED
-from dreamda.tokenizer import Tokenizer
-from dreamda.trained import TrainedModel, load_arrays, load_pretrained, save_arrays
-from dreamda.views import Views
-from dreamda.weights import WeightFile
+from dreamda.runs.generate import Settings, generate_dataset
+from dreamda.training.heads import AMSTHeads
+from dreamda.training.metrics import confusion_picture, evaluate_predictions
+from dreamda.runs.pictures import contact_sheet, contact_sheet_of_run
+from dreamda.generation.pipeline import BUNDLED
+from dreamda.networks.tokenizer import Tokenizer
+from dreamda.training.trained import TrainedModel, load_arrays, load_pretrained, save_arrays
+from dreamda.training.views import Views
+from dreamda.networks.weights import WeightFile
 
 MODEL = BUNDLED / "fashion-mini"
 NAMES = ["a\nb", "\x1b[31mred\x07", "\u202egnp.", "$\\foo{", "%s{}", "猫", "-rf", "x" * 250, "a b", "~"]

@@ -21,7 +21,7 @@ from dreamda.data import load_bundled
 
 STOPS = 50 if os.environ.get("DREAMDA_LONG") else 2 if os.environ.get("DREAMDA_SANITIZED") else 6  # sanitizers look at memory, not at files
 # A batch a seed image, so that writes are spread over the whole run.
-START = "import dreamda.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
+START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
 GENERATE = ["--model", "fashion-mini", "--variants", "3", "--steps", "2", "--strength", "0.5", "--dtype", "f32", "--threads", "2"]
 TRAIN = ["--width", "8", "--batch", "8", "--epochs", "6", "--pretrain-epochs", "2", "--steps-per-epoch", "3", "--threshold", "0.3", "--validation",
          "0.34", "--crop-scale", "0.9,1", "--dtype", "f32", "--threads", "2"]

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dreamda import metrics as module
-from dreamda.metrics import confusion_picture, curves_picture, evaluate_predictions
+from dreamda.training import metrics as module
+from dreamda.training.metrics import confusion_picture, curves_picture, evaluate_predictions
 
 SCORES = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.6, 0.3, 0.1], [0, 0.4, 0.6], [0.5, 0.5, 0], [0.1, 0.2, 0.7]])
 LABELS = np.array([0, 1, 1, 2, 0, 0])

@@ -19,11 +19,11 @@ from safetensors.numpy import load_file, save_file
 
 import dreamda
 from dreamda import Pipeline, _core, normals
-from dreamda.config import read_scheduler_config
-from dreamda.models import resolve_dtype
-from dreamda.pipeline import (BUNDLED, CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
+from dreamda.networks.config import read_scheduler_config
+from dreamda.networks.models import resolve_dtype
+from dreamda.generation.pipeline import (BUNDLED, CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
                               choose_diverse, image_key)
-from dreamda.schedulers import Schedule
+from dreamda.generation.schedulers import Schedule
 
 HAS_BF16 = resolve_dtype("auto") == "bf16"
 MODEL = BUNDLED / "fashion-mini"
@@ -348,7 +348,7 @@ def test_another_working_size(seeds):
 
 
 def test_large_images_take_all_threads(seeds, monkeypatch):
-    monkeypatch.setattr("dreamda.pipeline.SMALL", 255)
+    monkeypatch.setattr("dreamda.generation.pipeline.SMALL", 255)
     pipe = Pipeline.load("fashion-mini", dtype="f32", threads=2)
     options = dict(variants=2, steps=3)
     together = pipe.augment(seeds[:2], [COAT, BOOT], **options)
@@ -362,8 +362,8 @@ def test_large_images_take_all_threads(seeds, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_large_images_stop_between_variants_and_go_on_to_the_same_bits(seeds, monkeypatch, mode):
-    monkeypatch.setattr("dreamda.pipeline.SMALL", 255)
-    monkeypatch.setattr("dreamda.pipeline.POSITIONS", 256)  # one variant a group, as at 512 pixels
+    monkeypatch.setattr("dreamda.generation.pipeline.SMALL", 255)
+    monkeypatch.setattr("dreamda.generation.pipeline.POSITIONS", 256)  # one variant a group, as at 512 pixels
     pipe = Pipeline.load(MODEL, dtype="f32", threads=2)
     options = dict(keys=["coat/1.png"], variants=4, steps=2, seed=9, **mode)
     whole = pipe.augment(seeds[:1], [COAT], **options)

@@ -12,7 +12,7 @@ from networks import CLIP, UNET, VAE, load, unet
 from random_weights import weight
 
 from dreamda import _core, normals
-from dreamda.models import resolve_dtype
+from dreamda.networks.models import resolve_dtype
 
 HAS_BF16 = resolve_dtype("auto") == "bf16"
 BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))

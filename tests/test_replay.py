@@ -11,7 +11,7 @@ from PIL import Image
 from test_cli import FAST, fake, real, run  # noqa: F401  (fixtures)
 from test_generate import FakePipeline, lines, tree
 
-from dreamda.replay import RecordedRun
+from dreamda.runs.replay import RecordedRun
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_a_signal_stops_it_and_it_goes_on(made, fake, tmp_path, capsys):  # noqa
 def test_threads_model_size_and_dtype_are_the_recorded_ones(made, monkeypatch, capsys):
     from dreamda import cli
 
-    load, asked = cli._load, []
-    monkeypatch.setattr(cli, "_load", lambda *arguments: asked.append(arguments) or load("fake", *arguments[1:]))
+    load, asked = cli.common.load, []
+    monkeypatch.setattr(cli.common, "load", lambda *arguments: asked.append(arguments) or load("fake", *arguments[1:]))
     assert run("generate", "--replay", made) == 0
     assert run("generate", "--replay", made, "--model", "elsewhere", "--threads", "5") == 0
     assert asked == [("fake", "f32", 1, "8x8"), ("elsewhere", "f32", 5, "8x8")]

@@ -11,10 +11,10 @@ from standin import StandIn
 from test_cli import run
 from test_generate import SETTINGS, FakePipeline, make_real, tree
 
-from dreamda import trained
-from dreamda.generate import generate_dataset
-from dreamda.report import neighbour_metrics
-from dreamda.trained import TrainedModel
+from dreamda.training import trained
+from dreamda.runs.generate import generate_dataset
+from dreamda.runs.report import neighbour_metrics
+from dreamda.training.trained import TrainedModel
 
 RNG = np.random.default_rng(0)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamda.config import read_scheduler_config
-from dreamda.schedulers import Schedule
+from dreamda.networks.config import read_scheduler_config
+from dreamda.generation.schedulers import Schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamda.pipeline import BUNDLED
-from dreamda.tokenizer import Tokenizer
+from dreamda.generation.pipeline import BUNDLED
+from dreamda.networks.tokenizer import Tokenizer
 
 FOLDER = BUNDLED / "fashion-mini" / "tokenizer"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())

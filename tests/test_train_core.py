@@ -10,8 +10,8 @@ from test_train_run import write
 
 import dreamda
 from dreamda import cli
-from dreamda.amst import Training, initialise
-from dreamda.trained import create_backbone, load_arrays, load_pretrained
+from dreamda.training.amst import Training, initialise
+from dreamda.training.trained import create_backbone, load_arrays, load_pretrained
 
 X, Y = pictures(30)
 SYNTHETIC, HINTS = pictures(60, seed=1)

@@ -12,8 +12,10 @@ from standin import StandIn, pictures
 from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
-from dreamda import cli, trained, train_run
-from dreamda.train_run import FolderImages
+from dreamda import cli
+from dreamda.training import trained
+from dreamda.runs import train as train_run
+from dreamda.runs.train import FolderImages
 
 NAMES = ("bag", "coat", "shirt")
 FAST = ["--epochs", "4", "--batch", "16", "--lr", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12", "--threshold", "0.6",
@@ -265,7 +267,7 @@ def test_another_number_of_threads_is_refused_by_name(data, capsys):
     assert "begun with 2 threads, now there are 1" in (err := capsys.readouterr().err) and "--threads 2" in err and err.count("\n") == 1
     assert content(data / "out") == before
     run = json.loads(before["run.json"])
-    assert (run["threads"], run["dtype"], run["environment"]["kernels_isa"]) == (2, *(dreamda.models.resolve_dtype("auto"), dreamda.info()["kernels_isa"]))
+    assert (run["threads"], run["dtype"], run["environment"]["kernels_isa"]) == (2, *(dreamda.networks.models.resolve_dtype("auto"), dreamda.info()["kernels_isa"]))
     del run["threads"], run["environment"]                          # as older versions wrote it
     (data / "out/run.json").write_text(json.dumps(run))
     assert short(data, "out", "--threads", "1") == 0

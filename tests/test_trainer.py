@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dreamda import _core
-from dreamda.models import resolve_dtype
+from dreamda.networks.models import resolve_dtype
 
 MOMENTUM = 0.1
 BATCH = 8

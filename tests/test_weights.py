@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save, save_file
 
-from dreamda.pipeline import BUNDLED
-from dreamda.weights import WeightFile
+from dreamda.generation.pipeline import BUNDLED
+from dreamda.networks.weights import WeightFile
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -23,25 +23,25 @@ from ._core import Error, info, normals  # noqa: E402  (needs the library that w
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Pipeline": "pipeline",
-    "UNet": "models",
-    "VAE": "models",
-    "TextEncoder": "models",
-    "load_bundled": "data",
-    "AMSTClassifier": "classifier",
-    "AMSTHeads": "heads",
-    "to_webdataset": "export",
+    "Pipeline": "generation.pipeline",
+    "UNet": "networks.models",
+    "VAE": "networks.models",
+    "TextEncoder": "networks.models",
+    "load_bundled": "data.folders",
+    "AMSTClassifier": "training.classifier",
+    "AMSTHeads": "training.heads",
+    "to_webdataset": "data.export",
 }
 
 __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
 
 if TYPE_CHECKING:
-    from .classifier import AMSTClassifier
-    from .data import load_bundled
-    from .export import to_webdataset
-    from .heads import AMSTHeads
-    from .models import UNet, VAE, TextEncoder
-    from .pipeline import Pipeline
+    from .training.classifier import AMSTClassifier
+    from .data.folders import load_bundled
+    from .data.export import to_webdataset
+    from .training.heads import AMSTHeads
+    from .networks.models import UNet, VAE, TextEncoder
+    from .generation.pipeline import Pipeline
 else:
     # Hidden from type checkers, which would take every misspelt name for one that it finds.
     def __getattr__(name: str):

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .generate import SECONDS_A_SAVE, EngineError, Piece, Settings, seeds_a_piece
-from .inspection import BITS, differences, environment
-from .pipeline import Pipeline
+from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, Settings, seeds_a_piece
+from .runs.inspection import BITS, differences, environment
+from .generation.pipeline import Pipeline
 
 START_SECONDS = 600.0   # until the first worker has to have loaded the model
 LOOK_SECONDS = 1.0      # how often signals and the cluster are looked at while nothing is finished
@@ -49,7 +49,7 @@ class Augmenter:
         One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which need as many
         rows back as they gave (Spark's ``predict_batch_udf``).
     **parameters
-        As for `dreamda.generate.Settings`: variants, steps, strength, seed and so on.
+        As for `dreamda.runs.generate.Settings`: variants, steps, strength, seed and so on.
 
     Raises
     ------
@@ -136,7 +136,7 @@ class RayWorkers:
     count : int
         How many workers there are when all have started.
     environment : dict
-        The first worker's `dreamda.inspection.environment`.
+        The first worker's `dreamda.runs.inspection.environment`.
     notes : list of str
         What the user should know.
 
@@ -234,7 +234,7 @@ class RayWorkers:
 
     def stream(self, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
                within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
-        """A `dreamda.generate.Engine`: pieces in the order in which workers finish them."""
+        """A `dreamda.runs.generate.Engine`: pieces in the order in which workers finish them."""
         batch, busy = 1, {}
         while True:
             while self._idle and not stop() and (piece := take(batch)):

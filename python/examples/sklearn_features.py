@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from dreamda.views import STRONG, WEAK, Views
+from dreamda.training.views import STRONG, WEAK, Views
 
 
 def read(path: Path, size: int) -> np.ndarray:

@@ -178,8 +178,8 @@ class Target:
 
 
 def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
-    from dreamda.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
-    from dreamda.pipeline import BUNDLED
+    from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
+    from dreamda.generation.pipeline import BUNDLED
 
     readers = [(read_unet_config, "unet", "config.json"), (read_vae_config, "vae", "config.json"), (read_text_config, "text_encoder", "config.json"),
                (read_scheduler_config, "scheduler", "scheduler_config.json")]
@@ -214,7 +214,7 @@ def _tensors() -> bytes:
 
 
 def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
-    from dreamda.weights import WeightFile
+    from dreamda.networks.weights import WeightFile
 
     file = folder / "model.safetensors"
 
@@ -230,7 +230,7 @@ def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 
 def shards(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
-    from dreamda.weights import WeightFile
+    from dreamda.networks.weights import WeightFile
 
     (folder / "model-1.safetensors").write_bytes(_tensors())
     (folder / "inside").mkdir()
@@ -250,7 +250,7 @@ def classifier(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     import dreamda
     from dreamda import _core
-    from dreamda.trained import TrainedModel
+    from dreamda.training.trained import TrainedModel
 
     trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 1}, batch=2, height=8, width=8, dtype="f32", threads=1)
     weights = {n: a.copy() for n, a in (*trainer.parameters.items(), *trainer.buffers.items())}
@@ -273,10 +273,10 @@ def classifier(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 def checkpoint(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     import numpy as np
 
-    from dreamda.amst import Data, Recipe, Training
-    from dreamda.heads import AMSTHeads
-    from dreamda.trained import load_arrays, save_arrays
-    from dreamda.views import Views
+    from dreamda.training.amst import Data, Recipe, Training
+    from dreamda.training.heads import AMSTHeads
+    from dreamda.training.trained import load_arrays, save_arrays
+    from dreamda.training.views import Views
     from standin import StandIn, pictures
 
     images, labels = pictures(6)
@@ -297,8 +297,8 @@ def checkpoint(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 def tokenizer(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     """vocab.json, merges.txt and tokenizer_config.json as one JSON object; texts that meet every character class."""
-    from dreamda.pipeline import BUNDLED
-    from dreamda.tokenizer import Tokenizer
+    from dreamda.generation.pipeline import BUNDLED
+    from dreamda.networks.tokenizer import Tokenizer
 
     real = BUNDLED / "fashion-mini" / "tokenizer"
     vocabulary = json.loads((real / "vocab.json").read_text())
@@ -338,9 +338,9 @@ def _data_set(folder: Path) -> Any:
 def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     """Every reader of a metadata.jsonl or a file of prompts."""
     from dreamda.data import own_prompt_file, prompts_from_file
-    from dreamda.generate import Settings, generate_dataset
-    from dreamda.pictures import contact_sheet_of_run
-    from dreamda.train_run import scan_labelled
+    from dreamda.runs.generate import Settings, generate_dataset
+    from dreamda.runs.pictures import contact_sheet_of_run
+    from dreamda.runs.train import scan_labelled
 
     data_set = _data_set(folder)
     rows = [{"file_name": f"{c}/{n}-000.png", "label": c, "seed_file": f"{c}/{n}.png", "seed_sha256": "0" * 64, "variant": 0, "prompt": "x",
@@ -383,8 +383,8 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 def run_folders(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     """run.json of both commands, and the log of a training run."""
-    from dreamda.generate import check_out
-    from dreamda.train_run import _check_same, _Folder
+    from dreamda.runs.generate import check_out
+    from dreamda.runs.train import _check_same, _Folder
 
     data_set = _data_set(folder)
     identity = {"format": 1, "dreamda": "0.1.0", "epochs": 3, "classes": ["a", "b"], "size": [8, 8], "mean": [0.1, 0.2, 0.3]}
@@ -442,7 +442,7 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     import numpy as np
 
     from dreamda import _core
-    from dreamda.models import resolve_dtype
+    from dreamda.networks.models import resolve_dtype
 
     rng = random.Random(0)
     bf16 = ["f32", "bf16"] if resolve_dtype("auto") == "bf16" else ["f32"]
@@ -550,7 +550,7 @@ def model_folder(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     import dreamda
     from dreamda import _core
-    from dreamda.pipeline import BUNDLED
+    from dreamda.generation.pipeline import BUNDLED
 
     shutil.copytree(BUNDLED / "fashion-mini", folder / "model")
     files = sorted(p for p in (folder / "model").rglob("*") if p.is_file())
@@ -735,8 +735,8 @@ def by_coverage(name: str, keep: Path, arguments: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["dreamda"]):
-        import dreamda.amst, dreamda.classifier, dreamda.config, dreamda.data, dreamda.generate, dreamda.models, dreamda.pictures, dreamda.pipeline  # noqa: E401, F401
-        import dreamda.schedulers, dreamda.tokenizer, dreamda.train_run, dreamda.trained, dreamda.weights  # noqa: E401, F401
+        import dreamda.training.amst, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline  # noqa: E401, F401
+        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.trained, dreamda.networks.weights  # noqa: E401, F401
     driver = Driver(name, keep)
     corpus = keep / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)

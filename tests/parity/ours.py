@@ -14,7 +14,7 @@ import numpy as np
 from cases import CASES, inputs
 
 import dreamda
-from dreamda.models import resolve_dtype
+from dreamda.networks.models import resolve_dtype
 
 THREADS = 2
 

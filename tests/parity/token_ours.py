@@ -60,12 +60,12 @@ def make_vocabulary(folder: Path) -> None:
 
 
 def main(work: Path) -> None:
-    import dreamda.pipeline
-    from dreamda.tokenizer import Tokenizer
+    import dreamda.generation.pipeline
+    from dreamda.networks.tokenizer import Tokenizer
 
     if not (work / "large" / "vocab.json").exists():
         make_vocabulary(work / "large")
-    folders = {"fashion-mini": dreamda.pipeline.BUNDLED / "fashion-mini" / "tokenizer", "large": work / "large"}
+    folders = {"fashion-mini": dreamda.generation.pipeline.BUNDLED / "fashion-mini" / "tokenizer", "large": work / "large"}
     (work / "folders.json").write_text(json.dumps({name: str(folder) for name, folder in folders.items()}))
     np.savez(work / "ours.npz", **{name: Tokenizer(folder)(texts()) for name, folder in folders.items()})
 

@@ -13,9 +13,9 @@ import numpy as np
 from trajectory_cases import COMMON, PROMPTS, TRAJECTORIES, VARIANTS
 
 import dreamda
-from dreamda.config import read_scheduler_config
-from dreamda.pipeline import STREAM_BOTTLENECK, STREAM_START, STREAM_STEP
-from dreamda.schedulers import Schedule
+from dreamda.networks.config import read_scheduler_config
+from dreamda.generation.pipeline import STREAM_BOTTLENECK, STREAM_START, STREAM_STEP
+from dreamda.generation.schedulers import Schedule
 
 
 def main(work: Path) -> None:

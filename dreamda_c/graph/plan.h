@@ -1,0 +1,51 @@
+/* A graph made ready to run at its one shape, for one dtype and thread count: primitives created once, lifetimes planned
+ * into one arena, then run many times without allocating.
+ *
+ *     dd_plan *plan;
+ *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));          // takes the graph
+ *     for (int i = 0; i < dd_plan_missing(plan, NULL, 0); i++) ... // load the parameters: weights.h
+ *     const void *inputs[] = {sample, timestep, context};          // in the order of dd_plan_input
+ *     void *outputs[] = {eps};
+ *     DD_TRY(dd_plan_run(plan, inputs, outputs));
+ *     dd_plan_destroy(plan);
+ *
+ * One run at a time for each plan (the caller locks); different plans, also of the same weights, may run at once. A run may
+ * be made from any thread. Inputs and outputs are the caller's C-ordered arrays, never kept and never written beyond their
+ * size; the results do not depend on earlier runs.
+ */
+#ifndef DD_PLAN_H
+#define DD_PLAN_H
+
+#include "graph/graph.h"
+
+typedef struct dd_plan dd_plan;
+
+/* On success the plan owns the graph; on failure the graph is destroyed. The weights must outlive the plan. */
+dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int threads);
+void dd_plan_destroy(dd_plan *plan);
+
+/* Number of parameters not loaded yet; the first `capacity` of their ids are written to `parameters`. */
+int dd_plan_missing(const dd_plan *plan, int *parameters, int capacity);
+
+int dd_plan_inputs(const dd_plan *plan);
+int dd_plan_outputs(const dd_plan *plan);
+const dd_value_info *dd_plan_input(const dd_plan *plan, int index);
+const dd_value_info *dd_plan_output(const dd_plan *plan, int index);
+
+/* Binds the weights, once they are loaded; DD_INVALID names an op that still waits. Not beside a load; dd_plan_run does it if need be. */
+dd_status dd_plan_bind(dd_plan *plan);
+
+/* inputs[i] may be NULL for optional inputs; outputs[i] NULL means not wanted. */
+dd_status dd_plan_run(dd_plan *plan, const void *const *inputs, void *const *outputs);
+
+size_t dd_plan_arena_bytes(const dd_plan *plan);
+
+typedef struct {
+    const char *name, *op, *implementation;
+    double seconds; /* of the last run; 0 if this op was not needed in it */
+    double flops;   /* 0 for ops that only move memory */
+} dd_profile_row;
+int dd_plan_profile_rows(const dd_plan *plan);
+dd_profile_row dd_plan_profile(const dd_plan *plan, int index);
+
+#endif

@@ -1,0 +1,75 @@
+/* The loops of training that oneDNN 3.2 lacks or has only without the fusion we need: batch norm with residual and ReLU,
+ * pooling over all positions, the optimiser. Activations are channels-last rows of `dtype`; statistics, parameters and their
+ * gradients are f32. All run in OpenMP over the caller's thread count, allocate nothing, and cut their work by size alone,
+ * so the bits do not depend on the number of threads.
+ *
+ *     void *scratch = ...;                                   // dd_batch_norm_scratch(rows, c) bytes, 64-byte aligned
+ *     dd_batch_norm n = {.gamma = gamma, .beta = beta, .mean = mean, .variance = variance, .rows = rows, .c = c, .eps = 1e-5f, .relu = true};
+ *     dd_batch_norm_forward(isa, DD_BF16, &n, dst, src, residual, scratch);
+ *     dd_batch_norm_backward(isa, DD_BF16, &n, d_src, d_gamma, d_beta, d_dst, NULL, src, dst, true, scratch);
+ */
+#ifndef DD_KERNELS_TRAIN_H
+#define DD_KERNELS_TRAIN_H
+
+#include "base/dtype.h"
+
+#include <stdbool.h>
+
+typedef struct {
+    const float *gamma, *beta; /* c each */
+    float *mean, *variance;    /* c each, of the batch (biased): written by forward, read by backward */
+    int64_t rows;              /* images x positions */
+    int c;
+    float eps;
+    bool relu;
+} dd_batch_norm;
+
+size_t dd_batch_norm_scratch(int64_t rows, int c);
+
+/* dst = [relu]((src - mean) / sqrt(variance + eps) * gamma + beta [+ residual]); all (rows, c), residual may be NULL. */
+void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
+                           void *scratch);
+
+/* The gradient of dst is d_dst + d_dst_more (NULL: d_dst alone). d_gamma and d_beta are added to; d_src is written and may be
+   either of the two. With `residual`, d_dst becomes the residual's gradient, and dst (else unused) tells where ReLU let pass. */
+void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
+                            const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);
+
+/* running = (1 - momentum) running + momentum x the batch's mean and unbiased variance, as PyTorch does it. */
+void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum);
+
+/* dst (n, c) f32 = mean over the positions of src (n, hw, c); and back: d_src = d_dst / hw everywhere. */
+void dd_global_pool(dd_dtype dtype, float *dst, const void *src, int n, int hw, int c);
+void dd_global_pool_backward(dd_dtype dtype, void *d_src, const float *d_dst, int n, int hw, int c);
+
+/* dst += src */
+void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_t count);
+
+/* Weights (oc rows of `cols`) and bias of the convolution that a convolution without bias and a batch norm over running
+   statistics make together. */
+void dd_fold_batch_norm(float *weights, float *bias, const float *plain, const dd_batch_norm *n, int oc, size_t cols);
+
+/* A convolution: its source is (n, h, w, ic), its result (n, oh, ow, oc). */
+typedef struct {
+    int n, h, w, ic, oh, ow, oc, kernel, stride, pad;
+} dd_window;
+
+/* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the gradient of its result.
+   16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS places, and bf16 needs DD_ISA_AVX512_BF16.
+   In f32 a 3 x 3 window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most that
+   given to dd_weight_gradient_scratch. */
+enum { DD_WEIGHT_GRADIENT_TAPS = 49 };
+void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
+size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads);
+
+typedef struct {
+    float lr, momentum, weight_decay;
+    bool nesterov;
+    float scale; /* of the gradients: clipping */
+} dd_sgd;
+/* torch.optim.SGD: g = scale g + weight_decay p; m = momentum m + g; p -= lr (nesterov ? g + momentum m : m). */
+void dd_sgd_step(float *p, float *m, const float *g, size_t count, const dd_sgd *sgd);
+
+double dd_sum_of_squares(const float *x, size_t count);
+
+#endif

@@ -1,0 +1,67 @@
+/* The model families: a configuration and one loop over it for each. Graph names are diffusers' parameter names.
+ *
+ *     dd_unet_config config = { ... SD 1.5 ... };
+ *     dd_unet_shape shape = {.rows = 2, .height = 64, .width = 64, .tokens = 77, .decoders = 1};
+ *     DD_TRY(dd_unet_build(graph, &config, &shape));
+ *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));
+ *
+ * Configurations come from checked JSON, but shapes that contradict each other are still refused here (DD_INVALID, DD_SHAPE).
+ */
+#ifndef DD_MODELS_H
+#define DD_MODELS_H
+
+#include "graph/graph.h"
+
+enum { DD_MAX_LEVELS = 8 };
+
+/* UNet2DConditionModel. */
+typedef struct {
+    int in_channels, out_channels, levels;
+    int block_out_channels[DD_MAX_LEVELS], layers_per_block[DD_MAX_LEVELS];
+    bool down_attention[DD_MAX_LEVELS], up_attention[DD_MAX_LEVELS]; /* each in its own order */
+    int transformer_layers[DD_MAX_LEVELS], heads[DD_MAX_LEVELS];
+    int context_dim, norm_num_groups;
+    float norm_eps, freq_shift;
+    bool linear_projection, flip_sin_to_cos;
+} dd_unet_config;
+
+typedef struct {
+    int rows, height, width, tokens; /* latent size */
+    int decoders;                    /* 2: both the clean and the perturbed bottleneck are decoded */
+} dd_unet_shape;
+
+/* Inputs: sample, timestep, context (constant); optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
+dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape);
+
+/* AutoencoderKL, one half at a time. */
+typedef struct {
+    int in_channels, out_channels, latent_channels, levels;
+    int block_out_channels[DD_MAX_LEVELS];
+    int layers_per_block, norm_num_groups;
+    bool quant_conv, post_quant_conv, mid_attention;
+} dd_vae_config;
+
+/* height and width are the image's. Input image, output moments. */
+dd_status dd_vae_encoder_build(dd_graph *g, const dd_vae_config *config, int rows, int height, int width);
+/* Input latent, output image. */
+dd_status dd_vae_decoder_build(dd_graph *g, const dd_vae_config *config, int rows, int height, int width);
+
+/* CLIPTextModel. Input tokens, output hidden (after the final norm). */
+typedef struct {
+    int vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings;
+    dd_activation hidden_act;
+    float layer_norm_eps;
+} dd_clip_config;
+dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int tokens);
+
+/* ResNet without its class head; parameter names as in torchvision and timm. The small stem is one 3 x 3 convolution. */
+typedef struct {
+    int depth; /* 18, 34 or 50 */
+    bool small_stem;
+    int in_channels, width; /* width: channels of the stem, 64 in the published networks */
+} dd_resnet_config;
+
+/* Input images (rows, in_channels, height, width), output features (rows, channels). For trainers. */
+dd_status dd_resnet_build(dd_graph *g, const dd_resnet_config *config, int rows, int height, int width);
+
+#endif

@@ -1,0 +1,135 @@
+#include <stdio.h>
+
+#include "models/layers.h"
+#include "models/models.h"
+
+enum { MAX_SKIPS = 128 };
+
+/* What is carried down the U and up again. */
+typedef struct {
+    const dd_unet_config *config;
+    dd_value time, context;
+    dd_value skips[MAX_SKIPS];
+    int nskips;
+} unet_state;
+
+static dd_value resnet(dd_graph *g, const unet_state *u, int index, dd_value src, dd_value beside, int out)
+{
+    char name[32];
+    snprintf(name, sizeof name, "resnets.%d", index);
+    return dd_resnet_block(g, name, &(dd_resnet){.src = src, .beside = beside, .time = u->time, .out = out,
+                                                 .groups = u->config->norm_num_groups, .eps = u->config->norm_eps});
+}
+
+static dd_value transformer(dd_graph *g, const unet_state *u, int index, dd_value src, int level)
+{
+    char name[32];
+    snprintf(name, sizeof name, "attentions.%d", index);
+    return dd_transformer_block(g, name, &(dd_transformer){.src = src, .context = u->context, .heads = u->config->heads[level],
+                                                           .layers = u->config->transformer_layers[level],
+                                                           .groups = u->config->norm_num_groups,
+                                                           .linear_projection = u->config->linear_projection});
+}
+
+static void save_skip(dd_graph *g, unet_state *u, dd_value x)
+{
+    if (u->nskips == MAX_SKIPS) {
+        dd_graph_fail(g, DD_INVALID, "layers_per_block makes more than %d skip connections", MAX_SKIPS);
+        return;
+    }
+    u->skips[u->nskips++] = x;
+}
+
+static dd_value down(dd_graph *g, unet_state *u, dd_value x)
+{
+    const dd_unet_config *config = u->config;
+    save_skip(g, u, x);
+    for (int level = 0; level < config->levels; level++) {
+        dd_graph_push(g, "down_blocks.%d", level);
+        for (int i = 0; i < config->layers_per_block[level] && dd_graph_status(g) == DD_OK; i++) {
+            x = resnet(g, u, i, x, DD_NONE, config->block_out_channels[level]);
+            if (config->down_attention[level]) {
+                x = transformer(g, u, i, x, level);
+            }
+            save_skip(g, u, x);
+        }
+        if (level + 1 < config->levels) {
+            x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv", .src = x, .out = config->block_out_channels[level],
+                                            .kernel = 3, .stride = 2, .pad_before = 1, .pad_after = 1});
+            save_skip(g, u, x);
+        }
+        dd_graph_pop(g);
+    }
+    return x;
+}
+
+static dd_value middle(dd_graph *g, const unet_state *u, dd_value x)
+{
+    int last = u->config->levels - 1, channels = u->config->block_out_channels[last];
+    dd_graph_push(g, "mid_block");
+    x = resnet(g, u, 0, x, DD_NONE, channels);
+    x = transformer(g, u, 0, x, last);
+    x = resnet(g, u, 1, x, DD_NONE, channels);
+    dd_graph_pop(g);
+    return x;
+}
+
+static dd_value up(dd_graph *g, const unet_state *u, dd_value x)
+{
+    const dd_unet_config *config = u->config;
+    int nskips = u->nskips;
+    for (int i = 0; i < config->levels; i++) {
+        int level = config->levels - 1 - i;
+        dd_graph_push(g, "up_blocks.%d", i);
+        for (int j = 0; j <= config->layers_per_block[level] && nskips > 0 && dd_graph_status(g) == DD_OK; j++) {
+            x = resnet(g, u, j, x, u->skips[--nskips], config->block_out_channels[level]);
+            if (config->up_attention[i]) {
+                x = transformer(g, u, j, x, level);
+            }
+        }
+        if (level > 0 && nskips > 0) {
+            dd_value next = u->skips[nskips - 1]; /* odd sizes were rounded on the way down */
+            x = dd_graph_upsample(g, x, dd_graph_height(g, next), dd_graph_width(g, next));
+            x = dd_conv3x3(g, "upsamplers.0.conv", x, config->block_out_channels[level]);
+        }
+        dd_graph_pop(g);
+    }
+    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "conv_norm_out", .src = x, .groups = config->norm_num_groups,
+                                                     .eps = config->norm_eps, .silu = true});
+    return dd_graph_to_nchw(g, dd_conv3x3(g, "conv_out", x, config->out_channels));
+}
+
+dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape)
+{
+    int rows = shape->rows, channels = config->block_out_channels[0], embedding = 4 * channels, last = config->levels - 1;
+    unet_state u = {.config = config};
+    dd_value sample = dd_graph_input(g, "sample", DD_F32, DD_INPUT_REQUIRED, 4,
+                                     (int64_t[]){rows, config->in_channels, shape->height, shape->width});
+    dd_value timestep = dd_graph_input(g, "timestep", DD_F32, DD_INPUT_REQUIRED, 1, (int64_t[]){rows});
+    dd_value context = dd_graph_input(g, "context", DD_F32, DD_INPUT_CONSTANT, 3,
+                                      (int64_t[]){rows, shape->tokens, config->context_dim});
+    dd_value scale = dd_graph_input(g, "noise_scale", DD_F32, DD_INPUT_OPTIONAL, 1, (int64_t[]){rows});
+    dd_value keys = dd_graph_input(g, "noise_key", DD_U32, DD_INPUT_OPTIONAL, 2, (int64_t[]){rows, 8});
+    u.context = dd_graph_from_rows(g, context);
+
+    dd_value time = dd_graph_timestep(g, timestep, channels, config->flip_sin_to_cos, config->freq_shift);
+    time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_1"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});
+    /* Every reader of the embedding applies SiLU first, so it is stored that way. */
+    u.time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_2"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});
+
+    dd_value x = dd_conv3x3(g, "conv_in", dd_graph_from_nchw(g, sample), channels);
+    x = down(g, &u, x);
+    x = middle(g, &u, x);
+
+    dd_value noise = dd_graph_input(g, "noise", DD_F32, DD_INPUT_OPTIONAL, 4,
+                                    (int64_t[]){rows, config->block_out_channels[last], dd_graph_height(g, x), dd_graph_width(g, x)});
+    dd_value perturbed = dd_graph_add_noise(g, x, scale, noise, keys);
+    if (shape->decoders == 2) {
+        dd_graph_output(g, "sample", up(g, &u, x));
+        dd_graph_output(g, "perturbed", up(g, &u, perturbed));
+    } else {
+        dd_graph_output(g, "sample", up(g, &u, perturbed));
+    }
+    dd_graph_output(g, "bottleneck", dd_graph_to_nchw(g, x));
+    return dd_graph_status(g);
+}

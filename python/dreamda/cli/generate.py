@@ -1,0 +1,202 @@
+"""The commands `dreamda generate` and `demo`."""
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import common, train
+from .common import Debug, Dtype, Progress, Size, Threads, complain, complain_of, is_given, parse_shard, parse_size, printable
+
+if TYPE_CHECKING:
+    from ..data.folders import ImageFolder
+    from ..distributed import RayWorkers
+    from ..generation.pipeline import Pipeline
+    from ..runs.generate import Report, Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (generate, demo):
+        app.command()(command)
+
+
+def generate(
+    context: typer.Context,
+    real: Annotated[Path | None, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")] = None,
+    out: Annotated[Path | None, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.  [required]")] = "",
+    recipe: Annotated[str | None, typer.Option(help="Settings for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON file. "
+                                                    "Options given beside it win.")] = None,
+    variants: Annotated[int, typer.Option(help="Synthetic images for each real one.")] = 10,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
+    strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
+    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt.")] = 7.5,
+    noise_scale: Annotated[float | None, typer.Option(help="Perturbation of the U-Net's bottleneck. [default: 3, sdedit: 0]")] = None,
+    step: Annotated[str, typer.Option(help="cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).")] = "cycle",
+    template: Annotated[str | None, typer.Option(help='Prompt of a class. [default: "a photo of a {}"]')] = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
+                                                      "[default: REAL/metadata.jsonl, if it has texts]")] = None,
+    eta: Annotated[float, typer.Option(help="Fresh noise in every step: 0 none (DDIM) to 1.")] = 1.0,
+    source_prompt: Annotated[str, typer.Option(help="Prompt of the real image's own trajectory; empty saves a quarter of the work.")] = "",
+    source_guidance_scale: Annotated[float, typer.Option(help="Weight of the source prompt.")] = 1.5,
+    share_source: Annotated[bool, typer.Option(help="One source trajectory for all variants of an image: up to a third faster.")] = False,
+    share_start: Annotated[bool, typer.Option(help="All variants of an image start from the same noise.")] = True,
+    diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar starts for the variants of an image; needs --no-share-start.")] = False,
+    guidance_low: Annotated[float, typer.Option(help="Guide only at timesteps from this share of the model's on, 0 (clean) to 1 (noise).")] = 0.0,
+    guidance_high: Annotated[float, typer.Option(help="Guide only below this share; 0.3 to 0.7 saves up to 0.3 of the work.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
+    shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
+    size: Size = "",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    engine: Annotated[str, typer.Option(help="local, or ray: the workers of a Ray cluster compute, this process reads and writes "
+                                             "(extra: ray). --threads is then for each worker; 0: all of the smallest node's.")] = "local",
+    address: Annotated[str, typer.Option(help="Of the Ray cluster. [default: RAY_ADDRESS, else one of its own on this machine]")] = "",
+    replay: Annotated[Path | None, typer.Option(help="A run.json: repeat that run, into OUT or a temporary folder, and compare every image's "
+                                                     "SHA-256 with the recorded one. Beside it only [REAL] OUT, --model and --threads.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Make a synthetic data set from a real one.
+
+    The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label. Prompts come from
+    --template or --prompts, else from REAL/metadata.jsonl, else from the recipe.
+    """
+    if replay is not None:
+        others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
+                  and is_given(context, name)]
+        if others:
+            raise ValueError(f"--{others[0].replace('_', '-')}: --replay repeats what run.json says; leave it off")
+        return _replay(replay, real if out is not None else None, out or real, model, threads)
+    if real is None or out is None or not model:
+        missing = "REAL" if real is None else "OUT" if out is None else "--model"
+        raise ValueError(f"{missing} is missing; the command is: dreamda generate REAL OUT --model MODEL")
+    import hashlib
+
+    from ..data.folders import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template
+    from ..runs.generate import SETTING_NAMES, Settings, check_out, run_identity
+    from ..generation.recipes import load_recipe
+
+    values = {name: context.params[name] for name in SETTING_NAMES}
+    taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
+    taken = {name: value for name, value in taken.items() if not is_given(context, name)}
+    if is_given(context, "step"):
+        taken.pop("noise_scale", None)  # it was meant for the recipe's own step
+    settings = Settings(**values | taken)
+    part = parse_shard(shard)
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine must be local or ray; it is {engine!r}")
+    if address and engine != "ray":
+        raise ValueError("--address is for --engine ray; add that")
+    folder = ImageFolder.scan(real)
+    if template is not None and prompts is not None:
+        raise ValueError("--template and --prompts exclude each other; give one of them")
+    if template is None:
+        prompts = prompts or own_prompt_file(folder)
+        template = words if prompts is None else None
+    if prompts is not None:
+        texts = prompts_from_file(folder, prompts)
+        source = {"prompts_sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()}
+    else:
+        source = {"template": DEFAULT_TEMPLATE if template is None else template}
+        texts = prompts_from_template(folder, source["template"])
+    check_out(out, folder, run_identity(settings, source))
+    if engine == "ray":
+        from ..distributed import RayWorkers
+
+        with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype, size=parse_size(size)) as workers:
+            return _generate(folder, out, workers, model, settings, texts, source, part)
+    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("dreamda-demo"),
+    variants: Annotated[int, typer.Option(help="Synthetic images for each of the 100 real ones.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = 20,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    debug: Debug = False,
+) -> int:
+    """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real images alone, compare."""
+    from ..data.folders import DEFAULT_TEMPLATE, load_bundled, prompts_from_template
+    from ..runs.generate import Settings, check_out, run_identity
+    from ..runs.pictures import contact_sheet_of_run
+
+    settings, source = Settings(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
+    if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst"}):
+        raise ValueError(f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
+    bundled = load_bundled()
+    folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
+    check_out(out / "synthetic", folder, run_identity(settings, source))
+    pipe = common.load("fashion-mini", dtype, threads, "")
+    bundled.write(folder)
+    code = _generate(folder, out / "synthetic", pipe, "fashion-mini", settings, prompts_from_template(folder), source, (0, 1))
+    if code == 0:
+        sheet = out / "contact-sheet.png"
+        contact_sheet_of_run(out / "synthetic", folder.root, title="fashion-mini: real images and what was made of them").save(sheet)
+        print(f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}")
+        bundled.write(test, "test")
+        code = train.compare(out, dtype, threads)
+    return code
+
+
+def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: Settings, prompts: dict[str, str],
+              source: dict[str, str], part: tuple[int, int]) -> int:
+    from ..distributed import RayWorkers
+    from ..runs.generate import generate_dataset
+    from ..runs.inspection import environment
+
+    workers = pipe if isinstance(pipe, RayWorkers) else None
+    about = {**(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    with Progress() as progress:
+        report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
+                                  environment=about, progress=progress, engine=workers.stream if workers else None)
+    report.notes += workers.notes if workers else []
+    return _summarise(report, out)
+
+
+def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads: int) -> int:
+    import tempfile
+
+    from ..runs.inspection import environment
+    from ..runs.replay import RecordedRun, replay
+
+    run = RecordedRun.read(path)
+    if not (model or run.model):
+        raise ValueError(f"{path} does not name the model; give it with --model")
+    recorded_threads = run.environment.get("threads")
+    pipe = common.load(model or run.model, run.run["dtype"], threads or (recorded_threads if type(recorded_threads) is int else 0),
+                 "{}x{}".format(*run.run["size"]))
+    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
+        report = replay(run, pipe, out or temporary, real=real, environment=about, progress=progress)
+    if report.signal:
+        how = "the same command goes on from here" if out else "give an OUT to be able to go on"
+        complain(f"stopped by {signal.Signals(report.signal).name}; {how}")
+        return 128 + report.signal
+    for name, reason in report.changed[:20]:
+        complain(f"the real image {name} {reason}, so what was made of it is not repeated")
+    if len(report.changed) > 20:
+        complain(f"and {len(report.changed) - 20} more real images")
+    if report.altered:
+        complain(f"{len(report.altered)} images in {run.out} are not what was recorded any more; the first is {report.altered[0]}")
+    if report.differing:
+        complain(f"{report.differing[0]} differs from the recorded image: {report.first}; so do {len(report.differing) - 1} others"
+                  + (f"; the run was made with {report.environment}" if report.environment else ""))
+    print(printable(f"{path}: {report.same} of {report.total} images repeated to the same bytes" + (f", in {out}" if out else "")))
+    return 1 if report.changed or report.altered or report.differing else 0
+
+
+
+def _summarise(report: Report, out: Path) -> int:
+    complain_of(report.skipped, report.notes)
+    rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
+    there = f", {report.present} were there already" if report.present else ""
+    print(printable(f"{out}: {report.made} images made{rate}{there}"))
+    if report.signal:
+        left = report.total - report.made - report.present
+        complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; the same command goes on from here")
+        return 128 + report.signal
+    return 1 if report.skipped else 0

@@ -1,0 +1,59 @@
+"""The commands `dreamda inspect` and `doctor`."""
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from . import common
+from .common import Debug, Dtype, Size, Threads, printable
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (inspect, doctor):
+        app.command()(command)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A bundled model, a folder in diffusers format, or a hub id.")],
+    size: Size = "",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps."""
+    import json
+
+    from ..runs.inspection import describe_model
+
+    progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    about = describe_model(common.load(model, dtype, threads, size), progress)
+    if as_json:
+        print(json.dumps(about, indent=1))
+        return
+    print(printable(about["folder"]))
+    for name, part in about["parts"].items():
+        print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
+    print(f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
+          f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
+          f"{about['rows_per_image']} rows an image\n"
+          f"  an image      about {about['seconds_per_image']:.3g} s at the default settings\n"
+          f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
+
+
+def doctor(threads: Threads = 0, debug: Debug = False) -> int:
+    """Check that this machine computes right: libraries, threads, noise, and the bundled model against what it must return."""
+    from ..runs.inspection import cpu, self_check
+
+    name, features = cpu()
+    used = [f for f in ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in features]
+    print(f"      CPU: {name}; {', '.join(used) or 'no AVX2'}")
+    failed = 0
+    for check in self_check(threads or None):
+        failed += not check.ok
+        print(f"{'PASS' if check.ok else 'FAIL'}  {check.name}: {printable(check.found)}", flush=True)
+    print(f"{failed} of the checks failed; please report the lines above" if failed else "All is well.")
+    return 1 if failed else 0

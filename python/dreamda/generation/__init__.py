@@ -1,0 +1,1 @@
+"""Images from images: schedulers, the recursions of DreamDA, and the pipeline."""

@@ -1,0 +1,317 @@
+"""Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not compute."""
+
+import json
+import os
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 16 << 20
+_ABSENT = object()
+_shown = reprlib.Repr()  # of a value from an untrusted file, for a message: neither long nor deep
+_shown.maxstring = _shown.maxother = _shown.maxlong = 200
+
+# Features of diffusers' UNet2DConditionModel that change the network, and the only values we compute.
+_UNET_FIXED: dict[str, tuple] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None,),
+    "addition_time_embed_dim": (None,),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "projection_class_embeddings_input_dim": (None,),
+    "resnet_out_scale_factor": (1, 1.0),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+# Keys that change nothing here: training-time ones, and `addition_embed_type_num_heads` and `upcast_attention` (softmax is f32 anyway).
+_UNET_IGNORED = {"dropout", "addition_embed_type_num_heads", "upcast_attention", "sample_size"}
+_VAE_FIXED: dict[str, tuple] = {
+    "act_fn": ("silu", "swish"),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+_VAE_IGNORED = {"force_upcast", "sample_size", "scaling_factor", "shift_factor"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is not one JSON object, or absurdly large.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a model folder in diffusers' format has one")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, which no configuration is")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
+
+
+class _Reader:
+    """Typed access to one configuration; every complaint names the file and the key."""
+
+    def __init__(self, path: Path, class_names: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.content = read_json(path)
+        self.used: set[str] = set()
+        name = self.content.get("_class_name")
+        if class_names and name is not None and name not in class_names:
+            raise self.refuse("_class_name", f"is {_shown.repr(name)}, but only {' or '.join(class_names)} can be loaded here")
+
+    def refuse(self, key: str, problem: str) -> ValueError:
+        return ValueError(f"{self.path}: {key!r} {problem}")
+
+    def get(self, key: str, default: Any = _ABSENT) -> Any:
+        self.used.add(key)
+        if key in self.content:
+            return self.content[key]
+        if default is _ABSENT:
+            raise self.refuse(key, "is missing")
+        return default
+
+    def typed(self, key: str, check: Callable[[Any], bool], expected: str, default: Any = _ABSENT) -> Any:
+        value = self.get(key, default)
+        if not check(value):
+            raise self.refuse(key, f"has to be {expected}, got {_shown.repr(value)}")
+        return value
+
+    def integer(self, key: str, default: Any = _ABSENT) -> int:
+        return self.typed(key, _is_positive, "a whole number of 1 or more", default)
+
+    def number(self, key: str, default: Any = _ABSENT, null: float | None = None, low: float = -1e9) -> float:
+        """At least `low`. `null` is what a null in the file stands for, where one is allowed."""
+        if null is not None and self.get(key, default) is None:
+            return null
+        value = float(self.typed(key, _is_number, "a finite number", default))
+        if value < low:
+            raise self.refuse(key, f"has to be {low:g} or more, got {value:g}")
+        return value
+
+    def boolean(self, key: str, default: Any = _ABSENT) -> bool:
+        return self.typed(key, lambda v: isinstance(v, bool), "true or false", default)
+
+    def per_level(self, key: str, levels: int, default: Any = _ABSENT) -> list[int]:
+        """A list with an entry a level; one number stands for all of them."""
+        value = self.get(key, default)
+        values = [value] * levels if _is_positive(value) else value
+        if not (isinstance(values, list) and len(values) == levels and all(map(_is_positive, values))):
+            raise self.refuse(key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
+        return values
+
+    def channels(self) -> list[int]:
+        value = self.get("block_out_channels")
+        if not (isinstance(value, list) and 1 <= len(value) <= 8 and all(map(_is_positive, value))):
+            raise self.refuse("block_out_channels", f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
+        return value
+
+    def block_types(self, key: str, levels: int, known: Mapping[str, bool]) -> list[bool]:
+        value = self.get(key)
+        if not (isinstance(value, list) and len(value) == levels):
+            raise self.refuse(key, f"has to be a list of {levels} block types (as many as 'block_out_channels'), got {_shown.repr(value)}")
+        for block in value:
+            if not isinstance(block, str) or block not in known:
+                raise self.refuse(key, f"names {_shown.repr(block)}, but only {' and '.join(known)} are possible")
+        return [known[block] for block in value]
+
+    def fixed(self, values: Mapping[str, tuple], ignored: set[str]) -> None:
+        """Refuses features that we do not compute, and keys we have never heard of unless they are off."""
+        for key, allowed in values.items():
+            value = self.get(key, allowed[0])
+            if isinstance(value, list) and value and all(v == value[0] for v in value):
+                value = value[0]
+            if value not in allowed:
+                raise self.refuse(key, f"is {_shown.repr(value)}, but only {allowed[0]!r} is supported")
+        for key in self.content.keys() - self.used - ignored:
+            if not key.startswith("_") and self.content[key] not in (None, False):
+                raise self.refuse(_shown.repr(key)[1:-1], f"is unknown (value {_shown.repr(self.content[key])}); this kind of model is not supported")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 20
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` of a UNet2DConditionModel folder, as `_core.Model("unet", ...)` takes it, plus ``sample_size``.
+
+    Parameters
+    ----------
+    folder : path
+        The `unet` folder of a diffusers model (Stable Diffusion 1.x or 2.x shaped; any number of levels and layers).
+
+    Returns
+    -------
+    dict
+        Plain numbers, booleans and lists. ``sample_size`` is (height, width) of the latent image.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the file, the key, and what is possible.
+    """
+    r = _Reader(Path(folder) / "config.json", ("UNet2DConditionModel",))
+    channels = r.channels()
+    levels = len(channels)
+    mid = r.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    if mid is None:
+        raise r.refuse("mid_block_type", "is null: without a mid block there is no bottleneck to perturb; use another model")
+    if mid != "UNetMidBlock2DCrossAttn":
+        raise r.refuse("mid_block_type", f"is {_shown.repr(mid)}, but only 'UNetMidBlock2DCrossAttn' is supported")
+    # In diffusers `attention_head_dim` has always been read as the number of heads, unless that is given on its own.
+    key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
+    r.get("attention_head_dim", 8)
+    config: dict[str, Any] = dict(
+        in_channels=r.integer("in_channels"),
+        out_channels=r.integer("out_channels"),
+        block_out_channels=channels,
+        layers_per_block=r.per_level("layers_per_block", levels, 2),
+        down_attention=r.block_types("down_block_types", levels, {"CrossAttnDownBlock2D": True, "DownBlock2D": False}),
+        up_attention=r.block_types("up_block_types", levels, {"CrossAttnUpBlock2D": True, "UpBlock2D": False}),
+        transformer_layers=r.per_level("transformer_layers_per_block", levels, 1),
+        heads=r.per_level(key, levels, 8),
+        context_dim=r.integer("cross_attention_dim"),
+        norm_num_groups=r.integer("norm_num_groups", 32),
+        norm_eps=r.number("norm_eps", 1e-5, low=0),
+        linear_projection=r.boolean("use_linear_projection", False),
+        flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
+        freq_shift=r.number("freq_shift", 0, low=0),
+        sample_size=_sample_size(r),
+    )
+    r.fixed(_UNET_FIXED, _UNET_IGNORED)
+    for level, (width, heads) in enumerate(zip(channels, config["heads"])):
+        if width % heads:
+            raise r.refuse(key, f"asks for {heads} heads at level {level}, which do not divide its {width} channels")
+    return config
+
+
+def _sample_size(r: _Reader) -> tuple[int, int]:
+    value = r.get("sample_size", 64)
+    size = [value, value] if _is_positive(value) else value
+    if not (isinstance(size, list) and len(size) == 2 and all(map(_is_positive, size))):
+        raise r.refuse("sample_size", f"has to be a whole number or [height, width], got {_shown.repr(value)}")
+    return size[0], size[1]
+
+
+def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` of an AutoencoderKL folder, plus ``scaling_factor`` and ``shift_factor``; see `read_unet_config`."""
+    r = _Reader(Path(folder) / "config.json", ("AutoencoderKL",))
+    channels = r.channels()
+    levels = len(channels)
+    config: dict[str, Any] = dict(
+        in_channels=r.integer("in_channels", 3),
+        out_channels=r.integer("out_channels", 3),
+        latent_channels=r.integer("latent_channels", 4),
+        block_out_channels=channels,
+        layers_per_block=r.integer("layers_per_block", 1),
+        norm_num_groups=r.integer("norm_num_groups", 32),
+        quant_conv=r.boolean("use_quant_conv", True),
+        post_quant_conv=r.boolean("use_post_quant_conv", True),
+        mid_attention=r.boolean("mid_block_add_attention", True),
+        scaling_factor=r.number("scaling_factor", 0.18215),
+        shift_factor=r.number("shift_factor", 0.0, null=0.0),
+    )
+    r.block_types("down_block_types", levels, {"DownEncoderBlock2D": False})
+    r.block_types("up_block_types", levels, {"UpDecoderBlock2D": False})
+    r.fixed(_VAE_FIXED, _VAE_IGNORED)
+    if not config["scaling_factor"] > 0:
+        raise r.refuse("scaling_factor", f"has to be above 0, got {config['scaling_factor']}")
+    if config["in_channels"] != 3 or config["out_channels"] != 3:
+        raise r.refuse("in_channels", "and 'out_channels' have to be 3: images are RGB")
+    return config
+
+
+def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`config.json` of a CLIPTextModel folder; see `read_unet_config`."""
+    r = _Reader(Path(folder) / "config.json")
+    kind = r.get("model_type", "clip_text_model")
+    if kind != "clip_text_model":
+        raise r.refuse("model_type", f"is {_shown.repr(kind)}, but only 'clip_text_model' can be loaded here")
+    config: dict[str, Any] = dict(
+        vocab_size=r.integer("vocab_size"),
+        hidden_size=r.integer("hidden_size"),
+        intermediate_size=r.integer("intermediate_size"),
+        num_hidden_layers=r.integer("num_hidden_layers"),
+        num_attention_heads=r.integer("num_attention_heads"),
+        max_position_embeddings=r.integer("max_position_embeddings", 77),
+        hidden_act=r.typed("hidden_act", lambda v: v in ("quick_gelu", "gelu"), '"quick_gelu" or "gelu"', "quick_gelu"),
+        layer_norm_eps=r.number("layer_norm_eps", 1e-5, low=0),
+    )
+    if config["hidden_size"] % config["num_attention_heads"]:
+        raise r.refuse("num_attention_heads", f"{config['num_attention_heads']} does not divide 'hidden_size' {config['hidden_size']}")
+    return config
+
+
+def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The noise schedule of any diffusers scheduler folder (they share these keys); see `dreamda.generation.schedulers.Schedule`.
+
+    Whatever sampler the folder names, DDIM is run on its schedule. Absent keys have the values that diffusers' DDIMScheduler gives
+    them, except that only a DDIMScheduler clips samples without being told to.
+    """
+    r = _Reader(Path(folder) / "scheduler_config.json")
+    ddim = r.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
+    betas = r.get("trained_betas", None)
+    if betas is not None and not (isinstance(betas, list) and betas and all(_is_number(b) and 0 <= b < 1 for b in betas)):
+        raise r.refuse("trained_betas", "has to be null or a list of numbers from 0 to below 1")
+    for key in ("rescale_betas_zero_snr", "thresholding"):
+        if r.get(key, False) not in (False, None):
+            raise r.refuse(key, "is on, which is not supported")
+    if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
+        raise r.refuse("timestep_spacing", f"is {_shown.repr(r.get('timestep_spacing'))}, but only 'leading' is supported")
+    config: dict[str, Any] = dict(
+        num_train_timesteps=r.integer("num_train_timesteps", 1000),
+        beta_start=r.number("beta_start", 0.0001),
+        beta_end=r.number("beta_end", 0.02),
+        beta_schedule=r.typed("beta_schedule", lambda v: v in ("linear", "scaled_linear", "squaredcos_cap_v2"),
+                              "linear, scaled_linear or squaredcos_cap_v2", "linear"),
+        trained_betas=betas,
+        prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"), "epsilon or v_prediction", "epsilon"),
+        steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
+        set_alpha_to_one=r.boolean("set_alpha_to_one", True),
+        clip_sample=r.boolean("clip_sample", ddim),
+        clip_sample_range=r.number("clip_sample_range", 1.0),
+    )
+    if not 0 <= config["beta_start"] <= config["beta_end"] < 1:
+        raise r.refuse("beta_start", f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
+    if not config["clip_sample_range"] > 0:
+        raise r.refuse("clip_sample_range", f"has to be above 0, got {config['clip_sample_range']}")
+    if config["num_train_timesteps"] > 100_000 or betas is not None and len(betas) > 100_000:
+        raise r.refuse("num_train_timesteps", f"is {config['num_train_timesteps']}, but at most 100000 make sense")
+    from ..generation.schedulers import Schedule
+
+    try:
+        Schedule(config)
+    except ValueError as error:
+        raise ValueError(f"{r.path}: {error}") from None
+    return config

@@ -1,0 +1,421 @@
+"""The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's layouts."""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .. import _core
+from .config import read_text_config, read_unet_config, read_vae_config
+from .weights import WeightFile
+
+MAX_SHAPES = 4  # a network keeps the plans of this many shapes
+
+
+def resolve_dtype(dtype: str) -> str:
+    """"f32" or "bf16"; "auto" is bf16 where the processor computes in it (AVX512-BF16 or AMX).
+
+    Raises
+    ------
+    ValueError
+        For any other name.
+    """
+    if dtype not in ("auto", "f32", "bf16"):
+        raise ValueError(f"dtype: {dtype!r} is unknown; use auto, f32 or bf16")
+    if dtype != "auto":
+        return dtype
+    return "bf16" if _core.info()["kernels_isa"] in ("avx512_bf16", "amx") else "f32"
+
+
+def resolve_threads(threads: int | None) -> int:
+    """The number of threads asked for, else what OMP_NUM_THREADS or the processors we may run on give."""
+    if threads is None:
+        return min(int(_core.info()["threads"]), len(os.sched_getaffinity(0)))
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads: {threads!r} is not possible; use 1 to 1024")
+    return int(threads)
+
+
+class Network:
+    """One model family with its weights: plans are made when a shape is first seen, and the last few are kept.
+
+    Parameters
+    ----------
+    family : str
+        As `dreamda._core.Model` names it.
+    config : dict
+        For that family.
+    weights : WeightFile
+    dtype, threads
+        As in `UNet.load`.
+    ignore : tuple of str
+        Beginnings of names in the file that belong to another network.
+
+    Raises
+    ------
+    ValueError
+        If the weights do not fit the configuration; every misfit is listed.
+    """
+
+    def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int | None,
+                 ignore: tuple[str, ...] = ()) -> None:
+        self._family, self._config = family, config
+        self._model: _core.Model | None = _core.Model(family, config)
+        self._weights = weights
+        self._plans: OrderedDict[tuple, dict[int | None, _core.Plan]] = OrderedDict()  # shape -> lane -> plan
+        self._lock = threading.Lock()
+        self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
+        parameters = self._model.parameters()
+        weights.check(parameters, ignore)
+        self.parameters = sum(int(np.prod(shape)) for _, shape in parameters)
+
+    def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
+        """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
+
+        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads.
+        """
+        key = tuple(sorted(shape.items()))
+        with self._lock:
+            lanes = self._plans.setdefault(key, {})
+            self._plans.move_to_end(key)
+            if len(self._plans) > MAX_SHAPES:
+                self._plans.popitem(last=False)
+            if lane not in lanes:
+                if self._model is None:
+                    self._model = _core.Model(self._family, self._config)
+                plan = self._model.plan(dtype=self.dtype, threads=self.threads if lane is None else 1, **shape)
+                missing = set(plan.missing())
+                for name in self._weights.names():  # in file order: read once, front to back
+                    if name in missing:
+                        plan.read(name, *self._weights.place(name))
+                lanes[lane] = plan
+            return lanes[lane]
+
+    def close(self) -> None:
+        """Give the plans' memory back; the next call makes new ones."""
+        with self._lock:
+            self._plans.clear()
+
+    def unload(self) -> None:
+        """Give the weights' memory back too; the next call reads them from the file again."""
+        with self._lock:
+            self._plans.clear()
+            self._model = None
+
+
+def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim != ndim or array.size == 0:
+        raise ValueError(f"{name}: expected an array {form}, got shape {array.shape}")
+    return array
+
+
+class UNet:
+    """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
+
+    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.networks.config.read_unet_config`.
+    weights : dreamda.networks.weights.WeightFile
+    dtype, threads
+        As in `UNet.load`.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+        self.config = config
+        self._network = Network("unet", config, weights, dtype, threads)
+        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
+        self.files = weights.files
+        self.plan, self.close = self._network.plan, self._network.close
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "UNet":
+        """Load a diffusers `unet` folder (safetensors).
+
+        Parameters
+        ----------
+        folder : path
+            With `config.json` and `diffusion_pytorch_model.safetensors` (or its shards, or its `.fp16` variant).
+        dtype : {"auto", "f32", "bf16"}
+            What is computed in; sums, norms and softmax are always f32.
+        threads : int, optional
+            Default: OMP_NUM_THREADS, else the processors this process may use.
+
+        Returns
+        -------
+        UNet
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            Naming the file, the key or the tensors, and the mend.
+        """
+        return cls(read_unet_config(folder), WeightFile(folder), dtype, threads)
+
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None, *,
+                 return_bottleneck: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+    @overload
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Run the network.
+
+        Parameters
+        ----------
+        sample : array (rows, in_channels, H, W)
+            Noisy latents.
+        timestep : float or array (rows,)
+        context : array (rows, tokens, context_dim)
+            Text embeddings.
+        bottleneck_noise : array (rows, C, h, w), optional
+            Added to the output of the mid block; the skip connections stay clean (DreamDA, arXiv 2403.12803).
+        return_bottleneck : bool
+            Also return the clean mid-block output.
+
+        Returns
+        -------
+        float32 array (rows, out_channels, H, W) [, float32 array (rows, C, h, w)]
+
+        Raises
+        ------
+        ValueError
+            Where shapes do not fit each other or the model.
+        """
+        sample = _array(sample, "sample", 4, "(rows, channels, height, width)")
+        context = _array(context, "context", 3, "(rows, tokens, channels)")
+        rows, _, height, width = sample.shape
+        plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
+        inputs: dict[str, ArrayLike] = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
+        if bottleneck_noise is not None:
+            inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
+        out = plan.run(inputs)
+        return (out["sample"], out["bottleneck"]) if return_bottleneck else out["sample"]
+
+
+class VAE:
+    """AutoencoderKL: images to latent images and back. Use `VAE.load`.
+
+    Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.networks.config.read_vae_config`.
+    weights : dreamda.networks.weights.WeightFile
+    dtype, threads
+        As in `UNet.load`.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+        self.config = config
+        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        self._encoder = Network("vae_encoder", config, weights, dtype, threads, ("decoder.", "post_quant_conv."))
+        self._decoder = Network("vae_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
+        self.parameters = self._encoder.parameters + self._decoder.parameters
+        self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
+        self.files = weights.files
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "VAE":
+        """Load a diffusers `vae` folder (safetensors).
+
+        Parameters
+        ----------
+        folder, dtype, threads
+            As in `UNet.load`.
+
+        Returns
+        -------
+        VAE
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As in `UNet.load`.
+        """
+        return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
+
+    def close(self) -> None:
+        """Give the plans' memory back; the next call makes new ones."""
+        self._encoder.close()
+        self._decoder.close()
+
+    def moments(self, images: ArrayLike, lane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the posterior.
+
+        Parameters
+        ----------
+        images : array (rows, 3, H, W) in [-1, 1]
+            H and W are multiples of ``factor``.
+        lane : int, optional
+            Run single-threaded, beside other lanes.
+
+        Returns
+        -------
+        mean, std : float32 arrays (rows, latent_channels, H / factor, W / factor)
+            Not scaled by ``scaling_factor``.
+
+        Raises
+        ------
+        ValueError
+            The shape is another one, or H or W no multiple of ``factor``.
+        """
+        images = _array(images, "images", 4, "(rows, 3, height, width)")
+        rows, _, height, width = images.shape
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"images: {height} x {width} is not a multiple of the VAE's factor {self.factor}")
+        moments = self._encoder.plan(lane, rows=rows, height=height, width=width).run({"image": images})["moments"]
+        mean, log_variance = np.split(moments, 2, axis=1)
+        return mean, np.exp(0.5 * np.clip(log_variance, -30, 20))
+
+    def encode(self, images: ArrayLike, noise: ArrayLike | None = None, lane: int | None = None) -> np.ndarray:
+        """Scaled latents of images.
+
+        Parameters
+        ----------
+        images, lane
+            As in `moments`.
+        noise : array of the latents' shape, optional
+            Standard normal, for a sample of the posterior; default: its mean.
+
+        Returns
+        -------
+        float32 array (rows, latent_channels, H / factor, W / factor)
+        """
+        mean, std = self.moments(images, lane)
+        z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
+        return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
+
+    def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
+        """Images from scaled latents.
+
+        Parameters
+        ----------
+        latents : array (rows, latent_channels, h, w)
+        lane : int, optional
+            Run single-threaded, beside other lanes.
+
+        Returns
+        -------
+        float32 array (rows, 3, h * factor, w * factor)
+            About [-1, 1], not clipped.
+        """
+        latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
+        z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
+        rows, _, h, w = z.shape
+        return self._decoder.plan(lane, rows=rows, height=h * self.factor, width=w * self.factor).run({"latent": z})["image"]
+
+
+class TextEncoder:
+    """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
+
+    Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``, ``dtype``, ``threads``.
+
+    Parameters
+    ----------
+    config : dict
+        From `dreamda.networks.config.read_text_config`.
+    weights : dreamda.networks.weights.WeightFile
+    tokenizer : dreamda.networks.tokenizer.Tokenizer, optional
+        Without one, only `encode_tokens` can be called.
+    dtype, threads
+        As in `UNet.load`.
+
+    Raises
+    ------
+    ValueError
+        Tokenizer and weights do not belong together.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, tokenizer: Any = None, dtype: str = "auto",
+                 threads: int | None = None) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection",))
+        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
+        self.files, self.close, self.unload = weights.files, self._network.close, self._network.unload
+        if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
+            raise ValueError(f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
+                             f"'max_position_embeddings' {config['max_position_embeddings']}; the two folders do not belong together")
+        if tokenizer is not None and tokenizer.vocab_size > config["vocab_size"]:
+            raise ValueError(f"tokenizer: its {tokenizer.vocab_size} tokens exceed the text encoder's 'vocab_size' "
+                             f"{config['vocab_size']}; the two folders do not belong together")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, dtype: str = "auto",
+             threads: int | None = None) -> "TextEncoder":
+        """Load a diffusers `text_encoder` folder (safetensors) and its tokenizer.
+
+        Parameters
+        ----------
+        folder, dtype, threads
+            As in `UNet.load`.
+        tokenizer : path, optional
+            Default: the folder `tokenizer` beside `folder`, if there is one.
+
+        Returns
+        -------
+        TextEncoder
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As in `UNet.load`.
+        """
+        from .tokenizer import Tokenizer
+
+        beside = Path(folder).parent / "tokenizer"
+        where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
+        return cls(read_text_config(folder), WeightFile(folder, "text_model."), Tokenizer(where) if where is not None else None,
+                   dtype, threads)
+
+    def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
+        """Embeddings of token ids, after the final norm.
+
+        Parameters
+        ----------
+        tokens : int array (rows, T)
+
+        Returns
+        -------
+        float32 array (rows, T, hidden_size)
+
+        Raises
+        ------
+        ValueError
+            For ids outside of the vocabulary, or more tokens than the model has positions.
+        """
+        tokens = _array(tokens, "tokens", 2, "(rows, tokens)")
+        plan = self._network.plan(rows=tokens.shape[0], tokens=tokens.shape[1])
+        return plan.run({"tokens": tokens})["hidden"]
+
+    def __call__(self, prompts: list[str]) -> np.ndarray:
+        """Embeddings of prompts, one at a time, so that the bits of one never depend on the others.
+
+        Parameters
+        ----------
+        prompts : list of str
+
+        Returns
+        -------
+        float32 array (len(prompts), tokenizer.length, hidden_size)
+
+        Raises
+        ------
+        ValueError
+            It was loaded without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
+        return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])

@@ -1,0 +1,1 @@
+"""Resumable runs of generate and train, replay, report and pictures."""

@@ -1,0 +1,186 @@
+"""What `dreamda inspect` and `dreamda doctor` find out: what a model will cost on this machine, and whether this machine computes right."""
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..generation.pipeline import Pipeline
+
+
+# Four values of the bundled U-Net's output for a fixed input, as diffusers computes them from the same files (f32).
+KNOWN_ANSWER = (-0.1799, 1.4195, 1.0117, -0.0039)
+
+
+class Check(NamedTuple):
+    """One line of `self_check`: what was looked at, whether it is right, and what was found."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def cpu() -> tuple[str, set[str]]:
+    """The CPU's name and its features, as Linux reports them."""
+    about: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        about.setdefault(key.strip(), value.strip())
+    return about.get("model name", "unknown"), set(about.get("flags", "").split())
+
+
+BITS = ("onednn_version", "onednn_isa", "kernels_isa")  # of `environment`: what decides the last bits of whatever is computed
+
+
+def environment() -> dict[str, Any]:
+    """What else than the parameters decides a run's bits, as plain values for its run.json: libraries, instruction set, versions."""
+    import platform
+    from importlib.metadata import version
+
+    from .. import info
+
+    about = {k: v for k, v in info().items() if k not in ("live_bytes", "threads")}
+    return {**about, "cpu": cpu()[0], "python": platform.python_version(),
+            **{package.lower(): version(package) for package in ("numpy", "Pillow", "tokenizers")}}
+
+
+def differences(then: Mapping[str, Any] | None, now: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What of two environments differs, ``"kernels_isa avx2 (now avx512)"``; empty where nothing does or the first is not known."""
+    then = then if isinstance(then, Mapping) else {}
+    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names if name in then and name in now and then[name] != now[name])
+
+
+def self_check(threads: int | None = None) -> Iterator[Check]:
+    """Yield the checks of `dreamda doctor` one by one; about five seconds in all.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Default: all cores.
+    """
+    for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp), ("noise", _noise),
+                        ("models", lambda: _models(threads))):
+        try:
+            yield from check()
+        except Exception as error:  # a check that fails in an unforeseen way is the very thing to report
+            yield Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _imports() -> Iterator[Check]:
+    from importlib.metadata import version
+
+    import PIL.Image
+    import safetensors
+    import tokenizers
+    import tqdm
+
+    modules = {"numpy": np, "Pillow": PIL, "safetensors": safetensors, "tokenizers": tokenizers, "tqdm": tqdm}
+    yield Check("imports", True, ", ".join(f"{name} {version(name)}" for name in modules))
+
+
+def _onednn() -> Iterator[Check]:
+    from .. import info
+
+    about = info()
+    yield Check("oneDNN", about["onednn_version"].startswith("3."), f"{about['onednn_version']} on {about['onednn_runtime']}, "
+                f"uses {about['onednn_isa']}; own kernels use {about['kernels_isa']}; {about['threads']} threads")
+
+
+def _openmp() -> Iterator[Check]:
+    loaded = sorted({os.path.basename(path) for path in re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.\w]*", Path("/proc/self/maps").read_text())})
+    yield Check("OpenMP", len(loaded) == 1, f"{', '.join(loaded) or 'none'} loaded"
+                + ("" if len(loaded) == 1 else "; two thread pools in one process slow each other down or hang"))
+
+
+def _noise() -> Iterator[Check]:
+    from .. import normals
+
+    drawn = normals(1, 2, 3, 4, 5, 6, (4, 64, 64))
+    same = np.array_equal(drawn, normals(1, 2, 3, 4, 5, 6, (4, 64, 64))) and not np.array_equal(drawn, normals(1, 2, 3, 4, 5, 7, (4, 64, 64)))
+    mean, deviation = float(drawn.mean(dtype=np.float64)), float(drawn.std(dtype=np.float64))
+    yield Check("noise", same and abs(mean) < 0.04 and abs(deviation - 1) < 0.03, f"repeatable, mean {mean:+.4f}, deviation {deviation:.4f}")
+
+
+def _models(threads: int | None) -> Iterator[Check]:
+    from .. import normals
+    from ..data.folders import load_bundled
+    from ..networks.models import resolve_dtype
+    from ..generation.pipeline import Pipeline
+
+    begun = time.monotonic()
+    pipe = Pipeline.load("fashion-mini", "f32", threads)
+    yield Check("bundled model", True, f"loads in {time.monotonic() - begun:.2f} s")
+    seeds, prompt = load_bundled().seeds[:1], "a photo of a t-shirt"
+    context, sample = pipe.context(prompt)[None], normals(0, 0, 0, 0, 0, 0, (1, 4, 16, 16))
+    exact = pipe.unet(sample, 500, context)
+    off = float(np.abs(exact.ravel()[::256] - KNOWN_ANSWER).max())
+    yield Check("known answer", off < 5e-4, f"the U-Net's output is diffusers' to {off:.1e}")
+    z0 = pipe.encode(seeds)
+    same = pipe.augment_latents(z0, [prompt], variants=2, steps=5, noise_scale=0, guidance_scale=1, source_prompt=prompt,
+                                source_guidance_scale=1)
+    error = float(np.abs(same - z0[:, None]).max() / np.abs(z0).max())
+    yield Check("zero noise", error < 1e-4, f"returns the seed's latent to {error:.1e}")
+    made = pipe.augment(seeds, [prompt], variants=2, steps=5).astype(int)
+    change, spread = float(np.abs(made - seeds).mean()), float(np.abs(made[0, 0] - made[0, 1]).mean())
+    yield Check("perturbation", 1 < change < 100 and spread > 0.1, f"changes pixels by {change:.1f} of 255, tells variants apart by {spread:.1f}")
+    if resolve_dtype("auto") != "bf16":
+        yield Check("bf16", True, "this CPU does not compute in it; dtype auto is f32")
+        return
+    half = Pipeline.load("fashion-mini", "bf16", threads)
+    nmse = float(((half.unet(sample, 500, context) - exact) ** 2).sum() / (exact ** 2).sum())
+    yield Check("bf16", nmse < 1e-3, f"agrees with f32 to a relative error of {nmse ** 0.5:.1e}")
+
+
+def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
+
+    Parameters
+    ----------
+    pipe : dreamda.Pipeline
+    progress : callable, optional
+        Called with what is being done.
+
+    Returns
+    -------
+    dict
+        ``folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and ``bytes`` on disk);
+        ``rows_per_image`` (U-Net rows at the default settings), ``seconds_per_row``, ``seconds_per_image``,
+        ``peak_memory_bytes`` (of this process, now).
+    """
+    from ..generation.pipeline import SMALL
+
+    h, w = (side // pipe.vae.factor for side in pipe.size)
+    parts = {}
+    for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
+        size = sum(file.stat().st_size for file in (pipe.folder / name).glob("*.safetensors"))
+        parts[name] = {"parameters": part.parameters, "bytes": size}
+    about: dict[str, Any] = {
+        "folder": str(pipe.folder), "size": list(pipe.size), "latent": [pipe.vae.config["latent_channels"], h, w], "dtype": pipe.dtype,
+        "threads": pipe.threads, "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
+        "model_sha256": pipe.fingerprint, "parts": parts}
+
+    rows, steps = 3, 80  # the default settings: cycle, empty source prompt, int(100 * 0.8) steps
+    variants = pipe._group(rows, h, w) * (pipe.threads if h * w <= SMALL else 1)  # what fills the machine
+    image = np.random.default_rng(0).integers(0, 256, (1, *pipe.size, 3), np.uint8)
+
+    def seconds(of_steps: int) -> float:
+        begun = time.monotonic()
+        pipe.augment(image, ["a photo"], variants=variants, steps=of_steps, strength=1.0)
+        return time.monotonic() - begun
+
+    progress("preparing the model")
+    seconds(1)
+    progress("measuring one step")
+    one = seconds(1)
+    progress("measuring two steps")
+    step = max(seconds(2) - one, 1e-9)
+    memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return about | {"rows_per_image": rows * steps, "seconds_per_row": step / variants / rows,
+                    "seconds_per_image": (max(one - step, 0.0) + steps * step) / variants,
+                    "peak_memory_bytes": int(memory[1]) * 1024 if memory else None}

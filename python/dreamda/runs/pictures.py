@@ -1,0 +1,125 @@
+"""Pictures for people to look at, drawn with Pillow alone."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAPER, INK, FAINT, FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 120), (26, 115, 232)
+MARGIN, GAP, GROUP_GAP, TEXT = 24, 6, 28, 16
+CELL = 96  # pixels that small images are enlarged towards, and large ones reduced to at most twice of
+
+
+def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str], *, per_row: int = 1, title: str = "") -> Image:
+    """Every seed beside its variants, one class after the other.
+
+    Parameters
+    ----------
+    seeds : uint8 (N, H, W, 3)
+        The real images, framed in the picture.
+    variants : uint8 (N, K, H, W, 3)
+        The K synthetic images of each.
+    labels : sequence of N str
+        Class names. A row holds seeds of one class, and has its name on the left.
+    per_row : int
+        Seeds in a row.
+    title : str
+        A line above the sheet.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB. Small images are enlarged by a whole factor, without smoothing.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    seeds, variants = np.asarray(seeds), np.asarray(variants)
+    if seeds.ndim != 4 or variants.ndim != 5 or seeds.shape[-1] != 3 or variants.shape != (len(seeds), variants.shape[1], *seeds.shape[1:]):
+        raise ValueError(f"contact_sheet wants seeds (N, H, W, 3) and variants (N, K, H, W, 3); it got {seeds.shape} and {variants.shape}")
+    if len(labels) != len(seeds) or not len(seeds) or per_row < 1:
+        raise ValueError(f"contact_sheet wants a label for each of one or more seeds; it got {len(labels)} labels for {len(seeds)} seeds")
+
+    rows: list[tuple[str, list[int]]] = []
+    for label in dict.fromkeys(labels):
+        members = [i for i, other in enumerate(labels) if other == label]
+        rows += [(label, members[i: i + per_row]) for i in range(0, len(members), per_row)]
+    groups = max(len(members) for _, members in rows)
+    height, width = seeds.shape[1:3]
+    factor = max(1, CELL // max(height, width))
+    scale = min(1.0, 2 * CELL / max(height, width))
+    cell_w, cell_h = round(width * factor * scale), round(height * factor * scale)
+
+    font, heading, small = (ImageFont.load_default(size) for size in (TEXT, round(TEXT * 1.4), round(TEXT * 0.8)))
+    shown = ["".join(c if c.isprintable() else " " for c in label[:24]) + ("..." if len(label) > 24 else "") for label, _ in rows]
+    label_w = max(round(font.getlength(label)) for label in shown) + GROUP_GAP
+    group_w = (1 + variants.shape[1]) * (cell_w + GAP) - GAP + 2 * GAP  # the seed stands a little apart
+    top = MARGIN + (round(TEXT * 2.4) if title else 0) + round(TEXT * 1.5)
+    inner_w = max(label_w + groups * (group_w + GROUP_GAP) - GROUP_GAP, round(heading.getlength(title)))
+    sheet = Image.new("RGB", (inner_w + 2 * MARGIN, top + len(rows) * (cell_h + GAP) - GAP + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, INK, heading)
+
+    def paste(pixels: np.ndarray, x: int, y: int) -> None:
+        image = Image.fromarray(pixels)
+        resample = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+        sheet.paste(image.resize((cell_w, cell_h), resample), (x, y))
+
+    for group in range(groups):
+        x = MARGIN + label_w + group * (group_w + GROUP_GAP)
+        draw.text((x, top - 6), "real", FRAME, small, anchor="ls")
+        draw.text((x + cell_w + 3 * GAP, top - 6), "synthetic", FAINT, small, anchor="ls")
+    for row, (label, members) in enumerate(rows):
+        y = top + row * (cell_h + GAP)
+        if row == 0 or rows[row - 1][0] != label:
+            draw.text((MARGIN, y + cell_h / 2), shown[row], INK, font, anchor="lm")
+        for group, member in enumerate(members):
+            x = MARGIN + label_w + group * (group_w + GROUP_GAP)
+            paste(seeds[member], x, y)
+            draw.rectangle((x - 2, y - 2, x + cell_w + 1, y + cell_h + 1), outline=FRAME, width=2)
+            for k, pixels in enumerate(variants[member]):
+                paste(pixels, x + (k + 1) * (cell_w + GAP) + 2 * GAP, y)
+    return sheet
+
+
+
+def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[str], *, per_class: int = 2, max_classes: int = 20,
+                         max_variants: int = 6, title: str = "") -> Image:
+    """A `contact_sheet` of a folder that `dreamda generate` has written, with the first seeds of each class.
+
+    Parameters
+    ----------
+    out, real : path
+        The run, and the data set it was made from.
+    per_class, max_classes, max_variants : int
+        How much of it to show.
+    title : str
+
+    Raises
+    ------
+    ValueError
+        A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
+    """
+    from ..data.folders import read_image, read_json_lines
+    from .generate import is_row
+
+    path = Path(out) / "metadata.jsonl"
+    shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
+    for number, row in read_json_lines(path):
+        size: Any = row.get("size")
+        if not is_row(row) or not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
+            raise ValueError(f"{path} line {number} is not a line of dreamda generate")
+        files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
+        if len(files) < max_variants:
+            files.append(row["file_name"])
+    picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
+    if not picked:
+        raise ValueError(f"{path} lists no images")
+    seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1])).pixels for _, seed, _ in picked])
+    variants = np.stack([[read_image(Path(out) / name).pixels for name in files] for _, _, files in picked])
+    return contact_sheet(seeds, variants, [label.replace("_", " ") for label, _, _ in picked], per_row=per_class, title=title)

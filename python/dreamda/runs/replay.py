@@ -1,0 +1,235 @@
+"""`dreamda generate --replay`: repeat a run from its records, and compare every image with them.
+
+    run = RecordedRun.read("synthetic/run.json")
+    report = replay(run, pipe, "again")                   # the images once more, into a folder of their own
+    report.same, report.differing, report.changed
+
+What a run was made from is recorded in its run.json (parameters, model, machine) and, image by image, in its metadata.jsonl (seed
+image and its SHA-256, prompt, SHA-256 of the image's file). Only those are believed: neither prompt files nor the names in OUT are needed.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..networks.config import read_json
+from ..data.folders import BrokenImageError, ImageFolder, ImageRef, read_bounded, read_image, read_json_lines
+from .generate import PipelineLike, Settings, generate_dataset, is_row
+from .inspection import BITS, differences
+
+WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What `dreamda generate` recorded of a run. Use `RecordedRun.read`.
+
+    Attributes
+    ----------
+    out : Path
+        Its folder.
+    run : dict
+        run.json.
+    settings : Settings
+    rows : list of dict
+        metadata.jsonl, a row an image.
+    """
+
+    out: Path
+    run: dict[str, Any]
+    settings: Settings
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RecordedRun:
+        """Read OUT/run.json (or OUT) and OUT/metadata.jsonl.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            They are not there, not ours, of another version of dreamda, or say less than is needed.
+        """
+        path = Path(path)
+        path = path / "run.json" if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; give the run.json of a folder made by dreamda generate")
+        try:
+            run = read_json(path)
+        except ValueError:
+            run = {}
+        names = [f.name for f in fields(Settings)]
+        needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
+        if "variants" not in run:
+            raise ValueError(f"{path} is not a run of dreamda generate")
+        if run.get("format") != 1 or run.get("dreamda") != __version__:
+            raise ValueError(f"{path} was made by dreamda {run.get('dreamda')}, and this is {__version__}, whose files differ; "
+                             "install that version to repeat it")
+        if missing := [name for name in needed if name not in run]:
+            raise ValueError(f"{path} does not say {missing[0]!r}, without which the run cannot be repeated")
+        size = run["size"]
+        if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
+                and all(isinstance(run[k], str) for k in ("dtype", "model", "model_sha256", "real"))):
+            raise ValueError(f"{path} is damaged: its size, dtype, model or real is no value that dreamda writes")
+        try:
+            settings = Settings(**{name: run[name] for name in names})
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged ({error})") from None
+        metadata = path.with_name("metadata.jsonl")
+        if not metadata.is_file():
+            raise FileNotFoundError(f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
+        rows = []
+        for number, row in read_json_lines(metadata):
+            if not (is_row(row) and all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
+                raise ValueError(f"{metadata} line {number} is not a line of dreamda generate")
+            rows.append(row)
+        return cls(path.parent, run, settings, rows)
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        """What run.json says of the machine; empty where nothing."""
+        about = self.run.get("environment")
+        return about if isinstance(about, dict) else {}
+
+    @property
+    def model(self) -> str:
+        """The model's folder where it is still there, else its name."""
+        folder = self.environment.get("model_folder")
+        return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, "model_index.json")) else self.run["model"]
+
+
+@dataclass
+class ReplayReport:
+    """What `replay` found.
+
+    Attributes
+    ----------
+    total, same : int
+        Images recorded, and repeated to the same bytes.
+    differing : list of str
+        File names of images that came out otherwise, in the recorded order.
+    first : str
+        How the first of them differs.
+    changed : list of (str, str)
+        Real images that are not what they were, each with the reason; what was made of them is not repeated.
+    altered : list of str
+        Images in the run's own folder whose bytes are not the recorded ones any more.
+    environment : str
+        In what this machine differs from the recorded one; empty: in nothing that decides bits.
+    signal : int or None
+        The signal that ended the repetition early; nothing was compared then.
+    """
+
+    total: int = 0
+    same: int = 0
+    differing: list[str] = field(default_factory=list)
+    first: str = ""
+    changed: list[tuple[str, str]] = field(default_factory=list)
+    altered: list[str] = field(default_factory=list)
+    environment: str = ""
+    signal: int | None = None
+
+
+def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike[str], *, real: str | os.PathLike[str] | None = None,
+           environment: Mapping[str, Any] | None = None, progress: Callable[[float, int], None] | None = None) -> ReplayReport:
+    """Make all images of a run again, into the folder `out`, and compare the SHA-256 of every file with the recorded one.
+
+    Parameters
+    ----------
+    recorded : RecordedRun
+    pipeline : dreamda.Pipeline
+        The run's model, with its dtype and size.
+    out : path
+        New, empty, or the folder of the same repetition, which then goes on; not the run's own.
+    real : path, optional
+        Where the real images are now; default: where they were.
+    environment : mapping, optional
+        Of this machine, for `ReplayReport.environment` and the new run.json.
+    progress : callable, optional
+        As in `generate_dataset`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        The model or the folders are not the run's, or `out` is.
+    OutputError
+        `out` could not be written any more.
+    """
+    run, out, root = recorded.run, Path(out), Path(recorded.run["real"] if real is None else real)
+    if (pipeline.fingerprint, pipeline.dtype, list(pipeline.size)) != (run["model_sha256"], run["dtype"], run["size"]):
+        what = "another model: its files differ" if pipeline.fingerprint != run["model_sha256"] else "loaded with another dtype or size"
+        raise ValueError(f"{recorded.out / 'run.json'}: the model given is {what}; give --model where the run's own is now")
+    if out.exists() and out.resolve() == recorded.out.resolve():
+        raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: the real images of the run are not there; give the folder where they are now, before OUT")
+    report = ReplayReport(total=len(recorded.rows), environment=differences(recorded.environment, environment or {}, WORTH_TELLING))
+    for row in recorded.rows:
+        there = recorded.out / row["file_name"]
+        if there.is_file() and _digest(there) != row["sha256"]:
+            report.altered.append(row["file_name"])
+
+    wanted = {row["seed_file"]: row for row in recorded.rows}
+    made_from: dict[str, set[str]] = {}
+    for row in recorded.rows:
+        made_from.setdefault(row["seed_file"], set()).add(row["seed_sha256"])
+    images = tuple(sorted(ImageRef(*key.split("/", 1)) for key in wanted))
+    folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
+    for image in images:
+        try:
+            now = hashlib.sha256(read_bounded(folder.path(image))).hexdigest()
+        except BrokenImageError as error:
+            report.changed.append((image.key, str(error)))
+            continue
+        if made_from[image.key] != {now}:
+            report.changed.append((image.key, "is not the file that the run was made from"))
+    lost = {key for key, _ in report.changed}
+    folder = ImageFolder(root, folder.classes, tuple(image for image in images if image.key not in lost), ())
+    done = generate_dataset(folder, out, pipeline, recorded.settings, prompts={key: row["prompt"] for key, row in wanted.items()},
+                            prompt_source={k: run.get(k) for k in ("template", "prompts_sha256")}, model=run["model"],
+                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, progress=progress)
+    report.signal = done.signal
+    for row in recorded.rows if done.signal is None else ():
+        if row["seed_file"] in lost:
+            continue
+        if _digest(out / row["file_name"]) == row["sha256"]:
+            report.same += 1
+        else:
+            report.first = report.first or _how(out / row["file_name"], recorded.out / row["file_name"])
+            report.differing.append(row["file_name"])
+    return report
+
+
+def _stem(row: Mapping[str, Any]) -> str:
+    """What the names of a seed's images begin with; empty where the row's names could not have been written by us."""
+    label, slash, name = row["file_name"].partition("/")
+    seed_label, _, seed_name = row["seed_file"].partition("/")
+    ending = f"-{row['variant']:03d}.png"
+    plain = slash and label == seed_label == row["label"] and not {label, seed_name} & {"", ".", ".."} and "/" not in name + seed_name
+    return name.removesuffix(ending) if plain and name.endswith(ending) else ""
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_bounded(path)).hexdigest()
+    except BrokenImageError:
+        return ""
+
+
+def _how(new: Path, old: Path) -> str:
+    try:
+        made, was = read_image(new).pixels.astype(int), read_image(old).pixels.astype(int)
+    except BrokenImageError:
+        return "it was not made, or the recorded one is gone"
+    if made.shape != was.shape:
+        return f"{made.shape[0]} x {made.shape[1]} pixels instead of {was.shape[0]} x {was.shape[1]}"
+    off = np.abs(made - was)
+    if not off.any():
+        return "its pixels are equal, the file is packed otherwise"
+    return f"its pixels differ by up to {off.max()} of 255, by {off.mean():.3f} on average"

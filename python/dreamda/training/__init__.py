@@ -1,0 +1,1 @@
+"""AMST: recipe, heads, views, the classifier, its metrics and saved models."""

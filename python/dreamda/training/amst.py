@@ -1,0 +1,667 @@
+"""The three stages of AMST, and the methods it is compared with, on any backbone with the interface of ``dreamda._core.Trainer``.
+
+    data = Data(real, labels, synthetic, hints)
+    run = Training(backbone, AMSTHeads(backbone.features, 10), Recipe(epochs=30), Views((32, 32), mean, std), data)
+    run.run(on_event=print)
+    probabilities = run.network.predict_proba(images, run.views)
+
+    stage     images                     what learns
+    pretrain  real, weak + strong view   backbone, f1_w, f2_w (weak), f1_s, f2_s (strong)
+    label     synthetic, plain view      nothing: what four heads agree on with confidence joins the labelled images
+    train     labelled; the rest, weak + strong view    backbone, f5
+
+Every batch is a function of (seed, round, step), where a round begins with each labelling; so the state of a run is its arrays and its
+position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
+
+What the paper (arXiv 2403.12803) leaves open, and is decided here:
+- each stage has a warm-up and a cosine of its own, and starts without momentum; a third of the epochs is pretraining;
+- at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the classes that are
+  easy to accept would crowd out the others);
+- the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none, because batch norm
+  would see the same few images over and over;
+- the running statistics of batch norm are those of the labelled images' weak views (of their own view in the train stage), which are
+  like what is predicted later; the other batches are normalised by themselves and leave no trace;
+- the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the pretrain stage
+  alone; with `relabel` they go on learning from the real images in the train stage, without a gradient to the backbone.
+"""
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .heads import LABELLING, AMSTHeads
+from .views import KINDS, STRONG, WEAK, Views, ahead, keyed
+
+METHODS = ("amst", "plain", "real-only")
+MIXES = ("none", "mixup", "cutmix")
+CONSISTENCY = ("rest", "all")
+HINTS = ("ignore", "agree", "keep")
+MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
+STREAM = 17  # of the keyed normals: initial weights of backbones
+# streams of the sampler and of the views: which pool of images a draw belongs to
+LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
+
+SUMS = ("loss", "supervised", "consistency", "used", "correct", "seen", "norm")  # over an epoch's steps
+
+Floats = NDArray[np.float32]
+Event = dict[str, Any]
+
+
+class DivergenceError(ArithmeticError):
+    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only running statistics."""
+
+    def __init__(self, stage: str, step: int, what: str, lr: float) -> None:
+        self.stage, self.step = stage, step
+        super().__init__(f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower --lr, "
+                         "a longer --warmup-epochs or --clip-norm 1")
+
+
+class Backbone(Protocol):
+    """What `Training` needs of a ``dreamda._core.Trainer``."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def parameters(self) -> Mapping[str, Floats]: ...
+    @property
+    def gradients(self) -> Mapping[str, Floats]: ...
+    @property
+    def moments(self) -> Mapping[str, Floats]: ...
+    @property
+    def buffers(self) -> Mapping[str, Floats]: ...
+
+    def forward(self, images: Floats, slot: int = 0) -> Floats: ...
+    def backward(self, d_features: Floats, slot: int = 0) -> None: ...
+    def zero_grad(self) -> None: ...
+    def gradient_norm(self) -> float: ...
+    def step(self, lr: float, momentum: float, weight_decay: float, nesterov: bool = True, clip_norm: float = 0.0) -> None: ...
+    def evaluate(self, images: Floats) -> Floats: ...
+
+
+class Images(Protocol):
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that are read then."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about a training run but the data, the views and the backbone.
+
+    Parameters
+    ----------
+    method : {"amst", "plain", "real-only"}
+        plain: the synthetic images are trained on with their hints as labels. real-only: they are not used.
+    epochs : int
+        Of all stages together.
+    pretrain_epochs : int, optional
+        Of the first stage of amst; default: a third of `epochs`.
+    steps_per_epoch : int, optional
+        Default: the images that the method uses, divided by `batch`. Set it to give methods the same number of optimiser steps.
+    batch : int
+        Labelled images in a step; the train stage of amst adds as many unlabelled ones, in two views.
+    lr, momentum, weight_decay, warmup_epochs
+        SGD with Nesterov momentum, linear warm-up (at most a fifth of a stage), then a cosine to 0. Norms and biases do not decay. The
+        defaults are the authors'.
+    smoothing : float
+        Label smoothing of f5's supervised loss.
+    clip_norm : float
+        Largest norm of the gradients of backbone and heads together; 0: no clipping.
+    threshold, consistency_weight : float
+        Confidence needed by a pseudo-label and by the consistency loss, and lambda.
+    consistency_on : {"rest", "all"}
+        Synthetic images that the consistency loss sees: those that were not accepted, as in the paper, or all of them (ours).
+    relabel : int
+        Repeat the labelling every so many epochs of the train stage; 0: never.
+    hint : {"ignore", "agree", "keep"}
+        What the seeds' labels are worth (ours; the paper ignores them). agree: accept a synthetic image only if its pseudo-label is its
+        seed's label. keep: a synthetic image keeps its seed's label unless the heads agree, with confidence, on another; those that they
+        contradict stay unlabelled.
+    real_share : float
+        Least part of real images in a labelled batch; more where they are more (ours).
+    mix : {"none", "mixup", "cutmix"}
+        Of the labelled images that f5 learns from; the share is uniform, Beta(1, 1).
+    view : {"weak", "randaugment", "strong"}
+        Of the labelled images that f5 learns from.
+    seed : int
+    """
+
+    method: str = "amst"
+    epochs: int = 30
+    pretrain_epochs: int | None = None
+    steps_per_epoch: int | None = None
+    batch: int = 64
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 5.0
+    smoothing: float = 0.0
+    clip_norm: float = 0.0
+    threshold: float = 0.9
+    consistency_weight: float = 1.0
+    consistency_on: str = "rest"
+    relabel: int = 0
+    hint: str = "ignore"
+    real_share: float = 0.5
+    mix: str = "none"
+    view: str = WEAK
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", METHODS), ("mix", MIXES), ("hint", HINTS), ("view", KINDS), ("consistency_on", CONSISTENCY)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{_option(name)} must be {', '.join(choices[:-1])} or {choices[-1]}; it is {getattr(self, name)!r}")
+        for name in ("smoothing", "threshold", "real_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{_option(name)} must be 0 to 1; it is {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be 0 to below 1; it is {self.momentum}")
+        if not 0 < self.lr < MOST:
+            raise ValueError(f"--lr must be above 0 and below {MOST}; it is {self.lr}")
+        for name in ("weight_decay", "warmup_epochs", "clip_norm", "consistency_weight"):
+            if not 0 <= getattr(self, name) < MOST:
+                raise ValueError(f"{_option(name)} must be 0 or more and below {MOST}; it is {getattr(self, name)}")
+        least = 2 if self.method == "amst" else 1
+        if self.epochs < least:
+            raise ValueError(f"--epochs must be {least} or more with --method {self.method}; it is {self.epochs}")
+        if self.pretrain_epochs is not None and not 1 <= self.pretrain_epochs < self.epochs and self.method == "amst":
+            raise ValueError(f"--pretrain-epochs must be 1 to {self.epochs - 1}, so that each stage has one; it is {self.pretrain_epochs}")
+        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
+            raise ValueError(f"--steps-per-epoch must be 1 or more; it is {self.steps_per_epoch}")
+        if self.batch < 2:
+            raise ValueError(f"--batch must be 2 or more (batch norm needs company); it is {self.batch}")
+        if self.relabel < 0:
+            raise ValueError(f"--relabel must be 0 or more; it is {self.relabel}")
+        if self.relabel and self.mix != "none":
+            raise ValueError("--relabel and --mix exclude each other: the labelling heads learn from unmixed images")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"--seed must be 0 to 2^64 - 1; it is {self.seed}")
+
+    def stages(self) -> list[tuple[str, int]]:
+        """The stages that train, each with its epochs."""
+        if self.method != "amst":
+            return [("train", self.epochs)]
+        first = self.pretrain_epochs if self.pretrain_epochs is not None else max(1, self.epochs // 3)
+        return [("pretrain", first), ("train", self.epochs - first)]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
+    """The rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach 0 after the last step."""
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 5)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@dataclass
+class Data:
+    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads.
+
+    Attributes
+    ----------
+    real, labels : images, int64 (N,)
+        Labels are 0 to n_classes - 1.
+    synthetic, hints : images, int64 (M,), optional
+        Hints are the labels of the seeds, -1 where unknown; only method plain and ``hint="agree"`` need them.
+    truth : int64 (M,), optional
+        What the synthetic images really show, for the log alone.
+    validation, validation_labels : images, int64, optional
+        For choosing the best epoch.
+    """
+
+    real: Images
+    labels: NDArray[np.int64]
+    synthetic: Images = ()
+    hints: NDArray[np.int64] | None = None
+    truth: NDArray[np.int64] | None = None
+    validation: Images = ()
+    validation_labels: NDArray[np.int64] | None = None
+
+
+class Network:
+    """A backbone that takes `batch` rows, and its heads: prediction, and the state to save."""
+
+    def __init__(self, backbone: Backbone, heads: AMSTHeads, batch: int) -> None:
+        if heads.n_features != backbone.features:
+            raise ValueError(f"the backbone yields {backbone.features} features, but the heads are for {heads.n_features}")
+        self.backbone, self.heads, self.batch = backbone, heads, batch
+
+    def features(self, images: Images, views: Views, workers: int = 2) -> Floats:
+        """Features of the plain views in evaluation mode, float32 (N, features)."""
+        parts = [slice(start, min(start + self.batch, len(images))) for start in range(0, len(images), self.batch)]
+
+        def load(number: int) -> Floats:
+            return np.stack([views.plain(images[i]) for i in range(parts[number].start, parts[number].stop)])
+
+        found = np.empty((len(images), self.backbone.features), np.float32)
+        for part, batch in zip(parts, ahead(load, 0, len(parts), workers), strict=True):
+            found[part] = self.backbone.evaluate(batch)
+        return found
+
+    def predict_proba(self, images: Images, views: Views, workers: int = 2) -> Floats:
+        """Probabilities of f5, float32 (N, n_classes)."""
+        return self.heads.predict_proba(self.features(images, views, workers))
+
+    def reset_moments(self) -> None:
+        """Forget the momentum."""
+        for moment in (*self.backbone.moments.values(), *self.heads.moments.values()):
+            moment[...] = 0
+
+    def state(self) -> dict[str, Floats]:
+        """Copies of everything that training changes: ``backbone.*``, ``backbone.*.moment``, ``heads.*``."""
+        state = {f"backbone.{k}": v.copy() for k, v in (*self.backbone.parameters.items(), *self.backbone.buffers.items())}
+        state.update({f"backbone.{k}.moment": v.copy() for k, v in self.backbone.moments.items()})
+        state.update({f"heads.{k}": v for k, v in self.heads.state_dict().items()})
+        return state
+
+    def load_state(self, state: Mapping[str, Floats]) -> None:
+        """Take over what `state` returned; ValueError names what is missing or has another shape."""
+        for prefix, own, ending in (("backbone.", self.backbone.parameters, ""), ("backbone.", self.backbone.buffers, ""),
+                                    ("backbone.", self.backbone.moments, ".moment")):
+            for name, array in own.items():
+                given = state.get(f"{prefix}{name}{ending}")
+                if given is None or given.shape != array.shape:
+                    there = "missing" if given is None else f"of shape {given.shape}"
+                    raise ValueError(f"{prefix}{name}{ending} is {there} in the checkpoint; this backbone has {array.shape}")
+        self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items() if k.startswith("heads.")})
+        for own, ending in ((self.backbone.parameters, ""), (self.backbone.buffers, ""), (self.backbone.moments, ".moment")):
+            for name, array in own.items():
+                array[...] = state[f"backbone.{name}{ending}"]
+
+
+def initialise(backbone: Backbone, seed: int) -> None:
+    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give equal bits."""
+    for name, parameter in backbone.parameters.items():
+        if parameter.ndim > 1:
+            fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
+            parameter[...] = np.float32(math.sqrt(2 / fan_out)) * _core.normals(seed, zlib.crc32(name.encode()), 0, 0, STREAM, 0, parameter.shape)
+        else:
+            parameter[...] = 1 if name.endswith("weight") else 0
+    for name, buffer in backbone.buffers.items():
+        buffer[...] = 1 if name.endswith("running_var") else 0
+    for moment in backbone.moments.values():
+        moment[...] = 0
+
+
+@dataclass
+class _Batch:
+    """One step's arrays; what a method or a stage does not need is None."""
+
+    images: Floats
+    labels: NDArray[np.int64]
+    real: int = 0                     # the first so many rows are real images
+    strong: Floats | None = None      # pretrain: the strong views of `images`; train: of the unlabelled images
+    weak: Floats | None = None        # of the unlabelled images
+    mixed_labels: NDArray[np.int64] | None = None
+    mixed: float = 0.0
+
+
+class Training:
+    """One run through the stages.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Initialised, made for the recipe's batch, with two slots for method amst.
+    heads : AMSTHeads
+    recipe : Recipe
+    views : Views
+        Stage 0; later rounds take views keyed with their number.
+    data : Data
+    workers : int
+        Threads that make views; 0: none. Does not change the result.
+
+    Attributes
+    ----------
+    network : Network
+    assigned : int32 (M,)
+        The labels that the synthetic images have now; -1: unlabelled.
+    epoch, step : int
+        Epochs done, and steps done of the next one.
+    best : dict or None
+        Epoch and accuracy of the best epoch on the validation images so far, while there are any.
+
+    Raises
+    ------
+    ValueError
+        The data does not fit the recipe.
+    """
+
+    def __init__(self, backbone: Backbone, heads: AMSTHeads, recipe: Recipe, views: Views, data: Data, *, workers: int = 2) -> None:
+        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads, recipe.batch), recipe, views, data, workers
+        synthetic = len(data.synthetic)
+        if not len(data.real):
+            raise ValueError("there are no real images; training needs some of every class")
+        if recipe.method != "real-only" and not synthetic:
+            raise ValueError(f"method {recipe.method} needs synthetic images; give some, or take method real-only")
+        hints = data.hints if data.hints is not None else np.full(synthetic, -1)
+        if (recipe.method == "plain" or recipe.hint == "agree") and recipe.method != "real-only" and (hints < 0).any():
+            why = "method plain trains on them" if recipe.method == "plain" else "hint agree compares with them"
+            raise ValueError(f"{int((hints < 0).sum())} synthetic images have no label, but {why}")
+        self.hints = hints
+        self.assigned = (hints if recipe.method == "plain" else np.full(synthetic, -1)).astype(np.int32)
+        used = len(data.real) + (synthetic if recipe.method != "real-only" else 0)
+        self.steps_per_epoch = recipe.steps_per_epoch or -(-used // recipe.batch)
+        self.epoch = self.step = self.round = 0
+        self.best: dict[str, Any] | None = None
+        self._sums: dict[str, float] = {}
+
+    # ---- the run
+
+    def run(self, on_event: Callable[[Event], None] = lambda event: None, on_epoch: Callable[[bool], None] = lambda best: None,
+            stop: Callable[[], bool] = lambda: False, progress: Callable[[int, int], None] = lambda done, total: None) -> bool:
+        """Train from where the run is to its end; False if `stop` ended it early, between two steps.
+
+        Parameters
+        ----------
+        on_event : callable
+            Called with each record of the log: ``{"event": "epoch" | "labelling", ...}``.
+        on_epoch : callable
+            Called after each epoch, when the state is worth saving, with whether it is the best so far.
+        stop : callable
+            Asked after every step.
+        progress : callable
+            Called with the steps done and their total.
+
+        Raises
+        ------
+        DivergenceError
+        """
+        total = self.recipe.epochs * self.steps_per_epoch
+        while self.epoch < self.recipe.epochs:
+            stage, epoch, epochs = self._stage()
+            if self.step == 0:
+                self._begin_epoch(stage, epoch, on_event)
+            started = time.monotonic()
+            first = epoch * self.steps_per_epoch
+            batches = ahead(self._maker(stage, epoch), self.step, self.steps_per_epoch, self.workers)
+            try:
+                for batch in batches:
+                    lr = learning_rate(self.recipe, first + self.step, epochs * self.steps_per_epoch, self.steps_per_epoch)
+                    (self._pretrain_step if stage == "pretrain" else self._train_step)(batch, lr)
+                    self.step += 1
+                    progress(self.epoch * self.steps_per_epoch + self.step, total)
+                    if self.step < self.steps_per_epoch and stop():
+                        return False
+            finally:
+                batches.close()
+            on_epoch(self._end_epoch(stage, lr, time.monotonic() - started, on_event))
+            if self.epoch < self.recipe.epochs and stop():
+                return False
+        return True
+
+    def _stage(self) -> tuple[str, int, int]:
+        """The stage of the next epoch, its number in the stage, and the stage's epochs."""
+        before = 0
+        for stage, epochs in self.recipe.stages():
+            if self.epoch < before + epochs:
+                return stage, self.epoch - before, epochs
+            before += epochs
+        raise AssertionError("the run is over")
+
+    def _begin_epoch(self, stage: str, epoch: int, on_event: Callable[[Event], None]) -> None:
+        self._sums = dict.fromkeys(SUMS, 0.0)
+        if epoch == 0 and self.epoch > 0:
+            self.network.reset_moments()
+        if stage == "train" and self.recipe.method == "amst" and (epoch == 0 or self.recipe.relabel and epoch % self.recipe.relabel == 0):
+            self.round += 1
+            on_event(self._label())
+
+    def _end_epoch(self, stage: str, lr: float, seconds: float, on_event: Callable[[Event], None]) -> bool:
+        sums, steps = self._sums, self.steps_per_epoch
+        event: Event = {"event": "epoch", "stage": stage, "epoch": self.epoch + 1, "step": (self.epoch + 1) * steps, "lr": lr,
+                        "loss": sums["loss"] / steps}
+        if stage == "train":
+            event["supervised"] = sums["supervised"] / steps
+            if self.recipe.method == "amst":
+                event |= {"consistency": sums["consistency"] / steps, "used": int(sums["used"])}
+        event |= {"train_accuracy": sums["correct"] / sums["seen"], "gradient_norm": sums["norm"] / steps}
+        better = False
+        if len(self.data.validation):
+            features = self.network.features(self.data.validation, self.views, self.workers)
+            probabilities = self._labelling_proba(features) if stage == "pretrain" else self.network.heads.predict_proba(features)
+            accuracy = float((probabilities.argmax(axis=1) == self.data.validation_labels).mean())
+            event["validation_accuracy"] = accuracy
+            better = stage == "train" and (self.best is None or accuracy > self.best["accuracy"])
+            if better:
+                self.best = {"epoch": self.epoch + 1, "accuracy": accuracy}
+        self.epoch, self.step = self.epoch + 1, 0
+        on_event({**event, "seconds": round(seconds, 3)})
+        return better
+
+    def _labelling_proba(self, features: Floats) -> Floats:
+        heads = self.network.heads
+        return np.mean([_core.softmax(heads._forward(name, features)) for name in LABELLING], axis=0)
+
+    # ---- labelling
+
+    def _label(self) -> Event:
+        recipe, data = self.recipe, self.data
+        features = self.network.features(data.synthetic, self.views, self.workers)
+        labels, accepted, confidence = self.network.heads.label(features, recipe.threshold)
+        agreeing = labels == self.hints
+        if recipe.hint == "agree":
+            accepted &= agreeing
+        elif recipe.hint == "keep":
+            known, contradicted = self.hints >= 0, accepted & ~agreeing
+            labels = np.where(known, self.hints, labels)
+            accepted = np.where(known, ~contradicted, accepted)
+            agreeing = labels == self.hints
+        self.assigned = np.where(accepted, labels, -1).astype(np.int32)
+        count = int(accepted.sum())
+        event: Event = {"event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted": count,
+                        "per_class": np.bincount(labels[accepted], minlength=self.network.heads.n_classes).tolist(),
+                        "confidence_mean": float(confidence.mean()), "confidence_max": float(confidence.max())}
+        if count and (self.hints >= 0).all():
+            event["agree_with_seed"] = float(agreeing[accepted].mean())
+        if count and data.truth is not None:
+            event["precision"] = float((labels == data.truth)[accepted].mean())
+        return event
+
+    # ---- batches
+
+    def _maker(self, stage: str, epoch: int) -> Callable[[int], _Batch]:
+        """A function of the step that makes its batch; it holds all that changes between epochs, so that threads may call it."""
+        recipe, data = self.recipe, self.data
+        views = self.views.with_stage(self.round)
+        first = epoch * self.steps_per_epoch
+        size, real = recipe.batch, len(data.real)
+        accepted = np.flatnonzero(self.assigned >= 0)
+        rest = np.arange(len(self.assigned)) if recipe.consistency_on == "all" else np.flatnonzero(self.assigned < 0)
+        assigned, n_round = self.assigned, self.round
+        pools = {stream: _Pool(recipe.seed, self.round, stream, n) for stream, n in ((LABELLED_REAL, real), (UNLABELLED, len(rest)))}
+        of_class = [np.flatnonzero(assigned == label) for label in range(self.network.heads.n_classes)]
+        n_real = size if not len(accepted) else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + len(accepted)))))
+
+        def views_of(kind: str, images: Images, drawn: list[tuple[int, int]], offset: int) -> list[Floats]:
+            return [views.view(kind, images[i], draw, offset + i) for draw, i in drawn]
+
+        def pretrain(step: int) -> _Batch:
+            drawn = pools[LABELLED_REAL].take((first + step) * size, size)
+            return _Batch(np.stack(views_of(WEAK, data.real, drawn, 0)), data.labels[[i for _, i in drawn]],
+                          strong=np.stack(views_of(STRONG, data.real, drawn, 0)))
+
+        def train(step: int) -> _Batch:
+            step += first
+            drawn = pools[LABELLED_REAL].take(step * size, size)
+            labels = data.labels[[i for _, i in drawn]]
+            images = views_of(recipe.view, data.real, drawn[:n_real], 0)
+            # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
+            random = _random(recipe.seed, n_round, LABELLED_SYNTHETIC, step).random(size)
+            for row in range(n_real, size):
+                there = of_class[labels[row]]
+                if len(there):
+                    image = int(there[int(random[row] * len(there))])
+                    images += views_of(recipe.view, data.synthetic, [(step * size + row, image)], real)
+                else:
+                    images += views_of(recipe.view, data.real, drawn[row: row + 1], 0)
+            batch = _Batch(np.stack(images), labels, n_real)
+            if recipe.mix != "none":
+                _mix(batch, recipe.mix, _random(recipe.seed, n_round, MIX, step))
+            if recipe.method == "amst" and len(rest) >= size and recipe.consistency_weight > 0:
+                drawn = [(draw, int(rest[i])) for draw, i in pools[UNLABELLED].take(step * size, size)]
+                batch.weak = np.stack(views_of(WEAK, data.synthetic, drawn, real))
+                batch.strong = np.stack(views_of(STRONG, data.synthetic, drawn, real))
+            return batch
+
+        return pretrain if stage == "pretrain" else train
+
+    # ---- steps
+
+    def _pretrain_step(self, batch: _Batch, lr: float) -> None:
+        backbone, heads = self.network.backbone, self.network.heads
+        assert batch.strong is not None  # in every batch of this stage
+        weak, strong = self._forward(batch.images, 0, lr), self._forward_aside(batch.strong, lr)
+        loss, d_weak, d_strong = heads.pretrain_loss(weak, strong, batch.labels)
+        backbone.zero_grad()
+        backbone.backward(d_weak, 0)
+        backbone.backward(d_strong, 1)
+        self._update(loss, lr)
+        logits = [heads._forward(name, weak if name.endswith("w") else strong) for name in LABELLING]
+        self._count(loss=loss, correct=np.mean([(z.argmax(axis=1) == batch.labels).sum() for z in logits]), seen=len(batch.labels))
+
+    def _train_step(self, batch: _Batch, lr: float) -> None:
+        recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
+        weak = strong = None
+        if batch.weak is not None and batch.strong is not None:
+            weak = self._forward_aside(batch.weak, lr)  # no gradient: the next forward pass takes its slot
+            strong = self._forward_aside(batch.strong, lr)
+        features = self._forward(batch.images, 0, lr)
+        result = heads.train_loss(features, batch.labels, weak, strong, recipe.consistency_weight, recipe.threshold, smoothing=recipe.smoothing,
+                                  mixed_labels=batch.mixed_labels, mixed=batch.mixed)
+        backbone.zero_grad()
+        backbone.backward(result.d_features, 0)
+        if result.used and result.d_strong is not None:
+            backbone.backward(result.d_strong, 1)
+        if recipe.relabel and batch.real:
+            heads.pretrain_loss(features[: batch.real], features[: batch.real], batch.labels[: batch.real])
+        self._update(result.total, lr)
+        correct = (result.logits.argmax(axis=1) == batch.labels).sum()
+        self._count(loss=result.total, supervised=result.supervised, consistency=result.consistency, used=result.used, correct=correct,
+                    seen=len(batch.labels))
+
+    def _forward(self, images: Floats, slot: int, lr: float) -> Floats:
+        features = self.network.backbone.forward(images, slot)
+        if not np.isfinite(features).all():
+            raise self._diverged("the features are not finite", lr)
+        return features
+
+    def _forward_aside(self, images: Floats, lr: float) -> Floats:
+        """A pass through slot 1 that leaves the running statistics as they were."""
+        kept = [(buffer, buffer.copy()) for buffer in self.network.backbone.buffers.values()]
+        try:
+            return self._forward(images, 1, lr)
+        finally:
+            for buffer, before in kept:
+                buffer[...] = before
+
+    def _update(self, loss: float, lr: float) -> None:
+        """Both optimisers, with the gradient of backbone and heads clipped as one."""
+        recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
+        of_backbone, of_heads = backbone.gradient_norm(), heads.gradient_norm()
+        norm = math.hypot(of_backbone, of_heads)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._diverged(f"the loss is {loss:.4g}, the norm of the gradients {norm:.4g}", lr)
+        scale = min(1.0, recipe.clip_norm / norm) if recipe.clip_norm > 0 and norm > 0 else 1.0
+        backbone.step(lr, recipe.momentum, recipe.weight_decay, True, scale * of_backbone if scale < 1 else 0.0)
+        heads.step(lr, recipe.momentum, recipe.weight_decay, True, scale)
+        self._count(norm=norm)
+
+    def _diverged(self, what: str, lr: float) -> DivergenceError:
+        self.network.heads.zero_grad()
+        return DivergenceError(self._stage()[0], self.epoch * self.steps_per_epoch + self.step + 1, what, lr)
+
+    def _count(self, **amounts: float) -> None:
+        for name, amount in amounts.items():
+            self._sums[name] += float(amount)
+
+    # ---- state
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The arrays and the position (plain JSON values) that `load_state` goes on from."""
+        position = {"epoch": self.epoch, "step": self.step, "round": self.round, "best": self.best, "sums": self._sums}
+        return {**self.network.state(), "assigned": self.assigned.copy()}, position
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], position: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; ValueError if it does not belong to this run."""
+        assigned = arrays.get("assigned")
+        if assigned is None or assigned.shape != self.assigned.shape:
+            raise ValueError(f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
+                             f"{len(self.assigned)} now")
+        counts: list[Any] = [position.get(k) for k in ("epoch", "step", "round")]
+        best: Any = position.get("best")
+        sums: Any = position.get("sums")
+        if not (all(type(c) is int and c >= 0 for c in counts) and counts[0] <= self.recipe.epochs and counts[1] < self.steps_per_epoch
+                and counts[2] <= self.recipe.epochs and _numbers(sums, SUMS if counts[1] else ())
+                and (best is None or _numbers(best, ("epoch", "accuracy")))):
+            raise ValueError("the checkpoint's position is not one of this run")
+        if assigned.dtype.kind not in "iu" or assigned.size and not -1 <= assigned.min() <= assigned.max() < self.network.heads.n_classes:
+            raise ValueError("the checkpoint's labels of the synthetic images are not possible")
+        broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        if broken:
+            raise ValueError(f"{broken[0]} in the checkpoint holds NaN or infinite values")
+        self.network.load_state(arrays)
+        self.assigned = assigned.astype(np.int32)
+        self.epoch, self.step, self.round = counts
+        self.best, self._sums = best, sums
+
+
+def _numbers(values: Any, names: tuple[str, ...]) -> bool:
+    """An object out of a file that has a finite number under each of the names."""
+    return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
+
+
+def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:
+    return keyed(seed, number << 32 | stream, (0, draw, 0, 1 << 32))
+
+
+class _Pool:
+    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several threads."""
+
+    def __init__(self, seed: int, number: int, stream: int, n: int) -> None:
+        self.key, self.n = (seed, number, stream), n
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def take(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from another."""
+        drawn = []
+        for position in range(start, start + count):
+            order, place = divmod(position, self.n)
+            if order not in self._orders:
+                self._orders[order] = np.argsort(_random(*self.key, order).random(self.n), kind="stable")
+            drawn.append((order, int(self._orders[order][place])))
+        return drawn
+
+
+def _mix(batch: _Batch, kind: str, random: np.random.Generator) -> None:
+    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for all rows."""
+    share, y, x = random.random(3)
+    partner = np.argsort(random.random(len(batch.images)), kind="stable")
+    other = batch.images[partner]
+    if kind == "mixup":
+        batch.images = np.float32(1 - share) * batch.images + np.float32(share) * other
+    else:
+        height, width = batch.images.shape[2:]
+        half_h, half_w = height * math.sqrt(share) / 2, width * math.sqrt(share) / 2
+        top, bottom = (min(max(round(y * height + d), 0), height) for d in (-half_h, half_h))
+        left, right = (min(max(round(x * width + d), 0), width) for d in (-half_w, half_w))
+        batch.images = batch.images.copy()
+        batch.images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+        share = (bottom - top) * (right - left) / (height * width)
+    batch.mixed_labels, batch.mixed = batch.labels[partner], float(share)
+
+
+RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))

@@ -1,0 +1,304 @@
+"""Backbones made ready for training, and the file that holds a finished classifier.
+
+    backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
+    load_pretrained(backbone, "resnet18.safetensors")
+    model = TrainedModel.load("run/model.safetensors")
+    model.predict_proba(images)                                  # uint8 (N, H, W, 3) -> float32 (N, classes)
+"""
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .amst import Backbone, Images, Network
+from .views import SMALL, Views, ahead
+from ..networks.weights import WeightFile
+
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+STEMS = ("auto", "imagenet", "small")
+SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
+BATCH_PIXELS = 1 << 24  # of the images predicted together: 64 of up to 512 x 512
+LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
+FORMAT = 1
+_OTHER_HEADS = ("fc.", "head.", "classifier.")
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+def choose_stem(stem: str, size: tuple[int, int]) -> str:
+    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller chose.
+
+    Raises
+    ------
+    ValueError
+        An unknown stem, or images too small for it, or larger than any batch could be.
+    """
+    if stem not in STEMS:
+        raise ValueError(f"--stem must be auto, imagenet or small; it is {stem!r}")
+    if stem == "auto":
+        stem = "small" if max(size) <= SMALL else "imagenet"
+    if max(size) > LARGEST:
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too large to train on; give a --size up to {LARGEST}")
+    if min(size) < SMALLEST[stem]:
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
+                         + ("use --stem small or a larger --size" if stem == "imagenet" else "give a larger --size"))
+    return stem
+
+
+def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64, dtype: str = "auto",
+                    threads: int | None = None, slots: int = 2, weights: Arrays | None = None) -> Backbone:
+    """A backbone in the C core, not yet initialised.
+
+    Parameters
+    ----------
+    name : {"resnet18", "resnet34", "resnet50"}
+    size : (height, width)
+        Of the images.
+    batch : int
+    stem : {"auto", "imagenet", "small"}
+        See `choose_stem`.
+    width : int
+        Channels of the first stage, 64 as published.
+    dtype : {"auto", "f32", "bf16"}
+        bf16 is mixed precision: parameters, statistics and losses stay float32.
+    threads : int, optional
+        Default: all cores.
+    slots : int
+        Forward passes that may be under way before their backward pass.
+    weights : dict of str to array, optional
+        What it is to hold: ValueError, before memory is taken, where the first or the last stage is of another width.
+    """
+    from ..networks.models import resolve_dtype, resolve_threads
+
+    if name not in BACKBONES:
+        raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
+    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)):
+        if weights is None:
+            break
+        found = weights[tensor].shape[:1] if tensor in weights else None
+        if found != (channels,):
+            raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'for {found} channels'}; a {name} of width {width} "
+                             f"needs {channels}")
+    config = {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
+    return _core.Trainer(config, batch=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype), threads=resolve_threads(threads),
+                         slots=slots)
+
+
+def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+    """Take over the weights of a timm or torchvision safetensors file; its class head is left out.
+
+    Raises
+    ------
+    ValueError
+        The file is of another architecture: every tensor that differs is named. Or it holds no safetensors.
+    FileNotFoundError
+    """
+    file = WeightFile(path)
+    wanted = {**backbone.parameters, **backbone.buffers}
+    there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
+        "other shapes": [f"{n} {file.shape(n)} instead of {wanted[n].shape}" for n in wanted if n in there and file.shape(n) != wanted[n].shape]}
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"--pretrained {path} is of another architecture than this backbone and stem ({found})")
+    for name, array in wanted.items():
+        values = file.read(name)
+        if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
+        array[...] = values
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+@dataclass
+class TrainedModel:
+    """A finished classifier: f5 on its backbone, with everything that prediction needs.
+
+    Attributes
+    ----------
+    backbone, stem, width : str, str, int
+    size : (int, int)
+        Height and width that images are resized to.
+    mean, std : tuples of three floats
+        Of the channels, in units of 0 to 1.
+    classes : list of str or int
+    weights : dict of str to float32 array
+        Named as in torchvision and timm; f5 is ``fc``, so that PyTorch users can load the file into their own ResNet.
+    about : dict
+        Whatever else is worth knowing of the run, as JSON values.
+    """
+
+    backbone: str
+    stem: str
+    width: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: list[Any]
+    weights: dict[str, NDArray[np.float32]] = field(repr=False)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._engine: tuple[Any, Backbone] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_engine", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    @classmethod
+    def of(cls, network: Network, **about: Any) -> TrainedModel:
+        """The classifier that a `Network` is now; the other attributes are given."""
+        backbone, heads = network.backbone, network.heads
+        weights = {name: array.copy() for name, array in (*backbone.parameters.items(), *backbone.buffers.items())}
+        weights["fc.weight"], weights["fc.bias"] = heads.parameters["f5.weight"].copy(), heads.parameters["f5.bias"].copy()
+        return cls(weights=weights, **about)
+
+    def predict_proba(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2
+                      ) -> NDArray[np.float32]:
+        """Class probabilities, float32 (N, classes), of uint8 images (H, W, 3) of any sizes."""
+        found = np.empty((len(images), len(self.classes)), np.float32)
+        for part, features in self._evaluate(images, dtype, threads, batch, workers):
+            found[part] = _core.softmax(_core.linear(features, self.weights["fc.weight"], self.weights["fc.bias"]))
+        return found
+
+    def features(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2) -> NDArray[np.float32]:
+        """What the backbone makes of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of ``fc``."""
+        found = np.empty((len(images), self.weights["fc.weight"].shape[1]), np.float32)
+        for part, features in self._evaluate(images, dtype, threads, batch, workers):
+            found[part] = features
+        return found
+
+    def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int, workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """The features of one batch after another, with the rows that they are of."""
+        batch = max(1, min(batch, BATCH_PIXELS // (self.size[0] * self.size[1])))
+        views = Views(self.size, self.mean, self.std)
+        with self._lock:
+            if self._engine is None or self._engine[0] != (dtype, threads, batch):
+                backbone = create_backbone(self.backbone, size=self.size, batch=batch, stem=self.stem, width=self.width, dtype=dtype,
+                                           threads=threads, slots=1, weights=self.weights)
+                for name, array in (*backbone.parameters.items(), *backbone.buffers.items()):
+                    there = self.weights.get(name)
+                    if there is None or there.shape != array.shape:
+                        raise ValueError(f"the model's {name} is {'missing' if there is None else f'of shape {there.shape}'}; "
+                                         f"a {self.backbone} of this width and stem needs {array.shape}")
+                    array[...] = there
+                self._engine = (dtype, threads, batch), backbone
+            backbone = self._engine[1]
+
+            def load(number: int) -> NDArray[np.float32]:
+                return np.stack([views.plain(images[i]) for i in range(number * batch, min((number + 1) * batch, len(images)))])
+
+            for number, part in enumerate(ahead(load, 0, -(-len(images) // batch), workers)):
+                yield slice(number * batch, number * batch + len(part)), backbone.evaluate(part)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, whose header also holds the other attributes as JSON; all or nothing."""
+        about = {k: v for k, v in asdict(self).items() if k != "weights"}
+        save_arrays(path, self.weights, {"format": FORMAT, "kind": "model", **about})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+        ValueError
+            It is not such a file, or a tensor of it holds NaN or infinite values.
+        """
+        weights, about = load_arrays(path, "model")
+        known: dict[str, Any] = {k: about.get(k) for k in cls.__dataclass_fields__ if k != "weights"}
+        problem = _misfit(**known)
+        head = [weights.get(name, np.empty(0)).shape for name in ("fc.weight", "fc.bias")]
+        if problem is None and not (len(head[0]) == 2 and head[1] == head[0][:1] == (len(known["classes"]),)):
+            problem = "its head and its classes contradict each other"
+        if problem is not None:
+            raise ValueError(f"{path} is no model of dreamda train: {problem}")
+        for name, array in weights.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite values; fetch the file again")
+        return cls(weights=weights, **known | {k: tuple(known[k]) for k in ("size", "mean", "std")})
+
+
+def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, about: Any) -> str | None:
+    """What is wrong with the attributes that a file gives a model."""
+    def numbers(values: Any, count: int, low: float, kind: Any = (int, float)) -> bool:
+        return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
+                and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
+
+    good = {"backbone": backbone in BACKBONES, "stem": isinstance(stem, str) and stem in SMALLEST, "width": numbers([width], 1, 1, int),
+            "size": numbers(size, 2, SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean": numbers(mean, 3, -LARGEST),
+            "std": numbers(std, 3, 1e-9), "about": isinstance(about, dict),
+            "classes": isinstance(classes, list) and len({type(c) for c in classes}) == 1 and isinstance(classes[0], (str, int, float))}
+    wrong = [name for name, fine in good.items() if not fine]
+    return f"its {wrong[0]!r} is missing or not possible" if wrong else None
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """A safetensors file with `about` as JSON in its header, all or nothing, and on disk when this returns."""
+    from safetensors.numpy import save
+
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"dreamda": json.dumps(about, ensure_ascii=False, sort_keys=True)})
+    write_atomically(path, content)
+
+
+def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """What `save_arrays` wrote; ValueError unless it is such a file of that kind."""
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get("dreamda", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+    if not isinstance(about, dict) or about.get("kind") != kind:
+        raise ValueError(f"{path} was not written by dreamda train as a {kind}")
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {str(about.get('format'))[:100]}; this version of dreamda reads format {FORMAT}")
+    return arrays, about
+
+
+def temporary_name(name: str) -> str:
+    """What `write_atomically` calls a file until it is whole; a kill may leave that behind."""
+    return f".{name}.tmp"
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Make the file hold `content`, all or nothing: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
