@@ -189,7 +189,7 @@ def test_shenzhen(tmp_path):
     report = datasets.import_dataset("shenzhen-tb", archive, tmp_path / "out")
     assert report.counts == {"train": 21, "test": 9} and "70 %" in report.split  # 7 + 14: rounded in each class, 463 of 662 as in the paper
     assert [len(list((tmp_path / "out/train" / c).iterdir())) for c in ("normal", "tuberculosis")] == [7, 14]
-    assert round(326 * datasets.SHENZHEN_TRAINING) + round(336 * datasets.SHENZHEN_TRAINING) == datasets.DATASETS["shenzhen-tb"].counts["train"]
+    assert round(326 * datasets.shenzhen_tb.TRAINING) + round(336 * datasets.shenzhen_tb.TRAINING) == datasets.DATASETS["shenzhen-tb"].counts["train"]
     assert {k.split("/")[0]: v for k, v in prompts(tmp_path / "out/train").items()} == {
         "normal": "a chest X-ray of a healthy patient, normal lungs", "tuberculosis": "a chest X-ray of a patient with pulmonary tuberculosis"}
     datasets.import_dataset("shenzhen-tb", write(tmp_path / "folder", files) / "ChinaSet_AllFiles/CXR_png", tmp_path / "again")

@@ -27,7 +27,7 @@ _LAZY = {
     "UNet": "networks.models",
     "VAE": "networks.models",
     "TextEncoder": "networks.models",
-    "load_bundled": "data.folders",
+    "load_bundled": "data.bundled",
     "AMSTClassifier": "training.classifier",
     "AMSTHeads": "training.heads",
     "to_webdataset": "data.export",
@@ -37,7 +37,7 @@ __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
 
 if TYPE_CHECKING:
     from .training.classifier import AMSTClassifier
-    from .data.folders import load_bundled
+    from .data.bundled import load_bundled
     from .data.export import to_webdataset
     from .training.heads import AMSTHeads
     from .networks.models import UNet, VAE, TextEncoder

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         Default: ``sys.argv[1:]``.
     """
     common.show_tracebacks = False
-    from ..data.folders import LostImageError
+    from ..data.files import LostImageError
     from ..runs.generate import EngineError, OutputError
 
     arguments = sys.argv[1:] if arguments is None else arguments

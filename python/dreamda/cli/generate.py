@@ -75,7 +75,8 @@ def generate(
         raise ValueError(f"{missing} is missing; the command is: dreamda generate REAL OUT --model MODEL")
     import hashlib
 
-    from ..data.folders import DEFAULT_TEMPLATE, ImageFolder, own_prompt_file, prompts_from_file, prompts_from_template
+    from ..data.folders import ImageFolder
+    from ..data.prompts import DEFAULT_TEMPLATE, own_prompt_file, prompts_from_file, prompts_from_template
     from ..runs.generate import SETTING_NAMES, Settings, check_out, run_identity
     from ..generation.recipes import load_recipe
 
@@ -120,7 +121,8 @@ def demo(
     debug: Debug = False,
 ) -> int:
     """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real images alone, compare."""
-    from ..data.folders import DEFAULT_TEMPLATE, load_bundled, prompts_from_template
+    from ..data.bundled import load_bundled
+    from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
     from ..runs.generate import Settings, check_out, run_identity
     from ..runs.pictures import contact_sheet_of_run
 

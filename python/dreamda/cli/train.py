@@ -137,7 +137,8 @@ def predict(
     debug: Debug = False,
 ) -> int:
     """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each."""
-    from ..data.folders import SUFFIXES, BrokenImageError, read_image
+    from ..data.files import BrokenImageError
+    from ..data.images import SUFFIXES, read_image
     from ..runs.train import find_model
     from ..training.trained import TrainedModel
 

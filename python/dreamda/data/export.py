@@ -16,7 +16,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from .folders import ImageFolder, read_bounded, read_json_lines
+from .files import read_bounded, read_json_lines
+from .folders import ImageFolder
 
 
 def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: int = 1000) -> list[Path]:

@@ -42,8 +42,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..networks.config import read_json
-from ..data.folders import (DEFAULT_TEMPLATE, BrokenImageError, ImageFolder, ImageRef, LoadedImage, prompts_from_template, read_bounded, read_image,
-                   read_json_lines)
+from ..data.files import BrokenImageError, read_bounded, read_json_lines
+from ..data.folders import ImageFolder, ImageRef
+from ..data.images import LoadedImage, read_image
+from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
 from .inspection import BITS, differences
 
 WORK = ".dreamda"

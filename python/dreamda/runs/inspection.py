@@ -109,7 +109,7 @@ def _noise() -> Iterator[Check]:
 
 def _models(threads: int | None) -> Iterator[Check]:
     from .. import normals
-    from ..data.folders import load_bundled
+    from ..data.bundled import load_bundled
     from ..networks.models import resolve_dtype
     from ..generation.pipeline import Pipeline
 

@@ -105,7 +105,8 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     ValueError
         A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
-    from ..data.folders import read_image, read_json_lines
+    from ..data.files import read_json_lines
+    from ..data.images import read_image
     from .generate import is_row
 
     path = Path(out) / "metadata.jsonl"

@@ -20,7 +20,9 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.folders import BrokenImageError, ImageFolder, ImageRef, read_bounded, read_image, read_json_lines
+from ..data.files import BrokenImageError, read_bounded, read_json_lines
+from ..data.folders import ImageFolder, ImageRef
+from ..data.images import read_image
 from .generate import PipelineLike, Settings, generate_dataset, is_row
 from .inspection import BITS, differences
 

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..data.folders import ImageFolder, read_image, read_json_lines
+from ..data.files import read_json_lines
+from ..data.folders import ImageFolder
+from ..data.images import read_image
 from .pictures import contact_sheet_of_run
 from .train import FolderImages
 from ..training.trained import TrainedModel

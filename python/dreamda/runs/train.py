@@ -34,7 +34,9 @@ from PIL import Image
 from ..training.amst import Data, DivergenceError, Event, Recipe, Training, initialise
 from ..training.classifier import describe, split
 from ..networks.config import read_json
-from ..data.folders import BrokenImageError, ImageFolder, ImageRef, LostImageError, decode_image, read_bounded, read_json_lines
+from ..data.files import BrokenImageError, LostImageError, read_bounded, read_json_lines
+from ..data.folders import ImageFolder, ImageRef
+from ..data.images import decode_image
 from .generate import OutputError
 from ..training.heads import AMSTHeads
 from .inspection import BITS, differences, environment

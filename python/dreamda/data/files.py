@@ -1,0 +1,64 @@
+"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so."""
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+
+MAX_FILE_BYTES = 512 << 20
+MAX_LINE_BYTES = 1 << 20          # of JSON Lines
+
+
+class BrokenImageError(ValueError):
+    """An image file that cannot be used: unreadable, truncated, too large, or not one of the formats read."""
+
+
+class LostImageError(BrokenImageError):
+    """An image that was there when the run began, and has gone, become unreadable or changed since; the message names it."""
+
+
+def read_bounded(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file of at most `MAX_FILE_BYTES`; everything else is a `BrokenImageError`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block the run
+        with open(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise BrokenImageError("not a regular file")
+            if info.st_size > MAX_FILE_BYTES:
+                raise BrokenImageError(f"{info.st_size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
+            content = file.read(info.st_size + 1)  # `read` takes memory for all that it is allowed to return
+            if len(content) > info.st_size:
+                raise BrokenImageError("grew while it was read")
+            return content
+    except OSError as error:
+        raise BrokenImageError(f"cannot be read ({error.strerror})") from error
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
+    """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are read; write one object a line")
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} line {number} is no JSON object; write one object a line")
+            yield number, row
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a text can be written as UTF-8; a file name of other bytes cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""What every importer shares: pictures on their way, the report, and how a data set describes itself."""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import MAX_FILE_BYTES
+from .source import Found, Source, read_member
+
+UNLABELLED = "unlabelled"
+
+
+class Picture(NamedTuple):
+    """One image on its way: where it belongs, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or (H, W, 3)."""
+
+    split: str
+    label: str
+    name: str
+    text: str | None
+    content: bytes | NDArray[np.uint8]
+
+
+@dataclass
+class ImportReport:
+    """What `import_dataset` did.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        Images written of each split.
+    classes : int
+    split : str
+        A sentence about where the split comes from.
+    notes : list of str
+        What differs from the published data set, and what was changed.
+    skipped : list of (str, str)
+        Images left out, each with the reason.
+    complete : bool
+        All published images are there.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    classes: int = 0
+    split: str = ""
+    notes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is published about a data set.
+
+    Attributes
+    ----------
+    title : str
+    archives : tuple of str
+        Names of the official files.
+    counts : dict of str to int
+        Images of each split.
+    classes : int
+    read : callable
+        Yields its pictures, ``read(source, report)``.
+    split : str
+    """
+
+    title: str
+    archives: tuple[str, ...]
+    counts: dict[str, int]
+    classes: int
+    read: Callable[[Source, ImportReport], Iterator[Picture]]
+    split: str = "the official one"
+
+
+def image_files(found: Found, place_of: dict[str, tuple[str, str, str, str]]) -> Iterator[Picture]:
+    """The image files of `found` that have a place, {name: (split, label, file name, text)}."""
+    for name, file in found.place.read(place_of):
+        split, label, stem, text = place_of[name]
+        yield Picture(split, label, stem, text, read_member(file, MAX_FILE_BYTES, f"{found.place.title}: {name}"))
+
+
+def drawn(names: Iterable[str], count: int) -> set[str]:
+    """`count` of the names, the same everywhere."""
+    return set(sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())[:count])
+
+
+def folder_name(words: str) -> str:
+    """Words as a folder name: underscores for spaces, hyphens for what has no place in it (``Ram C/V`` -> ``Ram_C-V``)."""
+    return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"
