@@ -40,6 +40,22 @@ def test_two_fits_have_the_same_bits(fitted):
         np.testing.assert_array_equal(array, again.model_.weights[name], err_msg=name)
 
 
+def test_an_amst_step_packs_its_weights_once(monkeypatch):
+    """Also where it makes three forward passes, two of which put the running statistics back."""
+    step, counts = Training._train_step, []
+
+    def counting(self, batch, lr):
+        assert batch.weak is not None and batch.strong is not None
+        self.network.backbone.profile()
+        step(self, batch, lr)
+        rows = self.network.backbone.profile()
+        counts.append(({r["calls"] for r in rows if r["phase"] == "pack"}, {r["calls"] for r in rows if r["phase"] == "forward"}))
+
+    monkeypatch.setattr(Training, "_train_step", counting)
+    dreamda.AMSTClassifier(**{**FAST, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3}).fit(X, Y, SYNTHETIC, HINTS)
+    assert counts == 3 * [({1}, {3})]
+
+
 def test_a_trained_backbone_is_a_pretrained_one(fitted, tmp_path):
     fitted.model_.save(tmp_path / "m.safetensors")
     backbone = create_backbone("resnet18", size=(16, 16), batch=4, width=8, dtype="f32", threads=1)

@@ -234,6 +234,14 @@ def test_weights_are_packed_once_unless_somebody_may_have_written():
     t.step(0.1, 0.9, 0.0)
     t.forward(x), t.evaluate(x[:3])
     assert {"pack", "fold"} <= phases()
+    view = t.buffers["bn1.running_var"]  # only evaluation reads the running statistics
+    t.forward(x), t.evaluate(x[:3])
+    assert {"pack", "fold"} & phases() == {"fold"}
+    del view
+    t.forward(x), t.evaluate(x[:3])
+    assert {"pack", "fold"} & phases() == {"fold"}
+    t.evaluate(x[:3])
+    assert not {"pack", "fold"} & phases()
     close(t.evaluate(x[:3]), Reference(t)(x[:3], training=False), F32)
 
 

@@ -11,8 +11,10 @@ typedef struct {
     PyObject_HEAD
     dd_trainer *trainer; /* owned */
     PyThread_type_lock lock; /* one call at a time */
-    atomic_int lent;         /* leases of values: somebody may write to them */
-    atomic_bool touched;     /* there was one since the last pass */
+    struct {
+        atomic_int lent;     /* views that are alive: someone may write through them at any time */
+        atomic_bool touched; /* a view was alive since the last pass */
+    } views[DD_TRAINER_PARTS];
 } trainer_object;
 
 static const struct {
@@ -154,8 +156,10 @@ static void trainer_dealloc(PyObject *object)
 /* With the lock, before packed weights are used. */
 static void note_touch(trainer_object *self)
 {
-    if (atomic_exchange(&self->touched, false) || atomic_load(&self->lent) > 0) {
-        dd_trainer_touched(self->trainer);
+    for (int part = 0; part < DD_TRAINER_PARTS; part++) {
+        if (atomic_exchange(&self->views[part].touched, false) || atomic_load(&self->views[part].lent) > 0) {
+            dd_trainer_touched(self->trainer, (dd_trainer_part)part);
+        }
     }
 }
 
@@ -310,24 +314,29 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
 
 typedef enum { VALUES, GRADIENTS, MOMENTS, BUFFERS } array_kind;
 
-static const char lease_name[] = "dreamda._core.Trainer's values";
+static const char *const lease_names[DD_TRAINER_PARTS] = {
+    [DD_TRAINER_PARAMETERS] = "dreamda._core.Trainer.parameters",
+    [DD_TRAINER_STATISTICS] = "dreamda._core.Trainer.buffers",
+};
 
 static void end_lease(PyObject *lease)
 {
-    trainer_object *self = PyCapsule_GetPointer(lease, lease_name);
-    atomic_store(&self->touched, true); /* it may have been written to since the last pass */
-    atomic_fetch_sub(&self->lent, 1);
+    const int part = PyCapsule_IsValid(lease, lease_names[DD_TRAINER_PARAMETERS]) ? DD_TRAINER_PARAMETERS : DD_TRAINER_STATISTICS;
+    trainer_object *self = PyCapsule_GetPointer(lease, lease_names[part]);
+    atomic_store(&self->views[part].touched, true); /* someone may have written since the last pass */
+    atomic_fetch_sub(&self->views[part].lent, 1);
     Py_DECREF(self);
 }
 
-/* What views of values have as their base: keeps the trainer, and tells it how long somebody may write to them. */
-static PyObject *new_lease(PyObject *self)
+/* The base of views: keeps the trainer alive, and tells it how long someone may write through them. */
+static PyObject *new_lease(PyObject *object, dd_trainer_part part)
 {
-    PyObject *lease = PyCapsule_New(self, lease_name, end_lease);
+    trainer_object *self = (trainer_object *)object;
+    PyObject *lease = PyCapsule_New(self, lease_names[part], end_lease);
     if (lease) {
         Py_INCREF(self);
-        atomic_fetch_add(&((trainer_object *)self)->lent, 1);
-        atomic_store(&((trainer_object *)self)->touched, true);
+        atomic_fetch_add(&self->views[part].lent, 1);
+        atomic_store(&self->views[part].touched, true);
     }
     return lease;
 }
@@ -336,7 +345,9 @@ static PyObject *new_lease(PyObject *self)
 static PyObject *views(PyObject *self, array_kind kind)
 {
     const dd_trainer *t = ((trainer_object *)self)->trainer;
-    PyObject *base = kind == VALUES || kind == BUFFERS ? new_lease(self) : Py_NewRef(self);
+    PyObject *base = kind == VALUES    ? new_lease(self, DD_TRAINER_PARAMETERS)
+                     : kind == BUFFERS ? new_lease(self, DD_TRAINER_STATISTICS)
+                                       : Py_NewRef(self);
     PyObject *dict = base ? PyDict_New() : NULL;
     for (int i = 0; dict && i < dd_trainer_arrays(t); i++) {
         dd_trainer_array a = dd_trainer_get(t, i);
@@ -395,11 +406,11 @@ static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < rows; i++) {
         dd_trainer_row r = kept[i];
-        if (r.seconds == 0) {
+        if (r.calls == 0) {
             continue;
         }
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:d}", "name", r.name, "phase", r.phase, "implementation", r.implementation, "ms",
-                                      1e3 * r.seconds);
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:i,s:d}", "name", r.name, "phase", r.phase, "implementation", r.implementation,
+                                      "calls", r.calls, "ms", 1e3 * r.seconds);
         if (!row || PyList_Append(list, row) < 0) {
             Py_CLEAR(list);
         }
@@ -422,7 +433,7 @@ static PyMethodDef trainer_methods[] = {
      "step(lr, momentum, weight_decay, nesterov=True, clip_norm=0.0): one step of SGD as PyTorch defines it.\n\n"
      "No decay on norms. With clip_norm > 0 gradients count as scaled down to that norm; the arrays stay as they are."},
     {"evaluate", trainer_evaluate, METH_O, "evaluate(images) -> features of 1 to `batch` images, with the running statistics."},
-    {"profile", trainer_profile, METH_NOARGS, "profile() -> list of dict: name, phase, implementation, ms since the last call."},
+    {"profile", trainer_profile, METH_NOARGS, "profile() -> list of dict: name, phase, implementation, calls and ms since the last profile."},
     {NULL, NULL, 0, NULL},
 };
 

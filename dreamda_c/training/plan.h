@@ -23,6 +23,7 @@ typedef struct {
     int convolution;                                                        /* of a batch norm: the step that feeds it */
     int d_dst[2], d_src;                                                    /* gradient buffers */
     double seconds[PHASES];
+    int calls[PHASES];
 } step;
 
 struct dd_trainer {

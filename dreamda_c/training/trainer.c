@@ -20,6 +20,7 @@ static double add_time(step *s, phase p, double since)
 {
     double t = now();
     s->seconds[p] += t - since;
+    s->calls[p]++;
     return t;
 }
 
@@ -231,6 +232,9 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
     double since = now();
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
+        if (s->op->kind == DD_OP_CONV) {
+            continue; /* part of the batch norm that it feeds */
+        }
         const dd_value_info *in = value(t, s->op->src[0].value);
         char *src = t->activations + t->evaluated[s->op->src[0].value], *dst = t->activations + t->evaluated[s->op->dst];
         if (s->op->kind == DD_OP_FROM_NCHW) {
@@ -244,7 +248,7 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
             dd_winograd(t->isa, t->dtype, dst, t->activations + t->evaluated[from], t->packed + s->packed_evaluate,
                         (float *)(void *)(t->packed + s->bias_evaluate), add ? t->activations + t->evaluated[add] : NULL,
                         s->op->act == DD_ACT_RELU, false, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
-        } else if (s->evaluate) {
+        } else {
             DD_TRY(dd_primitive_run(s->evaluate));
         }
         since = add_time(s, PHASE_EVALUATE, since);
@@ -284,7 +288,7 @@ void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
     dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
     omp_set_num_threads(caller_threads);
     memset(t->alive, 0, sizeof t->alive);
-    dd_trainer_touched(t);
+    dd_trainer_touched(t, DD_TRAINER_PARAMETERS);
 }
 
 /* ---- what a trainer tells */
@@ -295,9 +299,10 @@ int dd_trainer_slots(const dd_trainer *t) { return t->nslots; }
 size_t dd_trainer_bytes(const dd_trainer *t) { return t->bytes; }
 const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->steps[0].op->src[0].value); }
 
-void dd_trainer_touched(dd_trainer *t)
+void dd_trainer_touched(dd_trainer *t, dd_trainer_part part)
 {
-    t->packed_fresh = t->folded_fresh = false;
+    t->packed_fresh = t->packed_fresh && part != DD_TRAINER_PARAMETERS;
+    t->folded_fresh = false;
 }
 
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index)
@@ -325,12 +330,13 @@ dd_trainer_row dd_trainer_profile(const dd_trainer *t, int index)
     const char *ours = index % PHASES == PHASE_WEIGHTS ? "dreamda:weight_gradient" : s->winograd ? "dreamda:winograd" : "dreamda";
     return (dd_trainer_row){.name = s->op->name, .phase = phases[index % PHASES],
                             .implementation = p ? dd_primitive_implementation(p) : ours,
-                            .seconds = s->seconds[index % PHASES]};
+                            .calls = s->calls[index % PHASES], .seconds = s->seconds[index % PHASES]};
 }
 
 void dd_trainer_profile_reset(dd_trainer *t)
 {
     for (int i = 0; i < t->nsteps; i++) {
         memset(t->steps[i].seconds, 0, sizeof t->steps[i].seconds);
+        memset(t->steps[i].calls, 0, sizeof t->steps[i].calls);
     }
 }

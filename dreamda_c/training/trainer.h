@@ -36,7 +36,11 @@ typedef struct {
 } dd_trainer_array;
 int dd_trainer_arrays(const dd_trainer *t);
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index);
-void dd_trainer_touched(dd_trainer *t); /* somebody may have written to a value since the last call: weights are packed anew */
+
+/* Tells the trainer that values of this kind may have been written to since the last call. The next pass that depends on them packs its
+   weights again: forward and backward depend on parameters alone, evaluation on both. */
+typedef enum { DD_TRAINER_PARAMETERS, DD_TRAINER_STATISTICS, DD_TRAINER_PARTS } dd_trainer_part;
+void dd_trainer_touched(dd_trainer *t, dd_trainer_part part);
 
 const dd_value_info *dd_trainer_input(const dd_trainer *t); /* dims: (batch, channels, height, width) */
 int dd_trainer_features(const dd_trainer *t);
@@ -62,9 +66,10 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
 
 size_t dd_trainer_bytes(const dd_trainer *t);
 
-/* Time since creation or the last reset, by operation and phase ("forward", "backward", ...). */
+/* Calls and time since creation or the last reset, by operation and phase ("forward", "backward", ...). */
 typedef struct {
     const char *name, *phase, *implementation;
+    int calls;
     double seconds;
 } dd_trainer_row;
 int dd_trainer_profile_rows(const dd_trainer *t);
