@@ -73,6 +73,43 @@ def test_every_failed_allocation_of_every_entry(name):
     assert _core.info()["live_bytes"] == before
 
 
+def wide_plan():
+    """Sizes of more than 256: Python keeps no ints for them, so that each takes memory."""
+    model = _core.Model("unet", SMALL_UNET | {"context_dim": 300})
+    return load(model.plan(rows=1, dtype="f32", threads=1, height=1, width=300, tokens=300), model), model
+
+
+# What Python sees of a plan, a model and a trainer: none may lose an exception, or hand out an object with a hole in it.
+LOOKS = {
+    "inputs": lambda plan, model, trainer: plan.inputs, "outputs": lambda plan, model, trainer: plan.outputs,
+    "memory": lambda plan, model, trainer: plan.memory, "missing": lambda plan, model, trainer: plan.missing(),
+    "profile": lambda plan, model, trainer: len(plan.profile()), "parameters": lambda plan, model, trainer: model.parameters(),
+    "a run": lambda plan, model, trainer: sorted(plan.run(RUN)), "a trainer's parameters": lambda plan, model, trainer: sorted(trainer.parameters),
+    "a trainer's profile": lambda plan, model, trainer: len(trainer.profile()), "info": lambda plan, model, trainer: sorted(_core.info())}
+RUN = {"sample": np.zeros((1, 4, 1, 300), np.float32), "timestep": np.zeros(1, np.float32), "context": np.zeros((1, 300, 300), np.float32)}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_every_failed_allocation_of_python(name):
+    """Python's Nth allocation fails, for every N: a MemoryError, never another error, a crash, or a result with a hole in it."""
+    testcapi = pytest.importorskip("_testcapi", reason="this Python was installed without its own test modules")
+    (plan, model), trainer = wide_plan(), _core.Trainer(TRAINER, batch=2, height=8, width=8, dtype="f32", threads=1)
+    look, expected, failures, successes, n = LOOKS[name], LOOKS[name](plan, model, trainer), 0, 0, 0
+    while successes < 20:  # the first ones may be an allocation that Python can do without
+        n += 1
+        testcapi.set_nomemory(n, n + 1)
+        try:
+            found = look(plan, model, trainer)
+        except MemoryError:
+            failures, successes = failures + 1, 0
+        else:
+            successes += 1
+            assert found == expected, n
+        finally:
+            testcapi.remove_mem_hooks()
+    assert failures
+
+
 NARROW = """
 import os, resource
 from pathlib import Path

@@ -37,7 +37,15 @@ int dd_int_in(PyObject *object, void *out)
     return 1;
 }
 
-static PyObject *shape_tuple(int ndim, const npy_intp *dims)
+bool dd_dict_item(PyObject *dict, const char *key, PyObject **value)
+{
+    PyObject *name = PyUnicode_FromString(key);
+    *value = name ? PyDict_GetItemWithError(dict, name) : NULL;
+    Py_XDECREF(name);
+    return *value || !PyErr_Occurred();
+}
+
+PyObject *dd_shape_tuple(int ndim, const npy_intp *dims)
 {
     PyObject *shape = PyTuple_New(ndim);
     for (int i = 0; shape && i < ndim; i++) {
@@ -53,7 +61,7 @@ static PyObject *shape_tuple(int ndim, const npy_intp *dims)
 
 static void raise_shape(const char *name, int ndim, const npy_intp *dims, PyArrayObject *got)
 {
-    PyObject *expected = shape_tuple(ndim, dims), *found = shape_tuple(PyArray_NDIM(got), PyArray_DIMS(got));
+    PyObject *expected = dd_shape_tuple(ndim, dims), *found = dd_shape_tuple(PyArray_NDIM(got), PyArray_DIMS(got));
     if (expected && found) {
         PyErr_Format(PyExc_ValueError, "%s: expected an array of shape %R, got %R", name, expected, found);
     }

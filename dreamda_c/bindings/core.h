@@ -53,6 +53,11 @@ bool dd_may_compute(dd_module_state *state);
    what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */
 PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name);
 
+/* *value = the borrowed item of `key`, or NULL where there is none. False with an exception set. */
+bool dd_dict_item(PyObject *dict, const char *key, PyObject **value);
+
+PyObject *dd_shape_tuple(int ndim, const npy_intp *dims);
+
 /* For "O&": a whole number as an int; beyond an int it becomes the nearest one, for the caller's own check of its range. */
 int dd_int_in(PyObject *object, void *out);
 

@@ -13,8 +13,8 @@ enum { MAX_DIMENSION = 1 << 20 };
 
 static PyObject *item(PyObject *config, const char *key)
 {
-    PyObject *value = PyDict_GetItemString(config, key); /* borrowed */
-    if (!value) {
+    PyObject *value;
+    if (dd_dict_item(config, key, &value) && !value) {
         PyErr_Format(PyExc_ValueError, "config: '%s' is missing", key);
     }
     return value;
@@ -257,18 +257,11 @@ static PyObject *model_parameters(PyObject *self, PyObject *Py_UNUSED(ignored))
     PyObject *list = PyList_New(count);
     for (int i = 0; list && i < count; i++) {
         const dd_parameter *p = dd_weights_get(w, i);
-        PyObject *shape = PyTuple_New(p->ndim), *entry = NULL;
-        for (int j = 0; shape && j < p->ndim; j++) {
-            PyObject *dim = PyLong_FromLongLong(p->dims[j]);
-            if (!dim) {
-                Py_CLEAR(shape);
-                break;
-            }
-            PyTuple_SET_ITEM(shape, j, dim);
+        npy_intp dims[DD_MAX_PARAMETER_DIMS];
+        for (int j = 0; j < p->ndim; j++) {
+            dims[j] = (npy_intp)p->dims[j];
         }
-        if (shape) {
-            entry = Py_BuildValue("(sN)", p->name, shape);
-        }
+        PyObject *shape = dd_shape_tuple(p->ndim, dims), *entry = shape ? Py_BuildValue("(sN)", p->name, shape) : NULL;
         if (!entry) {
             Py_CLEAR(list);
             break;

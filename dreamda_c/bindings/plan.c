@@ -143,27 +143,34 @@ static PyObject *plan_read(PyObject *object, PyObject *args)
     return status == DD_OK ? Py_NewRef(Py_None) : NULL;
 }
 
-enum { MAX_EXTERNALS = 16 };
+static void shape_of(const dd_value_info *v, npy_intp dims[4])
+{
+    for (int j = 0; j < v->ndim; j++) {
+        dims[j] = (npy_intp)v->dims[j];
+    }
+}
 
-/* inputs[i]: a strong reference, or NULL where an optional input is absent. False with an exception set. */
-static bool collect_inputs(const dd_plan *plan, PyObject *given, PyArrayObject **inputs)
+/* arrays[i]: a strong reference, or NULL where an optional input is absent. False with an exception set. */
+static bool collect_inputs(const dd_plan *plan, PyObject *given, PyArrayObject **arrays, const void **sources)
 {
     Py_ssize_t used = 0;
     for (int i = 0; i < dd_plan_inputs(plan); i++) {
         const dd_value_info *v = dd_plan_input(plan, i);
-        PyObject *object = PyDict_GetItemString(given, v->name); /* borrowed */
+        PyObject *object;
+        npy_intp dims[4];
+        if (!dd_dict_item(given, v->name, &object)) {
+            return false;
+        }
         used += object != NULL;
         if (!object || object == Py_None) {
             continue;
         }
-        npy_intp dims[4];
-        for (int j = 0; j < v->ndim; j++) {
-            dims[j] = (npy_intp)v->dims[j];
-        }
-        inputs[i] = dd_array_in(object, dd_numpy_type(v->dtype), v->ndim, dims, v->name);
-        if (!inputs[i]) {
+        shape_of(v, dims);
+        arrays[i] = dd_array_in(object, dd_numpy_type(v->dtype), v->ndim, dims, v->name);
+        if (!arrays[i]) {
             return false;
         }
+        sources[i] = PyArray_DATA(arrays[i]);
     }
     if (used != PyDict_GET_SIZE(given)) {
         PyErr_SetString(PyExc_ValueError, "run: an input is named that this plan does not have; see plan.inputs");
@@ -172,13 +179,30 @@ static bool collect_inputs(const dd_plan *plan, PyObject *given, PyArrayObject *
     return true;
 }
 
+/* A dict of new arrays, one for every output, whose data targets[i] is. NULL with an exception set. */
+static PyObject *new_outputs(const dd_plan *plan, void **targets)
+{
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < dd_plan_outputs(plan); i++) {
+        const dd_value_info *v = dd_plan_output(plan, i);
+        npy_intp dims[4];
+        shape_of(v, dims);
+        PyObject *array = PyArray_SimpleNew(v->ndim, dims, NPY_FLOAT32);
+        if (!array || PyDict_SetItemString(dict, v->name, array) < 0) {
+            Py_CLEAR(dict);
+        } else {
+            targets[i] = PyArray_DATA((PyArrayObject *)array);
+        }
+        Py_XDECREF(array);
+    }
+    return dict;
+}
+
 static PyObject *plan_run(PyObject *object, PyObject *given)
 {
     plan_object *self = (plan_object *)object;
     dd_module_state *state = PyType_GetModuleState(Py_TYPE(object));
-    PyArrayObject *inputs[MAX_EXTERNALS] = {NULL};
-    const void *sources[MAX_EXTERNALS] = {NULL};
-    void *targets[MAX_EXTERNALS] = {NULL};
+    const int ninputs = dd_plan_inputs(self->plan), noutputs = dd_plan_outputs(self->plan);
     PyObject *result = NULL;
     dd_status status;
     if (!dd_may_compute(state)) {
@@ -188,29 +212,16 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "run: expected a dict of arrays");
         return NULL;
     }
-    result = PyDict_New();
-    if (!result || !collect_inputs(self->plan, given, inputs)) {
-        goto fail;
+    void **pointers = PyMem_Calloc((size_t)(2 * ninputs + noutputs) + 1, sizeof *pointers);
+    if (!pointers) {
+        return PyErr_NoMemory();
     }
-    for (int i = 0; i < dd_plan_outputs(self->plan); i++) {
-        const dd_value_info *v = dd_plan_output(self->plan, i);
-        npy_intp dims[4];
-        for (int j = 0; j < v->ndim; j++) {
-            dims[j] = (npy_intp)v->dims[j];
-        }
-        PyObject *array = PyArray_SimpleNew(v->ndim, dims, NPY_FLOAT32);
-        if (!array) {
-            goto fail;
-        }
-        targets[i] = PyArray_DATA((PyArrayObject *)array);
-        int failed = PyDict_SetItemString(result, v->name, array);
-        Py_DECREF(array);
-        if (failed) {
-            goto fail;
-        }
-    }
-    for (int i = 0; i < dd_plan_inputs(self->plan); i++) {
-        sources[i] = inputs[i] ? PyArray_DATA(inputs[i]) : NULL;
+    PyArrayObject **arrays = (PyArrayObject **)pointers;
+    const void **sources = (const void **)pointers + ninputs;
+    void **targets = pointers + 2 * ninputs;
+    result = collect_inputs(self->plan, given, arrays, sources) ? new_outputs(self->plan, targets) : NULL;
+    if (!result) {
+        goto done;
     }
     status = dd_plan_bind(self->plan); /* under the GIL, as loads are */
     if (status == DD_OK) {
@@ -222,15 +233,13 @@ static PyObject *plan_run(PyObject *object, PyObject *given)
     }
     if (status != DD_OK) {
         dd_raise(state, status);
-        goto fail;
+        Py_CLEAR(result);
     }
-    goto done;
-fail:
-    Py_CLEAR(result);
 done:
-    for (int i = 0; i < MAX_EXTERNALS; i++) {
-        Py_XDECREF((PyObject *)inputs[i]);
+    for (int i = 0; i < ninputs; i++) {
+        Py_XDECREF((PyObject *)arrays[i]);
     }
+    PyMem_Free(pointers);
     return result;
 }
 
@@ -273,10 +282,9 @@ static PyObject *externals(const dd_plan *plan, int count, const dd_value_info *
     PyObject *dict = PyDict_New();
     for (int i = 0; dict && i < count; i++) {
         const dd_value_info *v = get(plan, i);
-        PyObject *shape = PyTuple_New(v->ndim);
-        for (int j = 0; shape && j < v->ndim; j++) {
-            PyTuple_SET_ITEM(shape, j, PyLong_FromLongLong(v->dims[j]));
-        }
+        npy_intp dims[4];
+        shape_of(v, dims);
+        PyObject *shape = dd_shape_tuple(v->ndim, dims);
         PyObject *entry = shape ? Py_BuildValue("(sN)", dd_dtype_name(v->dtype), shape) : NULL;
         if (!entry || PyDict_SetItemString(dict, v->name, entry)) {
             Py_CLEAR(dict);

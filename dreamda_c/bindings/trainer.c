@@ -25,7 +25,10 @@ static const struct {
 /* The text under `key`, or NULL with an exception set. */
 static const char *text_of(PyObject *config, const char *key)
 {
-    PyObject *value = PyDict_GetItemString(config, key); /* borrowed */
+    PyObject *value;
+    if (!dd_dict_item(config, key, &value)) {
+        return NULL;
+    }
     if (!value || !PyUnicode_Check(value)) {
         PyErr_Format(PyExc_ValueError, "config: '%s' has to be given as a string", key);
         return NULL;
@@ -35,7 +38,10 @@ static const char *text_of(PyObject *config, const char *key)
 
 static bool number_of(PyObject *config, const char *key, int *out)
 {
-    PyObject *value = PyDict_GetItemString(config, key); /* borrowed */
+    PyObject *value;
+    if (!dd_dict_item(config, key, &value)) {
+        return false;
+    }
     long x = value ? PyLong_AsLong(value) : 0;
     PyErr_Clear();
     if (x < 1 || x > 4096) {
