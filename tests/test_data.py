@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from dreamda.data import (BrokenImageError, ImageFolder, class_words, decode_image, fill_template, load_bundled, own_prompt_file,
+from dreamda.data import (BrokenImageError, ImageFolder, class_words, decode_image, fill_template, fit, load_bundled, own_prompt_file,
                           prompts_from_file, prompts_from_template, read_image)
 
 
@@ -164,6 +164,44 @@ def test_exif_orientation_and_plain_resize():
     assert np.array_equal(decode_image(encoded(Image.fromarray(rgb), exif=exif)), np.rot90(rgb, -1))
     small = decode_image(encoded(Image.fromarray(rgb)), (4, 4))
     assert np.array_equal(small, np.array(Image.fromarray(rgb).resize((4, 4), Image.Resampling.BICUBIC)))
+
+
+def stripes(height, width):
+    """Red rises with the column and green with the row, so that a pixel tells where it came from."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.dstack([columns * 255 // max(1, width - 1), rows * 255 // max(1, height - 1), np.zeros_like(rows)]).astype(np.uint8)
+
+
+def test_fit_crops_the_centre():
+    wide = stripes(20, 60)
+    assert np.array_equal(fit(wide, (20, 20)), wide[:, 20:40])                       # nothing to resample
+    assert np.array_equal(fit(wide.transpose(1, 0, 2), (20, 20)), wide[:, 20:40].transpose(1, 0, 2))
+    middle = fit(wide, (10, 10)).astype(int)
+    assert 85 <= middle[:, 0, 0].min() <= 92 and 163 <= middle[:, -1, 0].max() <= 170 and middle[-1, 0, 1] > 240
+    assert np.array_equal(fit(wide, (10, 30)), fit(wide, (10, 30), "squash"))        # the same aspect ratio: nothing is cut
+
+
+def test_fit_pads_with_the_mirror_image():
+    wide = stripes(20, 60)
+    padded = fit(wide, (60, 60), "pad")
+    assert np.array_equal(padded[20:40], wide) and np.array_equal(padded[:20], wide[::-1]) and np.array_equal(padded[40:], wide[::-1])
+    assert fit(stripes(1, 500), (8, 8), "pad").shape == (8, 8, 3)                     # one row, repeated
+    assert np.array_equal(fit(wide, (10, 30), "pad"), fit(wide, (10, 30), "squash"))
+
+
+def test_fit_squashes_as_the_authors_do_and_refuses_other_words():
+    wide = stripes(20, 60)
+    assert np.array_equal(fit(wide, (16, 16), "squash"), np.array(Image.fromarray(wide).resize((16, 16), Image.Resampling.BICUBIC)))
+    assert fit(wide, (20, 60), "crop") is wide
+    with pytest.raises(ValueError, match="fit must be crop, pad or squash; it is 'stretch'"):
+        fit(wide, (16, 16), "stretch")
+
+
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(1, 40)] * 4, st.sampled_from(["crop", "pad", "squash"]))
+def test_fit_gives_any_size(rows, columns, height, width, how):
+    flat = np.full((rows, columns, 3), 77, np.uint8)
+    assert (fit(flat, (height, width), how) == 77).all() and fit(flat, (height, width), how).shape == (height, width, 3)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -3,8 +3,8 @@
 from .bundled import BundledImages, load_bundled
 from .files import BrokenImageError, LostImageError
 from .folders import ImageFolder, ImageRef
-from .images import decode_image, read_image
+from .images import decode_image, fit, read_image
 from .prompts import class_words, fill_template, own_prompt_file, prompts_from_file, prompts_from_template
 
 __all__ = ["BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "LostImageError", "class_words", "decode_image", "fill_template",
-           "load_bundled", "own_prompt_file", "prompts_from_file", "prompts_from_template", "read_image"]
+           "fit", "load_bundled", "own_prompt_file", "prompts_from_file", "prompts_from_template", "read_image"]

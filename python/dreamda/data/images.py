@@ -10,16 +10,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .files import BrokenImageError, read_bounded
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".svg", ".tga")
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
+FITS = ("crop", "pad", "squash")
 
 
 class LoadedImage(NamedTuple):
@@ -29,16 +34,65 @@ class LoadedImage(NamedTuple):
     sha256: str
 
 
-def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> LoadedImage:
+def fit(image: NDArray[np.uint8], size: tuple[int, int], how: str = "crop", *, resample: str = "bicubic") -> NDArray[np.uint8]:
+    """Resize an image to exactly `size`.
+
+    Parameters
+    ----------
+    image : uint8 (H, W, 3)
+    size : (height, width)
+    how : {"crop", "pad", "squash"}
+        What happens to another aspect ratio. crop: the centre of the image is kept, as large as fits. pad: the whole image is kept, and
+        its mirror image fills the rest. squash: the whole image is resized, and its aspect ratio changes (as in the authors' code).
+    resample : {"bicubic", "bilinear"}
+
+    Returns
+    -------
+    uint8 (height, width, 3)
+        The image itself where it has this size already.
+
+    Raises
+    ------
+    ValueError
+        `how` is none of the three.
+    """
+    from PIL import Image
+
+    return image if image.shape[:2] == tuple(size) else _fit(Image.fromarray(image), size, how, resample)
+
+
+def _fit(image: Image.Image, size: tuple[int, int], how: str, resample: str) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    if how not in FITS:
+        raise ValueError(f"fit must be crop, pad or squash; it is {how!r}")
+    columns, rows = image.size
+    height, width = inner = size
+    box = (0.0, 0.0, float(columns), float(rows))
+    if how == "crop" and columns * height != width * rows:
+        kept_w, kept_h = min(columns, rows * width / height), min(rows, columns * height / width)
+        left, top = (columns - kept_w) / 2, (rows - kept_h) / 2
+        box = (left, top, left + kept_w, top + kept_h)
+    elif how == "pad":
+        inner = (min(height, max(1, round(rows * width / columns))), min(width, max(1, round(columns * height / rows))))
+    pixels = np.array(image.resize((inner[1], inner[0]), Image.Resampling[resample.upper()], box=box))
+    if inner != (height, width):
+        above, before = (height - inner[0]) // 2, (width - inner[1]) // 2
+        pixels = np.pad(pixels, ((above, height - inner[0] - above), (before, width - inner[1] - before), (0, 0)), "symmetric")
+    return pixels
+
+
+def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None, how: str = "squash") -> LoadedImage:
     """Read one image file as RGB.
 
     The EXIF orientation is applied, transparent pixels are laid over white, 16-bit gray is scaled to 8 bits, and of several frames the
-    first is taken. With `size` the image is resized to it as a whole (bicubic, aspect ratio not kept), as the authors of DreamDA do.
+    first is taken. With `size` the image is resized to it; see `fit`.
 
     Parameters
     ----------
     path : path
     size : (height, width), optional
+    how : {"crop", "pad", "squash"}
 
     Raises
     ------
@@ -46,10 +100,10 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
         For whatever is wrong with this file; the message does not repeat its name.
     """
     data = read_bounded(path)
-    return LoadedImage(decode_image(data, size), hashlib.sha256(data).hexdigest())
+    return LoadedImage(decode_image(data, size, how), hashlib.sha256(data).hexdigest())
 
 
-def decode_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "squash") -> NDArray[np.uint8]:
     """Decode the bytes of an image file to uint8 (H, W, 3); see `read_image`."""
     from PIL import Image, ImageOps
 
@@ -68,12 +122,10 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-            if size is not None and image.size != (size[1], size[0]):
-                image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.array(image)
     except BrokenImageError:
         raise
     except Exception as error:  # the file is untrusted, and Pillow's decoders raise whatever their format trips over
         if type(error).__name__ == "UnidentifiedImageError":
             raise BrokenImageError("not an image, or not in a format that is read (PNG, JPEG, WebP, BMP, TIFF)") from error
         raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+    return np.array(image) if size is None or image.size == (size[1], size[0]) else _fit(image, size, how, "bicubic")
