@@ -40,7 +40,7 @@ def divide(photos: Path, work: Path) -> tuple[Path, Path]:
 
 
 def ours(work: Path, dtype: str, seed: int) -> dict:
-    from dreamda.training.amst import Recipe
+    from dreamda.training.recipe import Recipe
     from dreamda.runs.train import TrainSettings, train_dataset
 
     out = work / f"ours-{dtype}-{seed}"

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from standin import StandIn, pictures
 
-from dreamda.training.amst import RECIPE_FIELDS, Data, DivergenceError, Network, Recipe, Training, _Batch, _mix, _Pool, initialise, learning_rate
+from dreamda.training.backbone import initialise
+from dreamda.training.batches import Batch, Data, Pool, mix
 from dreamda.training.heads import AMSTHeads
+from dreamda.training.recipe import RECIPE_FIELDS, Recipe, learning_rate
+from dreamda.training.stages import DivergenceError, Network, Training
 from dreamda.training.views import Views
 
 REAL, LABELS = pictures(30)
@@ -147,7 +150,8 @@ def test_hint_keep_drops_only_what_the_heads_contradict():
 def test_only_labelled_weak_views_leave_running_statistics():
     run = make()
     for stage in ("pretrain", "train"):
-        batch = run._maker(stage, 0)(0)
+        batches = run.batches(0)
+        batch = (batches.pretrain if stage == "pretrain" else batches.train)(0)
         assert batch.strong is not None
         before = run.network.backbone.buffers["bn1.running_mean"].copy()
         run._begin_epoch("other", 1, lambda event: None)
@@ -158,8 +162,8 @@ def test_only_labelled_weak_views_leave_running_statistics():
 
 def test_too_few_unlabelled_images_for_a_batch_have_no_consistency_loss():
     run = make(data=Data(REAL, LABELS, SYNTHETIC[:15], HINTS[:15]), threshold=1.0)
-    assert run._maker("train", 0)(0).weak is None
-    assert make(data=Data(REAL, LABELS, SYNTHETIC[:16], HINTS[:16]))._maker("train", 0)(0).weak is not None
+    assert run.batches(0).train(0).weak is None
+    assert make(data=Data(REAL, LABELS, SYNTHETIC[:16], HINTS[:16])).batches(0).train(0).weak is not None
 
 
 def test_the_consistency_loss_may_see_every_synthetic_image():
@@ -185,12 +189,12 @@ def test_everything_accepted_leaves_no_consistency_loss():
 
 def test_at_least_half_of_a_batch_is_real():
     run = make(method="plain", data=Data(REAL, LABELS, SYNTHETIC, HINTS))
-    assert run._maker("train", 0)(0).real == 8
+    assert run.batches(0).train(0).real == 8
     run = make(method="plain", data=Data(REAL, LABELS, SYNTHETIC[:10], HINTS[:10]))
-    batch = run._maker("train", 0)(0)
+    batch = run.batches(0).train(0)
     assert batch.real == 12 and batch.images.shape == (16, 3, 16, 16)
-    assert make(method="plain", real_share=0.0, data=Data(REAL, LABELS, SYNTHETIC, HINTS))._maker("train", 0)(0).real == 4
-    assert make(method="real-only")._maker("train", 0)(0).real == 16
+    assert make(method="plain", real_share=0.0, data=Data(REAL, LABELS, SYNTHETIC, HINTS)).batches(0).train(0).real == 4
+    assert make(method="real-only").batches(0).train(0).real == 16
 
 
 def test_synthetic_images_do_not_shift_the_classes():
@@ -199,11 +203,11 @@ def test_synthetic_images_do_not_shift_the_classes():
     run = make(method="plain", data=Data(REAL, LABELS, black, np.zeros(20, np.int64)))
     synthetic = []
     for step in range(12):
-        batch = run._maker("train", 0)(step)
+        batch = run.batches(0).train(step)
         dark = np.ptp(batch.images, axis=(1, 2, 3)) < 1e-6
         assert not dark[: batch.real].any() and (batch.labels[dark] == 0).all() and dark[batch.real:][batch.labels[batch.real:] == 0].all()
         synthetic.append(dark.sum())
-    counts = np.bincount(np.concatenate([run._maker("train", 0)(step).labels for step in range(12)]))
+    counts = np.bincount(np.concatenate([run.batches(0).train(step).labels for step in range(12)]))
     assert counts.max() - counts.min() <= 8 and sum(synthetic) > 15
 
 
@@ -249,11 +253,11 @@ def test_learning_rate_warms_up_and_falls_to_nothing():
 
 
 def test_a_pool_is_one_random_order_after_another():
-    drawn = _Pool(1, 2, 3, 7).take(0, 28)
+    drawn = Pool(1, 2, 3, 7).take(0, 28)
     assert [d for d, _ in drawn] == [0] * 7 + [1] * 7 + [2] * 7 + [3] * 7
     orders = [tuple(i for _, i in drawn[k: k + 7]) for k in (0, 7, 14, 21)]
     assert all(sorted(o) == list(range(7)) for o in orders) and len(set(orders)) == 4
-    assert _Pool(1, 2, 3, 7).take(5, 9) == drawn[5:14] and _Pool(1, 2, 4, 7).take(0, 28) != drawn
+    assert Pool(1, 2, 3, 7).take(5, 9) == drawn[5:14] and Pool(1, 2, 4, 7).take(0, 28) != drawn
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -262,8 +266,8 @@ def test_mixed_pixels_and_labels_have_the_same_share(kind):
     images = np.broadcast_to(labels[:, None, None, None], (6, 3, 32, 32)).astype(np.float32)
     shares = []
     for seed in range(200):
-        batch = _Batch(images, labels)
-        _mix(batch, kind, np.random.default_rng(seed))
+        batch = Batch(images, labels)
+        mix(batch, kind, np.random.default_rng(seed))
         expected = (1 - batch.mixed) * labels + batch.mixed * batch.mixed_labels
         np.testing.assert_allclose(batch.images.mean(axis=(1, 2, 3)), expected, atol=1e-5)
         shares.append(batch.mixed)

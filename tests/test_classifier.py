@@ -7,8 +7,9 @@ from standin import StandIn, pictures
 
 import dreamda
 from dreamda.training import classifier as module
-from dreamda.training import trained
-from dreamda.training.trained import TrainedModel, choose_stem, load_pretrained
+from dreamda.training import saved
+from dreamda.training.backbone import choose_stem, create_backbone, load_pretrained
+from dreamda.training.saved import TrainedModel
 
 X, CODES = pictures(30)
 Y = np.array(["bag", "coat", "shirt"])[CODES]
@@ -23,7 +24,7 @@ def standin(monkeypatch):
         return StandIn(batch=batch, height=size[0], width=size[1], slots=slots)
 
     monkeypatch.setattr(module, "create_backbone", create)
-    monkeypatch.setattr(trained, "create_backbone", create)
+    monkeypatch.setattr(saved, "create_backbone", create)
 
 
 def make(**params):
@@ -109,7 +110,7 @@ def test_stems():
         with pytest.raises(ValueError, match="too small for the .* stem"):
             choose_stem(stem, size)
     with pytest.raises(ValueError, match="--backbone must be resnet18, resnet34 or resnet50"):
-        trained.create_backbone("vgg", size=(32, 32), batch=4)
+        create_backbone("vgg", size=(32, 32), batch=4)
 
 
 def test_files_that_are_no_models(tmp_path):
@@ -123,10 +124,10 @@ def test_files_that_are_no_models(tmp_path):
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "plain")
     with pytest.raises(ValueError, match="not written by dreamda train as a model"):
         TrainedModel.load(tmp_path / "plain")
-    trained.save_arrays(tmp_path / "odd", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 1})
+    saved.save_arrays(tmp_path / "odd", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 1})
     with pytest.raises(ValueError, match="no model of dreamda train"):
         TrainedModel.load(tmp_path / "odd")
-    trained.save_arrays(tmp_path / "new", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 9})
+    saved.save_arrays(tmp_path / "new", {"a": np.zeros(1, np.float32)}, {"kind": "model", "format": 9})
     with pytest.raises(ValueError, match="format 9"):
         TrainedModel.load(tmp_path / "new")
 

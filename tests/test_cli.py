@@ -16,7 +16,7 @@ import dreamda
 from dreamda import cli
 from dreamda.cli import train as cli_train
 from dreamda.runs import train as train_run
-from dreamda.training import trained
+from dreamda.training import saved
 from dreamda.data import load_bundled
 from dreamda.runs.pictures import contact_sheet
 

@@ -18,7 +18,7 @@ from dreamda.data import importers as datasets
 
 from dreamda.runs import train as train_run
 
-from dreamda.training import trained
+from dreamda.training import saved
 from dreamda.data import ImageFolder, own_prompt_file, prompts_from_file
 from dreamda.generation.recipes import load_recipe, names
 
@@ -217,7 +217,7 @@ def test_stl10_and_amst_on_its_unlabelled_images(tmp_path, capsys, monkeypatch):
 
     create = lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots)  # noqa: E731
     monkeypatch.setattr(train_run, "create_backbone", create)
-    monkeypatch.setattr(trained, "create_backbone", create)
+    monkeypatch.setattr(saved, "create_backbone", create)
     options = ["--epochs", "2", "--batch", "4", "--steps-per-epoch", "2", "--threshold", "0", "--size", "32", "--threads", "1"]
     job = ["train", tmp_path / "out/train", tmp_path / "out/unlabelled", "--test", tmp_path / "out/test"]
     assert run(*job, "--out", tmp_path / "run", *options) in (0, 1)

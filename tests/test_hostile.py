@@ -21,7 +21,8 @@ from standin import StandIn, pictures
 import dreamda
 from dreamda import _core
 from dreamda.runs import train as train_run
-from dreamda.training.amst import SUMS, Data, Recipe, Training
+from dreamda.training.backbone import load_pretrained
+from dreamda.training.batches import Data
 from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config
 from dreamda.data import ImageFolder
 from dreamda.runs.generate import Settings, generate_dataset
@@ -30,7 +31,9 @@ from dreamda.training.metrics import confusion_picture, evaluate_predictions
 from dreamda.runs.pictures import contact_sheet, contact_sheet_of_run
 from dreamda.generation.pipeline import BUNDLED
 from dreamda.networks.tokenizer import Tokenizer
-from dreamda.training.trained import TrainedModel, load_arrays, load_pretrained, save_arrays
+from dreamda.training.recipe import Recipe
+from dreamda.training.saved import TrainedModel, load_arrays, save_arrays
+from dreamda.training.stages import SUMS, Training
 from dreamda.training.views import Views
 from dreamda.networks.weights import WeightFile
 

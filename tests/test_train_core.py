@@ -10,8 +10,9 @@ from test_train_run import write
 
 import dreamda
 from dreamda import cli
-from dreamda.training.amst import Training, initialise
-from dreamda.training.trained import create_backbone, load_arrays, load_pretrained
+from dreamda.training.backbone import create_backbone, initialise, load_pretrained
+from dreamda.training.saved import load_arrays
+from dreamda.training.stages import Training
 
 X, Y = pictures(30)
 SYNTHETIC, HINTS = pictures(60, seed=1)

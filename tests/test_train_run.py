@@ -13,7 +13,7 @@ from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
 from dreamda import cli
-from dreamda.training import trained
+from dreamda.training import saved
 from dreamda.runs import train as train_run
 from dreamda.runs.train import FolderImages
 
@@ -31,7 +31,7 @@ def standin(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(train_run, "create_backbone", create)
-    monkeypatch.setattr(trained, "create_backbone", create)
+    monkeypatch.setattr(saved, "create_backbone", create)
     return made
 
 
@@ -133,7 +133,7 @@ def test_best_epoch_is_the_model(data):
     assert train(data, "out", "--validation", "0.3", "--method", "real-only", synthetic=None) == 0
     log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
     accuracies = {e["epoch"]: e["validation_accuracy"] for e in log}
-    assert trained.TrainedModel.load(data / "out/model.safetensors").about["epoch"] == max(accuracies, key=accuracies.get)
+    assert saved.TrainedModel.load(data / "out/model.safetensors").about["epoch"] == max(accuracies, key=accuracies.get)
 
 
 def test_labels_come_from_metadata_not_from_names(data, capsys):
@@ -161,7 +161,7 @@ def test_divergence_names_the_step_and_the_checkpoint(data, capsys, monkeypatch)
     assert train(data) == 1
     err = capsys.readouterr().err
     assert "diverged in stage train, step 21" in err and "checkpoint.safetensors, of epoch 1" in err
-    assert np.isfinite(trained.load_arrays(data / "out/checkpoint.safetensors", "checkpoint")[0]["backbone.conv1.weight"]).all()
+    assert np.isfinite(saved.load_arrays(data / "out/checkpoint.safetensors", "checkpoint")[0]["backbone.conv1.weight"]).all()
 
 
 def tree(folder: Path) -> list[tuple[str, float]]:
@@ -197,7 +197,7 @@ def test_bad_input_is_one_sentence_exit_2_nothing_written(data, capsys, argument
     (data / "broken/bag/x.png").write_bytes(b"x")
     (data / "other").mkdir()
     (data / "other/file").write_text("mine")
-    trained.save_arrays(data / "weights", {"conv1.weight": np.zeros((2, 2), np.float32)}, {})
+    saved.save_arrays(data / "weights", {"conv1.weight": np.zeros((2, 2), np.float32)}, {})
     places = {name: str(data / name) for name in ("real", "synthetic", "none", "one", "empty", "more", "broken", "other", "out", "weights")}
     before = tree(data)
     assert run("train", *(a.format(**places) for a in arguments)) == 2

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dreamda.training import views as module
-from dreamda.training.views import KINDS, OPERATIONS, Views, ahead, channel_statistics, is_grey
+from dreamda.training.batches import ahead
+from dreamda.training.views import KINDS, OPERATIONS, Views, channel_statistics, is_grey
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (48, 60, 3), dtype=np.uint8)

@@ -250,7 +250,7 @@ def classifier(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     import dreamda
     from dreamda import _core
-    from dreamda.training.trained import TrainedModel
+    from dreamda.training.saved import TrainedModel
 
     trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 1}, batch=2, height=8, width=8, dtype="f32", threads=1)
     weights = {n: a.copy() for n, a in (*trainer.parameters.items(), *trainer.buffers.items())}
@@ -273,9 +273,11 @@ def classifier(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 def checkpoint(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     import numpy as np
 
-    from dreamda.training.amst import Data, Recipe, Training
+    from dreamda.training.batches import Data
     from dreamda.training.heads import AMSTHeads
-    from dreamda.training.trained import load_arrays, save_arrays
+    from dreamda.training.recipe import Recipe
+    from dreamda.training.saved import load_arrays, save_arrays
+    from dreamda.training.stages import Training
     from dreamda.training.views import Views
     from standin import StandIn, pictures
 
@@ -735,8 +737,8 @@ def by_coverage(name: str, keep: Path, arguments: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["dreamda"]):
-        import dreamda.training.amst, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline  # noqa: E401, F401
-        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.trained, dreamda.networks.weights  # noqa: E401, F401
+        import dreamda.training.stages, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline  # noqa: E401, F401
+        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.saved, dreamda.networks.weights  # noqa: E401, F401
     driver = Driver(name, keep)
     corpus = keep / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)

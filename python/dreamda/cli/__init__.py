@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     common.show_tracebacks = False
     from ..data.files import LostImageError
-    from ..runs.generate import EngineError, OutputError
+    from ..runs.files import OutputError
+    from ..runs.generate import EngineError
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

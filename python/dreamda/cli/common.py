@@ -103,8 +103,8 @@ def check_result(option: str, path: Path) -> None:
 
 def write_result(option: str, path: Path, content: bytes) -> None:
     """Write a command's result whole or not at all; OutputError names the option."""
-    from ..runs.generate import OutputError
-    from ..training.trained import write_atomically
+    from ..data.files import write_atomically
+    from ..runs.files import OutputError
 
     try:
         write_atomically(path, content)

@@ -45,7 +45,7 @@ def report(
     """How true and how varied the synthetic images are: one HTML page with measures, the nearest and the farthest, and a contact sheet."""
     from ..runs.report import report_page
     from ..runs.train import find_model
-    from ..training.trained import TrainedModel
+    from ..training.saved import TrainedModel
 
     page = page if page is not None else out.absolute().with_name(f"{out.absolute().name}-report.html")
     check_result("--page", page)

@@ -70,8 +70,9 @@ def train(
 
     The same command again goes on where the last one stopped. The classifier is OUT/model.safetensors, the record OUT/log.jsonl.
     """
-    from ..training.amst import DivergenceError, Recipe
     from ..runs.train import TrainSettings, train_dataset
+    from ..training.recipe import Recipe
+    from ..training.stages import DivergenceError
 
     if out is None:
         raise ValueError("--out is missing; name a folder for the run")
@@ -112,7 +113,7 @@ def evaluate(
     """Test a classifier: accuracy, macro-F1, AUC for two classes, a table and a confusion matrix."""
     from ..training.metrics import confusion_picture
     from ..runs.train import evaluate_dataset, find_model
-    from ..training.trained import TrainedModel
+    from ..training.saved import TrainedModel
 
     if out is not None:
         check_result("--out", out / "metrics.json")
@@ -140,7 +141,7 @@ def predict(
     from ..data.files import BrokenImageError
     from ..data.images import SUFFIXES, read_image
     from ..runs.train import find_model
-    from ..training.trained import TrainedModel
+    from ..training.saved import TrainedModel
 
     if out is not None:
         check_result("--out", out)
@@ -191,7 +192,7 @@ def _is_hidden(path: Path) -> bool:
 
 def compare(out: Path, dtype: str, threads: int) -> int:
     """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and print both results."""
-    from ..training.amst import Recipe
+    from ..training.recipe import Recipe
     from ..runs.train import TrainSettings, train_dataset
 
     rows = {}

@@ -1,10 +1,12 @@
-"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so."""
+"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so. Writing a file as a whole."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 MAX_FILE_BYTES = 512 << 20
 MAX_LINE_BYTES = 1 << 20          # of JSON Lines
@@ -62,3 +64,37 @@ def is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def temporary_name(name: str) -> str:
+    """What `write_atomically` calls a file until it is whole; a killed process may leave one behind."""
+    return f".{name}.tmp"
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Make the file hold `content`, all or nothing: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def digest_of_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+        return digest.hexdigest()

@@ -26,9 +26,7 @@ import math
 import os
 import re
 import reprlib
-import signal
 import struct
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +34,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +43,7 @@ from ..data.files import BrokenImageError, read_bounded, read_json_lines
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage, read_image
 from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
+from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
 
 WORK = ".dreamda"
@@ -105,10 +103,6 @@ class Engine(Protocol):
 
 class EngineError(OSError):
     """An engine has lost what it computes on. What was finished stays, and the same call goes on from there."""
-
-
-class OutputError(OSError):
-    """OUT could not be written any more (disk full, read-only, ...). What was finished stays, and the same call goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +250,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     n = len(folder.images)
     mine = folder.images[-(-index * n // count): -(-(index + 1) * n // count)]
     report = Report(total=len(mine) * settings.variants, skipped=list(folder.ignored) if index == 0 else [])
-    with _stop_on_signals() as stop, _RunFolder(Path(out), folder, run, shard) as place:
+    with StopOnSignals("finishing the images in hand; a second signal stops at once and loses those") as stop, _RunFolder(Path(out), folder, run, shard) as place:
         finished = place.finished()
         if index == 0:
             gone = {key for key, _ in finished} - {image.key for image in folder.images}
@@ -434,29 +428,6 @@ def _first_missing(folder: ImageFolder, image: ImageRef, variants: int, finished
 def _decides_bits(pipeline: PipelineLike) -> tuple[str, ...]:
     """What of the environment an image's bits depend on: small images are left to one thread each."""
     return (*BITS, "threads") if pipeline.threads_matter else BITS
-
-
-class _stop_on_signals:
-    """Remembers the first SIGINT or SIGTERM in `signal`, and gives the next one back to whoever handled it before."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _stop_on_signals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
-        os.write(2, b"dreamda: finishing the images in hand; a second signal stops at once and loses those\n")
 
 
 def _lock(fd: int, kind: int, start: int, length: int, *, wait: bool = False) -> bool:

@@ -25,7 +25,7 @@ from ..data.folders import ImageFolder
 from ..data.images import read_image
 from .pictures import contact_sheet_of_run
 from .train import FolderImages
-from ..training.trained import TrainedModel
+from ..training.saved import TrainedModel
 
 NEIGHBOURS = 5
 MOST = 4000              # images of each kind that are measured; more are thinned evenly

@@ -19,30 +19,31 @@ import io
 import json
 import os
 import reprlib
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..training.amst import Data, DivergenceError, Event, Recipe, Training, initialise
-from ..training.classifier import describe, split
-from ..networks.config import read_json
-from ..data.files import BrokenImageError, LostImageError, read_bounded, read_json_lines
+from ..data.files import BrokenImageError, LostImageError, digest_of_file, read_bounded, read_json_lines, temporary_name, write_atomically
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import decode_image
-from .generate import OutputError
+from ..networks.config import read_json
+from ..training.backbone import choose_stem, create_backbone, initialise, load_pretrained
+from ..training.batches import Data
+from ..training.classifier import describe, split
 from ..training.heads import AMSTHeads
-from .inspection import BITS, differences, environment
 from ..training.metrics import Metrics, confusion_picture, curves_picture, evaluate_predictions
-from ..training.trained import TrainedModel, choose_stem, create_backbone, load_arrays, load_pretrained, save_arrays, temporary_name, write_atomically
+from ..training.recipe import Recipe
+from ..training.saved import TrainedModel, load_arrays, save_arrays
+from ..training.stages import DivergenceError, Event, Training
 from ..training.views import IMAGENET_MEAN, IMAGENET_STD, SMALL, Views, channel_statistics, is_grey
+from .files import OutputError, StopOnSignals
+from .inspection import BITS, differences, environment
 
 CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
 FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png", "curves.png")
@@ -55,7 +56,7 @@ class TrainSettings:
     Attributes
     ----------
     backbone, stem, width, dtype
-        See `dreamda.training.trained.create_backbone`.
+        See `dreamda.training.backbone.create_backbone`.
     size : (height, width), optional
         Default: that of the first real image where it has at most 64 pixels a side, else 224 x 224.
     mean, std : three floats each, optional
@@ -333,7 +334,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     identity = {"format": 1, "dreamda": __version__, "classes": found.classes, "real": _digest(found, images),
                 "synthetic": _digest(made, synthetic_images), **asdict(recipe), **asdict(settings), "size": list(size), "stem": stem, "dtype": dtype,
                 "mean": list(map(float, mean)), "std": list(map(float, std)), "crop_scale": list(views.crop_scale),
-                "pretrained": _digest_file(settings.pretrained), "threads": used, "environment": environment()}
+                "pretrained": digest_of_file(settings.pretrained) if settings.pretrained else None, "threads": used, "environment": environment()}
     _check_same(out, identity)
     backbone = create_backbone(settings.backbone, size=size, batch=recipe.batch, stem=stem, width=settings.width, dtype=dtype, threads=used,
                                slots=2 if recipe.method == "amst" else 1)
@@ -346,7 +347,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     about = {"backbone": settings.backbone, "stem": stem, "width": settings.width, "size": size, "mean": tuple(map(float, mean)),
              "std": tuple(map(float, std)), "classes": found.classes}
 
-    with _StopOnSignals() as stop, _writing(out), _Folder(out, identity) as folder:
+    with StopOnSignals("finishing the step in hand and saving; a second signal stops at once, and loses the epoch") as stop, _writing(out), _Folder(out, identity) as folder:
         kept = folder.checkpoint()
         if kept is not None:
             try:
@@ -432,12 +433,6 @@ def _digest(folder: LabelledFolder | None, images: FolderImages) -> str | None:
         return None
     lines = [f"{path.parent.name}/{path.name} {label} {digest}" for path, label, digest in zip(folder.paths, folder.labels, images.hashes, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _digest_file(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ---- the folder
@@ -572,27 +567,3 @@ class _Folder:
 
 def _epoch_of(path: Path) -> int:
     return int(load_arrays(path, "checkpoint")[1]["epoch"])
-
-
-class _StopOnSignals:
-    """Remembers the first SIGINT or SIGTERM in `signal`, and gives the next one back to whoever handled it before."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopOnSignals:
-        with contextlib.suppress(ValueError):  # only the main thread may
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        self.__exit__()
-        os.write(2, b"\ndreamda: finishing the step in hand and saving; a second signal stops at once, and loses the epoch\n")

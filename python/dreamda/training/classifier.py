@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .amst import RECIPE_FIELDS, Data, Event, Recipe, Training, initialise
+from .backbone import choose_stem, create_backbone, initialise, load_pretrained
+from .batches import Data
 from .heads import AMSTHeads
-from .trained import TrainedModel, choose_stem, create_backbone, load_pretrained
+from .recipe import RECIPE_FIELDS, Recipe
+from .saved import TrainedModel
+from .stages import Event, Training
 from .views import IMAGENET_MEAN, IMAGENET_STD, Views, channel_statistics, is_grey, keyed
 
 
@@ -28,7 +31,7 @@ class AMSTClassifier:
         plain trains on the synthetic images with `y_synthetic` as labels; real-only ignores them.
     epochs, pretrain_epochs, steps_per_epoch, batch, lr, momentum, weight_decay, warmup_epochs, smoothing, clip_norm, threshold, \
 consistency_weight, consistency_on, relabel, hint, real_share, mix, view
-        See `dreamda.training.amst.Recipe`.
+        See `dreamda.training.recipe.Recipe`.
     image_size : int or (int, int), optional
         Height and width that images are resized to; default: those of `X`.
     stem : {"auto", "imagenet", "small"}
@@ -199,7 +202,7 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         ------
         ValueError
             A parameter or the data cannot be used; the sentence says which and how to mend it.
-        dreamda.training.amst.DivergenceError
+        dreamda.training.stages.DivergenceError
         """
         recipe = Recipe(**{name: _plain(getattr(self, "random_state" if name == "seed" else name)) for name in RECIPE_FIELDS})
         real, labels = _images(X, "X"), np.asarray(y)

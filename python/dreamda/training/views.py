@@ -1,8 +1,7 @@
-"""Weak, strong and plain views of images, and threads that make them ahead of the network.
+"""Weak, strong and plain views of images.
 
     views = Views((32, 32), *channel_statistics(images), seed=0, crop_scale=(0.5, 1.0))
     x = views.weak(image, draw=3, index=17)                      # float32 (3, 32, 32), normalised
-    for batch in ahead(make_batch, 0, 100, workers=2): ...       # batches 0 to 99, in order
 
 A view is a function of (seed, stage, draw, index, kind) alone, through a counter-based generator keyed with them: neither the
 number of workers nor the order of calls, neither the batch nor an interruption changes a bit of it.
@@ -11,10 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +24,6 @@ RATIO = (3 / 4, 4 / 3)
 EVAL_CROP = 224 / 256
 CUTOUT = 0.5                           # the largest side of the hole, as a part of the image's
 
-T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
 
@@ -229,24 +224,3 @@ def channel_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, ...], tup
 def is_grey(images: Iterable[Pixels]) -> bool:
     """Whether no image has colour."""
     return all(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]) for image in images)
-
-
-def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
-    """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
-
-    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator waits for the calls
-    under way and drops the others.
-    """
-    if workers < 1:
-        yield from map(make, range(start, stop))
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dreamda-views")
-    try:
-        pending = deque(pool.submit(make, number) for number in range(start, min(start + workers + 1, stop)))
-        for number in range(start + len(pending), stop + len(pending)):
-            result = pending.popleft().result()
-            if number < stop:
-                pending.append(pool.submit(make, number))
-            yield result
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -28,26 +28,18 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from .backbone import Backbone
+from .batches import Batch, Batches, Data, Images, ahead
 from .heads import LABELLING, AMSTHeads
-from .views import KINDS, STRONG, WEAK, Views, ahead, keyed
-
-METHODS = ("amst", "plain", "real-only")
-MIXES = ("none", "mixup", "cutmix")
-CONSISTENCY = ("rest", "all")
-HINTS = ("ignore", "agree", "keep")
-MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
-STREAM = 17  # of the keyed normals: initial weights of backbones
-# streams of the sampler and of the views: which pool of images a draw belongs to
-LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
+from .recipe import Recipe, learning_rate
+from .views import Views
 
 SUMS = ("loss", "supervised", "consistency", "used", "correct", "seen", "norm")  # over an epoch's steps
 
@@ -62,173 +54,6 @@ class DivergenceError(ArithmeticError):
         self.stage, self.step = stage, step
         super().__init__(f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower --lr, "
                          "a longer --warmup-epochs or --clip-norm 1")
-
-
-class Backbone(Protocol):
-    """What `Training` needs of a ``dreamda._core.Trainer``."""
-
-    @property
-    def features(self) -> int: ...
-    @property
-    def parameters(self) -> Mapping[str, Floats]: ...
-    @property
-    def gradients(self) -> Mapping[str, Floats]: ...
-    @property
-    def moments(self) -> Mapping[str, Floats]: ...
-    @property
-    def buffers(self) -> Mapping[str, Floats]: ...
-
-    def forward(self, images: Floats, slot: int = 0) -> Floats: ...
-    def backward(self, d_features: Floats, slot: int = 0) -> None: ...
-    def zero_grad(self) -> None: ...
-    def gradient_norm(self) -> float: ...
-    def step(self, lr: float, momentum: float, weight_decay: float, nesterov: bool = True, clip_norm: float = 0.0) -> None: ...
-    def evaluate(self, images: Floats) -> Floats: ...
-
-
-class Images(Protocol):
-    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that are read then."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about a training run but the data, the views and the backbone.
-
-    Parameters
-    ----------
-    method : {"amst", "plain", "real-only"}
-        plain: the synthetic images are trained on with their hints as labels. real-only: they are not used.
-    epochs : int
-        Of all stages together.
-    pretrain_epochs : int, optional
-        Of the first stage of amst; default: a third of `epochs`.
-    steps_per_epoch : int, optional
-        Default: the images that the method uses, divided by `batch`. Set it to give methods the same number of optimiser steps.
-    batch : int
-        Labelled images in a step; the train stage of amst adds as many unlabelled ones, in two views.
-    lr, momentum, weight_decay, warmup_epochs
-        SGD with Nesterov momentum, linear warm-up (at most a fifth of a stage), then a cosine to 0. Norms and biases do not decay. The
-        defaults are the authors'.
-    smoothing : float
-        Label smoothing of f5's supervised loss.
-    clip_norm : float
-        Largest norm of the gradients of backbone and heads together; 0: no clipping.
-    threshold, consistency_weight : float
-        Confidence needed by a pseudo-label and by the consistency loss, and lambda.
-    consistency_on : {"rest", "all"}
-        Synthetic images that the consistency loss sees: those that were not accepted, as in the paper, or all of them (ours).
-    relabel : int
-        Repeat the labelling every so many epochs of the train stage; 0: never.
-    hint : {"ignore", "agree", "keep"}
-        What the seeds' labels are worth (ours; the paper ignores them). agree: accept a synthetic image only if its pseudo-label is its
-        seed's label. keep: a synthetic image keeps its seed's label unless the heads agree, with confidence, on another; those that they
-        contradict stay unlabelled.
-    real_share : float
-        Least part of real images in a labelled batch; more where they are more (ours).
-    mix : {"none", "mixup", "cutmix"}
-        Of the labelled images that f5 learns from; the share is uniform, Beta(1, 1).
-    view : {"weak", "randaugment", "strong"}
-        Of the labelled images that f5 learns from.
-    seed : int
-    """
-
-    method: str = "amst"
-    epochs: int = 30
-    pretrain_epochs: int | None = None
-    steps_per_epoch: int | None = None
-    batch: int = 64
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 5.0
-    smoothing: float = 0.0
-    clip_norm: float = 0.0
-    threshold: float = 0.9
-    consistency_weight: float = 1.0
-    consistency_on: str = "rest"
-    relabel: int = 0
-    hint: str = "ignore"
-    real_share: float = 0.5
-    mix: str = "none"
-    view: str = WEAK
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("mix", MIXES), ("hint", HINTS), ("view", KINDS), ("consistency_on", CONSISTENCY)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{_option(name)} must be {', '.join(choices[:-1])} or {choices[-1]}; it is {getattr(self, name)!r}")
-        for name in ("smoothing", "threshold", "real_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{_option(name)} must be 0 to 1; it is {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum must be 0 to below 1; it is {self.momentum}")
-        if not 0 < self.lr < MOST:
-            raise ValueError(f"--lr must be above 0 and below {MOST}; it is {self.lr}")
-        for name in ("weight_decay", "warmup_epochs", "clip_norm", "consistency_weight"):
-            if not 0 <= getattr(self, name) < MOST:
-                raise ValueError(f"{_option(name)} must be 0 or more and below {MOST}; it is {getattr(self, name)}")
-        least = 2 if self.method == "amst" else 1
-        if self.epochs < least:
-            raise ValueError(f"--epochs must be {least} or more with --method {self.method}; it is {self.epochs}")
-        if self.pretrain_epochs is not None and not 1 <= self.pretrain_epochs < self.epochs and self.method == "amst":
-            raise ValueError(f"--pretrain-epochs must be 1 to {self.epochs - 1}, so that each stage has one; it is {self.pretrain_epochs}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
-            raise ValueError(f"--steps-per-epoch must be 1 or more; it is {self.steps_per_epoch}")
-        if self.batch < 2:
-            raise ValueError(f"--batch must be 2 or more (batch norm needs company); it is {self.batch}")
-        if self.relabel < 0:
-            raise ValueError(f"--relabel must be 0 or more; it is {self.relabel}")
-        if self.relabel and self.mix != "none":
-            raise ValueError("--relabel and --mix exclude each other: the labelling heads learn from unmixed images")
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"--seed must be 0 to 2^64 - 1; it is {self.seed}")
-
-    def stages(self) -> list[tuple[str, int]]:
-        """The stages that train, each with its epochs."""
-        if self.method != "amst":
-            return [("train", self.epochs)]
-        first = self.pretrain_epochs if self.pretrain_epochs is not None else max(1, self.epochs // 3)
-        return [("pretrain", first), ("train", self.epochs - first)]
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def learning_rate(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach 0 after the last step."""
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 5)
-    if step < warmup:
-        return recipe.lr * (step + 1) / warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-@dataclass
-class Data:
-    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads.
-
-    Attributes
-    ----------
-    real, labels : images, int64 (N,)
-        Labels are 0 to n_classes - 1.
-    synthetic, hints : images, int64 (M,), optional
-        Hints are the labels of the seeds, -1 where unknown; only method plain and ``hint="agree"`` need them.
-    truth : int64 (M,), optional
-        What the synthetic images really show, for the log alone.
-    validation, validation_labels : images, int64, optional
-        For choosing the best epoch.
-    """
-
-    real: Images
-    labels: NDArray[np.int64]
-    synthetic: Images = ()
-    hints: NDArray[np.int64] | None = None
-    truth: NDArray[np.int64] | None = None
-    validation: Images = ()
-    validation_labels: NDArray[np.int64] | None = None
 
 
 class Network:
@@ -280,33 +105,6 @@ class Network:
         for own, ending in ((self.backbone.parameters, ""), (self.backbone.buffers, ""), (self.backbone.moments, ".moment")):
             for name, array in own.items():
                 array[...] = state[f"backbone.{name}{ending}"]
-
-
-def initialise(backbone: Backbone, seed: int) -> None:
-    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give equal bits."""
-    for name, parameter in backbone.parameters.items():
-        if parameter.ndim > 1:
-            fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
-            parameter[...] = np.float32(math.sqrt(2 / fan_out)) * _core.normals(seed, zlib.crc32(name.encode()), 0, 0, STREAM, 0, parameter.shape)
-        else:
-            parameter[...] = 1 if name.endswith("weight") else 0
-    for name, buffer in backbone.buffers.items():
-        buffer[...] = 1 if name.endswith("running_var") else 0
-    for moment in backbone.moments.values():
-        moment[...] = 0
-
-
-@dataclass
-class _Batch:
-    """One step's arrays; what a method or a stage does not need is None."""
-
-    images: Floats
-    labels: NDArray[np.int64]
-    real: int = 0                     # the first so many rows are real images
-    strong: Floats | None = None      # pretrain: the strong views of `images`; train: of the unlabelled images
-    weak: Floats | None = None        # of the unlabelled images
-    mixed_labels: NDArray[np.int64] | None = None
-    mixed: float = 0.0
 
 
 class Training:
@@ -387,7 +185,8 @@ class Training:
                 self._begin_epoch(stage, epoch, on_event)
             started = time.monotonic()
             first = epoch * self.steps_per_epoch
-            batches = ahead(self._maker(stage, epoch), self.step, self.steps_per_epoch, self.workers)
+            made = self.batches(epoch)
+            batches = ahead(made.pretrain if stage == "pretrain" else made.train, self.step, self.steps_per_epoch, self.workers)
             try:
                 for batch in batches:
                     lr = learning_rate(self.recipe, first + self.step, epochs * self.steps_per_epoch, self.steps_per_epoch)
@@ -402,6 +201,11 @@ class Training:
             if self.epoch < self.recipe.epochs and stop():
                 return False
         return True
+
+    def batches(self, epoch: int) -> Batches:
+        """The batches of an epoch of the stage, as the labels are now."""
+        return Batches(self.recipe, self.data, self.views, number=self.round, assigned=self.assigned, n_classes=self.network.heads.n_classes,
+                       first=epoch * self.steps_per_epoch)
 
     def _stage(self) -> tuple[str, int, int]:
         """The stage of the next epoch, its number in the stage, and the stage's epochs."""
@@ -471,57 +275,9 @@ class Training:
             event["precision"] = float((labels == data.truth)[accepted].mean())
         return event
 
-    # ---- batches
-
-    def _maker(self, stage: str, epoch: int) -> Callable[[int], _Batch]:
-        """A function of the step that makes its batch; it holds all that changes between epochs, so that threads may call it."""
-        recipe, data = self.recipe, self.data
-        views = self.views.with_stage(self.round)
-        first = epoch * self.steps_per_epoch
-        size, real = recipe.batch, len(data.real)
-        accepted = np.flatnonzero(self.assigned >= 0)
-        rest = np.arange(len(self.assigned)) if recipe.consistency_on == "all" else np.flatnonzero(self.assigned < 0)
-        assigned, n_round = self.assigned, self.round
-        pools = {stream: _Pool(recipe.seed, self.round, stream, n) for stream, n in ((LABELLED_REAL, real), (UNLABELLED, len(rest)))}
-        of_class = [np.flatnonzero(assigned == label) for label in range(self.network.heads.n_classes)]
-        n_real = size if not len(accepted) else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + len(accepted)))))
-
-        def views_of(kind: str, images: Images, drawn: list[tuple[int, int]], offset: int) -> list[Floats]:
-            return [views.view(kind, images[i], draw, offset + i) for draw, i in drawn]
-
-        def pretrain(step: int) -> _Batch:
-            drawn = pools[LABELLED_REAL].take((first + step) * size, size)
-            return _Batch(np.stack(views_of(WEAK, data.real, drawn, 0)), data.labels[[i for _, i in drawn]],
-                          strong=np.stack(views_of(STRONG, data.real, drawn, 0)))
-
-        def train(step: int) -> _Batch:
-            step += first
-            drawn = pools[LABELLED_REAL].take(step * size, size)
-            labels = data.labels[[i for _, i in drawn]]
-            images = views_of(recipe.view, data.real, drawn[:n_real], 0)
-            # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
-            random = _random(recipe.seed, n_round, LABELLED_SYNTHETIC, step).random(size)
-            for row in range(n_real, size):
-                there = of_class[labels[row]]
-                if len(there):
-                    image = int(there[int(random[row] * len(there))])
-                    images += views_of(recipe.view, data.synthetic, [(step * size + row, image)], real)
-                else:
-                    images += views_of(recipe.view, data.real, drawn[row: row + 1], 0)
-            batch = _Batch(np.stack(images), labels, n_real)
-            if recipe.mix != "none":
-                _mix(batch, recipe.mix, _random(recipe.seed, n_round, MIX, step))
-            if recipe.method == "amst" and len(rest) >= size and recipe.consistency_weight > 0:
-                drawn = [(draw, int(rest[i])) for draw, i in pools[UNLABELLED].take(step * size, size)]
-                batch.weak = np.stack(views_of(WEAK, data.synthetic, drawn, real))
-                batch.strong = np.stack(views_of(STRONG, data.synthetic, drawn, real))
-            return batch
-
-        return pretrain if stage == "pretrain" else train
-
     # ---- steps
 
-    def _pretrain_step(self, batch: _Batch, lr: float) -> None:
+    def _pretrain_step(self, batch: Batch, lr: float) -> None:
         backbone, heads = self.network.backbone, self.network.heads
         assert batch.strong is not None  # in every batch of this stage
         weak, strong = self._forward(batch.images, 0, lr), self._forward_aside(batch.strong, lr)
@@ -533,7 +289,7 @@ class Training:
         logits = [heads._forward(name, weak if name.endswith("w") else strong) for name in LABELLING]
         self._count(loss=loss, correct=np.mean([(z.argmax(axis=1) == batch.labels).sum() for z in logits]), seen=len(batch.labels))
 
-    def _train_step(self, batch: _Batch, lr: float) -> None:
+    def _train_step(self, batch: Batch, lr: float) -> None:
         recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
         weak = strong = None
         if batch.weak is not None and batch.strong is not None:
@@ -622,46 +378,3 @@ class Training:
 def _numbers(values: Any, names: tuple[str, ...]) -> bool:
     """An object out of a file that has a finite number under each of the names."""
     return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
-
-
-def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:
-    return keyed(seed, number << 32 | stream, (0, draw, 0, 1 << 32))
-
-
-class _Pool:
-    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several threads."""
-
-    def __init__(self, seed: int, number: int, stream: int, n: int) -> None:
-        self.key, self.n = (seed, number, stream), n
-        self._orders: dict[int, NDArray[np.int64]] = {}
-
-    def take(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from another."""
-        drawn = []
-        for position in range(start, start + count):
-            order, place = divmod(position, self.n)
-            if order not in self._orders:
-                self._orders[order] = np.argsort(_random(*self.key, order).random(self.n), kind="stable")
-            drawn.append((order, int(self._orders[order][place])))
-        return drawn
-
-
-def _mix(batch: _Batch, kind: str, random: np.random.Generator) -> None:
-    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for all rows."""
-    share, y, x = random.random(3)
-    partner = np.argsort(random.random(len(batch.images)), kind="stable")
-    other = batch.images[partner]
-    if kind == "mixup":
-        batch.images = np.float32(1 - share) * batch.images + np.float32(share) * other
-    else:
-        height, width = batch.images.shape[2:]
-        half_h, half_w = height * math.sqrt(share) / 2, width * math.sqrt(share) / 2
-        top, bottom = (min(max(round(y * height + d), 0), height) for d in (-half_h, half_h))
-        left, right = (min(max(round(x * width + d), 0), width) for d in (-half_w, half_w))
-        batch.images = batch.images.copy()
-        batch.images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-        share = (bottom - top) * (right - left) / (height * width)
-    batch.mixed_labels, batch.mixed = batch.labels[partner], float(share)
-
-
-RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))

@@ -1,7 +1,5 @@
-"""Backbones made ready for training, and the file that holds a finished classifier.
+"""The file that holds a finished classifier, and the arrays that a run saves.
 
-    backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
-    load_pretrained(backbone, "resnet18.safetensors")
     model = TrainedModel.load("run/model.safetensors")
     model.predict_proba(images)                                  # uint8 (N, H, W, 3) -> float32 (N, classes)
 """
@@ -12,116 +10,22 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .amst import Backbone, Images, Network
-from .views import SMALL, Views, ahead
-from ..networks.weights import WeightFile
+from ..data.files import write_atomically
+from .backbone import BACKBONES, LARGEST, SMALLEST, Backbone, create_backbone
+from .batches import Images, ahead
+from .views import Views
 
-BACKBONES = ("resnet18", "resnet34", "resnet50")
-STEMS = ("auto", "imagenet", "small")
-SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
+if TYPE_CHECKING:
+    from .stages import Network
+
 BATCH_PIXELS = 1 << 24  # of the images predicted together: 64 of up to 512 x 512
-LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
 FORMAT = 1
-_OTHER_HEADS = ("fc.", "head.", "classifier.")
-
-Arrays = Mapping[str, NDArray[np.float32]]
-
-
-def choose_stem(stem: str, size: tuple[int, int]) -> str:
-    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller chose.
-
-    Raises
-    ------
-    ValueError
-        An unknown stem, or images too small for it, or larger than any batch could be.
-    """
-    if stem not in STEMS:
-        raise ValueError(f"--stem must be auto, imagenet or small; it is {stem!r}")
-    if stem == "auto":
-        stem = "small" if max(size) <= SMALL else "imagenet"
-    if max(size) > LARGEST:
-        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too large to train on; give a --size up to {LARGEST}")
-    if min(size) < SMALLEST[stem]:
-        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
-                         + ("use --stem small or a larger --size" if stem == "imagenet" else "give a larger --size"))
-    return stem
-
-
-def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64, dtype: str = "auto",
-                    threads: int | None = None, slots: int = 2, weights: Arrays | None = None) -> Backbone:
-    """A backbone in the C core, not yet initialised.
-
-    Parameters
-    ----------
-    name : {"resnet18", "resnet34", "resnet50"}
-    size : (height, width)
-        Of the images.
-    batch : int
-    stem : {"auto", "imagenet", "small"}
-        See `choose_stem`.
-    width : int
-        Channels of the first stage, 64 as published.
-    dtype : {"auto", "f32", "bf16"}
-        bf16 is mixed precision: parameters, statistics and losses stay float32.
-    threads : int, optional
-        Default: all cores.
-    slots : int
-        Forward passes that may be under way before their backward pass.
-    weights : dict of str to array, optional
-        What it is to hold: ValueError, before memory is taken, where the first or the last stage is of another width.
-    """
-    from ..networks.models import resolve_dtype, resolve_threads
-
-    if name not in BACKBONES:
-        raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
-    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)):
-        if weights is None:
-            break
-        found = weights[tensor].shape[:1] if tensor in weights else None
-        if found != (channels,):
-            raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'for {found} channels'}; a {name} of width {width} "
-                             f"needs {channels}")
-    config = {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
-    return _core.Trainer(config, batch=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype), threads=resolve_threads(threads),
-                         slots=slots)
-
-
-def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Take over the weights of a timm or torchvision safetensors file; its class head is left out.
-
-    Raises
-    ------
-    ValueError
-        The file is of another architecture: every tensor that differs is named. Or it holds no safetensors.
-    FileNotFoundError
-    """
-    file = WeightFile(path)
-    wanted = {**backbone.parameters, **backbone.buffers}
-    there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
-    problems = {
-        "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
-        "other shapes": [f"{n} {file.shape(n)} instead of {wanted[n].shape}" for n in wanted if n in there and file.shape(n) != wanted[n].shape]}
-    if any(problems.values()):
-        found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"--pretrained {path} is of another architecture than this backbone and stem ({found})")
-    for name, array in wanted.items():
-        values = file.read(name)
-        if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
-        array[...] = values
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 @dataclass
@@ -277,28 +181,3 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDAr
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} has format {str(about.get('format'))[:100]}; this version of dreamda reads format {FORMAT}")
     return arrays, about
-
-
-def temporary_name(name: str) -> str:
-    """What `write_atomically` calls a file until it is whole; a kill may leave that behind."""
-    return f".{name}.tmp"
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make the file hold `content`, all or nothing: a temporary file beside it, fsync, rename."""
-    path = Path(path)
-    temporary = path.with_name(temporary_name(path.name))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,0 +1,49 @@
+"""What the run folders share: the error of a folder that cannot be written any more, and signals that end a run in good order.
+
+    with StopOnSignals("finishing the step in hand and saving") as stop:
+        while stop.signal is None:
+            ...
+"""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class OutputError(OSError):
+    """The output folder could not be written any more (disk full, read-only, ...). What was finished stays, and the same call goes on from there."""
+
+
+class StopOnSignals:
+    """Remembers the first SIGINT or SIGTERM in `signal`, and gives the next one back to whoever handled it before.
+
+    Outside the main thread it does nothing, as Python lets no other thread handle signals.
+
+    Parameters
+    ----------
+    words : str
+        What the first signal prints on stderr after the program's name: what is finished first, and what a second signal loses.
+    """
+
+    def __init__(self, words: str) -> None:
+        self.signal: int | None = None
+        self._words = words
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+        os.write(2, f"\ndreamda: {self._words}\n".encode())

@@ -1,0 +1,156 @@
+"""Backbones: ResNets of the C core, made ready for training.
+
+    backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
+    initialise(backbone, seed=0)
+    load_pretrained(backbone, "resnet18.safetensors")
+"""
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..networks.weights import WeightFile
+from .views import SMALL
+
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+STEMS = ("auto", "imagenet", "small")
+SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
+LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
+STREAM = 17  # of the keyed normals: initial weights of backbones
+_OTHER_HEADS = ("fc.", "head.", "classifier.")
+
+Floats = NDArray[np.float32]
+Arrays = Mapping[str, Floats]
+
+
+class Backbone(Protocol):
+    """What `Training` needs of a ``dreamda._core.Trainer``."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def parameters(self) -> Mapping[str, Floats]: ...
+    @property
+    def gradients(self) -> Mapping[str, Floats]: ...
+    @property
+    def moments(self) -> Mapping[str, Floats]: ...
+    @property
+    def buffers(self) -> Mapping[str, Floats]: ...
+
+    def forward(self, images: Floats, slot: int = 0) -> Floats: ...
+    def backward(self, d_features: Floats, slot: int = 0) -> None: ...
+    def zero_grad(self) -> None: ...
+    def gradient_norm(self) -> float: ...
+    def step(self, lr: float, momentum: float, weight_decay: float, nesterov: bool = True, clip_norm: float = 0.0) -> None: ...
+    def evaluate(self, images: Floats) -> Floats: ...
+
+
+def choose_stem(stem: str, size: tuple[int, int]) -> str:
+    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller chose.
+
+    Raises
+    ------
+    ValueError
+        An unknown stem, or images too small for it, or larger than any batch could be.
+    """
+    if stem not in STEMS:
+        raise ValueError(f"--stem must be auto, imagenet or small; it is {stem!r}")
+    if stem == "auto":
+        stem = "small" if max(size) <= SMALL else "imagenet"
+    if max(size) > LARGEST:
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too large to train on; give a --size up to {LARGEST}")
+    if min(size) < SMALLEST[stem]:
+        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
+                         + ("use --stem small or a larger --size" if stem == "imagenet" else "give a larger --size"))
+    return stem
+
+
+def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64, dtype: str = "auto",
+                    threads: int | None = None, slots: int = 2, weights: Arrays | None = None) -> Backbone:
+    """A backbone in the C core, not yet initialised.
+
+    Parameters
+    ----------
+    name : {"resnet18", "resnet34", "resnet50"}
+    size : (height, width)
+        Of the images.
+    batch : int
+    stem : {"auto", "imagenet", "small"}
+        See `choose_stem`.
+    width : int
+        Channels of the first stage, 64 as published.
+    dtype : {"auto", "f32", "bf16"}
+        bf16 is mixed precision: parameters, statistics and losses stay float32.
+    threads : int, optional
+        Default: all cores.
+    slots : int
+        Forward passes that may be under way before their backward pass.
+    weights : dict of str to array, optional
+        What it is to hold: ValueError, before memory is taken, where the first or the last stage is of another width.
+    """
+    from ..networks.models import resolve_dtype, resolve_threads
+
+    if name not in BACKBONES:
+        raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
+    for tensor, channels in (("conv1.weight", width), ("layer4.0.conv1.weight", 8 * width)):
+        if weights is None:
+            break
+        found = weights[tensor].shape[:1] if tensor in weights else None
+        if found != (channels,):
+            raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'for {found} channels'}; a {name} of width {width} "
+                             f"needs {channels}")
+    config = {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
+    return _core.Trainer(config, batch=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype), threads=resolve_threads(threads),
+                         slots=slots)
+
+
+def initialise(backbone: Backbone, seed: int) -> None:
+    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give equal bits."""
+    for name, parameter in backbone.parameters.items():
+        if parameter.ndim > 1:
+            fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
+            parameter[...] = np.float32(math.sqrt(2 / fan_out)) * _core.normals(seed, zlib.crc32(name.encode()), 0, 0, STREAM, 0, parameter.shape)
+        else:
+            parameter[...] = 1 if name.endswith("weight") else 0
+    for name, buffer in backbone.buffers.items():
+        buffer[...] = 1 if name.endswith("running_var") else 0
+    for moment in backbone.moments.values():
+        moment[...] = 0
+
+
+def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
+    """Take over the weights of a timm or torchvision safetensors file; its class head is left out.
+
+    Raises
+    ------
+    ValueError
+        The file is of another architecture: every tensor that differs is named. Or it holds no safetensors.
+    FileNotFoundError
+    """
+    file = WeightFile(path)
+    wanted = {**backbone.parameters, **backbone.buffers}
+    there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
+        "other shapes": [f"{n} {file.shape(n)} instead of {wanted[n].shape}" for n in wanted if n in there and file.shape(n) != wanted[n].shape]}
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"--pretrained {path} is of another architecture than this backbone and stem ({found})")
+    for name, array in wanted.items():
+        values = file.read(name)
+        if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
+        array[...] = values
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

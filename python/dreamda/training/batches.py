@@ -1,0 +1,194 @@
+"""The batches of a training run, each a function of (seed, round, step), and threads that make them ahead of the network.
+
+    batches = Batches(recipe, data, views, number=1, assigned=labels, n_classes=10, first=0)
+    for batch in ahead(batches.train, 0, 100, workers=2): ...       # steps 0 to 99, in order
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .recipe import Recipe
+from .views import STRONG, WEAK, Views, keyed
+
+# Streams of the sampler and of the views: which pool of images a draw belongs to
+LABELLED_REAL, LABELLED_SYNTHETIC, UNLABELLED, MIX = range(4)
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Images(Protocol):
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that are read then."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
+
+
+@dataclass
+class Data:
+    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads.
+
+    Attributes
+    ----------
+    real, labels : images, int64 (N,)
+        Labels are 0 to n_classes - 1.
+    synthetic, hints : images, int64 (M,), optional
+        Hints are the labels of the seeds, -1 where unknown; only method plain and ``hint="agree"`` need them.
+    truth : int64 (M,), optional
+        What the synthetic images really show, for the log alone.
+    validation, validation_labels : images, int64, optional
+        For choosing the best epoch.
+    """
+
+    real: Images
+    labels: NDArray[np.int64]
+    synthetic: Images = ()
+    hints: NDArray[np.int64] | None = None
+    truth: NDArray[np.int64] | None = None
+    validation: Images = ()
+    validation_labels: NDArray[np.int64] | None = None
+
+
+@dataclass
+class Batch:
+    """One step's arrays; what a method or a stage does not need is None."""
+
+    images: Floats
+    labels: NDArray[np.int64]
+    real: int = 0                     # the first so many rows are real images
+    strong: Floats | None = None      # pretrain: the strong views of `images`; train: of the unlabelled images
+    weak: Floats | None = None        # of the unlabelled images
+    mixed_labels: NDArray[np.int64] | None = None
+    mixed: float = 0.0
+
+
+class Batches:
+    """The batches of one epoch. `pretrain` and `train` may be called from several threads.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    data : Data
+    views : Views
+        Keyed with the round here.
+    number : int
+        Of the round: the labellings so far. A part of the key of every draw.
+    assigned : int (M,)
+        Labels of the synthetic images; -1: unlabelled.
+    n_classes : int
+    first : int
+        Steps of the stage before this epoch.
+    """
+
+    def __init__(self, recipe: Recipe, data: Data, views: Views, *, number: int, assigned: NDArray[np.int32], n_classes: int, first: int) -> None:
+        self.recipe, self.data, self.views, self.number, self.first = recipe, data, views.with_stage(number), number, first
+        accepted, real, size = int((assigned >= 0).sum()), len(data.real), recipe.batch
+        self._rest = np.arange(len(assigned)) if recipe.consistency_on == "all" else np.flatnonzero(assigned < 0)
+        self._labelled = Pool(recipe.seed, number, LABELLED_REAL, real)
+        self._unlabelled = Pool(recipe.seed, number, UNLABELLED, len(self._rest))
+        self._of_class = [np.flatnonzero(assigned == label) for label in range(n_classes)]
+        self._n_real = size if not accepted else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + accepted))))
+
+    def pretrain(self, step: int) -> Batch:
+        """Real images in a weak and a strong view."""
+        size, data = self.recipe.batch, self.data
+        drawn = self._labelled.take((self.first + step) * size, size)
+        return Batch(np.stack(self._views(WEAK, data.real, drawn, 0)), data.labels[[i for _, i in drawn]],
+                     strong=np.stack(self._views(STRONG, data.real, drawn, 0)))
+
+    def train(self, step: int) -> Batch:
+        """Real and labelled synthetic images; for amst also unlabelled ones in a weak and a strong view."""
+        recipe, data, step = self.recipe, self.data, self.first + step
+        size, real = recipe.batch, len(data.real)
+        drawn = self._labelled.take(step * size, size)
+        labels = data.labels[[i for _, i in drawn]]
+        images = self._views(recipe.view, data.real, drawn[: self._n_real], 0)
+        # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
+        random = _random(recipe.seed, self.number, LABELLED_SYNTHETIC, step).random(size)
+        for row in range(self._n_real, size):
+            there = self._of_class[labels[row]]
+            if len(there):
+                image = int(there[int(random[row] * len(there))])
+                images += self._views(recipe.view, data.synthetic, [(step * size + row, image)], real)
+            else:
+                images += self._views(recipe.view, data.real, drawn[row: row + 1], 0)
+        batch = Batch(np.stack(images), labels, self._n_real)
+        if recipe.mix != "none":
+            mix(batch, recipe.mix, _random(recipe.seed, self.number, MIX, step))
+        if recipe.method == "amst" and len(self._rest) >= size and recipe.consistency_weight > 0:
+            drawn = [(draw, int(self._rest[i])) for draw, i in self._unlabelled.take(step * size, size)]
+            batch.weak = np.stack(self._views(WEAK, data.synthetic, drawn, real))
+            batch.strong = np.stack(self._views(STRONG, data.synthetic, drawn, real))
+        return batch
+
+    def _views(self, kind: str, images: Images, drawn: list[tuple[int, int]], offset: int) -> list[Floats]:
+        return [self.views.view(kind, images[i], draw, offset + i) for draw, i in drawn]
+
+
+class Pool:
+    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several threads."""
+
+    def __init__(self, seed: int, number: int, stream: int, n: int) -> None:
+        self.key, self.n = (seed, number, stream), n
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def take(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from another."""
+        drawn = []
+        for position in range(start, start + count):
+            order, place = divmod(position, self.n)
+            if order not in self._orders:
+                self._orders[order] = np.argsort(_random(*self.key, order).random(self.n), kind="stable")
+            drawn.append((order, int(self._orders[order][place])))
+        return drawn
+
+
+def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generator:
+    return keyed(seed, number << 32 | stream, (0, draw, 0, 1 << 32))
+
+
+def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
+    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for all rows."""
+    share, y, x = random.random(3)
+    partner = np.argsort(random.random(len(batch.images)), kind="stable")
+    other = batch.images[partner]
+    if kind == "mixup":
+        batch.images = np.float32(1 - share) * batch.images + np.float32(share) * other
+    else:
+        height, width = batch.images.shape[2:]
+        half_h, half_w = height * math.sqrt(share) / 2, width * math.sqrt(share) / 2
+        top, bottom = (min(max(round(y * height + d), 0), height) for d in (-half_h, half_h))
+        left, right = (min(max(round(x * width + d), 0), width) for d in (-half_w, half_w))
+        batch.images = batch.images.copy()
+        batch.images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+        share = (bottom - top) * (right - left) / (height * width)
+    batch.mixed_labels, batch.mixed = batch.labels[partner], float(share)
+
+
+def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
+    """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
+
+    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator waits for the calls
+    under way and drops the others.
+    """
+    if workers < 1:
+        yield from map(make, range(start, stop))
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dreamda-views")
+    try:
+        pending = deque(pool.submit(make, number) for number in range(start, min(start + workers + 1, stop)))
+        for number in range(start + len(pending), stop + len(pending)):
+            result = pending.popleft().result()
+            if number < stop:
+                pending.append(pool.submit(make, number))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
