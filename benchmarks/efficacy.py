@@ -45,9 +45,9 @@ TRAINING = dict(backbone="resnet18", width=16, batch=32, epochs=25, steps_per_ep
 # Kinds of synthetic images: arguments of Pipeline.augment, each the best of the sweep. "text" starts from pure noise, so that it knows
 # nothing of its seed. "dreamda" perturbs the bottleneck without the tie to the seed's own trajectory (see EFFICACY.md).
 IMAGES = {
-    "img2img": dict(step="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False),
-    "text": dict(step="sdedit", steps=10, strength=1.0, guidance_scale=1.0, share_start=False, from_noise=True),
-    "dreamda": dict(step="sdedit", steps=10, strength=1.0, guidance_scale=1.5, noise_scale=1.0, share_start=False),
+    "img2img": dict(method="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False),
+    "text": dict(method="sdedit", steps=10, strength=1.0, guidance_scale=1.0, share_start=False, from_noise=True),
+    "dreamda": dict(method="sdedit", steps=10, strength=1.0, guidance_scale=1.5, noise_scale=1.0, share_start=False),
 }
 # Methods: kind of synthetic images, and what differs in training.
 METHODS = {

@@ -4,15 +4,15 @@ PLAIN = dict(method="plain")
 
 
 def img2img(**changed):
-    return dict(step="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False) | changed
+    return dict(method="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False) | changed
 
 
 def text(**changed):
-    return dict(step="sdedit", steps=10, strength=1.0, guidance_scale=2.0, share_start=False, from_noise=True) | changed
+    return dict(method="sdedit", steps=10, strength=1.0, guidance_scale=2.0, share_start=False, from_noise=True) | changed
 
 
 def dreamda(**changed):
-    return dict(step="cycle", steps=10, strength=1.0, guidance_scale=2.0, noise_scale=3.0, share_start=False) | changed
+    return dict(method="cycle", steps=10, strength=1.0, guidance_scale=2.0, noise_scale=3.0, share_start=False) | changed
 
 
 def free(**changed):
@@ -59,6 +59,6 @@ SWEEP = {
     "training": [(free(), RANDAUGMENT), (free(), PLAIN | dict(view="strong")), (free(), PLAIN | dict(mix="cutmix")),
                  (free(), RANDAUGMENT | dict(real_share=0.25))],
     "dreamda": [(dreamda(), PLAIN), (dreamda(noise_scale=0.0), PLAIN), (dreamda(guidance_scale=4.0), PLAIN),
-                (dreamda(step="asymmetric"), PLAIN), (dreamda(strength=0.8, guidance_scale=7.5, share_start=True), PLAIN)],
+                (dreamda(method="asymmetric"), PLAIN), (dreamda(strength=0.8, guidance_scale=7.5, share_start=True), PLAIN)],
     "img2img": [(img2img(), PLAIN | MORE), (img2img(guidance_scale=7.5), PLAIN | MORE), (img2img(strength=0.5), PLAIN | MORE)],
 }

@@ -91,7 +91,7 @@ def folder_costs(work: Path, rows: int) -> dict:
     from PIL import Image
 
     from dreamda.data import ImageFolder, load_bundled
-    from dreamda.runs.generate import Settings, generate_dataset
+    from dreamda.runs.generate import GenerationOptions, generate_dataset
 
     real, out = work / "many", work / "many-out"
     for path in (real, out):
@@ -103,10 +103,10 @@ def folder_costs(work: Path, rows: int) -> dict:
     folder = ImageFolder.scan(real)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.monotonic()
-    generate_dataset(folder, out, StandIn(), Settings(variants=10))
+    generate_dataset(folder, out, StandIn(), GenerationOptions(variants=10))
     written = time.monotonic() - begun
     begun = time.monotonic()
-    report = generate_dataset(folder, out, StandIn(), Settings(variants=10))
+    report = generate_dataset(folder, out, StandIn(), GenerationOptions(variants=10))
     if report.made or report.present != rows:
         raise SystemExit(f"the folder is not finished: {report}")
     return {"rows": rows, "write_seconds": written, "look_seconds": time.monotonic() - begun,

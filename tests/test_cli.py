@@ -83,13 +83,13 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["{real}", "{tmp}/out", *FAST, "--step", "sdedit", "--share-source"], "--share-source"),
-    (["{real}", "{tmp}/out", *FAST, "--step", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
+    (["{real}", "{tmp}/out", *FAST, "--method", "sdedit", "--share-source"], "--share-source"),
+    (["{real}", "{tmp}/out", *FAST, "--method", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
     (["{tmp}/none", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "{tmp}/../out", *FAST], "no images in them"),
     (["{real}", "{real}/out", *FAST], "lies in the data set"), (["{real}", "{tmp}/out", "--model", "other"], "--model other"),
     (["{real}", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
     (["{real}", "{tmp}/out", *FAST, "--strength", "0"], "--strength"), (["{real}", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),
-    (["{real}", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"), (["{real}", "{tmp}/out", *FAST, "--step", "x"], "--step"),
+    (["{real}", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"), (["{real}", "{tmp}/out", *FAST, "--method", "x"], "--method"),
     (["{real}", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"), (["{real}", "{tmp}/out"], "--model"), (["{real}"], "OUT is missing"), ([], "REAL is missing"),
     (["{real}", "{tmp}/out", *FAST, "--template", "x"], "--template"), (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
     (["{real}", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
@@ -150,7 +150,7 @@ def test_diverse_needs_starts_of_its_own(fake, real, tmp_path, capsys):
 
 
 def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
-    assert run("generate", real, tmp_path / "a", *FAST, "--step", "sdedit") == 0
+    assert run("generate", real, tmp_path / "a", *FAST, "--method", "sdedit") == 0
     assert run("generate", real, tmp_path / "b", *FAST) == 0
     assert [lines(tmp_path / n)[0]["noise_scale"] for n in "ab"] == [0.0, 3.0]
 

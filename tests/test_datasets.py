@@ -396,7 +396,7 @@ def test_recipes_of_the_papers_tasks(fake, tmp_path, name):  # noqa: F811
     assert run("generate", tmp_path / "real", tmp_path / "out", "--model", "fake", "--recipe", name, "--variants", "1", "--steps", "10") == 0
     rows = lines(tmp_path / "out")
     assert [r["prompt"] for r in rows] == [template.replace("{}", w).replace("a photo of a owl", "a photo of an owl") for w in ("owl", "wild cat")]
-    assert {(r["steps"], r["strength"], r["guidance_scale"], r["noise_scale"], r["step"]) for r in rows} == {(10, 0.8, 7.5, 3.0, "cycle")}
+    assert {(r["steps"], r["strength"], r["guidance_scale"], r["noise_scale"], r["method"]) for r in rows} == {(10, 0.8, 7.5, 3.0, "cycle")}
 
 
 def test_explicit_options_and_own_prompts_win_over_a_recipe(fake, tmp_path, capsys):  # noqa: F811
@@ -407,13 +407,13 @@ def test_explicit_options_and_own_prompts_win_over_a_recipe(fake, tmp_path, caps
     assert run(*job, tmp_path / "a", *options) == 0
     assert [(r["variant"], r["steps"], r["strength"], r["noise_scale"], r["prompt"]) for r in lines(tmp_path / "a")] == [
         (v, 4, 1.0, 2.0, "owl at night") for v in (0, 1)]
-    assert run(*job, tmp_path / "b", *options, "--variants", "10", "--step", "sdedit", "--template", "one {}", "--strength", "0.8") == 0
+    assert run(*job, tmp_path / "b", *options, "--variants", "10", "--method", "sdedit", "--template", "one {}", "--strength", "0.8") == 0
     assert [(r["steps"], r["strength"], r["noise_scale"], r["prompt"]) for r in lines(tmp_path / "b")] == [(4, 0.8, 0.0, "one owl")] * 10
     (tmp_path / "real/metadata.jsonl").write_text('{"file_name": "owl/b.png", "text": "my owl"}')
     assert run(*job, tmp_path / "c", *options) == 0 and lines(tmp_path / "c")[0]["prompt"] == "my owl"
-    for content, message in (("[]", "is no JSON object"), ("{", "is no JSON object"), ('{"colour": 1}', "has 'colour'; the settings are variants, "),
-                             ('{"steps": 2.5}', "steps is 2.5, which is no whole number"), ('{"steps": true}', "which is no whole number"),
-                             ('{"template": 3}', "must be a text"), ('{"template": "owl"}', "must hold {} once"), ('{"strength": 7}', "--strength")):
+    for content, message in (("[]", "is no JSON object"), ("{", "is no JSON object"), ('{"colour": 1}', "has 'colour'; the options are variants, "),
+                             ('{"steps": 2.5}', "steps: 2.5 is not possible"), ('{"steps": true}', "steps: True is not possible"),
+                             ('{"template": 3}', "must be a text"), ('{"template": "owl"}', "must hold {} once"), ('{"strength": 7}', "strength: 7 is not possible")):
         (tmp_path / "mine.json").write_text(content)
         (tmp_path / "real/metadata.jsonl").unlink(missing_ok=True)
         capsys.readouterr()

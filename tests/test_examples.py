@@ -7,7 +7,7 @@ import pytest
 
 import dreamda
 from dreamda.data import load_bundled, prompts_from_template
-from dreamda.runs.generate import Settings, generate_dataset
+from dreamda.runs.generate import GenerationOptions, generate_dataset
 
 EXAMPLES = Path(__file__).parents[1] / "python/examples"
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory):
     for part in ("seeds", "test"):
         bundled.write(bundled.folder(root / part, part), part)
     folder = bundled.folder(root / "seeds")
-    generate_dataset(folder, root / "synthetic", dreamda.Pipeline.load("fashion-mini"), Settings(variants=1, steps=3), prompts=prompts_from_template(folder))
+    generate_dataset(folder, root / "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=1, steps=3), prompts=prompts_from_template(folder))
     return root
 
 

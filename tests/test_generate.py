@@ -19,7 +19,7 @@ from PIL import Image
 
 from dreamda.runs import generate
 from dreamda.data import ImageFolder, prompts_from_template
-from dreamda.runs.generate import MERGE, SPACE, OutputError, Settings, _span, check_out, generate_dataset, output_stems
+from dreamda.runs.generate import MERGE, SPACE, OutputError, GenerationOptions, _span, check_out, generate_dataset, output_stems
 
 
 class FakePipeline:
@@ -53,7 +53,7 @@ class FakePipeline:
         return out
 
 
-SETTINGS = Settings(variants=3, steps=4)
+SETTINGS = GenerationOptions(variants=3, steps=4)
 
 
 def make_real(root: Path, per_class: int = 3, labels=("coat", "ankle_boot")) -> ImageFolder:
@@ -155,11 +155,11 @@ def test_spans_cover_the_range_without_overlap():
         assert all(a + n == b for (a, n), (b, _) in zip(spans, spans[1:]))
 
 
-@pytest.mark.parametrize("changed", [dict(variants=4), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(step="sdedit"),
+@pytest.mark.parametrize("changed", [dict(variants=4), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(method="sdedit"),
                                      dict(share_start=False), dict(source_prompt="a thing")])
 def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):
     with pytest.raises(ValueError, match="--" + next(iter(changed)).replace("_", "-")):
-        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), Settings(**{"variants": 3, "steps": 4, **changed}))
+        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), GenerationOptions(**{"variants": 3, "steps": 4, **changed}))
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
@@ -248,7 +248,7 @@ def test_a_refusal_before_the_first_image_leaves_nothing(real, tmp_path, undistu
         if out.name == "empty":
             out.mkdir()
         with pytest.raises(ValueError, match="another processor"):
-            generate_dataset(real, out, FakePipeline(refuse), Settings(variants=3, steps=9))
+            generate_dataset(real, out, FakePipeline(refuse), GenerationOptions(variants=3, steps=9))
         assert out.exists() == (out.name == "empty") and (not out.exists() or not os.listdir(out))
         generate_dataset(real, out, FakePipeline(), SETTINGS)
         assert tree(out) == undisturbed
@@ -422,7 +422,7 @@ def disk(tmp_path):
 
 def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk):
     place, mount = disk
-    settings = Settings(variants=20, steps=4)
+    settings = GenerationOptions(variants=20, steps=4)
     generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
     for _ in range(2):                                              # the second call can do no more, and loses nothing
         with pytest.raises(OutputError, match="No space left on device.*the same command goes on from here"):
@@ -520,10 +520,10 @@ def test_reserved_class_names_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(steps=1001), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
-                                 dict(steps=2, strength=0.4), dict(eta=-1), dict(eta=2), dict(step="ddpm"), dict(guidance_scale=float("inf")),
+@pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
+                                 dict(strength=0.4, steps=2), dict(eta=-1), dict(eta=2), dict(method="ddpm"), dict(guidance_scale=float("inf")),
                                  dict(noise_scale=-1), dict(diverse=True), dict(seed=-1), dict(seed=1 << 64), dict(guidance_low=1.0),
                                  dict(guidance_low=-0.5), dict(guidance_low=float("nan"))])
 def test_settings_that_cannot_be_meant(bad):
-    with pytest.raises(ValueError, match="--" + list(bad)[0].replace("_", "-")):
-        Settings(**bad)
+    with pytest.raises(ValueError, match=f"^{list(bad)[0]}: "):
+        GenerationOptions(**bad)

@@ -25,7 +25,7 @@ from dreamda.training.backbone import load_pretrained
 from dreamda.training.batches import Data
 from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config
 from dreamda.data import ImageFolder
-from dreamda.runs.generate import Settings, generate_dataset
+from dreamda.runs.generate import GenerationOptions, generate_dataset
 from dreamda.training.heads import AMSTHeads
 from dreamda.training.metrics import confusion_picture, evaluate_predictions
 from dreamda.runs.pictures import contact_sheet, contact_sheet_of_run
@@ -330,13 +330,13 @@ def paths(folder):
 def test_foreign_lines_in_the_manifest_are_refused(tmp_path, real, change):
     """With its line number; the manifest stays as it is, and nothing is made or written elsewhere."""
     out = tmp_path / "out"
-    generate_dataset(real, out, Grey(), Settings(variants=1))
+    generate_dataset(real, out, Grey(), GenerationOptions(variants=1))
     lines = (out / "metadata.jsonl").read_text().splitlines()
     lines[1] = change if isinstance(change, str) else json.dumps(json.loads(lines[0]) | change)
     (out / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     before, content = paths(tmp_path), (out / "metadata.jsonl").read_bytes()
     with pytest.raises(ValueError, match="metadata.jsonl line 2 is no"):
-        generate_dataset(real, out, Grey(), Settings(variants=1))
+        generate_dataset(real, out, Grey(), GenerationOptions(variants=1))
     assert (out / "metadata.jsonl").read_bytes() == content
     assert [p for p in paths(tmp_path) if ".dreamda" not in p] == before
     with pytest.raises(ValueError, match="metadata.jsonl line 2 is no"):
@@ -345,11 +345,11 @@ def test_foreign_lines_in_the_manifest_are_refused(tmp_path, real, change):
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"label": "\\ud800"}', "9" * 5000, json.dumps({"label": "..", "file_name": "../x"})])
 def test_foreign_lines_in_a_journal_are_left_out(tmp_path, real, line):
-    generate_dataset(real, tmp_path / "whole", Grey(), Settings(variants=1))
+    generate_dataset(real, tmp_path / "whole", Grey(), GenerationOptions(variants=1))
     (tmp_path / "out/.dreamda").mkdir(parents=True)
     (tmp_path / "out/.dreamda/0-of-1.jsonl").write_text(line + "\n")
     shutil.copy(tmp_path / "whole/run.json", tmp_path / "out/run.json")
-    generate_dataset(real, tmp_path / "out", Grey(), Settings(variants=1))
+    generate_dataset(real, tmp_path / "out", Grey(), GenerationOptions(variants=1))
     assert (tmp_path / "out/metadata.jsonl").read_bytes() == (tmp_path / "whole/metadata.jsonl").read_bytes()
 
 
@@ -357,7 +357,7 @@ def test_a_run_json_that_is_no_file_does_not_block(tmp_path, real):
     (tmp_path / "out").mkdir()
     os.mkfifo(tmp_path / "out/run.json")
     with pytest.raises(ValueError, match="run.json is not a run of dreamda"):
-        generate_dataset(real, tmp_path / "out", Grey(), Settings(variants=1))
+        generate_dataset(real, tmp_path / "out", Grey(), GenerationOptions(variants=1))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -367,7 +367,7 @@ def test_class_folders_with_any_name(tmp_path):
         (tmp_path / "real" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(tmp_path / "real" / label / "1.png")
     folder = ImageFolder.scan(tmp_path / "real")
-    generate_dataset(folder, tmp_path / "out", Grey(), Settings(variants=1))
+    generate_dataset(folder, tmp_path / "out", Grey(), GenerationOptions(variants=1))
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == sorted(NAMES)
     assert train_run.scan_labelled(tmp_path / "out", sorted(NAMES), "X").labels.tolist() == list(range(len(NAMES)))
     metrics = evaluate_predictions(np.eye(len(NAMES)), np.arange(len(NAMES)), NAMES)

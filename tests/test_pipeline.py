@@ -157,21 +157,21 @@ class Plain:
 @pytest.mark.parametrize(
     "options",
     [
-        dict(step="cycle"),
-        dict(step="cycle", share_source=True),
-        dict(step="cycle", share_start=False, eta=0.4),
-        dict(step="cycle", share_start=False, share_source=True),
-        dict(step="cycle", source_prompt="a photo of a bag", source_guidance_scale=2.0),
-        dict(step="cycle", source_prompt="a photo of a bag", source_guidance_scale=1.0, share_source=True),
-        dict(step="cycle", guidance_scale=1.0),
-        dict(step="asymmetric", guidance_scale=3.0),
-        dict(step="asymmetric", guidance_scale=1.0, eta=0.0, source_prompt=COAT),
-        dict(step="sdedit", noise_scale=2.0),
-        dict(step="cycle", guidance_low=0.3, guidance_high=0.5),
-        dict(step="cycle", share_source=True, guidance_high=0.601),
-        dict(step="asymmetric", guidance_low=0.401),
-        dict(step="sdedit", guidance_low=0.3, guidance_high=0.7),
-        dict(step="sdedit", share_start=False, noise_scale=0.0),
+        dict(method="cycle"),
+        dict(method="cycle", share_source=True),
+        dict(method="cycle", share_start=False, eta=0.4),
+        dict(method="cycle", share_start=False, share_source=True),
+        dict(method="cycle", source_prompt="a photo of a bag", source_guidance_scale=2.0),
+        dict(method="cycle", source_prompt="a photo of a bag", source_guidance_scale=1.0, share_source=True),
+        dict(method="cycle", guidance_scale=1.0),
+        dict(method="asymmetric", guidance_scale=3.0),
+        dict(method="asymmetric", guidance_scale=1.0, eta=0.0, source_prompt=COAT),
+        dict(method="sdedit", noise_scale=2.0),
+        dict(method="cycle", guidance_low=0.3, guidance_high=0.5),
+        dict(method="cycle", share_source=True, guidance_high=0.601),
+        dict(method="asymmetric", guidance_low=0.401),
+        dict(method="sdedit", guidance_low=0.3, guidance_high=0.7),
+        dict(method="sdedit", share_start=False, noise_scale=0.0),
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
@@ -179,9 +179,9 @@ def test_against_the_plain_recursions(pipe, unet, z0, schedule, options):
     options = dict(steps=5, noise_scale=3.0) | options
     with scheduled(pipe, **schedule):
         made = pipe.augment_latents(z0[:2], [COAT, BOOT], variants=2, seed=2**33 + 5, **options)
-        rest = {k: v for k, v in options.items() if k != "step"}
+        rest = {k: v for k, v in options.items() if k != "method"}
         plain = Plain(pipe, unet, z0[1], BOOT, 1, 1, seed=2**33 + 5, **rest)
-        expected = getattr(plain, options["step"])()
+        expected = getattr(plain, options["method"])()
     error = np.mean((made[1, 1] - expected) ** 2) / np.mean(expected**2)
     assert error < 1e-9, f"relative squared error {error:.1e}"  # 1e-11 seen, over 4 steps
 
@@ -197,7 +197,7 @@ def test_without_a_difference_the_cycle_returns_the_seed(pipe, z0, guidance, opt
     assert np.array_equal(made, np.repeat(z0[:2, None], 2, axis=1))
 
 
-@pytest.mark.parametrize("options", [dict(), dict(share_source=True), dict(step="asymmetric", eta=0.0), dict(step="sdedit")], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(share_source=True), dict(method="asymmetric", eta=0.0), dict(method="sdedit")], ids=str)
 def test_variants_differ_from_each_other_and_from_the_seed(pipe, seeds, options):
     made = pipe.augment(seeds[:1], [COAT], variants=3, steps=6, **options).astype(int)
     assert made.shape == (1, 3, 32, 32, 3)
@@ -223,7 +223,7 @@ def test_the_class_survives(pipe, seeds):
 def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monkeypatch):
     rows, done, plan = [], [], pipe.unet.plan
     monkeypatch.setattr(pipe.unet, "plan", lambda lane, **shape: (rows.append(shape["rows"]), plan(lane, **shape))[1])
-    options = dict(variants=2, steps=5, step=step)
+    options = dict(variants=2, steps=5, method=step)
 
     def made(**interval):
         rows.clear(), done.clear()
@@ -240,9 +240,9 @@ def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monk
 
 # ------------------------------------------------------------------------------------------------ bits
 
-MODES = [dict(step="cycle"), dict(step="cycle", share_source=True), dict(step="cycle", source_prompt="a bag"),
-         dict(step="cycle", guidance_low=0.1, guidance_high=0.4), dict(step="asymmetric"),
-         dict(step="sdedit", share_start=False, diverse=True)]
+MODES = [dict(method="cycle"), dict(method="cycle", share_source=True), dict(method="cycle", source_prompt="a bag"),
+         dict(method="cycle", guidance_low=0.1, guidance_high=0.4), dict(method="asymmetric"),
+         dict(method="sdedit", share_start=False, diverse=True)]
 
 
 @pytest.mark.parametrize("dtype", ["f32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions"))])
@@ -321,7 +321,7 @@ def test_dissimilar_noises(pipe, z0):
     assert choose_diverse(candidates, 1) == [0]
     assert choose_diverse(candidates, 3) == [0, 3, 4]
     assert sorted(choose_diverse(candidates, 5)) == list(range(5))
-    options = dict(variants=2, steps=4, step="sdedit", eta=0.0, guidance_scale=1.0)
+    options = dict(variants=2, steps=4, method="sdedit", eta=0.0, guidance_scale=1.0)
     drawn = np.stack([normals(0, 0, m, 0, STREAM_CANDIDATE, 0, z0.shape[1:]) for m in range(CANDIDATES * 2)])
     first, second = choose_diverse(drawn, 2)
     diverse = pipe.augment_latents(z0[:1], [COAT], share_start=False, diverse=True, **options)
@@ -450,25 +450,25 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
         (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step"),
         (dict(strength=0), "strength: 0 is not possible"),
         (dict(strength=1.01), "strength: 1.01 is not possible"),
-        (dict(strength=float("nan")), "strength: nan is not a finite number"),
-        (dict(strength="1"), "strength: '1' is not a finite number"),
+        (dict(strength=float("nan")), "strength: nan is not possible; use a number above 0, at most 1"),
+        (dict(strength="1"), "strength: '1' is not possible"),
         (dict(eta=-0.1), "eta: -0.1 is not possible"),
         (dict(eta=1.1), "eta: 1.1 is not possible"),
-        (dict(guidance_scale=float("inf")), "guidance_scale: inf is not a finite number"),
-        (dict(source_guidance_scale=None), "source_guidance_scale: None is not a finite number"),
+        (dict(guidance_scale=float("inf")), "guidance_scale: inf is not possible; use a number of 0 or more"),
+        (dict(source_guidance_scale=None), "source_guidance_scale: None is not possible"),
         (dict(noise_scale=-1), "noise_scale: -1 is not possible"),
-        (dict(guidance_low=0.5, guidance_high=0.5), "guidance_low, guidance_high: 0.5 to 0.5 is no interval between 0 and 1"),
-        (dict(guidance_low=-0.1), "guidance_low, guidance_high: -0.1 to 1.0 is no interval"),
-        (dict(guidance_high=1.5), "guidance_low, guidance_high: 0.0 to 1.5 is no interval"),
-        (dict(guidance_high=float("nan")), "guidance_high: nan is not a finite number"),
+        (dict(guidance_low=0.5, guidance_high=0.5), "guidance_low: 0.5 is not below guidance_high, which is 0.5"),
+        (dict(guidance_low=-0.1), "guidance_low: -0.1 is not possible; use a number from 0 to 1"),
+        (dict(guidance_high=1.5), "guidance_high: 1.5 is not possible"),
+        (dict(guidance_high=float("nan")), "guidance_high: nan is not possible"),
         (dict(seed=-1), "seed: -1 is not possible"),
         (dict(seed=2**64), "seed: 18446744073709551616 is not possible"),
-        (dict(step="ddim"), "step: 'ddim' is unknown; use cycle, asymmetric, sdedit"),
-        (dict(source_prompt=None), "source_prompt: expected a text"),
-        (dict(source_prompt="a bag", step="sdedit"), "source_prompt: step sdedit has no source"),
-        (dict(share_source=True, step="asymmetric"), "share_source: step asymmetric has no source trajectory"),
+        (dict(method="ddim"), "method: 'ddim' is not possible; use one of cycle, asymmetric, sdedit"),
+        (dict(source_prompt=None), "source_prompt: None is not possible; use a text"),
+        (dict(source_prompt="a bag", method="sdedit"), "source_prompt: method=sdedit has no source"),
+        (dict(share_source=True, method="asymmetric"), "share_source: method=asymmetric has no source trajectory"),
         (dict(diverse=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
-        (dict(diverse=True, share_start=False, step="asymmetric"), "diverse: "),
+        (dict(diverse=True, share_start=False, method="asymmetric"), "diverse: "),
     ],
     ids=lambda v: str(v)[:40],
 )

@@ -1,8 +1,10 @@
 """`dreamda generate --replay`: the same bytes from the records alone; what differs is named. The engine is a stand-in."""
+import hashlib
 import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ from PIL import Image
 from test_cli import FAST, fake, real, run  # noqa: F401  (fixtures)
 from test_generate import FakePipeline, lines, tree
 
+from dreamda import __version__
+from dreamda.generation.options import GenerationOptions
+from dreamda.runs.generate import encode_png
 from dreamda.runs.replay import RecordedRun
 
 
@@ -132,7 +137,7 @@ def changed(path: Path, **fields: object) -> None:
 @pytest.mark.parametrize("break_it, message", [
     (lambda out: (out / "run.json").unlink(), "no such file"), (lambda out: (out / "metadata.jsonl").unlink(), "go on with the run until it ends"),
     (lambda out: changed(out / "run.json", dreamda="9.9"), "made by dreamda 9.9"), (lambda out: changed(out / "run.json", seed=None), "does not say 'seed'"),
-    (lambda out: changed(out / "run.json", steps=0), "--steps must be"), (lambda out: changed(out / "run.json", size=[8, "x"]), "is damaged"),
+    (lambda out: changed(out / "run.json", steps=0), "is damaged: steps: 0 is not possible"), (lambda out: changed(out / "run.json", size=[8, "x"]), "is damaged"),
     (lambda out: changed(out / "run.json", steps="x"), "is damaged"), (lambda out: (out / "run.json").write_text("[" * 9999), "is not a run"),
     (lambda out: (out / "metadata.jsonl").write_text('{"file_name": "x"}'), "line 1 is not a line"),
     (lambda out: (out / "metadata.jsonl").write_text((out / "metadata.jsonl").read_text().replace('"seed_file": "coat/', '"seed_file": "coat/../../')),
@@ -156,3 +161,44 @@ def test_nothing_else_can_be_asked_for(made, capsys, options, message):
 def test_the_run_itself_is_no_place_for_its_repetition(made, capsys):
     assert run("generate", "--replay", made, made) == 2
     assert "is the run that is to be repeated" in capsys.readouterr().err
+
+
+OLD_RUN = {"format": 1, "dreamda": __version__, "template": "a photo of a {}", "prompts_sha256": None, "variants": 2, "steps": 3, "strength": 0.8, "eta": 1.0,
+           "guidance_scale": 7.5, "noise_scale": 0.0, "source_prompt": "", "source_guidance_scale": 1.5, "step": "sdedit", "share_source": False,
+           "share_start": True, "diverse": False, "seed": 0, "guidance_low": 0.0, "guidance_high": 1.0, "dtype": "f32", "size": [8, 8],
+           "model_sha256": "f" * 64, "model": "fake"}
+
+
+@pytest.fixture
+def old(fake, real, tmp_path):  # noqa: F811
+    """A run as it was recorded while `method` was called `step`: a seed's two images, and none yet of the others."""
+    out, seed = tmp_path / "out", "coat/00.png"
+    (out / "coat").mkdir(parents=True)
+    (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
+    pixels = np.asarray(Image.open(real / seed))
+    made = fake.augment(pixels[None], ["a photo of a coat"], keys=[seed], **asdict(GenerationOptions(variants=2, steps=3, method="sdedit")))
+    rows = []
+    for variant in range(2):
+        row = {"file_name": f"coat/00-{variant:03d}.png", "label": "coat", "seed_file": seed,
+               "seed_sha256": hashlib.sha256((real / seed).read_bytes()).hexdigest(), "variant": variant, "prompt": "a photo of a coat",
+               **{k: v for k, v in OLD_RUN.items() if k not in ("format", "template", "prompts_sha256")}}
+        png = encode_png(made[0, variant], row)
+        (out / row["file_name"]).write_bytes(png)
+        rows.append(json.dumps({**row, "sha256": hashlib.sha256(png).hexdigest()}))
+    (out / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    return out
+
+
+def test_a_run_recorded_with_an_old_name_is_replayed(old, tmp_path, capsys):
+    assert run("generate", "--replay", old, tmp_path / "again") == 0, capsys.readouterr().err
+    assert "2 of 2 images repeated to the same bytes" in capsys.readouterr().out
+    assert {k: v for k, v in tree(tmp_path / "again").items() if k != "run.json"} == {k: v for k, v in tree(old).items() if k != "run.json"}
+
+
+def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F811
+    before = tree(old)
+    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
+    assert "another --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr().err and tree(old) == before
+    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit") == 0
+    assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
+    assert tree(old)["run.json"] == before["run.json"] and {row["step"] for row in lines(old)} == {"sdedit"} and len(lines(old)) == 12

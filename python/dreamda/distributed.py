@@ -21,20 +21,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__
-from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, Settings, seeds_a_piece
+from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, seeds_a_piece
 from .runs.inspection import BITS, differences, environment
+from .generation.options import GenerationOptions, OptionKeywords
 from .generation.pipeline import Pipeline
+from .options import accepts, from_keywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 START_SECONDS = 600.0   # until the first worker has to have loaded the model
 LOOK_SECONDS = 1.0      # how often signals and the cluster are looked at while nothing is finished
 RETRIES = 3             # of a piece whose worker died
 
 
+@accepts(GenerationOptions)
 class Augmenter:
     """`Pipeline.augment` as a function of a batch of columns, to be sent to other processes: pickled it is its arguments, and the model
     is loaded where it is used.
@@ -48,21 +54,18 @@ class Augmenter:
     explode : bool
         One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which need as many
         rows back as they gave (Spark's ``predict_batch_udf``).
-    **parameters
-        As for `dreamda.runs.generate.Settings`: variants, steps, strength, seed and so on.
+    GenerationOptions
+        Its fields, by keyword.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        As `Settings` and `Pipeline.load` do.
+        As `GenerationOptions` and `Pipeline.load` do.
     """
 
     def __init__(self, model: str, *, dtype: str = "auto", threads: int | None = None, size: tuple[int, int] | None = None,
-                 image: str = "image", prompt: str = "prompt", key: str = "key", explode: bool = True, **parameters: Any) -> None:
-        unknown = set(parameters) - set(asdict(Settings()))
-        if unknown:
-            raise ValueError(f"{min(unknown)}: not a parameter of generation; there are {', '.join(asdict(Settings()))}")
-        self.settings = Settings(**parameters)
+                 image: str = "image", prompt: str = "prompt", key: str = "key", explode: bool = True, **options: Unpack[OptionKeywords]) -> None:
+        self.settings = from_keywords(GenerationOptions, Augmenter, options)
         self.model, self.dtype, self.threads, self.size = str(model), dtype, threads, size
         self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
         self.pipeline  # a wrong model is found out now
@@ -232,7 +235,7 @@ class RayWorkers:
         """`Pipeline.augment` on one worker."""
         return self._get(self._idle[0].augment.remote(images, list(prompts), parameters))
 
-    def stream(self, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+    def stream(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
                within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
         """A `dreamda.runs.generate.Engine`: pieces in the order in which workers finish them."""
         batch, busy = 1, {}
@@ -297,7 +300,7 @@ class _Worker:
     def augment(self, images: np.ndarray, prompts: list[str], parameters: dict[str, Any]) -> np.ndarray:
         return self._pipeline.augment(images, prompts, **parameters)
 
-    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, settings: Settings) -> tuple[np.ndarray, float]:
+    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, settings: GenerationOptions) -> tuple[np.ndarray, float]:
         """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None

@@ -340,7 +340,7 @@ def _data_set(folder: Path) -> Any:
 def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     """Every reader of a metadata.jsonl or a file of prompts."""
     from dreamda.data import own_prompt_file, prompts_from_file
-    from dreamda.runs.generate import Settings, generate_dataset
+    from dreamda.runs.generate import GenerationOptions, generate_dataset
     from dreamda.runs.pictures import contact_sheet_of_run
     from dreamda.runs.train import scan_labelled
 
@@ -368,10 +368,10 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                                           lambda: scan_labelled(folder / "out", ["a", "b"], "X"),
                                           lambda: contact_sheet_of_run(folder / "out", folder / "real")]
         if runs % 8 == 0:  # writes images, with an fsync each
-            calls.append(lambda: generate_dataset(data_set, folder / "again", Pipeline(), Settings(variants=1)))  # goes on with foreign lines
+            calls.append(lambda: generate_dataset(data_set, folder / "again", Pipeline(), GenerationOptions(variants=1)))  # goes on with foreign lines
             shutil.rmtree(folder / "again", ignore_errors=True)
             (folder / "again").mkdir()
-            generate_dataset(data_set, folder / "again", Pipeline(), Settings(variants=1))
+            generate_dataset(data_set, folder / "again", Pipeline(), GenerationOptions(variants=1))
             (folder / "again" / "metadata.jsonl").write_bytes(data)
         for call in calls:
             try:

@@ -8,16 +8,16 @@ COMMON = dict(steps=100, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=
 # name -> what differs from COMMON; `scheduler` changes the scheduler's configuration.
 VELOCITY = dict(prediction_type="v_prediction")
 TRAJECTORIES: dict[str, dict] = {
-    "cycle": dict(step="cycle"),
-    "cycle-share-source": dict(step="cycle", share_source=True),
-    "cycle-own-start": dict(step="cycle", share_start=False),
-    "cycle-own-start-share-source": dict(step="cycle", share_start=False, share_source=True),
-    "cycle-source-prompt": dict(step="cycle", source_prompt="a picture of a bag", eta=0.6),
-    "cycle-velocity": dict(step="cycle", scheduler=VELOCITY, guidance_scale=2.0),
-    "cycle-clipped": dict(step="cycle", scheduler=dict(clip_sample=True, clip_sample_range=2.0), guidance_scale=3.0),
-    "asymmetric": dict(step="asymmetric", guidance_scale=3.0),
-    "asymmetric-velocity": dict(step="asymmetric", scheduler=VELOCITY, guidance_scale=1.0, eta=0.0),
-    "sdedit": dict(step="sdedit", noise_scale=0.0),
-    "sdedit-perturbed": dict(step="sdedit", share_start=False),
-    "sdedit-velocity": dict(step="sdedit", scheduler=VELOCITY, noise_scale=0.0, guidance_scale=2.0),
+    "cycle": dict(method="cycle"),
+    "cycle-share-source": dict(method="cycle", share_source=True),
+    "cycle-own-start": dict(method="cycle", share_start=False),
+    "cycle-own-start-share-source": dict(method="cycle", share_start=False, share_source=True),
+    "cycle-source-prompt": dict(method="cycle", source_prompt="a picture of a bag", eta=0.6),
+    "cycle-velocity": dict(method="cycle", scheduler=VELOCITY, guidance_scale=2.0),
+    "cycle-clipped": dict(method="cycle", scheduler=dict(clip_sample=True, clip_sample_range=2.0), guidance_scale=3.0),
+    "asymmetric": dict(method="asymmetric", guidance_scale=3.0),
+    "asymmetric-velocity": dict(method="asymmetric", scheduler=VELOCITY, guidance_scale=1.0, eta=0.0),
+    "sdedit": dict(method="sdedit", noise_scale=0.0),
+    "sdedit-perturbed": dict(method="sdedit", share_start=False),
+    "sdedit-velocity": dict(method="sdedit", scheduler=VELOCITY, noise_scale=0.0, guidance_scale=2.0),
 }

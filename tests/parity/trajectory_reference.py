@@ -132,7 +132,7 @@ def trajectory(work: Path, model: Path, name: str) -> np.ndarray:
     ddim = DDIMScheduler.from_pretrained(model / "scheduler", **o.get("scheduler", {}))
     ddim.set_timesteps(o["steps"])
     timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]
-    recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["step"]]
+    recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["method"]]
     return np.stack([
         np.stack([recursion(side, ddim, timesteps, o, z0[i], prompt, {n: v[i] for n, v in noise.items()}, k).numpy() for k in range(VARIANTS)])
         for i, prompt in enumerate(PROMPTS)

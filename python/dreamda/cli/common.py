@@ -1,17 +1,116 @@
-"""What the commands share: options, progress, messages, and writing a result."""
+"""What the commands share: how options are declared and listed, progress, messages, and writing a result."""
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
 
 import typer
+import typer.core
+
+from ..options import Option, Options, ParameterError, defaults_of, options_of, spelled
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
 
+F = TypeVar("F", bound=Callable[..., Any])
+O = TypeVar("O", bound=Options)
+
+COMMON, PROMPTS, RUNNING, OTHER = "Options", "Prompts", "Running", "Other options"  # headings of the help; the last two come last
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
 show_tracebacks = False
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose help lists its options in groups and ends with examples, and which turns an error about a parameter of the library
+    into one about its option."""
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The summary in the list of commands: all of the first sentence."""
+        return inspect.cleandoc(self.help or "").split("\n\n")[0].replace("\n", " ")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The arguments, then the options group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], COMMON: []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                is_argument = param.param_type_name == "argument"
+                name = "Arguments" if is_argument else OTHER if param.name == "help" else getattr(param, "rich_help_panel", None) or COMMON
+                groups.setdefault(name, []).append(record)
+        for name in sorted(groups, key=lambda name: (RUNNING, OTHER).index(name) if name in (RUNNING, OTHER) else -1):
+            if groups[name]:
+                with formatter.section(name):
+                    formatter.write_dl(groups[name])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, a line each."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a `ParameterError` of the library becomes a ValueError that names the option."""
+        try:
+            return super().invoke(ctx)
+        except ParameterError as error:
+            option = self._spell(error.parameter, None) or error.parameter
+            raise ValueError(f"{option}: {spelled(error.reason, self._spell)}") from error
+
+    def _spell(self, name: str, value: str | None) -> str | None:
+        """How a parameter (and a value of it) is written on the command line; None where the command has no such option."""
+        for param in self.params:
+            if param.name == name:
+                if param.param_type_name == "argument":
+                    return (param.metavar or name).upper()
+                option = max(param.opts, key=len)
+                if value in ("True", "False") and getattr(param, "is_flag", False):
+                    return option if value == "True" else max(param.secondary_opts, key=len, default=f"{option} off")
+                return option if value is None else f"{option} {value}"
+        return None
+
+
+def accepts_options(cls: type[Options]) -> Callable[[F], F]:
+    """Decorate a command that takes ``**options``: it gets an option for every field of the dataclass `cls`, in the field's group.
+
+    `chosen` makes the dataclass of them. Decorate twice for the options of two dataclasses.
+    """
+    def decorate(function: F) -> F:
+        hints = get_type_hints(function, include_extras=True)
+        own = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in inspect.signature(function).parameters.values()
+               if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        added = [_parameter(name, about, defaults_of(cls)[name]) for name, about in options_of(cls).items()]
+        function.__signature__ = inspect.Signature(own + added, return_annotation=hints.get("return"))  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in own + added} | {"return": hints.get("return")}
+        return function
+
+    return decorate
+
+
+def _parameter(name: str, about: Option, default: Any) -> inspect.Parameter:
+    """The option of a field, as Typer reads it from a signature."""
+    option = about.spelling or "--" + name.replace("_", "-")
+    names = (f"{option}/--no-{option[2:]}",) if about.kind is bool else (option,)
+
+    def spell(other: str, value: str | None) -> str:
+        dashed = other.replace("_", "-")
+        return f"--no-{dashed}" if value == "False" else f"--{dashed}" if value in (None, "True") else f"--{dashed} {value}"
+
+    help = spelled(about.help, spell) + (f"  [default: {spelled(about.shown_default, spell)}]" if about.shown_default else "")
+    info = typer.Option(*names, help=help, rich_help_panel=about.group, show_default=not about.shown_default and default != "",
+                        metavar=None if about.kind is bool else f"[{'|'.join(map(str, about.choices))}]" if about.choices else METAVARS[about.kind])
+    kind: Any = Optional[about.kind] if about.optional else about.kind
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
+    """The dataclass of those of a command's options that are its fields."""
+    return cls(**{name: options[name] for name in options_of(cls)})
 
 
 def _set_debug(value: bool) -> None:
@@ -19,11 +118,12 @@ def _set_debug(value: bool) -> None:
     show_tracebacks = value or show_tracebacks
 
 
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
-Dtype = Annotated[str, typer.Option(help="auto, f32 or bf16; auto is bf16 where the CPU computes in it.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")]
-Size = Annotated[str, typer.Option(help="Image size, N or HEIGHTxWIDTH; default: the model's own.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
+Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
+                                    help="What is computed in; auto is bf16 where the CPU has it.")]
+Threads = Annotated[int, typer.Option(min=0, rich_help_panel=RUNNING, help="Threads; 0: all cores.")]
+Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
+                                   help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
 
 def is_given(context: typer.Context, name: str) -> bool:

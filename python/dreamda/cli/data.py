@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, check_result, complain_of, printable, Progress, write_result
+from .common import Command, Debug, check_result, complain_of, printable, Progress, write_result
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command("import")(import_)
-    app.command()(report)
+    app.command("import", cls=Command)(import_)
+    app.command(cls=Command)(report)
 
 
 def import_(

@@ -3,26 +3,28 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..generation.options import GenerationOptions
 from . import common, train
-from .common import Debug, Dtype, Progress, Size, Threads, complain, complain_of, is_given, parse_shard, parse_size, printable
+from .common import Command, Debug, Dtype, Progress, Size, Threads, accepts_options, chosen, complain, complain_of, is_given, parse_shard, parse_size, printable
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
     from ..distributed import RayWorkers
     from ..generation.pipeline import Pipeline
-    from ..runs.generate import Report, Settings
+    from ..runs.generate import Report
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (generate, demo):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
+@accepts_options(GenerationOptions)
 def generate(
     context: typer.Context,
     real: Annotated[Path | None, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")] = None,
@@ -30,24 +32,9 @@ def generate(
     model: Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.  [required]")] = "",
     recipe: Annotated[str | None, typer.Option(help="Settings for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON file. "
                                                     "Options given beside it win.")] = None,
-    variants: Annotated[int, typer.Option(help="Synthetic images for each real one.")] = 10,
-    steps: Annotated[int, typer.Option(help="Steps of the whole schedule; strength times as many are run.")] = 100,
-    strength: Annotated[float, typer.Option(help="How far to go back into the noise, above 0 to 1.")] = 0.8,
-    guidance_scale: Annotated[float, typer.Option(help="Weight of the prompt.")] = 7.5,
-    noise_scale: Annotated[float | None, typer.Option(help="Perturbation of the U-Net's bottleneck. [default: 3, sdedit: 0]")] = None,
-    step: Annotated[str, typer.Option(help="cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).")] = "cycle",
     template: Annotated[str | None, typer.Option(help='Prompt of a class. [default: "a photo of a {}"]')] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
                                                       "[default: REAL/metadata.jsonl, if it has texts]")] = None,
-    eta: Annotated[float, typer.Option(help="Fresh noise in every step: 0 none (DDIM) to 1.")] = 1.0,
-    source_prompt: Annotated[str, typer.Option(help="Prompt of the real image's own trajectory; empty saves a quarter of the work.")] = "",
-    source_guidance_scale: Annotated[float, typer.Option(help="Weight of the source prompt.")] = 1.5,
-    share_source: Annotated[bool, typer.Option(help="One source trajectory for all variants of an image: up to a third faster.")] = False,
-    share_start: Annotated[bool, typer.Option(help="All variants of an image start from the same noise.")] = True,
-    diverse: Annotated[bool, typer.Option("--diverse", help="Choose dissimilar starts for the variants of an image; needs --no-share-start.")] = False,
-    guidance_low: Annotated[float, typer.Option(help="Guide only at timesteps from this share of the model's on, 0 (clean) to 1 (noise).")] = 0.0,
-    guidance_high: Annotated[float, typer.Option(help="Guide only below this share; 0.3 to 0.7 saves up to 0.3 of the work.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of all noise.")] = 0,
     shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
     size: Size = "",
     dtype: Dtype = "auto",
@@ -58,6 +45,7 @@ def generate(
     replay: Annotated[Path | None, typer.Option(help="A run.json: repeat that run, into OUT or a temporary folder, and compare every image's "
                                                      "SHA-256 with the recorded one. Beside it only [REAL] OUT, --model and --threads.")] = None,
     debug: Debug = False,
+    **options: Any,
 ) -> int:
     """Make a synthetic data set from a real one.
 
@@ -77,15 +65,14 @@ def generate(
 
     from ..data.folders import ImageFolder
     from ..data.prompts import DEFAULT_TEMPLATE, own_prompt_file, prompts_from_file, prompts_from_template
-    from ..runs.generate import SETTING_NAMES, Settings, check_out, run_identity
+    from ..runs.generate import check_out, run_identity
     from ..generation.recipes import load_recipe
 
-    values = {name: context.params[name] for name in SETTING_NAMES}
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
     taken = {name: value for name, value in taken.items() if not is_given(context, name)}
-    if is_given(context, "step"):
-        taken.pop("noise_scale", None)  # it was meant for the recipe's own step
-    settings = Settings(**values | taken)
+    if is_given(context, "method"):
+        taken.pop("noise_scale", None)  # it was meant for the recipe's own method
+    settings = chosen(GenerationOptions, options | taken)
     part = parse_shard(shard)
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
@@ -123,10 +110,10 @@ def demo(
     """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real images alone, compare."""
     from ..data.bundled import load_bundled
     from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
-    from ..runs.generate import Settings, check_out, run_identity
+    from ..runs.generate import check_out, run_identity
     from ..runs.pictures import contact_sheet_of_run
 
-    settings, source = Settings(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
+    settings, source = GenerationOptions(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
     if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst"}):
         raise ValueError(f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
     bundled = load_bundled()
@@ -144,7 +131,7 @@ def demo(
     return code
 
 
-def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: Settings, prompts: dict[str, str],
+def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: GenerationOptions, prompts: dict[str, str],
               source: dict[str, str], part: tuple[int, int]) -> int:
     from ..distributed import RayWorkers
     from ..runs.generate import generate_dataset

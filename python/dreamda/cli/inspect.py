@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from . import common
-from .common import Debug, Dtype, Size, Threads, printable
+from .common import Command, Debug, Dtype, Size, Threads, printable
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (inspect, doctor):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def inspect(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Debug, Dtype, Threads, check_result, complain, parse_size, printable, write_result
+from .common import Command, Debug, Dtype, Threads, check_result, complain, parse_size, printable, write_result
 
 DEMO_WIDTH = 16
 # The settings that did best on validation images (benchmarks/EFFICACY.md).
@@ -23,7 +23,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Threads that decode and augme
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (train, evaluate, predict):
-        app.command()(command)
+        app.command(cls=Command)(command)
 
 
 def train(

@@ -13,6 +13,8 @@ all noise is keyed. Small models run one single-threaded group a processor, side
 an image's bits do not depend on what else is made, in which order, or where it was resumed.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 import queue
@@ -25,78 +27,28 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_c
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
 from ..networks.config import read_json, read_scheduler_config
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype, resolve_threads
+from ..options import accepts, from_keywords
+from .options import GenerationOptions, OptionKeywords
 from .schedulers import Schedule, Step
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 # Streams of `dreamda.normals`: what a noise is for.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
-STEPS = ("cycle", "asymmetric", "sdedit")
 # Latent positions in one call: a row more gains nothing then (measured from 1 to 48 rows), and short groups waste less.
 POSITIONS = 1536
 SMALL = 1024  # latent positions of an image up to which a group is left to one thread
 CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
 MAX_PROMPTS = 1024  # text embeddings kept
-
-
-@dataclass(frozen=True)
-class _Mode:
-    """What is computed for every image and variant; checked on creation."""
-
-    variants: int
-    steps: int
-    strength: float
-    eta: float
-    guidance_scale: float
-    noise_scale: float
-    source_prompt: str
-    source_guidance_scale: float
-    step: str
-    share_source: bool
-    share_start: bool
-    diverse: bool
-    seed: int
-    guidance_low: float
-    guidance_high: float
-
-    def __post_init__(self) -> None:
-        def whole(value: Any, low: int, high: int) -> bool:
-            return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value < high)
-
-        if not whole(self.variants, 1, 1 << 31):
-            raise ValueError(f"variants: {self.variants!r} is not possible; use a whole number of 1 or more")
-        if not whole(self.steps, 1, 1 << 20):
-            raise ValueError(f"steps: {self.steps!r} is not possible; use a whole number of 1 or more")
-        if not whole(self.seed, 0, 1 << 64):
-            raise ValueError(f"seed: {self.seed!r} is not possible; use a whole number from 0 to 2**64 - 1")
-        for name in ("strength", "eta", "guidance_scale", "noise_scale", "source_guidance_scale", "guidance_low", "guidance_high"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"{name}: {value!r} is not a finite number")
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength: {self.strength} is not possible; use a number above 0, up to 1")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta: {self.eta} is not possible; use a number from 0 to 1")
-        if not 0 <= self.guidance_low < self.guidance_high <= 1:
-            raise ValueError(f"guidance_low, guidance_high: {self.guidance_low} to {self.guidance_high} is no interval between 0 and 1")
-        if self.noise_scale < 0:
-            raise ValueError(f"noise_scale: {self.noise_scale} is not possible; use 0 or more")
-        if self.step not in STEPS:
-            raise ValueError(f"step: {self.step!r} is unknown; use {', '.join(STEPS)}")
-        if not isinstance(self.source_prompt, str):
-            raise ValueError(f"source_prompt: expected a text, got {self.source_prompt!r}")
-        if self.diverse and (self.share_start or self.step == "asymmetric"):
-            raise ValueError("diverse: chooses among noisy starts, so it needs share_start=False and step cycle or sdedit")
-        if self.share_source and self.step != "cycle":
-            raise ValueError(f"share_source: step {self.step} has no source trajectory; leave it off")
-        if self.source_prompt and self.step == "sdedit":
-            raise ValueError("source_prompt: step sdedit has no source; leave it empty")
 
 
 @dataclass
@@ -241,12 +193,10 @@ class Pipeline:
 
     # ---------------------------------------------------------------------------------------------- images
 
-    def augment(self, images: np.ndarray, prompts: Sequence[str], variants: int = 10, steps: int = 100, strength: float = 0.8,
-                eta: float = 1.0, guidance_scale: float = 7.5, noise_scale: float | None = None, source_prompt: str = "",
-                source_guidance_scale: float = 1.5, step: str = "cycle", share_source: bool = False, share_start: bool = True,
-                diverse: bool = False, seed: int = 0, keys: Sequence[int | str] | None = None,
+    @accepts(GenerationOptions, variants=4)
+    def augment(self, images: np.ndarray, prompts: Sequence[str], *, keys: Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | bool | None = None, first: int = 0, stop: Callable[[], bool] | None = None,
-                guidance_low: float = 0.0, guidance_high: float = 1.0) -> np.ndarray:
+                **options: Unpack[OptionKeywords]) -> np.ndarray:
         """Make `variants` new images of each image.
 
         Parameters
@@ -255,32 +205,6 @@ class Pipeline:
             Resized (bicubic) to the pipeline's ``size`` where they differ.
         prompts : sequence of N str
             What each image shows, "a photo of a coat".
-        variants : int
-            K, new images an image.
-        steps, strength : int, float
-            int(steps * strength) DDIM steps are run.
-        eta : float in [0, 1]
-            Share of fresh noise in a step; 0 is deterministic DDIM.
-        guidance_scale : float
-            Classifier-free guidance of the target; 1 needs one U-Net row instead of two.
-        noise_scale : float, optional
-            Standard deviation of the noise at the U-Net's bottleneck, fresh at every step and row. Default: 3 (the authors'),
-            and 0 for ``step="sdedit"``.
-        source_prompt, source_guidance_scale : str, float
-            Of the source trajectory (``cycle``) and the inversion (``asymmetric``; without guidance). With an empty prompt
-            guidance changes nothing and costs nothing.
-        step : {"cycle", "asymmetric", "sdedit"}
-            The authors' code; the paper's figure; plain img2img.
-        share_source : bool
-            One source trajectory for all variants of an image (cheaper; ``cycle`` only). The authors draw one a variant.
-        share_start : bool
-            One noisy start for all variants of an image, as the authors have it; False draws one a variant (with
-            ``share_source`` the source keeps its own, and only the targets differ). ``asymmetric`` starts from the inverted
-            image in any case.
-        diverse : bool
-            Choose the variants' starts from four times as many candidates, mutually dissimilar (needs ``share_start=False``).
-        seed : int
-            Of all noise; the same seed gives the same images whatever the batch, order or resumption.
         keys : sequence of N int or str, optional
             What else keys an image's noise. Default: its index in this call; pass file names to be independent of it.
         progress : callable(done, total) or bool, optional
@@ -290,9 +214,8 @@ class Pipeline:
         stop : callable, optional
             Asked before every group of variants but the first: True ends the call early, after what is being computed. For one image
             only.
-        guidance_low, guidance_high : float in [0, 1]
-            Guide the target only where the timestep, as a share of the model's (0: clean, 1: noise), is at least the one and below the
-            other; at the other steps the prompt's own row is all that is computed (Kynkäänniemi et al., 2024). Beyond the authors' method.
+        GenerationOptions
+            Its fields, by keyword.
 
         Returns
         -------
@@ -303,8 +226,7 @@ class Pipeline:
         ValueError
             Naming the argument and what is possible.
         """
-        mode = _mode(variants, steps, strength, eta, guidance_scale, noise_scale, source_prompt, source_guidance_scale, step,
-                     share_source, share_start, diverse, seed, guidance_low, guidance_high)
+        mode = from_keywords(GenerationOptions, Pipeline.augment, options)
         self.schedule.steps(mode.steps, mode.strength, mode.eta)
         images = _check_images(images)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < mode.variants):
@@ -321,7 +243,7 @@ class Pipeline:
         for part in self._blocks(len(images), mode.variants, *latent):
             self._embed(prompts[part], mode, latent)
             report = _section(progress, part.start, len(images[part]), len(images))
-            z0 = self.encode(images[part], identities[part], mode.seed, sample=mode.step != "asymmetric")
+            z0 = self.encode(images[part], identities[part], mode.seed, sample=mode.method != "asymmetric")
             self._make_room(latent, self.vae)
             latents = self._latents(z0, prompts[part], identities[part], mode, report, first, stop)
             self._make_room(latent, self.unet)
@@ -349,7 +271,7 @@ class Pipeline:
         if latent_size[0] * latent_size[1] > SMALL:
             part.close()
 
-    def _embed(self, prompts: Sequence[str], mode: _Mode, latent_size: tuple[int, ...]) -> None:
+    def _embed(self, prompts: Sequence[str], mode: GenerationOptions, latent_size: tuple[int, ...]) -> None:
         """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory back: 0.4 GiB of
         Stable Diffusion's, for the minutes that an image takes."""
         missing = [p for p in dict.fromkeys([*prompts, "", mode.source_prompt]) if p not in self._contexts]
@@ -434,8 +356,9 @@ class Pipeline:
 
     # ---------------------------------------------------------------------------------------------- latents
 
+    @accepts(GenerationOptions, variants=4)
     def augment_latents(self, z0: np.ndarray, prompts: Sequence[str], keys: Sequence[int | str] | None = None, *,
-                        progress: Callable[[int, int], None] | None = None, **parameters: Any) -> np.ndarray:
+                        progress: Callable[[int, int], None] | None = None, **options: Unpack[OptionKeywords]) -> np.ndarray:
         """Everything of `augment` between encoding and decoding.
 
         Parameters
@@ -444,8 +367,8 @@ class Pipeline:
             Scaled latents of the images, from `encode`.
         prompts, keys, progress
             As in `augment`.
-        **parameters
-            ``variants`` to ``seed`` of `augment`, and ``guidance_low``, ``guidance_high``.
+        GenerationOptions
+            Its fields, by keyword.
 
         Returns
         -------
@@ -456,16 +379,11 @@ class Pipeline:
         ValueError
             As in `augment`, or `z0` is no such array.
         """
-        defaults = dict(variants=10, steps=100, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=None, source_prompt="",
-                        source_guidance_scale=1.5, step="cycle", share_source=False, share_start=True, diverse=False, seed=0,
-                        guidance_low=0.0, guidance_high=1.0)
-        if unknown := parameters.keys() - defaults.keys():
-            raise TypeError(f"augment_latents() got an unexpected keyword argument {sorted(unknown)[0]!r}")
         z0 = np.asarray(z0, np.float32)
         if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
             raise ValueError(f"z0: expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
         prompts, identities = _per_image(len(z0), prompts, keys)
-        mode = _mode(**defaults | parameters)
+        mode = from_keywords(GenerationOptions, Pipeline.augment_latents, options)
         self.schedule.steps(mode.steps, mode.strength, mode.eta)
         result = np.empty((len(z0), mode.variants, *z0.shape[1:]), np.float32)
         for part in self._blocks(len(z0), mode.variants, *z0.shape[2:]):
@@ -474,10 +392,10 @@ class Pipeline:
             result[part] = self._latents(z0[part], prompts[part], identities[part], mode, report)
         return result
 
-    def _latents(self, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode, progress: Callable[[int, int], None] | None,
+    def _latents(self, z0: np.ndarray, prompts: list[str], keys: list[int], mode: GenerationOptions, progress: Callable[[int, int], None] | None,
                  first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
         run = _Run(self, z0, prompts, keys, mode, progress, first, stop)
-        return {"cycle": run.cycle, "asymmetric": run.asymmetric, "sdedit": run.sdedit}[mode.step]()
+        return {"cycle": run.cycle, "asymmetric": run.asymmetric, "sdedit": run.sdedit}[mode.method]()
 
     def context(self, prompt: str) -> np.ndarray:
         """The embedding of a prompt; the last ones are remembered.
@@ -501,7 +419,7 @@ class Pipeline:
 class _Run:
     """One call of `augment_latents`: the units (image, variant), their noise, and the three recursions."""
 
-    def __init__(self, pipe: Pipeline, z0: np.ndarray, prompts: list[str], keys: list[int], mode: _Mode,
+    def __init__(self, pipe: Pipeline, z0: np.ndarray, prompts: list[str], keys: list[int], mode: GenerationOptions,
                  progress: Callable[[int, int], None] | None, first: int, stop: Callable[[], bool] | None) -> None:
         self.pipe, self.z0, self.prompts, self.keys, self.mode, self.progress = pipe, z0, prompts, keys, mode, progress
         self.first, self.stop = first, stop
@@ -574,8 +492,8 @@ class _Run:
             "timestep": np.full(len(rows), t, np.float32),
             "context": np.stack([r.context for r in rows]),
         }
-        if self.mode.noise_scale > 0 and any(r.noise_row is not None for r in rows):
-            inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.mode.noise_scale for r in rows], np.float32)
+        if self.mode.perturbation > 0 and any(r.noise_row is not None for r in rows):
+            inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.mode.perturbation for r in rows], np.float32)
             inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
         out = plan.run(inputs)
         with self.lock:
@@ -737,13 +655,6 @@ def _file_digest(file: Path) -> bytes:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.digest()
-
-
-def _mode(*values: Any, **named: Any) -> _Mode:
-    fields = dict(zip(_Mode.__dataclass_fields__, values)) | named
-    if fields["noise_scale"] is None:
-        fields["noise_scale"] = 0.0 if fields["step"] == "sdedit" else 3.0
-    return _Mode(**fields)
 
 
 def _check_images(images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The run folder of `dreamda generate`: synthetic images written so that nothing is lost, doubled or half-written.
 
     folder = ImageFolder.scan("photos")
-    report = generate_dataset(folder, "synthetic", dreamda.Pipeline.load("fashion-mini"), Settings(variants=4, steps=20))
+    report = generate_dataset(folder, "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=4, steps=20))
 
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
     OUT/metadata.jsonl                            one line an image, in the order of the seeds; written when a run ends
@@ -22,7 +22,6 @@ import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import reprlib
@@ -31,13 +30,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..generation.options import GenerationOptions, with_todays_names
 from ..networks.config import read_json
 from ..data.files import BrokenImageError, read_bounded, read_json_lines
 from ..data.folders import ImageFolder, ImageRef
@@ -97,72 +97,12 @@ class Engine(Protocol):
     was made of it, uint8 (N, K, H, W, 3): of one seed perhaps the first variants only, it is then handed out again for the others.
     ``within(images)`` may tell the progress between two yields."""
 
-    def __call__(self, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+    def __call__(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
                  within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]: ...
 
 
 class EngineError(OSError):
     """An engine has lost what it computes on. What was finished stays, and the same call goes on from there."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything but the model, the prompts and the seed images that decides a synthetic image; see `Pipeline.augment`.
-
-    A `noise_scale` of None becomes 3, and 0 for the step "sdedit". Raises ValueError, naming the command line's option, for a value
-    that cannot be meant.
-    """
-
-    variants: int = 10
-    steps: int = 100
-    strength: float = 0.8
-    eta: float = 1.0
-    guidance_scale: float = 7.5
-    noise_scale: float | None = None
-    source_prompt: str = ""
-    source_guidance_scale: float = 1.5
-    step: str = "cycle"
-    share_source: bool = False
-    share_start: bool = True
-    diverse: bool = False
-    seed: int = 0
-    guidance_low: float = 0.0
-    guidance_high: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.variants <= 1_000_000:
-            raise ValueError(f"--variants must be 1 or more, at most a million; it is {self.variants}")
-        if not 1 <= self.steps <= 1000:
-            raise ValueError(f"--steps must be 1 to 1000; it is {self.steps}")
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"--strength must be above 0 and at most 1; it is {self.strength}")
-        if int(self.steps * self.strength) < 1:
-            raise ValueError(f"--steps {self.steps} with --strength {self.strength} leaves no step to run; raise one of them")
-        if self.step not in ("cycle", "asymmetric", "sdedit"):
-            raise ValueError(f"--step must be cycle, asymmetric or sdedit; it is {self.step!r}")
-        if self.share_source and self.step != "cycle":
-            raise ValueError(f"--share-source: --step {self.step} has no source trajectory; leave it off")
-        if self.source_prompt and self.step == "sdedit":
-            raise ValueError("--source-prompt: --step sdedit has no source; leave it empty")
-        if self.diverse and (self.share_start or self.step == "asymmetric"):
-            raise ValueError("--diverse chooses among noisy starts, so it needs --no-share-start and --step cycle or sdedit")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"--eta must be 0 to 1; it is {self.eta}")
-        if self.noise_scale is None:
-            object.__setattr__(self, "noise_scale", 0.0 if self.step == "sdedit" else 3.0)
-        if not 0 <= self.guidance_low < self.guidance_high <= 1:
-            raise ValueError(f"--guidance-low must be below --guidance-high, both 0 to 1; they are {self.guidance_low} and {self.guidance_high}")
-        for name in ("strength", "eta", "guidance_scale", "source_guidance_scale", "noise_scale", "guidance_low", "guidance_high"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # 3 and 3.0 are one value, and one text in the files
-        for name in ("guidance_scale", "source_guidance_scale", "noise_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"--{name.replace('_', '-')} must be 0 or more; it is {value}")
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"--seed must be 0 to 2^64 - 1; it is {self.seed}")
-
-
-SETTING_NAMES = tuple(each.name for each in fields(Settings))
 
 
 @dataclass
@@ -192,10 +132,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: Settings = Settings(), *,
+def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: GenerationOptions = GenerationOptions(), *,
                      prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str | None] | None = None, model: str = "",
                      shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None, stems: Mapping[str, str] | None = None,
-                     progress: Callable[[float, int], None] | None = None, engine: Engine | None = None) -> Report:
+                     old_names: Mapping[str, str] = {}, progress: Callable[[float, int], None] | None = None,
+                     engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
     What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how it was
@@ -208,7 +149,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     out : path
         New, empty, or the folder of the same run.
     pipeline : dreamda.Pipeline
-    settings : Settings
+    settings : GenerationOptions
     prompts : mapping of key to prompt, optional
         For every image of `folder`; default: the template "a photo of a {}".
     prompt_source : mapping, optional
@@ -218,6 +159,8 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
         where it differs from what the run was begun with.
     stems : mapping of key to text, optional
         What an image's files are called before the number of the variant; default: `output_stems`.
+    old_names : mapping, optional
+        What the records of the run call an option, where it was renamed since: ``{"method": "step"}``. To replay an old run.
     shard : (i, n)
         Do the i-th of n equal parts of the seeds. Shards may run at the same time, also on one `out`.
     progress : callable, optional
@@ -244,6 +187,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     stems = output_stems(folder) if stems is None else stems
     run = {**run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
            "model_sha256": pipeline.fingerprint, "model": model, "real": str(folder.root.absolute()), "environment": dict(environment or {})}
+    run = {old_names.get(name, name): value for name, value in run.items()}
     check_out(out, folder, run)
     pipeline.augment(np.empty((0, *pipeline.size, 3), np.uint8), [], keys=[], **asdict(settings))  # what only the model can refuse
 
@@ -303,7 +247,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     return report
 
 
-def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: Settings, stop: Callable[[], bool],
+def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
              within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
     """The engine of one process: one piece after another."""
     batch = 1
@@ -325,13 +269,13 @@ def _scaled(within: Callable[[float], None], share: int, done: int, of: int) -> 
     within(share * done / max(of, 1))
 
 
-def seeds_a_piece(settings: Settings, made: np.ndarray, seconds: float) -> int:
+def seeds_a_piece(settings: GenerationOptions, made: np.ndarray, seconds: float) -> int:
     """How many seeds the next piece should have, after one whose images `made` took so long."""
     took = seconds / (made.shape[0] * made.shape[1]) * settings.variants
     return max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(took, 1e-6))))
 
 
-def run_identity(settings: Settings, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
+def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
     """What run.json holds and compares that is known before the model is loaded."""
     from .. import __version__
 
@@ -370,7 +314,7 @@ def _shortened(stem: str) -> str:
     return f"{encoded[:200].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
-def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
+def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: dict[str, Any]) -> None:
     """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes nothing."""
     out = Path(out)
     for label in folder.classes:
@@ -389,8 +333,8 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
             raise ValueError(f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
     if there is None:
         return
-    others = []
-    for name, value in run.items():
+    others, there = [], with_todays_names(there)
+    for name, value in with_todays_names(run).items():
         if name not in NOT_COMPARED and there.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
             others.append(option + (f" {reprlib.repr(there.get(name))} (now {reprlib.repr(value)})" if shown else ""))

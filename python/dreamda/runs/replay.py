@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from ..networks.config import read_json
 from ..data.files import BrokenImageError, read_bounded, read_json_lines
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
-from .generate import PipelineLike, Settings, generate_dataset, is_row
+from ..generation.options import OLD_NAMES, GenerationOptions, with_todays_names
+from ..options import options_of
+from .generate import PipelineLike, generate_dataset, is_row
 from .inspection import BITS, differences
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
@@ -38,16 +40,19 @@ class RecordedRun:
     out : Path
         Its folder.
     run : dict
-        run.json.
-    settings : Settings
+        run.json, with the names that its fields have today.
+    settings : GenerationOptions
     rows : list of dict
         metadata.jsonl, a row an image.
+    old_names : mapping
+        What the records call an option, where it was renamed since.
     """
 
     out: Path
     run: dict[str, Any]
-    settings: Settings
+    settings: GenerationOptions
     rows: list[dict[str, Any]]
+    old_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RecordedRun:
@@ -63,10 +68,10 @@ class RecordedRun:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give the run.json of a folder made by dreamda generate")
         try:
-            run = read_json(path)
+            recorded = read_json(path)
         except ValueError:
-            run = {}
-        names = [f.name for f in fields(Settings)]
+            recorded = {}
+        run, names = with_todays_names(recorded), list(options_of(GenerationOptions))
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
@@ -80,9 +85,9 @@ class RecordedRun:
                 and all(isinstance(run[k], str) for k in ("dtype", "model", "model_sha256", "real"))):
             raise ValueError(f"{path} is damaged: its size, dtype, model or real is no value that dreamda writes")
         try:
-            settings = Settings(**{name: run[name] for name in names})
-        except TypeError as error:
-            raise ValueError(f"{path} is damaged ({error})") from None
+            settings = GenerationOptions(**{name: run[name] for name in names})
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
         metadata = path.with_name("metadata.jsonl")
         if not metadata.is_file():
             raise FileNotFoundError(f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
@@ -91,7 +96,7 @@ class RecordedRun:
             if not (is_row(row) and all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
                 raise ValueError(f"{metadata} line {number} is not a line of dreamda generate")
             rows.append(row)
-        return cls(path.parent, run, settings, rows)
+        return cls(path.parent, run, settings, rows, {new: old for old, new in OLD_NAMES.items() if old in recorded})
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -195,7 +200,7 @@ def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike
     folder = ImageFolder(root, folder.classes, tuple(image for image in images if image.key not in lost), ())
     done = generate_dataset(folder, out, pipeline, recorded.settings, prompts={key: row["prompt"] for key, row in wanted.items()},
                             prompt_source={k: run.get(k) for k in ("template", "prompts_sha256")}, model=run["model"],
-                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, progress=progress)
+                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, old_names=recorded.old_names, progress=progress)
     report.signal = done.signal
     for row in recorded.rows if done.signal is None else ():
         if row["seed_file"] in lost:

@@ -23,6 +23,7 @@ from .. import _core
 from ..data.files import read_json_lines
 from ..data.folders import ImageFolder
 from ..data.images import read_image
+from ..generation.options import with_todays_names
 from .pictures import contact_sheet_of_run
 from .train import FolderImages
 from ..training.saved import TrainedModel
@@ -201,8 +202,8 @@ MEANING = {"precision": "of the synthetic images lie among the real ones (fideli
 
 def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: list[str], metrics: Neighbours, best: Neighbours | None, table: list[dict[str, Any]],
           near: list[tuple[float, str]], classifier: TrainedModel | None, n_real: int, n_synthetic: int) -> str:
-    first = rows[0]
-    settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}" for k in ("step", "steps", "strength", "noise_scale", "guidance_scale", "seed") if k in first)
+    first = with_todays_names(rows[0])
+    settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}" for k in ("method", "steps", "strength", "noise_scale", "guidance_scale", "seed") if k in first)
     space = (f"features of the classifier, {classifier.backbone}" if classifier is not None else
              f"pixels of {THUMBNAIL} x {THUMBNAIL} thumbnails (name a run of dreamda train with --classifier for features that know classes)")
     tiles = "".join(f'<div class="tile">{name}<b>{value:.2f}</b><span class="faint">{MEANING[name]}'

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...runs.generate import SETTING_NAMES, Settings
+from ...options import ParameterError, options_of
+from ..options import GenerationOptions, with_todays_names
 
 MAX_BYTES = 1 << 20
 
@@ -22,12 +23,12 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
     Parameters
     ----------
     recipe : str or path
-        A name of `names`, or a JSON file: an object with some fields of `dreamda.runs.generate.Settings`, ``template`` and ``about``.
+        A name of `names`, or a JSON file: an object with some fields of `GenerationOptions`, ``template`` and ``about``.
 
     Returns
     -------
     settings : dict
-        Arguments for `Settings`.
+        Keywords for `GenerationOptions`.
     template : str or None
         The prompt of a class, with ``{}`` for its name.
 
@@ -49,16 +50,13 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
         raise ValueError(f'--recipe {path} is no JSON object, such as {{"variants": 5, "template": "a photo of a {{}}"}}')
     found.pop("about", None)
     template = found.pop("template", None)
+    found = with_todays_names(found)
     if template is not None and not isinstance(template, str):
         raise ValueError(f"--recipe {path}: the template must be a text, and is {template!r}")
-    if unknown := sorted(found.keys() - set(SETTING_NAMES)):
-        raise ValueError(f"--recipe {path} has {unknown[0]!r}; the settings are {', '.join(SETTING_NAMES)}, beside template and about")
-    defaults = Settings()
-    for name, value in found.items():
-        kind = type(getattr(defaults, name))
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise ValueError(f"--recipe {path}: {name} is {value!r}, which is no {_KINDS[kind]}")
-    return found, template
-
-
-_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+    options = options_of(GenerationOptions)
+    if unknown := sorted(found.keys() - options.keys()):
+        raise ValueError(f"--recipe {path} has {unknown[0]!r}; the options are {', '.join(options)}, beside template and about")
+    try:
+        return {name: options[name].checked(name, value) for name, value in found.items()}, template
+    except ParameterError as error:
+        raise ValueError(f"--recipe {path}: {error}") from None

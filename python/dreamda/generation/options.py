@@ -1,0 +1,93 @@
+"""The options of generation: `GenerationOptions`, their one definition. The API, the command line, recipes, run.json and replay use it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from ..options import Options, ParameterError, documented, option
+
+COMMON, METHOD, GUIDANCE, NOISE = "Options", "Method", "Guidance", "Noise"
+
+
+@documented
+@dataclass(frozen=True)
+class GenerationOptions(Options):
+    """Everything that decides a synthetic image, besides the model, the real image, its prompt and its key.
+
+    Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
+    """
+
+    variants: int = option(10, "New images of each real image.", group=COMMON, low=1, high=1_000_000)
+    steps: int = option(100, "Diffusion steps; steps x strength are run (100 x 0.8 = 80).", group=COMMON, low=1)
+    strength: float = option(0.8, "How much of the noise schedule is run: near 0 keeps the real image, 1 starts from pure noise.",
+                             group=COMMON, above=0, high=1)
+    eta: float = option(1.0, "Share of fresh noise in every step: 0 (deterministic DDIM) to 1.", group=NOISE, low=0, high=1)
+    guidance_scale: float = option(7.5, "Classifier-free guidance: the weight of the prompt. 1 turns it off, which saves a U-Net row a step.",
+                                   group=GUIDANCE, low=0)
+    noise_scale: float | None = option(None, "Standard deviation of the noise at the U-Net's bottleneck, fresh at every step.", group=NOISE, low=0,
+                                       shown_default="3, and 0 for `method=sdedit`")
+    source_prompt: str = option("", "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.", group=METHOD)
+    source_guidance_scale: float = option(1.5, "Weight of `source_prompt`.", group=METHOD, low=0)
+    method: Literal["cycle", "asymmetric", "sdedit"] = option(
+        "cycle", "cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).", group=COMMON)
+    share_source: bool = option(False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
+                                       "draw one a variant.", group=METHOD)
+    share_start: bool = option(True, "All variants of an image start from the same noise, as in the authors' code; otherwise each has its own.",
+                               group=NOISE)
+    diverse: bool = option(False, "Choose dissimilar starts for the variants of an image, out of four times as many; needs `share_start=False`.",
+                           group=NOISE)
+    seed: int = option(0, "Seed of all noise. The same seed makes the same images, however the work is batched, ordered or interrupted.",
+                       group=COMMON, low=0, high=(1 << 64) - 1)
+    guidance_low: float = option(0.0, "Guide only at timesteps from this share of the model's on: 0 (clean) to 1 (noise).", group=GUIDANCE,
+                                 low=0, high=1)
+    guidance_high: float = option(1.0, "Guide only below this share of the model's timesteps; 0.3 to 0.7 saves up to 0.3 of the work.",
+                                  group=GUIDANCE, low=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise_scale is None:
+            object.__setattr__(self, "noise_scale", 0.0 if self.method == "sdedit" else 3.0)
+        if int(self.steps * self.strength) < 1:
+            raise ParameterError("strength", f"{self.strength} of {self.steps} steps leaves no step to run; raise it, or `steps`")
+        if not self.guidance_low < self.guidance_high:
+            raise ParameterError("guidance_low", f"{self.guidance_low} is not below `guidance_high`, which is {self.guidance_high}")
+        if self.diverse and (self.share_start or self.method == "asymmetric"):
+            raise ParameterError("diverse", "chooses among noisy starts, so it needs `share_start=False`, and `method=cycle` or `method=sdedit`")
+        if self.share_source and self.method != "cycle":
+            raise ParameterError("share_source", f"`method={self.method}` has no source trajectory; leave it off")
+        if self.source_prompt and self.method == "sdedit":
+            raise ParameterError("source_prompt", "`method=sdedit` has no source; leave it empty")
+
+    @property
+    def perturbation(self) -> float:
+        """`noise_scale` as a number."""
+        assert self.noise_scale is not None  # resolved on creation
+        return self.noise_scale
+
+
+class OptionKeywords(TypedDict, total=False):
+    """`GenerationOptions` as keywords, for type checkers and editors; the test of the options compares the two."""
+
+    variants: int
+    steps: int
+    strength: float
+    eta: float
+    guidance_scale: float
+    noise_scale: float | None
+    source_prompt: str
+    source_guidance_scale: float
+    method: Literal["cycle", "asymmetric", "sdedit"]
+    share_source: bool
+    share_start: bool
+    diverse: bool
+    seed: int
+    guidance_low: float
+    guidance_high: float
+
+
+OLD_NAMES = {"step": "method"}  # in run.json and recipes written before the field was renamed
+
+
+def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a run (run.json, a line of metadata.jsonl) or a recipe with the names that the fields have today."""
+    return {OLD_NAMES.get(name, name): value for name, value in record.items()}

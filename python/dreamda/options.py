@@ -1,0 +1,230 @@
+"""Options as dataclass fields: the type, default, documentation, group and checks of each are written once.
+
+    @dataclass(frozen=True)
+    class Recipe(Options):
+        epochs: int = option(30, "Passes over the images.", group="Training", low=1)
+        view: Literal["weak", "strong"] = option("weak", "How labelled images are changed.", group="Training")
+
+An instance is checked on creation. A Python function takes the fields as keywords (`accepts`), a command takes them as command-line
+options (`dreamda.cli.common.accepts_options`). Texts name other options in backticks, `` `epochs` `` or `` `view=strong` ``: the library
+shows them as they are, the command line as ``--epochs`` and ``--view strong``.
+"""
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])  # a class, too
+O = TypeVar("O", bound="Options")
+
+
+class ParameterError(ValueError):
+    """A parameter has a value that is not possible.
+
+    Parameters
+    ----------
+    parameter : str
+        Its name.
+    reason : str
+        What is wrong and what is possible; names other parameters in backticks.
+    """
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        super().__init__(parameter, reason)
+        self.parameter, self.reason = parameter, reason
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: {spelled(self.reason)}"
+
+
+def spelled(text: str, spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> str:
+    """The text with every `` `name` `` or `` `name=value` `` as `spell` has it; without the backticks where that is None."""
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", lambda found: spell(found[1], found[2]) or found[0].strip("`"), text)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one field besides its name.
+
+    Attributes
+    ----------
+    help : str
+        One or two sentences: the field's documentation and the help of its command-line option.
+    group : str
+        Under which heading the command line lists it.
+    kind : type
+        bool, int, float or str.
+    choices : tuple
+        The values that are possible, where they are few.
+    optional : bool
+        Whether None is possible.
+    low, above : number or None
+        The smallest value; the largest value that is too small.
+    high : number or None
+        The largest value.
+    shown_default : str
+        What to show as the default where None stands for something.
+    spelling : str
+        The command-line option, where it is not the field's name.
+    """
+
+    help: str
+    group: str
+    kind: type = str
+    choices: tuple[Any, ...] = ()
+    optional: bool = False
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    shown_default: str = ""
+    spelling: str = ""
+
+    @property
+    def possible(self) -> str:
+        """What values are possible, in words."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        if self.kind is bool:
+            return "True or False"
+        if self.kind is str:
+            return "a text"
+        noun, high = "whole number" if self.kind is int else "number", _number(self.high)
+        if self.above is not None:
+            return f"a {noun} above {self.above}" + (f", at most {high}" if high else "")
+        if self.low is not None:
+            return f"a {noun} from {self.low} to {high}" if high else f"a {noun} of {self.low} or more"
+        return f"a {noun} of at most {high}" if high else f"a finite {noun}"
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value as the field's own type.
+
+        Raises
+        ------
+        ParameterError
+            It is none of the possible ones.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind is bool and isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
+            return str(value)
+        numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
+        if self.kind in (int, float) and isinstance(value, numbers) and not isinstance(value, bool) and self._has(value):
+            return self.kind(value)
+        raise ParameterError(name, f"{value!r} is not possible; use {self.possible}")
+
+    def _has(self, value: Any) -> bool:
+        return bool(math.isfinite(value) and (self.low is None or value >= self.low) and (self.above is None or value > self.above)
+                    and (self.high is None or value <= self.high) and (not self.choices or value in self.choices))
+
+
+def _number(value: float | None) -> str:
+    """2**64 - 1 rather than 18446744073709551615; nothing for None."""
+    if isinstance(value, int) and value > 1 << 20 and value & (value + 1) == 0:
+        return f"2**{value.bit_length()} - 1"
+    return "" if value is None else str(value)
+
+
+def option(default: Any, help: str, *, group: str, low: float | None = None, above: float | None = None, high: float | None = None,
+           shown_default: str = "", spelling: str = "") -> Any:
+    """A field of an `Options` dataclass; its type and its choices (``Literal``) come from the annotation.
+
+    Parameters
+    ----------
+    default : object
+        The field's default.
+    help, group, low, above, high, shown_default, spelling
+        As in `Option`.
+    """
+    about = Option(help, group, low=low, above=above, high=high, shown_default=shown_default, spelling=spelling)
+    return field(default=default, metadata={"option": about})
+
+
+class Options:
+    """A frozen dataclass of options, each made by `option`; every field is checked on creation, and a number gets its field's type.
+
+    A subclass adds checks of fields against each other in ``__post_init__``, after this one's.
+    """
+
+    def __post_init__(self) -> None:
+        for name, about in options_of(type(self)).items():
+            object.__setattr__(self, name, about.checked(name, getattr(self, name)))
+
+
+def options_of(cls: type[Options]) -> Mapping[str, Option]:
+    """The fields of a dataclass of options, in their order."""
+    hints, found = get_type_hints(cls), {}
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, as its docstring says
+        kinds = get_args(hints[each.name]) if get_origin(hints[each.name]) in (Union, types.UnionType) else (hints[each.name],)
+        kind = next(k for k in kinds if k is not type(None))
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        found[each.name] = dataclasses.replace(each.metadata["option"], kind=type(choices[0]) if choices else kind, choices=choices,
+                                               optional=type(None) in kinds)
+    return types.MappingProxyType(found)
+
+
+def defaults_of(cls: type[Options]) -> dict[str, Any]:
+    """The fields' defaults, by name."""
+    return {each.name: each.default for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
+def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
+    """Decorate a function that takes ``**options``, or a class whose constructor does: its signature lists the fields of `cls` as keywords
+    with their defaults (or those given here, in their place). In its docstring, their documentation replaces the line that is the name of
+    `cls`, and the indented lines below.
+    """
+    def decorate(function: F) -> F:
+        called: Any = getattr(function, "__init__") if inspect.isclass(function) else function
+        signature = inspect.signature(called)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        shown = defaults_of(cls) | defaults
+        hints = {each.name: each.type for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown[name], annotation=hints[name]) for name in hints]
+        called.__signature__ = signature.replace(parameters=own + fields)
+        function.__options__ = shown  # type: ignore[attr-defined]
+        if function.__doc__:
+            function.__doc__ = re.sub(rf"^( *){cls.__name__}\n(?:\1 +.*\n)*", lambda m: documentation(cls, shown, m[1]), function.__doc__, flags=re.M)
+        return function
+
+    return decorate
+
+
+def documented(cls: type[O]) -> type[O]:
+    """Decorate a dataclass of options: its docstring gets a section of its parameters."""
+    cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nParameters\n----------\n{documentation(cls, defaults_of(cls))}"
+    return cls
+
+
+def documentation(cls: type[Options], defaults: Mapping[str, Any], indent: str = "") -> str:
+    """Entries of a numpydoc section of parameters, one a field."""
+    lines = []
+    for name, about in options_of(cls).items():
+        kind = "{" + ", ".join(f'"{c}"' for c in about.choices) + "}" if about.choices else about.kind.__name__
+        default = f"default {spelled(about.shown_default) or repr(defaults[name])}"
+        lines += [f"{indent}{name} : {kind}, {default}\n", f"{indent}    {spelled(about.help)}\n"]
+    return "".join(lines)
+
+
+def from_keywords(cls: type[O], function: Callable[..., Any], options: Mapping[str, Any]) -> O:
+    """The options that a function (or class) decorated with `accepts` was called with.
+
+    Raises
+    ------
+    TypeError
+        A keyword is no field.
+    ParameterError
+        A value is not possible.
+    """
+    shown: Mapping[str, Any] = getattr(function, "__options__")
+    if unknown := [name for name in options if name not in shown]:
+        raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument {unknown[0]!r}; the options are {', '.join(shown)}")
+    return cls(**{**shown, **options})
