@@ -21,6 +21,7 @@ UNET = dict(
     linear_projection=False,
     flip_sin_to_cos=True,
     freq_shift=0.0,
+    time_cond_proj_dim=0,
 )
 VAE = dict(
     in_channels=3,
@@ -32,6 +33,15 @@ VAE = dict(
     quant_conv=True,
     post_quant_conv=True,
     mid_attention=True,
+)
+TINY_VAE = dict(
+    in_channels=3,
+    out_channels=3,
+    latent_channels=4,
+    encoder_channels=16,
+    decoder_channels=16,
+    encoder_blocks=[1, 2],
+    decoder_blocks=[2, 1],
 )
 CLIP = dict(
     vocab_size=50,
@@ -63,4 +73,6 @@ def unet(rows=2, height=8, width=8, tokens=5, dtype="f32", threads=2, decoders=1
         timestep=np.linspace(20, 900, rows, dtype=np.float32),
         context=rng.standard_normal((rows, tokens, config["context_dim"]), dtype=np.float32),
     )
+    if config["time_cond_proj_dim"]:
+        inputs["guidance"] = np.linspace(0, 4000, rows, dtype=np.float32)
     return plan, inputs

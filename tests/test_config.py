@@ -45,6 +45,13 @@ def test_stable_diffusion_2(tmp_path):
     assert sum(_count(shape) for _, shape in _core.Model("unet", config).parameters()) == 865_910_724
 
 
+def test_a_latent_consistency_model(tmp_path):
+    config = read_unet_config(write(tmp_path, SD15 | {"time_cond_proj_dim": 256}))
+    parameters = dict(_core.Model("unet", config).parameters())
+    assert parameters["time_embedding.cond_proj.weight"] == (320, 256) and "time_embedding.cond_proj.bias" not in parameters
+    assert sum(map(_count, parameters.values())) == 859_520_964 + 320 * 256
+
+
 def _count(shape):
     n = 1
     for d in shape:
@@ -84,6 +91,8 @@ def test_the_bundled_model():
         ({"only_cross_attention": [True, True, True, False]}, "'only_cross_attention'"),
         ({"class_embed_type": "timestep"}, "'class_embed_type' is 'timestep'"),
         ({"brand_new_feature": 3}, "'brand_new_feature' is unknown"),
+        ({"time_cond_proj_dim": 255}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),
+        ({"time_cond_proj_dim": "256"}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),
         (SDXL, "'addition_embed_type' is 'text_time'"),
     ],
 )
@@ -126,7 +135,7 @@ def test_missing_files(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"_class_name": "AutoencoderTiny"}, "'_class_name' is 'AutoencoderTiny'"),
+        ({"_class_name": "VQModel"}, "'_class_name' is 'VQModel', but only AutoencoderKL or AutoencoderTiny"),
         ({"scaling_factor": 0}, "'scaling_factor' has to be above 0"),
         ({"shift_factor": "a"}, "'shift_factor' has to be a finite number"),
         ({"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "'latents_mean'"),
@@ -141,6 +150,40 @@ def test_vae(tmp_path, change, message):
     assert message in str(caught.value)
     assert read_vae_config(write(tmp_path, content | {"shift_factor": None}))["shift_factor"] == 0
     assert read_vae_config(write(tmp_path, content | {"shift_factor": 0.1}))["shift_factor"] == 0.1
+
+
+TAESD = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "decoder_block_out_channels": [64] * 4, "encoder_block_out_channels": [64] * 4,
+         "force_upcast": False, "in_channels": 3, "latent_channels": 4, "latent_magnitude": 3, "latent_shift": 0.5, "num_decoder_blocks": [3, 3, 3, 1],
+         "num_encoder_blocks": [1, 3, 3, 3], "out_channels": 3, "scaling_factor": 1.0, "upsampling_scaling_factor": 2}
+
+
+def test_a_tiny_vae(tmp_path):
+    config = read_vae_config(write(tmp_path, TAESD))
+    assert config["factor"] == 8 and config["scaling_factor"] == 1 and config["shift_factor"] == 0
+    counts = [sum(_count(shape) for _, shape in _core.Model(f"tiny_vae_{half}", config).parameters()) for half in ("encoder", "decoder")]
+    assert counts == [1_222_532, 1_222_531]  # as published
+    assert read_vae_config(write(tmp_path, {"_class_name": "AutoencoderTiny"})) == config
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"act_fn": "gelu"}, "'act_fn' is 'gelu', but only 'relu' is supported"),
+        ({"upsample_fn": "bilinear"}, "'upsample_fn' is 'bilinear'"),
+        ({"upsampling_scaling_factor": 4}, "'upsampling_scaling_factor' is 4"),
+        ({"encoder_block_out_channels": [64, 64, 64, 32]}, "'encoder_block_out_channels' differ ([64, 64, 64, 32])"),
+        ({"decoder_block_out_channels": [64, 64]}, "'decoder_block_out_channels' has to be a whole number, or a list of 4"),
+        ({"num_decoder_blocks": [3, 1], "decoder_block_out_channels": [64, 64]}, "'num_decoder_blocks' has 2 levels, but 'num_encoder_blocks' has 4"),
+        ({"num_encoder_blocks": [1, 3, 0, 3]}, "'num_encoder_blocks' has to be a list of 1 to 8"),
+        ({"scaling_factor": 0}, "'scaling_factor' has to be above 0"),
+        ({"out_channels": 4}, "images are RGB"),
+        ({"block_in_channels": 3}, "'block_in_channels' is unknown"),
+    ],
+)
+def test_tiny_vaes_that_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError) as caught:
+        read_vae_config(write(tmp_path, TAESD | change))
+    assert message in str(caught.value) and str(tmp_path / "config.json") in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from networks import CLIP, UNET, VAE, load
+from networks import CLIP, TINY_VAE, UNET, VAE, load
 
 from dreamda import _core, normals
 
@@ -47,6 +47,9 @@ def losses():
 ENTRIES = {
     "unet": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=1),
     "unet, two decoders": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=2),
+    "guided unet": lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3),
+    "tiny_vae_encoder": lambda: model_run("tiny_vae_encoder", TINY_VAE, height=4, width=4),
+    "tiny_vae_decoder": lambda: model_run("tiny_vae_decoder", TINY_VAE, height=4, width=4),
     "vae_encoder": lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder": lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4),
     "clip_text": lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "trainer": trainer_run, "losses": losses}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent / "golden"
 sys.path.insert(0, str(HERE))
@@ -14,7 +15,7 @@ from random_weights import weight  # noqa: E402
 
 from dreamda import _core  # noqa: E402
 from dreamda.networks.config import read_text_config, read_unet_config, read_vae_config  # noqa: E402
-from dreamda.networks.models import resolve_dtype  # noqa: E402
+from dreamda.networks.models import UNet, VAE, guidance_input, resolve_dtype  # noqa: E402
 
 GOLDEN = np.load(HERE / "networks.npz")
 HAS_BF16 = resolve_dtype("auto") == "bf16"
@@ -45,9 +46,19 @@ def networks(name, folder, dtype):
         encoder = plan("vae_encoder", read, dtype, rows=rows, height=height, width=width)
         decoder = plan("vae_decoder", read, dtype, rows=rows, height=height, width=width)
         return lambda x: encoder.run({"image": x["image"]}) | decoder.run({"latent": x["latent"]})
+    if kind == "tiny_vae":
+        shapes = [p for half in ("encoder", "decoder") for p in _core.Model(f"tiny_vae_{half}", read_vae_config(folder)).parameters()]
+        save_file({key: weight(key, shape) for key, shape in shapes}, folder / "diffusion_pytorch_model.safetensors")
+        tiny = VAE.load(folder, dtype, 2)
+        return lambda x: dict(encoded=tiny.moments(x["image"])[0], image=tiny.decode(x["latent"]))
     rows, height, width, tokens = shape
     unet = plan("unet", read_unet_config(folder), dtype, rows=rows, height=height, width=width, tokens=tokens, decoders=2)
-    return lambda x: unet.run(x | {"noise_scale": np.ones(rows, np.float32)})
+
+    def run(x):
+        guidance = {"guidance": guidance_input(x["guidance_scale"], rows)} if "guidance_scale" in x else {}
+        return unet.run({k: v for k, v in x.items() if k != "guidance_scale"} | guidance | {"noise_scale": np.ones(rows, np.float32)})
+
+    return run
 
 
 @pytest.mark.parametrize("dtype", ["f32", BF16])
@@ -63,3 +74,27 @@ def test_networks_match_pytorch(name, dtype, tmp_path):
             assert error <= BARS[dtype], f"{key}: NMSE {error:.1e}"
         first = first or out
     assert all(np.array_equal(first[k], out[k]) for k in out), "the same inputs give the same bits, whatever ran between"
+
+
+def test_guidance_as_an_input(tmp_path):
+    """One number stands for every row; a model without the input, or a call without the number, gets a sentence."""
+    x = inputs("lcm", 0)
+    models = {}
+    for name in ("lcm", "sd1"):
+        (folder := tmp_path / name).mkdir()
+        (folder / "config.json").write_text(json.dumps(CASES[name][1]))
+        save_file({key: weight(key, shape) for key, shape in _core.Model("unet", read_unet_config(folder)).parameters()},
+                  folder / "diffusion_pytorch_model.safetensors")
+        models[name] = UNet.load(folder, "f32", 2)
+    arguments = x["sample"], x["timestep"], x["context"]
+    lcm = models["lcm"](*arguments, guidance_scale=x["guidance_scale"])
+    assert models["lcm"].takes_guidance and np.allclose(lcm, GOLDEN["lcm.0.sample"], atol=1e-4)
+    one, same = models["lcm"](*arguments, guidance_scale=2.5), models["lcm"](*arguments, guidance_scale=[2.5] * 3)
+    assert np.array_equal(one, same) and not np.allclose(one, lcm, atol=1e-3)
+    with pytest.raises(ValueError, match="guidance_scale: this model takes the guidance as an input"):
+        models["lcm"](*arguments)
+    for wrong in ([1, 2], float("nan"), [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="guidance_scale: expected a finite number, or one for each of 3 rows"):
+            models["lcm"](*arguments, guidance_scale=wrong)
+    with pytest.raises(ValueError, match="guidance_scale: this model does not take the guidance as an input"):
+        models["sd1"](*arguments, guidance_scale=2.0)

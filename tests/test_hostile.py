@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from networks import CLIP, UNET, VAE
+from networks import CLIP, TINY_VAE, UNET, VAE
 from standin import StandIn, pictures
 
 import dreamda
@@ -49,6 +49,7 @@ NAMES = ["a\nb", "\x1b[31mred\x07", "\u202egnp.", "$\\foo{", "%s{}", "猫", "-rf
     ("unet", UNET | {"block_out_channels": [16] * 8, "layers_per_block": [1 << 20] * 8, "down_attention": [True] * 8, "up_attention": [True] * 8,
                      "transformer_layers": [1 << 20] * 8, "heads": [1] * 8}),
     ("vae_encoder", VAE | {"layers_per_block": 1 << 20}), ("vae_decoder", VAE | {"layers_per_block": 1 << 20, "block_out_channels": [16] * 8}),
+    ("tiny_vae_encoder", TINY_VAE | {"encoder_blocks": [1 << 20] * 2}), ("tiny_vae_decoder", TINY_VAE | {"decoder_blocks": [1 << 20] * 2}),
     ("clip_text", CLIP | {"num_hidden_layers": 1 << 20})])
 def test_models_without_end_are_refused_at_once(family, config):
     began = time.process_time()

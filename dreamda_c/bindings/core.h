@@ -32,6 +32,7 @@ typedef struct {
     union {
         dd_unet_config unet;
         dd_vae_config vae;
+        dd_tiny_vae_config tiny;
         dd_clip_config clip;
     } config;
 } dd_model_object;

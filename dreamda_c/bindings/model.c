@@ -3,9 +3,12 @@
 
 #include <string.h>
 
-typedef enum { FAMILY_UNET, FAMILY_VAE_ENCODER, FAMILY_VAE_DECODER, FAMILY_CLIP, FAMILY_COUNT } family;
+typedef enum {
+    FAMILY_UNET, FAMILY_VAE_ENCODER, FAMILY_VAE_DECODER, FAMILY_TINY_VAE_ENCODER, FAMILY_TINY_VAE_DECODER, FAMILY_CLIP, FAMILY_COUNT
+} family;
 
-static const char *const family_names[FAMILY_COUNT] = {"unet", "vae_encoder", "vae_decoder", "clip_text"};
+static const char *const family_names[FAMILY_COUNT] = {"unet", "vae_encoder", "vae_decoder",
+                                                         "tiny_vae_encoder", "tiny_vae_decoder", "clip_text"};
 
 enum { MAX_DIMENSION = 1 << 20 };
 
@@ -40,6 +43,12 @@ static bool read_int(PyObject *config, const char *key, int *out)
 {
     PyObject *value = item(config, key);
     return value && to_int(value, key, 1, out);
+}
+
+static bool read_optional_int(PyObject *config, const char *key, int *out) /* 0: absent */
+{
+    PyObject *value = item(config, key);
+    return value && to_int(value, key, 0, out);
 }
 
 static bool read_float(PyObject *config, const char *key, float *out)
@@ -116,7 +125,8 @@ static bool read_unet(PyObject *config, dd_unet_config *c)
            read_ints(config, "heads", 1, &c->levels, c->heads) && read_int(config, "context_dim", &c->context_dim) &&
            read_int(config, "norm_num_groups", &c->norm_num_groups) && read_float(config, "norm_eps", &c->norm_eps) &&
            read_bool(config, "linear_projection", &c->linear_projection) &&
-           read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) && read_float(config, "freq_shift", &c->freq_shift);
+           read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) && read_float(config, "freq_shift", &c->freq_shift) &&
+           read_optional_int(config, "time_cond_proj_dim", &c->time_cond_proj_dim);
 }
 
 static bool read_vae(PyObject *config, dd_vae_config *c)
@@ -127,6 +137,15 @@ static bool read_vae(PyObject *config, dd_vae_config *c)
            read_int(config, "layers_per_block", &c->layers_per_block) &&
            read_int(config, "norm_num_groups", &c->norm_num_groups) && read_bool(config, "quant_conv", &c->quant_conv) &&
            read_bool(config, "post_quant_conv", &c->post_quant_conv) && read_bool(config, "mid_attention", &c->mid_attention);
+}
+
+static bool read_tiny_vae(PyObject *config, dd_tiny_vae_config *c)
+{
+    return read_int(config, "in_channels", &c->in_channels) && read_int(config, "out_channels", &c->out_channels) &&
+           read_int(config, "latent_channels", &c->latent_channels) && read_int(config, "encoder_channels", &c->encoder_channels) &&
+           read_int(config, "decoder_channels", &c->decoder_channels) &&
+           read_ints(config, "encoder_blocks", 1, &c->levels, c->encoder_blocks) &&
+           read_ints(config, "decoder_blocks", 1, &c->levels, c->decoder_blocks);
 }
 
 static bool read_clip(PyObject *config, dd_clip_config *c)
@@ -167,6 +186,10 @@ static dd_status build(dd_model_object *model, dd_graph *g, const plan_shape *s)
         return dd_vae_encoder_build(g, &model->config.vae, s->rows, s->height, s->width);
     case FAMILY_VAE_DECODER:
         return dd_vae_decoder_build(g, &model->config.vae, s->rows, s->height, s->width);
+    case FAMILY_TINY_VAE_ENCODER:
+        return dd_tiny_vae_encoder_build(g, &model->config.tiny, s->rows, s->height, s->width);
+    case FAMILY_TINY_VAE_DECODER:
+        return dd_tiny_vae_decoder_build(g, &model->config.tiny, s->rows, s->height, s->width);
     case FAMILY_CLIP:
         return dd_clip_build(g, &model->config.clip, s->rows, s->tokens);
     case FAMILY_COUNT:
@@ -180,7 +203,9 @@ static dd_status declare_parameters(dd_model_object *model)
 {
     dd_status status = DD_OK;
     dd_graph *g = NULL;
-    int size = model->family == FAMILY_UNET || model->family == FAMILY_CLIP ? 1 : 1 << (model->config.vae.levels - 1);
+    const bool vae = model->family == FAMILY_VAE_ENCODER || model->family == FAMILY_VAE_DECODER;
+    const bool tiny = model->family == FAMILY_TINY_VAE_ENCODER || model->family == FAMILY_TINY_VAE_DECODER;
+    int size = 1 << (vae ? model->config.vae.levels - 1 : tiny ? model->config.tiny.levels - 1 : 0);
     plan_shape shape = {.rows = 1, .height = size, .width = size, .tokens = 1, .decoders = 1};
     DD_TRY(dd_graph_create(&g, model->weights));
     DD_TRY(build(model, g, &shape));
@@ -212,11 +237,14 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     bool known = false;
     if (self->family == FAMILY_COUNT) {
-        PyErr_Format(PyExc_ValueError, "unknown model family '%s': use unet, vae_encoder, vae_decoder or clip_text", family_name);
+        PyErr_Format(PyExc_ValueError, "unknown model family '%s': use unet, vae_encoder, vae_decoder, tiny_vae_encoder, tiny_vae_decoder or "
+                     "clip_text", family_name);
     } else if (self->family == FAMILY_UNET) {
         known = read_unet(config, &self->config.unet);
     } else if (self->family == FAMILY_CLIP) {
         known = read_clip(config, &self->config.clip);
+    } else if (self->family == FAMILY_TINY_VAE_ENCODER || self->family == FAMILY_TINY_VAE_DECODER) {
+        known = read_tiny_vae(config, &self->config.tiny);
     } else {
         known = read_vae(config, &self->config.vae);
     }

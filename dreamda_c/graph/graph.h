@@ -63,7 +63,7 @@ typedef struct {
     int out, kernel, stride, pad_before, pad_after;
     bool no_bias;
     dd_activation act;
-    dd_value add; /* residual, or DD_NONE */
+    dd_value add; /* residual, or DD_NONE; it is added after the activation, but before a ReLU */
 } dd_conv;
 dd_value dd_graph_conv(dd_graph *g, const dd_conv *conv);
 

@@ -61,7 +61,8 @@ static dd_value source(const dd_step *s, int index)
 
 static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 {
-    dd_epilogue e = {.bias = op->nbias > 0, .act = op->act};
+    const bool relu_last = op->act == DD_ACT_RELU && op->src[2].value != DD_NONE;
+    dd_epilogue e = {.bias = op->nbias > 0, .act = relu_last ? DD_ACT_NONE : op->act, .relu_last = relu_last};
     if (op->src[1].value) {
         e.multiply = true;
         e.multiply_ld = (size_t)value(p, op->src[1].value)->c;
@@ -79,8 +80,8 @@ static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 static bool winograd_fits(const dd_plan *p, const dd_op *op, const dd_value_info *src, const dd_value_info *dst, bool up)
 {
     const bool fine = src->h >= 24 && src->w >= 24, small = src->h >= 8 && src->w >= 8;
-    if (!dd_winograd_takes(p->isa, op->kernel, op->stride, op->pad_before, op->pad_after, src->c, dst->c) || op->act != DD_ACT_NONE ||
-        op->src[1].value ||
+    if (!dd_winograd_takes(p->isa, op->kernel, op->stride, op->pad_before, op->pad_after, src->c, dst->c) ||
+        (op->act != DD_ACT_NONE && op->act != DD_ACT_RELU) || op->src[1].value ||
         !(up || fine || (small && dd_winograd_pack_bytes(p->dtype, src->c, dst->c, DD_WINOGRAD_FORWARD) <= 2u << 20))) {
         return false;
     }
@@ -490,8 +491,8 @@ static dd_status run_step(const dd_plan *p, const dd_step *s)
     switch (op->kind) {
     case DD_OP_CONV:
         if (s->winograd) {
-            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL, false,
-                        s->upsampling != NULL, in->n, in->h, in->w, in->c, out->c, p->scratch);
+            dd_winograd(p->isa, p->dtype, dst, src, weights, bias, op->src[2].value ? p->data[op->src[2].value] : NULL,
+                        op->act == DD_ACT_RELU, s->upsampling != NULL, in->n, in->h, in->w, in->c, out->c, p->scratch);
             break;
         }
         return dd_primitive_run(s->primitive);

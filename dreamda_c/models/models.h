@@ -22,6 +22,7 @@ typedef struct {
     int transformer_layers[DD_MAX_LEVELS], heads[DD_MAX_LEVELS];
     int context_dim, norm_num_groups;
     float norm_eps, freq_shift;
+    int time_cond_proj_dim; /* of the guidance embedding; 0: the model has none */
     bool linear_projection, flip_sin_to_cos;
 } dd_unet_config;
 
@@ -30,7 +31,7 @@ typedef struct {
     int decoders;                    /* 2: both the clean and the perturbed bottleneck are decoded */
 } dd_unet_shape;
 
-/* Inputs: sample, timestep, context (constant); optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
+/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row]; optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape);
 
 /* AutoencoderKL, one half at a time. */
@@ -45,6 +46,18 @@ typedef struct {
 dd_status dd_vae_encoder_build(dd_graph *g, const dd_vae_config *config, int rows, int height, int width);
 /* Input latent, output image. */
 dd_status dd_vae_decoder_build(dd_graph *g, const dd_vae_config *config, int rows, int height, int width);
+
+/* AutoencoderTiny (TAESD), one half at a time. Its image is in [0, 1], and its latent has no moments. */
+typedef struct {
+    int in_channels, out_channels, latent_channels, levels;
+    int encoder_channels, decoder_channels;                             /* of every level */
+    int encoder_blocks[DD_MAX_LEVELS], decoder_blocks[DD_MAX_LEVELS]; /* each in its own order */
+} dd_tiny_vae_config;
+
+/* height and width are the image's. Input image, output latent; its sides are rounded up. */
+dd_status dd_tiny_vae_encoder_build(dd_graph *g, const dd_tiny_vae_config *config, int rows, int height, int width);
+/* Input latent (already clamped by tanh), output image. */
+dd_status dd_tiny_vae_decoder_build(dd_graph *g, const dd_tiny_vae_config *config, int rows, int height, int width);
 
 /* CLIPTextModel. Input tokens, output hidden (after the final norm). */
 typedef struct {

@@ -110,9 +110,16 @@ dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet
                                       (int64_t[]){rows, shape->tokens, config->context_dim});
     dd_value scale = dd_graph_input(g, "noise_scale", DD_F32, DD_INPUT_OPTIONAL, 1, (int64_t[]){rows});
     dd_value keys = dd_graph_input(g, "noise_key", DD_U32, DD_INPUT_OPTIONAL, 2, (int64_t[]){rows, 8});
+    dd_value guidance = config->time_cond_proj_dim
+                            ? dd_graph_input(g, "guidance", DD_F32, DD_INPUT_REQUIRED, 1, (int64_t[]){rows}) : DD_NONE;
     u.context = dd_graph_from_rows(g, context);
 
     dd_value time = dd_graph_timestep(g, timestep, channels, config->flip_sin_to_cos, config->freq_shift);
+    if (guidance) { /* latent consistency models: the sine comes first, and the last frequency is 1 / 10000 */
+        guidance = dd_graph_timestep(g, guidance, config->time_cond_proj_dim, false, 1.f);
+        time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.cond_proj"}, .src = {.value = guidance}, .out = channels,
+                                               .no_bias = true, .add = time});
+    }
     time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_1"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});
     /* Every reader of the embedding applies SiLU first, so it is stored that way. */
     u.time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_2"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});

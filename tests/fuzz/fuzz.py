@@ -196,7 +196,7 @@ def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                 if str(folder) not in str(error) or len(str(error)) > 3000:
                     raise AssertionError(f"the message does not name the file, or is {len(str(error))} characters long: {str(error)[:300]}") from error
                 continue
-            for family in {"unet": ["unet"], "vae": ["vae_encoder", "vae_decoder"], "text_encoder": ["clip_text"]}.get(part, []):
+            for family in {"unet": ["unet"], "vae": ["vae_encoder", "vae_decoder", "tiny_vae_encoder", "tiny_vae_decoder"], "text_encoder": ["clip_text"]}.get(part, []):
                 try:
                     _core.Model(family, config).parameters()
                 except ValueError:
@@ -451,7 +451,7 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     def run(data: bytes) -> None:
         n = Numbers(data)
-        family = ("unet", "vae_encoder", "vae_decoder", "clip_text")[n.below(4)]
+        family = ("unet", "vae_encoder", "vae_decoder", "tiny_vae_encoder", "tiny_vae_decoder", "clip_text")[n.below(6)]
         levels, wide = 1 + n.below(4 if n.byte() < 250 else 9), (8, 24, 70)[n.below(3)]
         widths = [n.size(wide) for _ in range(levels)]
         groups = n.size(8)
@@ -469,7 +469,9 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                   "freq_shift": (0.0, 1.0, 0.5, 8.0)[n.below(4)], "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)),
                   "mid_attention": bool(n.below(2)), "vocab_size": n.size(50), "hidden_size": hidden * head if hidden < 1 << 16 and n.byte() < 220 else hidden,
                   "intermediate_size": n.size(60), "num_hidden_layers": n.size(2), "num_attention_heads": head, "max_position_embeddings": n.size(12),
-                  "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps": (1e-5, 0.0)[n.below(2)]}
+                  "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps": (1e-5, 0.0)[n.below(2)],
+                  "time_cond_proj_dim": (0, 0, 4, 2, 7)[n.below(5)], "encoder_channels": n.size(40), "decoder_channels": n.size(40),
+                  "encoder_blocks": [n.size(2) for _ in range(levels)], "decoder_blocks": [n.size(2) for _ in range(levels)]}
         factor = 1 if family == "unet" or n.byte() > 240 else 1 << (levels - 1)
         shape = {"rows": n.size(3), "height": n.size(6) * factor, "width": n.size(6) * factor, "tokens": n.size(9), "decoders": 1 + n.below(2),
                  "dtype": bf16[n.below(len(bf16))], "threads": 1 + n.below(2)}

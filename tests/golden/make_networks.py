@@ -39,9 +39,14 @@ CASES = {
     # linear projections, heads a level, several transformer layers, sizes that do not halve evenly, cosine first
     "sd2": ("unet", unet((16, 24, 32), (0,), layers_per_block=[1, 2, 1], cross_attention_dim=40, attention_head_dim=[2, 3, 4],
                          use_linear_projection=True, transformer_layers_per_block=[1, 2, 1], flip_sin_to_cos=False, freq_shift=1), (3, 9, 7, 5)),
+    # the guidance scale as an input, sine first
+    "lcm": ("unet", unet((16, 32), (1,), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4, time_cond_proj_dim=32), (3, 8, 8, 7)),
     # spatial attention, padding at one side, quantisation convolutions
     "vae": ("vae", vae((16, 32)), (2, 12, 8)),
     "vae-plain": ("vae", vae((16, 24, 32), use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False), (1, 8, 16)),
+    # ReLU after a sum, several levels; without weights' names in common with the other VAEs
+    "tiny-vae": ("tiny_vae", dict(_class_name="AutoencoderTiny", encoder_block_out_channels=[24] * 3, decoder_block_out_channels=[32] * 3,
+                                  num_encoder_blocks=[1, 2, 1], num_decoder_blocks=[2, 1, 1]), (2, 12, 8)),
     # causal attention, both activations
     "clip-quick-gelu": ("clip", clip("quick_gelu"), (2, 12)),
     "clip-gelu": ("clip", clip("gelu"), (3, 5)),
@@ -55,15 +60,16 @@ def inputs(name, turn):
     normals = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
     if kind == "clip":
         return dict(tokens=rng.randint(0, config["vocab_size"], shape).astype(np.int32))
-    if kind == "vae":
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if kind in ("vae", "tiny_vae"):
+        factor = 2 ** (len(config["block_out_channels" if kind == "vae" else "num_encoder_blocks"]) - 1)
         rows, h, w = shape
         return dict(image=rng.uniform(-1, 1, (rows, 3, h, w)).astype(np.float32), latent=normals(rows, 4, h // factor, w // factor))
     rows, h, w, tokens = shape
     bottom = [h, w]
     for _ in config["block_out_channels"][1:]:
         bottom = [(s + 1) // 2 for s in bottom]
-    return dict(sample=normals(rows, 4, h, w), timestep=rng.randint(0, 1000, rows).astype(np.float32),
+    guidance = {"guidance_scale": rng.uniform(1, 8, rows).astype(np.float32)} if config.get("time_cond_proj_dim") else {}
+    return guidance | dict(sample=normals(rows, 4, h, w), timestep=rng.randint(0, 1000, rows).astype(np.float32),
                 context=normals(rows, tokens, config["cross_attention_dim"]), noise=normals(rows, config["block_out_channels"][-1], *bottom))
 
 
@@ -81,7 +87,8 @@ def main():
         if kind == "clip":
             model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
         else:
-            model = (diffusers.UNet2DConditionModel if kind == "unet" else diffusers.AutoencoderKL)(**config)
+            kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "tiny_vae": diffusers.AutoencoderTiny}
+            model = kinds[kind].from_config(config)
         model.eval()
         for parameter_name, parameter in model.named_parameters():
             canonical = parameter_name if kind != "clip" or parameter_name.startswith("text_model.") else f"text_model.{parameter_name}"
@@ -92,13 +99,17 @@ def main():
                 results = dict(hidden=model(x["tokens"].long()).last_hidden_state)
             elif kind == "vae":
                 results = dict(moments=model.encode(x["image"]).latent_dist.parameters, image=model.decode(x["latent"]).sample)
+            elif kind == "tiny_vae":
+                results = dict(encoded=model.encode(x["image"]).latents, image=model.decode(x["latent"]).sample)
             else:
+                embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+                guidance = embed(None, x["guidance_scale"] - 1, config["time_cond_proj_dim"]) if "guidance_scale" in x else None
                 seen = []
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: seen.append(o))
-                results = dict(sample=model(x["sample"], x["timestep"], x["context"]).sample, bottleneck=seen[0])
+                results = dict(sample=model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample, bottleneck=seen[0])
                 hook.remove()
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: o + x["noise"])
-                results["perturbed"] = model(x["sample"], x["timestep"], x["context"]).sample
+                results["perturbed"] = model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample
                 hook.remove()
             out |= {f"{name}.{turn}.{k}": v.numpy() for k, v in results.items()}
     np.savez_compressed(HERE / "networks.npz", **out)

@@ -29,6 +29,12 @@ CASES: dict[str, dict] = {
         family="unet", rows=2, height=64, width=64, tokens=77,
         config=_unet((320, 640, 1280, 1280), (3,), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8, sample_size=64),
     ),
+    # A latent consistency model of that size (LCM_Dreamshaper_v7): the guidance scale is an input.
+    "lcm": dict(
+        family="unet", rows=2, height=64, width=64, tokens=77,
+        config=_unet((320, 640, 1280, 1280), (3,), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8, sample_size=64,
+                     time_cond_proj_dim=256),
+    ),
     # Stable Diffusion 2.1 at half its width.
     "sd21": dict(
         family="unet", rows=2, height=32, width=32, tokens=77, norms=True,
@@ -63,6 +69,13 @@ CASES: dict[str, dict] = {
                     up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=8, norm_num_groups=8, use_quant_conv=False,
                     use_post_quant_conv=False, mid_block_add_attention=False, sample_size=32),
     ),
+    # TAESD at Stable Diffusion's size, and a small one with another depth and width.
+    "taesd": dict(family="tiny_vae", rows=1, height=512, width=512, config={}),
+    "tiny-vae": dict(
+        family="tiny_vae", rows=3, height=24, width=40,
+        config=dict(encoder_block_out_channels=(32,) * 3, decoder_block_out_channels=(48,) * 3, num_encoder_blocks=(1, 2, 1),
+                    num_decoder_blocks=(2, 1, 1), latent_channels=8, scaling_factor=0.5),
+    ),
     # The text half of CLIP ViT-L/14 (SD 1.x), and SD 2's at 4 of 23 layers.
     "clip-l": dict(
         family="clip", rows=2, lengths=(77, 20), config=dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
@@ -87,16 +100,18 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
     if case["family"] == "clip":
         return dict(tokens=rng.randint(0, config["vocab_size"], (rows, case["lengths"][turn])).astype(np.int32))
     height, width = case["height"], case["width"]
-    if case["family"] == "vae":
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if case["family"] in ("vae", "tiny_vae"):
+        levels = config.get("block_out_channels") or config.get("num_encoder_blocks", (1, 3, 3, 3))
+        factor = 2 ** (len(levels) - 1)
         return dict(image=rng.uniform(-1, 1, (rows, 3, height, width)).astype(np.float32),
-                    latent=normals(rows, config["latent_channels"], height // factor, width // factor))
+                    latent=normals(rows, config.get("latent_channels", 4), height // factor, width // factor))
     bottom = [size for size in (height, width)]
     for _ in config["block_out_channels"][1:]:
         bottom = [(size + 1) // 2 for size in bottom]
     scale = np.full(rows, NOISE_SCALE, np.float32)
     scale[: rows - 1 : 2] = 0  # some rows stay clean
-    return dict(
+    guidance = dict(guidance_scale=rng.uniform(1, 8, rows).astype(np.float32)) if config.get("time_cond_proj_dim") else {}
+    return guidance | dict(
         sample=normals(rows, config["in_channels"], height, width),
         timestep=rng.randint(1, 1000, rows).astype(np.float32),
         context=normals(rows, case["tokens"], config["cross_attention_dim"]),

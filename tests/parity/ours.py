@@ -14,7 +14,7 @@ import numpy as np
 from cases import CASES, inputs
 
 import dreamda
-from dreamda.networks.models import resolve_dtype
+from dreamda.networks.models import guidance_input, resolve_dtype
 
 THREADS = 2
 
@@ -30,10 +30,12 @@ def unet(folder: Path, dtype: str) -> Callable[[dict], dict]:
         rows, _, height, width = given["sample"].shape
         noise = given["noise_scale"][:, None, None, None] * given["noise"]
         triple = given["sample"], given["timestep"], given["context"]
-        sample, bottleneck = network(*triple, return_bottleneck=True)
-        outputs = dict(sample=sample, bottleneck=bottleneck, perturbed=network(*triple, bottleneck_noise=noise))
+        guidance = given.get("guidance_scale")
+        sample, bottleneck = network(*triple, return_bottleneck=True, guidance_scale=guidance)
+        outputs = dict(sample=sample, bottleneck=bottleneck, perturbed=network(*triple, bottleneck_noise=noise, guidance_scale=guidance))
+        named = {"guidance" if k == "guidance_scale" else k: guidance_input(v, rows) if k == "guidance_scale" else v for k, v in given.items()}
         # The same from one pass with two decoders; here the noise is scaled inside.
-        both = network.plan(rows=rows, height=height, width=width, tokens=given["context"].shape[1], decoders=2).run(given)
+        both = network.plan(rows=rows, height=height, width=width, tokens=given["context"].shape[1], decoders=2).run(named)
         return outputs | {f"{key} (two decoders)": both[key] for key in ("sample", "perturbed", "bottleneck")}
 
     return run
@@ -51,6 +53,12 @@ def vae(folder: Path, dtype: str) -> Callable[[dict], dict]:
     return run
 
 
+def tiny_vae(folder: Path, dtype: str) -> Callable[[dict], dict]:
+    network = dreamda.VAE.load(folder, dtype, THREADS)
+    scale = np.float32(network.config["scaling_factor"])
+    return lambda given: dict(encoded=network.encode(given["image"]) / scale, image=network.decode(given["latent"] * scale))
+
+
 def clip(folder: Path, dtype: str) -> Callable[[dict], dict]:
     network = dreamda.TextEncoder.load(folder, dtype=dtype, threads=THREADS)
     return lambda given: dict(hidden=network.encode_tokens(given["tokens"]))
@@ -62,7 +70,7 @@ def main(work: Path, names: list[str]) -> None:
         print(f"dreamda {dreamda.__version__}: {name}", flush=True)
         results = {}
         for dtype in dtypes():
-            run = {"unet": unet, "vae": vae, "clip": clip}[case["family"]](folder / "model", dtype)
+            run = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip}[case["family"]](folder / "model", dtype)
             first, second, again = (run(inputs(case, turn)) for turn in (0, 1, 0))
             for turn, outputs in enumerate((first, second)):
                 results |= {f"{dtype}.{turn}.{key}": value for key, value in outputs.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cases import CASES, inputs
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, LatentConsistencyModelPipeline, UNet2DConditionModel
 from diffusers.utils import logging
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,7 +27,7 @@ def make(case: dict, folder: Path) -> torch.nn.Module:
     if case["family"] == "clip":
         model = CLIPTextModel(CLIPTextConfig(**case["config"]))
     else:
-        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[case["family"]](**case["config"])
+        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "tiny_vae": AutoencoderTiny}[case["family"]](**case["config"])
     if case.get("norms"):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -48,7 +48,13 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray], dtype:
         return dict(hidden=model(x["tokens"].long()).last_hidden_state)
     if case["family"] == "vae":
         return dict(moments=model.encode(cast["image"]).latent_dist.parameters, image=model.decode(cast["latent"]).sample)
+    if case["family"] == "tiny_vae":
+        return dict(encoded=model.encode(cast["image"]).latents, image=model.decode(cast["latent"]).sample)
     outputs = {}
+    guidance = None
+    if "guidance_scale" in x:
+        embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        guidance = embed(None, x["guidance_scale"] - 1, case["config"]["time_cond_proj_dim"]).to(dtype)
     noise = None
 
     def bottleneck(module, arguments, output):
@@ -56,9 +62,9 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray], dtype:
         return output if noise is None else output + noise
 
     hook = model.mid_block.register_forward_hook(bottleneck)
-    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"]).sample
+    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"], timestep_cond=guidance).sample
     noise = cast["noise_scale"][:, None, None, None] * cast["noise"]
-    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"]).sample
+    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"], timestep_cond=guidance).sample
     hook.remove()
     return outputs
 

@@ -37,7 +37,6 @@ _UNET_FIXED: dict[str, tuple] = {
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
@@ -51,6 +50,13 @@ _VAE_FIXED: dict[str, tuple] = {
     "latents_std": (None,),
 }
 _VAE_IGNORED = {"force_upcast", "sample_size", "scaling_factor", "shift_factor"}
+_TINY_VAE_FIXED: dict[str, tuple] = {
+    "act_fn": ("relu",),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
+# diffusers uses the magnitude and the shift only to store latents as bytes; it writes the decoder's channels twice.
+_TINY_VAE_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,7 +135,7 @@ class _Reader:
 
     def channels(self) -> list[int]:
         value = self.get("block_out_channels")
-        if not (isinstance(value, list) and 1 <= len(value) <= 8 and all(map(_is_positive, value))):
+        if not _is_list_of_levels(value):
             raise self.refuse("block_out_channels", f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
         return value
 
@@ -157,6 +163,14 @@ class _Reader:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 20
+
+
+def _is_list_of_levels(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) <= 8 and all(map(_is_positive, value))
+
+
+def _is_embedding_width(value: Any) -> bool:
+    return value is None or _is_positive(value) and value >= 4 and value % 2 == 0
 
 
 def _is_number(value: Any) -> bool:
@@ -207,6 +221,7 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         linear_projection=r.boolean("use_linear_projection", False),
         flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
         freq_shift=r.number("freq_shift", 0, low=0),
+        time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width, "null or an even number of 4 or more", None) or 0,
         sample_size=_sample_size(r),
     )
     r.fixed(_UNET_FIXED, _UNET_IGNORED)
@@ -225,11 +240,23 @@ def _sample_size(r: _Reader) -> tuple[int, int]:
 
 
 def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of an AutoencoderKL folder, plus ``scaling_factor`` and ``shift_factor``; see `read_unet_config`."""
-    r = _Reader(Path(folder) / "config.json", ("AutoencoderKL",))
+    """`config.json` of an AutoencoderKL or AutoencoderTiny folder, plus ``family``, ``factor`` (pixels a latent position), ``scaling_factor``
+    and ``shift_factor``; see `read_unet_config`."""
+    r = _Reader(Path(folder) / "config.json", ("AutoencoderKL", "AutoencoderTiny"))
+    config = _read_tiny_vae(r) if r.get("_class_name", None) == "AutoencoderTiny" else _read_vae(r)
+    if not config["scaling_factor"] > 0:
+        raise r.refuse("scaling_factor", f"has to be above 0, got {config['scaling_factor']}")
+    if config["in_channels"] != 3 or config["out_channels"] != 3:
+        raise r.refuse("in_channels", "and 'out_channels' have to be 3: images are RGB")
+    return config
+
+
+def _read_vae(r: _Reader) -> dict[str, Any]:
     channels = r.channels()
     levels = len(channels)
     config: dict[str, Any] = dict(
+        family="vae",
+        factor=2 ** (levels - 1),
         in_channels=r.integer("in_channels", 3),
         out_channels=r.integer("out_channels", 3),
         latent_channels=r.integer("latent_channels", 4),
@@ -245,10 +272,31 @@ def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     r.block_types("down_block_types", levels, {"DownEncoderBlock2D": False})
     r.block_types("up_block_types", levels, {"UpDecoderBlock2D": False})
     r.fixed(_VAE_FIXED, _VAE_IGNORED)
-    if not config["scaling_factor"] > 0:
-        raise r.refuse("scaling_factor", f"has to be above 0, got {config['scaling_factor']}")
-    if config["in_channels"] != 3 or config["out_channels"] != 3:
-        raise r.refuse("in_channels", "and 'out_channels' have to be 3: images are RGB")
+    return config
+
+
+def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
+    halves: dict[str, Any] = {}
+    for half, blocks in ("encoder", [1, 3, 3, 3]), ("decoder", [3, 3, 3, 1]):
+        counts = r.typed(f"num_{half}_blocks", _is_list_of_levels, "a list of 1 to 8 whole numbers of 1 or more", blocks)
+        channels = r.per_level(f"{half}_block_out_channels", len(counts), 64)
+        if len(set(channels)) > 1:
+            raise r.refuse(f"{half}_block_out_channels", f"differ ({channels}), but an AutoencoderTiny has the same number at every level")
+        halves |= {f"{half}_channels": channels[0], f"{half}_blocks": counts}
+    levels = len(halves["encoder_blocks"])
+    if len(halves["decoder_blocks"]) != levels:
+        raise r.refuse("num_decoder_blocks", f"has {len(halves['decoder_blocks'])} levels, but 'num_encoder_blocks' has {levels}")
+    config = dict(
+        family="tiny_vae",
+        factor=2 ** (levels - 1),
+        in_channels=r.integer("in_channels", 3),
+        out_channels=r.integer("out_channels", 3),
+        latent_channels=r.integer("latent_channels", 4),
+        **halves,
+        scaling_factor=r.number("scaling_factor", 1.0),
+        shift_factor=r.number("shift_factor", 0.0, null=0.0),
+    )
+    r.fixed(_TINY_VAE_FIXED, _TINY_VAE_IGNORED)
     return config
 
 

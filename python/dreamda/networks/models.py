@@ -1,6 +1,7 @@
 """The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's layouts."""
 
 import os
+import reprlib
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -114,10 +115,19 @@ def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
     return array
 
 
+def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
+    """Guidance scales as the U-Net's graph takes them: 1000 (guidance_scale - 1) a row."""
+    scales = np.asarray(guidance_scale, np.float64)
+    if scales.shape not in ((), (1,), (rows,)) or not np.isfinite(scales).all():
+        raise ValueError(f"guidance_scale: expected a finite number, or one for each of {rows} rows, got {reprlib.repr(guidance_scale)}")
+    return np.broadcast_to((1000 * (scales - 1)).astype(np.float32), (rows,))
+
+
 class UNet:
     """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
 
-    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``.
+    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance`` (bool: the guidance
+    scale is an input, as in latent consistency models).
 
     Parameters
     ----------
@@ -134,6 +144,7 @@ class UNet:
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
         self.files = weights.files
         self.plan, self.close = self._network.plan, self._network.close
+        self.takes_guidance = config["time_cond_proj_dim"] > 0
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "UNet":
@@ -161,15 +172,17 @@ class UNet:
 
     @overload
     def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
-                 return_bottleneck: Literal[False] = False) -> np.ndarray: ...
+                 return_bottleneck: Literal[False] = False, guidance_scale: ArrayLike | None = None) -> np.ndarray: ...
     @overload
     def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None, *,
-                 return_bottleneck: Literal[True]) -> tuple[np.ndarray, np.ndarray]: ...
+                 return_bottleneck: Literal[True], guidance_scale: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]: ...
     @overload
     def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
-                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+                 return_bottleneck: bool = False,
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
     def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
-                 return_bottleneck: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+                 return_bottleneck: bool = False,
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Run the network.
 
         Parameters
@@ -183,6 +196,8 @@ class UNet:
             Added to the output of the mid block; the skip connections stay clean (DreamDA, arXiv 2403.12803).
         return_bottleneck : bool
             Also return the clean mid-block output.
+        guidance_scale : float or array (rows,), optional
+            For a latent consistency model that takes the guidance as an input (``takes_guidance``), and needed there.
 
         Returns
         -------
@@ -198,6 +213,12 @@ class UNet:
         rows, _, height, width = sample.shape
         plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
         inputs: dict[str, ArrayLike] = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
+        if self.takes_guidance:
+            if guidance_scale is None:
+                raise ValueError("guidance_scale: this model takes the guidance as an input; give a number, or one a row")
+            inputs["guidance"] = guidance_input(guidance_scale, rows)
+        elif guidance_scale is not None:
+            raise ValueError("guidance_scale: this model does not take the guidance as an input; guide by a second row without the prompt")
         if bottleneck_noise is not None:
             inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
         out = plan.run(inputs)
@@ -205,7 +226,7 @@ class UNet:
 
 
 class VAE:
-    """AutoencoderKL: images to latent images and back. Use `VAE.load`.
+    """AutoencoderKL, or AutoencoderTiny (TAESD), which has no deviation: images to latent images and back. Use `VAE.load`.
 
     Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
 
@@ -220,9 +241,10 @@ class VAE:
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
         self.config = config
-        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
-        self._encoder = Network("vae_encoder", config, weights, dtype, threads, ("decoder.", "post_quant_conv."))
-        self._decoder = Network("vae_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
+        self.factor: int = config["factor"]
+        self._tiny = config["family"] == "tiny_vae"
+        self._encoder = Network(f"{config['family']}_encoder", config, weights, dtype, threads, ("decoder.", "post_quant_conv."))
+        self._decoder = Network(f"{config['family']}_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
         self.parameters = self._encoder.parameters + self._decoder.parameters
         self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
         self.files = weights.files
@@ -265,7 +287,7 @@ class VAE:
         Returns
         -------
         mean, std : float32 arrays (rows, latent_channels, H / factor, W / factor)
-            Not scaled by ``scaling_factor``.
+            Not scaled by ``scaling_factor``. An AutoencoderTiny's std is 0.
 
         Raises
         ------
@@ -276,7 +298,11 @@ class VAE:
         rows, _, height, width = images.shape
         if height % self.factor or width % self.factor:
             raise ValueError(f"images: {height} x {width} is not a multiple of the VAE's factor {self.factor}")
-        moments = self._encoder.plan(lane, rows=rows, height=height, width=width).run({"image": images})["moments"]
+        plan = self._encoder.plan(lane, rows=rows, height=height, width=width)
+        if self._tiny:
+            latent = plan.run({"image": (np.asarray(images, np.float32) + 1) / 2})["latent"]
+            return latent, np.zeros_like(latent)
+        moments = plan.run({"image": images})["moments"]
         mean, log_variance = np.split(moments, 2, axis=1)
         return mean, np.exp(0.5 * np.clip(log_variance, -30, 20))
 
@@ -315,7 +341,10 @@ class VAE:
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
         z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
         rows, _, h, w = z.shape
-        return self._decoder.plan(lane, rows=rows, height=h * self.factor, width=w * self.factor).run({"latent": z})["image"]
+        plan = self._decoder.plan(lane, rows=rows, height=h * self.factor, width=w * self.factor)
+        if self._tiny:
+            return plan.run({"latent": 3 * np.tanh(z / 3)})["image"] * 2 - 1
+        return plan.run({"latent": z})["image"]
 
 
 class TextEncoder:
