@@ -85,7 +85,7 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["{real}", "{tmp}/out", *FAST, "--method", "sdedit", "--share-source"], "--share-source"),
     (["{real}", "{tmp}/out", *FAST, "--method", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
-    (["{tmp}/none", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "{tmp}/../out", *FAST], "no images in them"),
+    (["{tmp}/none", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "{tmp}/../out", *FAST], "holds one folder, real, which holds folders"),
     (["{real}", "{real}/out", *FAST], "lies in the data set"), (["{real}", "{tmp}/out", "--model", "other"], "--model other"),
     (["{real}", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
     (["{real}", "{tmp}/out", *FAST, "--strength", "0"], "--strength"), (["{real}", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),

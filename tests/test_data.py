@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from dreamda.data import folders
+from dreamda.data.folders import list_images, shown
 from dreamda.data import (BrokenImageError, ImageFolder, class_words, decode_image, fill_template, fit, load_bundled, own_prompt_file,
                           prompts_from_file, prompts_from_template, read_image)
 
@@ -26,11 +29,11 @@ def folder(tmp_path):
 
 def test_scan_is_sorted_and_lists_what_it_leaves_out(folder):
     root = folder.root
-    (root / "a/deep").mkdir()
-    (root / "a/moving.gif").write_bytes(b"GIF89a")
     (root / "a/Thumbs.db").write_bytes(b"x")
     (root / "a/.hidden.png").write_bytes(b"x")
     (root / ".git").mkdir()
+    (root / "__MACOSX/a").mkdir(parents=True)
+    (root / "__MACOSX/a/x.png").write_bytes(b"x")
     (root / "empty").mkdir()
     (root / "README.md").write_text("x")
     (root / "loose.PNG").write_bytes(b"x")
@@ -40,8 +43,75 @@ def test_scan_is_sorted_and_lists_what_it_leaves_out(folder):
     found = ImageFolder.scan(root)
     assert found.classes == ("a", "b_b", "empty", "linked")
     assert [i.key for i in found.images] == ["a/x.webp", "a/y.bmp", "a/z.tiff", "b_b/10.JPG", "b_b/2.png", "linked/10.JPG", "linked/2.png"]
-    assert [name for name, _ in found.ignored] == ["loose.PNG", "a/deep", "a/moving.gif", "'a/\\udcff.png'", "empty"]
+    assert [name for name, _ in found.ignored] == ["loose.PNG", "'a/\\udcff.png'", "empty"]
     assert read_image(found.path(found.images[0])).pixels.shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize("name, kind, result", [
+    ("x.gif", "GIF", True), ("x.ppm", "PPM", True), ("x.pgm", "PPM", True), ("x.jfif", "JPEG", True), ("x.JPE", "JPEG", True),
+    ("x", "JPEG", True), ("x.jpg_large", "JPEG", True), ("x.heic", "JPEG", True), ("x.png", "JPEG", True), ("x.xyz", "WEBP", True),
+    ("x.img", "BMP", True), ("x.scan", "TIFF", True), ("photo.2024.final", "PNG", True), ("x.nef", "TIFF", "raw camera images are not read"),
+    ("x.heic", b"\0\0\0\x18ftypheic", "HEIC images are not read; convert it to PNG or JPEG"), ("x", b"\0\0\0\x18ftypavif", "AVIF images"),
+    ("x", bytes(128) + b"DICM", "DICOM images"), ("x.jp2", b"\0\0\0\x0cjP  \r\n", "JPEG 2000 images"), ("x.svg", b"<svg/>", "SVG images"),
+    ("x.txt", b"BMW and others", False), ("x.txt", b"P1 is the first part", False), ("x.json", b"{}", False), ("x", b"", False)])
+def test_what_an_image_file_is(tmp_path, name, kind, result):
+    """By its ending or its first bytes, in any folder inside of the class folder."""
+    path = tmp_path / "cat/deeper/still" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kind if isinstance(kind, bytes) else encoded(Image.new("L", (5, 4), 77), kind))
+    (tmp_path / "cat/a.png").write_bytes(encoded(Image.new("L", (5, 4), 77)))
+    found = ImageFolder.scan(tmp_path)
+    assert [i.key for i in found.images] == ["cat/a.png"] + [f"cat/deeper/still/{name}"] * (result is True)
+    assert [n for n, _ in found.ignored] == [f"cat/deeper/still/{name}"] * isinstance(result, str)
+    assert isinstance(result, bool) or found.ignored[0][1].startswith(result)
+    assert result is not True or abs(int(read_image(found.path(found.images[-1])).pixels[0, 0, 0]) - 77) <= 2
+    assert list_images(tmp_path / "cat") == ([i.name for i in found.images], [(n.removeprefix("cat/"), r) for n, r in found.ignored])
+
+
+def test_links_inside_of_class_folders_are_named_and_not_followed(folder):
+    (folder.root / "a/loop").symlink_to(folder.root)
+    assert ImageFolder.scan(folder.root).ignored == (("a/loop", "a link to a folder; only links to class folders are followed"),)
+
+
+@pytest.mark.parametrize("files, message", [
+    (["train/cat/1.png", "test/cat/2.png", "train/dog/3.png"], r"parts of a data set, not classes: test/ \(1 class folder\), train/ \(2 class folders\); "
+                                                               "give one of them"),
+    (["Validation/cat/1.png", "other/cat/2.png"], r"parts of a data set, not classes: Validation/"),
+    (["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"], "cat holds the part test/ of a data set; the parts must be outermost"),
+    (["images/cat/1.png", "images/dog/2.png"], r"holds one folder, images, which holds folders \(cat, dog\).*give .*/images;")])
+def test_folders_that_are_no_classes(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=message):
+        ImageFolder.scan(tmp_path)
+
+
+@pytest.mark.parametrize("files", [["train/1.png", "car/2.png"], ["cat/a/1.png", "dog/2.png"], ["cat/a/1.png", "cat/2.png"], ["test/1.png"]])
+def test_classes_that_only_look_like_something_else(tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert sorted(image.key for image in ImageFolder.scan(tmp_path).images) == sorted(files)
+
+
+def test_class_names_that_look_alike(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' in .* differ only in their Unicode normalisation; merge them"):
+        ImageFolder.scan(tmp_path)
+    assert shown("caf\u00e9", ["cafe\u0301"]) == r"'caf\xe9'" and shown("caf\u00e9", ["tea", "caf\u00e9"]) == "'caf\u00e9'"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso8859-1"])
+def test_names_under_another_locale(folder, monkeypatch, encoding):
+    """A UTF-8 name is not called anything else where the locale has another encoding."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
+    name = "caf\u00e9".encode().decode(encoding, "surrogateescape")
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode(encoding, "surrogateescape"))
+    assert folders._name_problem("plain.png") is None
+    assert folders._name_problem(name) == f"its name is UTF-8, but the locale's encoding is {encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    assert folders._name_problem(b"\xff".decode(encoding, "surrogateescape")) == "its name is not UTF-8; rename it"
 
 
 def test_scan_refusals(tmp_path):
@@ -213,7 +283,7 @@ def test_hostile_files_are_broken_images(tmp_path):
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
     large = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_500, 9_500, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
     good = encoded(Image.new("RGB", (64, 64), "red"), "JPEG")
-    for data in (b"", b"\x89PNG", bomb, large, good[:-200], good[:200], encoded(Image.new("RGB", (3, 3)), "GIF"), b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+    for data in (b"", b"\x89PNG", bomb, large, good[:-200], good[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         (tmp_path / "x.png").write_bytes(data)
         with pytest.raises(BrokenImageError):
             read_image(tmp_path / "x.png", (8, 8))

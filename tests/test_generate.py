@@ -194,6 +194,21 @@ def test_a_folder_that_is_not_ours_is_refused(real, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["broken", "file", "other", "real"]
 
 
+def test_images_in_deeper_folders(real, tmp_path):
+    """They belong to the class, and their files in OUT are not in deeper folders; names that would be the same are told apart."""
+    content = (real.root / "coat/00.png").read_bytes()
+    for name in ("coat/deeper/00.png", "coat/deeper-00.png", "coat/deeper/00.jpg"):
+        (real.root / name).parent.mkdir(exist_ok=True)
+        (real.root / name).write_bytes(content)
+    folder = ImageFolder.scan(real.root)
+    stems = output_stems(folder)
+    assert stems["coat/00.png"] == "00" and len(set(stems.values())) == 6 and not any("/" in stem for stem in stems.values())
+    assert stems["coat/deeper/00.jpg"] == "deeper-00.jpg" and stems["coat/deeper/00.png"].startswith("deeper-00.png-")
+    report = generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
+    assert report.made == 27 and report.skipped == [] and len(lines(tmp_path / "out")) == 27
+    assert generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS).present == 27
+
+
 def test_broken_images_are_skipped_and_tried_again(real, tmp_path):
     good = (real.root / "coat/01.png").read_bytes()
     generate_dataset(real, tmp_path / "whole", FakePipeline(), SETTINGS)

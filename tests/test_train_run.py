@@ -396,6 +396,38 @@ def test_evaluate_and_predict_errors(data, capsys):
     assert "skipped" in capsys.readouterr().err and len((data / "p.jsonl").read_text().splitlines()) == 60
 
 
+def test_every_command_reads_the_same_files_and_names_the_rest(data, capsys):
+    """GIFs, deeper folders and other endings are read; what is not read is named, and the exit code is 1."""
+    for part in ("real", "synthetic", "test"):
+        first = data / part / "bag" / sorted(os.listdir(data / part / "bag"))[0]
+        (data / part / "bag/deeper").mkdir()
+        Image.open(first).save(data / part / "bag/deeper/x.gif")
+        (data / part / "bag/without_ending").write_bytes(first.read_bytes())
+    assert train(data, "out", "--test", data / "test") == 0
+    assert json.loads((data / "out/metrics.json").read_text())["images"] == 62
+    assert run("predict", data / "out", data / "test", "--out", data / "p.jsonl") == 0
+    names = [json.loads(line)["file_name"] for line in (data / "p.jsonl").read_text().splitlines()]
+    assert len(names) == 62 and {str(data / "test/bag/deeper/x.gif"), str(data / "test/bag/without_ending")} < set(names)
+    capsys.readouterr()
+    for part in ("real", "synthetic", "test"):
+        (data / part / "bag/deeper/y.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    for arguments, parts in ((["evaluate", data / "out", data / "test"], ["test"]), (["predict", data / "out", data / "test"], ["test"])):
+        assert run(*arguments) == 1
+        err = capsys.readouterr().err
+        assert all(f"skipped {data / part / 'bag/deeper/y.heic'}: HEIC images are not read" in err for part in parts)
+    assert train(data, "other", "--test", data / "test") == 1
+    assert capsys.readouterr().err.count("deeper/y.heic: HEIC images are not read; convert it to PNG or JPEG") == 3
+
+
+def test_images_that_metadata_does_not_list_are_named(data, capsys):
+    assert train(data) == 0
+    names = sorted(str(path.relative_to(data / "test")) for path in (data / "test").rglob("*.png"))
+    (data / "test/metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "label": n.split("/")[0]}) + "\n" for n in names[1:]))
+    capsys.readouterr()
+    assert run("evaluate", data / "out", data / "test") == 1
+    assert f"skipped {data / 'test' / names[0]}: metadata.jsonl has no line for it" in capsys.readouterr().err
+
+
 def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     write(tmp_path, [rng.integers(0, 256, (100, 150, 3), dtype=np.uint8), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)], [0, 1])

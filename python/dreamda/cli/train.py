@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Command, Debug, Dtype, Threads, check_result, complain, parse_size, printable, write_result
+from .common import Command, Debug, Dtype, Threads, check_result, complain, complain_of, parse_size, printable, write_result
 
 DEMO_WIDTH = 16
 # The settings that did best on validation images (benchmarks/EFFICACY.md).
@@ -89,6 +89,7 @@ def train(
         except DivergenceError as error:
             complain(str(error))
             return 1
+    complain_of(report.skipped, [])
     if report.signal:
         complain(f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; the same command goes on from here")
         return 128 + report.signal
@@ -98,7 +99,7 @@ def train(
         print(_printable_lines(report.metrics.table()))
     best = f" (best epoch {report.best['epoch']}, validation accuracy {report.best['accuracy']:.4f})" if report.best else ""
     print(printable(f"model: {out / 'model.safetensors'}{best}"))
-    return 1 if any("no synthetic image was ever accepted" in note for note in report.notes) else 0
+    return 1 if report.skipped or any("no synthetic image was ever accepted" in note for note in report.notes) else 0
 
 
 def evaluate(
@@ -117,7 +118,8 @@ def evaluate(
 
     if out is not None:
         check_result("--out", out / "metrics.json")
-    metrics = evaluate_dataset(TrainedModel.load(find_model(model)), data, dtype=dtype, threads=threads or None, workers=workers)
+    metrics, skipped = evaluate_dataset(TrainedModel.load(find_model(model)), data, dtype=dtype, threads=threads or None, workers=workers)
+    complain_of(skipped, [])
     print(_printable_lines(metrics.table()))
     if out is not None:
         write_result("--out", out / "metrics.json", (json.dumps(metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
@@ -125,7 +127,7 @@ def evaluate(
             confusion_picture(metrics).savefig(out / "confusion.png", dpi=120)
         except ImportError as error:
             complain(f"no picture was drawn: {error}")
-    return 0
+    return 1 if skipped else 0
 
 
 def predict(
@@ -138,42 +140,43 @@ def predict(
     debug: Debug = False,
 ) -> int:
     """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each."""
-    from ..data.files import BrokenImageError
-    from ..data.images import SUFFIXES, read_image
+    from ..data.files import BrokenImageError, is_utf8
+    from ..data.folders import list_images
+    from ..data.images import FORMATS, read_image
     from ..runs.train import find_model
     from ..training.saved import TrainedModel
 
     if out is not None:
         check_result("--out", out)
     paths: list[Path] = []
+    skipped: list[tuple[str, str]] = []
     for place in images:
         if not place.exists():
             raise FileNotFoundError(f"{place}: no such file or folder")
-        paths += sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p.relative_to(place))
-                        ) if place.is_dir() else [place]
+        names, ignored = list_images(place) if place.is_dir() else (["."], [])
+        paths += [place / name for name in names]
+        skipped += [(str(place / name), reason) for name, reason in ignored]
     if not paths:
-        raise ValueError(f"{images[0]} holds no images; the formats read are {' '.join(s[1:] for s in SUFFIXES)}")
+        raise ValueError(f"{images[0]} holds no images; the formats read are {', '.join(FORMATS)}")
     trained = TrainedModel.load(find_model(model))
-    lines, skipped = [], 0
+    lines = []
     for start in range(0, len(paths), 64):
         good, pixels = [], []
         for path in paths[start: start + 64]:
             try:
-                str(path).encode()  # what JSON cannot say is refused before the work is done
+                if not is_utf8(str(path)):  # what JSON cannot say is refused before the work is done
+                    raise BrokenImageError("its name is not UTF-8; rename it")
                 pixels.append(read_image(path).pixels)
                 good.append(path)
             except BrokenImageError as error:
-                complain(f"skipped {path}: {error}")
-                skipped += 1
-            except UnicodeEncodeError:
-                complain(f"skipped {path}: its name is not UTF-8; rename it")
-                skipped += 1
+                skipped.append((str(path), str(error)))
         if not good:
             continue
         for path, row in zip(good, trained.predict_proba(pixels, dtype=dtype, threads=threads or None, workers=workers), strict=True):
             probabilities = {str(name): round(float(p), 6) for name, p in zip(trained.classes, row, strict=True)}
             lines.append(json.dumps({"file_name": str(path), "label": str(trained.classes[int(row.argmax())]), "probability": float(row.max()),
                                      "probabilities": probabilities}, ensure_ascii=False))
+    complain_of(skipped, [])
     text = "".join(f"{line}\n" for line in lines)
     if out is None:
         sys.stdout.write(text)
@@ -184,10 +187,6 @@ def predict(
             sys.stdout.write(text)  # rather than lost
             raise
     return 1 if skipped else 0
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part[0] == "." for part in path.parts)
 
 
 def compare(out: Path, dtype: str, threads: int) -> int:

@@ -38,6 +38,16 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
         raise BrokenImageError(f"cannot be read ({error.strerror})") from error
 
 
+def read_head(path: str | os.PathLike[str], count: int = 132) -> bytes:
+    """The first bytes of a regular file; nothing of a file that is none, or cannot be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            return file.read(count) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    except OSError:
+        return b""
+
+
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
     """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is none."""
     if not os.path.isfile(path):

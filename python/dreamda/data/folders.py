@@ -1,21 +1,30 @@
-"""Image folders: classes and the images in them, listed without opening any.
+"""Image folders: the classes and the images in them, listed without decoding any.
 
     folder = ImageFolder.scan("photos")                       # photos/<class>/*.jpg
     folder.path(folder.images[0])
+
+One rule decides for every command what an image file is (`list_images`): one with the ending of a format that is read, or with
+another ending and the first bytes of such a format. Files in formats that are not read are listed with the reason.
 """
 from __future__ import annotations
 
 import os
+import sys
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import is_utf8
-from .images import OTHER_SUFFIXES, SUFFIXES
+from .files import is_utf8, read_head
+from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, format_of
+
+SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabelled",
+          "unlabeled")
 
 
 class ImageRef(NamedTuple):
-    """One image of an `ImageFolder`: its class and its file name inside the class folder."""
+    """One image of an `ImageFolder`: its class, and its file name inside the class folder (``name.png`` or ``deeper/name.png``)."""
 
     label: str
     name: str
@@ -48,53 +57,147 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
-        """List the classes and images of `root`, without opening any image.
+        """List the classes and images of `root`, without decoding any image.
 
-        Hidden names (a leading dot) and files that are no images are passed over. Images beside the class folders, folders inside of
-        those, images in formats that are not read and empty class folders are listed in `ignored`.
+        Every folder in `root` is a class. Images in folders inside of it belong to the class too. Hidden names (a leading dot) and files
+        that are no images are passed over. Images beside the class folders, images in formats that are not read, and class folders
+        without images are listed in `ignored`.
 
         Raises
         ------
         FileNotFoundError, NotADirectoryError
             `root` is no folder.
         ValueError
-            There are no class folders or no images, or a class folder has a name that cannot be used.
+            There are no class folders or no images; a class folder has a name that cannot be used; or the folders in `root` are not
+            classes but parts of a data set (``train``, ``test``).
         """
         root = Path(root)
         if not root.exists():
             raise FileNotFoundError(f"{root}: no such folder; give a folder that holds one folder of images per class")
         if not root.is_dir():
             raise NotADirectoryError(f"{root} is a file; give a folder that holds one folder of images per class")
-        classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        entries = sorted(os.scandir(root), key=lambda e: e.name)
+        classes = [e.name for e in entries if e.is_dir() and not _is_hidden(e.name)]
         if not classes:
             raise ValueError(f"{root} has no class folders; put the images of each class in a folder of its own: {root}/CLASS/image.png")
+        _check_names(root, classes)
+        ignored = [(_written(e.name), "an image beside the class folders; put it into that of its class")
+                   for e in entries if not e.is_dir() and not _is_hidden(e.name) and _is_image(e.path) is True]
         images: list[ImageRef] = []
-        ignored = [(e.name if is_utf8(e.name) else ascii(e.name), "an image beside the class folders; put it into that of its class")
-                   for e in sorted(os.scandir(root), key=lambda e: e.name)
-                   if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.name[0] != "." and not e.is_dir()]
         for label in classes:
-            if not is_utf8(label):
-                raise ValueError(f"the class folder {label!r} in {root} has a name that is not UTF-8; rename it")
-            before = len(images)
-            for entry in sorted(os.scandir(root / label), key=lambda e: e.name):
-                suffix = os.path.splitext(entry.name)[1].lower()
-                where = f"{label}/{entry.name}"
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    ignored.append((where, "a folder inside a class folder; only the images directly in it are read"))
-                elif suffix in OTHER_SUFFIXES:
-                    ignored.append((where, f"{suffix} images are not read; convert it to PNG or JPEG"))
-                elif suffix in SUFFIXES and not is_utf8(entry.name):
-                    ignored.append((ascii(where), "its name is not UTF-8; rename it"))
-                elif suffix in SUFFIXES:
-                    images.append(ImageRef(label, entry.name))
-            if len(images) == before:
+            found, left_out = list_images(root / label)
+            images += [ImageRef(label, name) for name in found]
+            ignored += [(_written(f"{label}/{name}"), reason) for name, reason in left_out]
+            if not found:
                 ignored.append((label, "a class folder without images"))
+        _check_layout(root, classes, images)
         if not images:
-            raise ValueError(f"{root} has class folders but no images in them; the formats read are {' '.join(s[1:] for s in SUFFIXES)}")
+            raise ValueError(f"{root} has class folders but no images in them; the formats read are {', '.join(FORMATS)}")
         return cls(root, tuple(classes), tuple(images), tuple(ignored))
 
     def path(self, image: ImageRef) -> Path:
         """The file of an image."""
         return self.root / image.label / image.name
+
+
+def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The image files of a folder and the folders inside of it, by the rule of every command.
+
+    Returns
+    -------
+    names : list of str
+        Relative to `root`, with slashes, sorted by code point.
+    ignored : list of (str, str)
+        What looks like an image and is not read, each with the reason.
+    """
+    names: list[str] = []
+    ignored: list[tuple[str, str]] = []
+    pending = [""]
+    while pending:
+        inside = pending.pop()
+        for entry in os.scandir(os.path.join(root, inside)):
+            name = f"{inside}{entry.name}"
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{name}/")
+            elif entry.is_dir():
+                ignored.append((name, "a link to a folder; only links to class folders are followed"))
+            elif (found := _is_image(entry.path)) is not True:
+                ignored += [(name, found)] if found else []
+            elif (problem := _name_problem(name)) is not None:
+                ignored.append((name, problem))
+            else:
+                names.append(name)
+    return sorted(names), sorted(ignored)
+
+
+def shown(name: str, others: Iterable[str] = ()) -> str:
+    """A name in quotes, for an error; with its code points escaped where it looks like one of the others and is another."""
+    looks = unicodedata.normalize("NFKC", name)
+    return ascii(name) if any(other != name and unicodedata.normalize("NFKC", other) == looks for other in others) else repr(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(path: str) -> bool | str:
+    """Whether a file is an image that is read; the reason if it is one that is not."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in SUFFIXES:
+        return True
+    found = format_of(read_head(path))
+    if found in FORMATS and not (found == "TIFF" and suffix in RAW_SUFFIXES):
+        return True  # the bytes count: a JPEG without an ending, or called .heic
+    other = "raw camera" if suffix in RAW_SUFFIXES else found or OTHER_FORMATS.get(suffix)
+    return f"{other} images are not read; convert it to PNG or JPEG" if other else False
+
+
+def _written(name: str) -> str:
+    return name if is_utf8(name) else ascii(name)
+
+
+def _name_problem(name: str) -> str | None:
+    """What is wrong with a file name; None where nothing is."""
+    if is_utf8(name) and (name.isascii() or sys.getfilesystemencoding() == "utf-8"):
+        return None
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
+        return "its name is not UTF-8; rename it"
+    return (f"its name is UTF-8, but the locale's encoding is {sys.getfilesystemencoding()}; "
+            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
+
+
+def _check_names(root: Path, classes: list[str]) -> None:
+    looks: dict[str, str] = {}
+    for label in classes:
+        if problem := _name_problem(label):
+            raise ValueError(f"the class folder {label!r} in {root} cannot be used: {problem}")
+        other = looks.setdefault(unicodedata.normalize("NFC", label), label)
+        if other != label:
+            raise ValueError(f"the class folders {ascii(other)} and {ascii(label)} in {root} differ only in their Unicode normalisation; "
+                             "merge them")
+
+
+def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> None:
+    """Refuse folders that are no classes: parts of a data set, and a folder around the class folders."""
+    direct = {image.label for image in images if "/" not in image.name}
+    inner: dict[str, set[str]] = {}
+    for image in images:
+        if "/" in image.name:
+            inner.setdefault(image.label, set()).add(image.name.split("/")[0])
+    parts = [label for label in inner if label.lower() in SPLITS and label not in direct]
+    if parts:
+        there = ", ".join(f"{label}/ ({len(inner[label])} class folder{'s' * (len(inner[label]) > 1)})" for label in parts)
+        raise ValueError(f"{root} holds the parts of a data set, not classes: {there}; give one of them, such as {root / parts[0]}")
+    for label, folders in inner.items():
+        if inside := sorted(folder for folder in folders if folder.lower() in SPLITS):
+            raise ValueError(f"{root / label} holds the part {inside[0]}/ of a data set; the parts must be outermost: "
+                             f"{inside[0]}/{label}/image.png. Then give the folder of one part")
+    if len(inner) == len(classes) == 1 and not direct:
+        label, folders = next(iter(inner.items()))
+        names = ", ".join(sorted(folders)[:3]) + (", ..." if len(folders) > 3 else "")
+        raise ValueError(f"{root} holds one folder, {label}, which holds folders ({names}) and no images of its own: if those are the "
+                         f"classes, give {root / label}; if {label} is the class, put its images directly into it")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,11 +21,34 @@ from .files import BrokenImageError, read_bounded
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".npy", ".pgm", ".ppm", ".svg", ".tga")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm", ".pnm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# Files with these endings are images in formats that are not read, unless their first bytes are those of one that is.
+OTHER_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jxl": "JPEG XL", ".npy": "NumPy",
+                 ".svg": "SVG", ".tga": "TGA", ".psd": "Photoshop", ".dcm": "DICOM", ".exr": "OpenEXR", ".ico": "ICO", ".pcx": "PCX"}
+RAW_SUFFIXES = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")  # TIFF inside, with a thumbnail as its first image
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
 FITS = ("crop", "pad", "squash")
+
+
+def format_of(head: bytes) -> str | None:
+    """The format of an image file that begins with these bytes (132 are enough): one of `FORMATS`, another one, or None.
+
+    >>> format_of(b"GIF89a")
+    'GIF'
+    """
+    for name, magic in _MAGIC:
+        if re.match(magic, head, re.DOTALL):
+            return name
+    return None
+
+
+_MAGIC = (
+    ("PNG", rb"\x89PNG\r\n\x1a\n"), ("JPEG", rb"\xff\xd8\xff"), ("GIF", rb"GIF8[79]a"), ("WEBP", rb"RIFF....WEBP"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]"), ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"), ("PPM", rb"P[1-6]\s+[#\d]"),
+    ("AVIF", rb"....ftypavi[fs]"), ("HEIC", rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"), ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), ("Photoshop", rb"8BPS"), ("OpenEXR", rb"\x76\x2f\x31\x01"),
+    ("DICOM", rb".{128}DICM"), ("NumPy", rb"\x93NUMPY"))
 
 
 class LoadedImage(NamedTuple):
@@ -126,6 +150,9 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "s
         raise
     except Exception as error:  # the file is untrusted, and Pillow's decoders raise whatever their format trips over
         if type(error).__name__ == "UnidentifiedImageError":
-            raise BrokenImageError("not an image, or not in a format that is read (PNG, JPEG, WebP, BMP, TIFF)") from error
+            found = format_of(data[:132])
+            if found is not None and found not in FORMATS:
+                raise BrokenImageError(f"{found} images are not read; convert it to PNG or JPEG") from error
+            raise BrokenImageError(f"not an image, or damaged; the formats read are {', '.join(FORMATS)}") from error
         raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
     return np.array(image) if size is None or image.size == (size[1], size[0]) else _fit(image, size, how, "bicubic")

@@ -286,25 +286,32 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
 def output_stems(folder: ImageFolder) -> dict[str, str]:
     """The stem of every seed's output files, ``{key: stem}``.
 
-    It is the seed's own stem. Where two images of a class would get the same (``a.png``, ``a.jpg``) both get their full names; a name
-    too long for the file system is cut and ends in a part of its SHA-256.
+    It is the seed's own stem, with hyphens for the slashes of deeper folders. Where two images of a class would get the same (``a.png``,
+    ``a.jpg``) both get their full names, and where even these are the same, a part of their SHA-256 too. A name too long for the file
+    system is cut and ends in a part of its SHA-256.
     """
     stems: dict[str, str] = {}
     by_class: dict[str, list[ImageRef]] = {}
     for image in folder.images:
         by_class.setdefault(image.label, []).append(image)
     for images in by_class.values():
-        chosen = {image: _shortened(os.path.splitext(image.name)[0]) for image in images}
-        while True:  # a full name may be another image's stem: until nothing changes
-            users: dict[str, list[ImageRef]] = {}
-            for image, stem in chosen.items():
-                users.setdefault(stem, []).append(image)
-            clashing = [i for group in users.values() if len(group) > 1 for i in group if chosen[i] != _shortened(i.name)]
-            if not clashing:
-                break
-            chosen.update((image, _shortened(image.name)) for image in clashing)
+        chosen = {image: _stem(image.name, 0) for image in images}
+        for attempt in (1, 2):
+            while True:  # a longer stem may be another image's shorter one: until nothing changes
+                users: dict[str, list[ImageRef]] = {}
+                for image, stem in chosen.items():
+                    users.setdefault(stem, []).append(image)
+                clashing = {i: _stem(i.name, attempt) for group in users.values() if len(group) > 1 for i in group}
+                if clashing.items() <= chosen.items():
+                    break
+                chosen.update(clashing)
         stems.update((image.key, stem) for image, stem in chosen.items())
     return stems
+
+
+def _stem(name: str, attempt: int) -> str:
+    flat = (name if attempt else os.path.splitext(name)[0]).replace("/", "-")
+    return _shortened(flat if attempt < 2 or "/" not in name else f"{flat}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
 
 
 def _shortened(stem: str) -> str:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.files import BrokenImageError, LostImageError, digest_of_file, read_bounded, read_json_lines, temporary_name, write_atomically
-from ..data.folders import ImageFolder, ImageRef
+from ..data.folders import ImageFolder, ImageRef, shown
 from ..data.images import decode_image
 from ..networks.config import read_json
 from ..training.backbone import choose_stem, create_backbone, initialise, load_pretrained
@@ -99,6 +99,8 @@ class TrainReport:
         The signal that ended the run early.
     notes : list of str
         What the user should know.
+    skipped : list of (str, str)
+        Files of the data sets that were left out, each with the reason.
     """
 
     epochs: int = 0
@@ -107,6 +109,7 @@ class TrainReport:
     events: list[Event] = field(default_factory=list)
     signal: int | None = None
     notes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
 class FolderImages:
@@ -200,12 +203,16 @@ class _Subset:
 
 @dataclass
 class LabelledFolder:
-    """A scanned data set: files, and each one's position in `classes` (-1: none given), and what is really there where that is known."""
+    """A scanned data set: files, and each one's position in `classes` (-1: none given), and what is really there where that is known.
+
+    `ignored` are the files that look like data and are not read, each with the reason.
+    """
 
     paths: list[Path]
     labels: NDArray[np.int64]
     classes: list[str]
     truth: NDArray[np.int64] | None = None
+    ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
 def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
@@ -241,13 +248,18 @@ def _labelled(folder: ImageFolder, classes: list[str], what: str) -> LabelledFol
     number = {label: i for i, label in enumerate(classes)}
     unknown = sorted({image.label for image in folder.images} - number.keys())
     if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(unknown)} that the others lack; remove them or rename the folders")
-    return LabelledFolder([folder.path(i) for i in folder.images], np.array([number[i.label] for i in folder.images]), classes)
+        raise ValueError(f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; remove them or rename the folders")
+    return LabelledFolder([folder.path(i) for i in folder.images], np.array([number[i.label] for i in folder.images]), classes,
+                          ignored=_ignored(folder))
 
 
-def _classes(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"class{'es' if len(names) > 1 else ''} {shown}"
+def _classes(names: list[str], known: list[str]) -> str:
+    first = ", ".join(shown(name, known) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"class{'es' if len(names) > 1 else ''} {first}"
+
+
+def _ignored(folder: ImageFolder) -> list[tuple[str, str]]:
+    return [(str(folder.root / name), reason) for name, reason in folder.ignored]
 
 
 def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: str) -> LabelledFolder:
@@ -265,10 +277,11 @@ def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: st
         unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
         chosen[name] = there[name], number.get(label, -1) if isinstance(label, str) else -1, number.get(truth, -1) if isinstance(truth, str) else -1
     if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown))} that the others lack; remove them from {path.name}, or add real images")
+        raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; remove them from {path.name}, or add real images")
     truths = np.array([t for _, _, t in chosen.values()])
+    ignored = _ignored(folder) + [(str(folder.root / name), f"{path.name} has no line for it") for name in there if name not in chosen]
     return LabelledFolder([folder.path(i) for i, _, _ in chosen.values()], np.array([n for _, n, _ in chosen.values()]), classes,
-                          truths if (truths >= 0).all() else None)
+                          truths if (truths >= 0).all() else None, ignored)
 
 
 def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str] | None, out: str | os.PathLike[str], recipe: Recipe = Recipe(),
@@ -355,7 +368,7 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
             except ValueError as error:
                 raise ValueError(f"{folder.path('checkpoint.safetensors')}: {error}; remove it to begin again, or give another --out") from None
         events = folder.log(kept[1]["events"] if kept else 0)
-        report = TrainReport(events=events)
+        report = TrainReport(events=events, skipped=[skipped for part in (found, made, tested) if part for skipped in part.ignored])
         if kept is not None and run.epoch < recipe.epochs:
             if differing := differences(folder.begun.get("environment"), identity["environment"], BITS):
                 tell(f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
@@ -401,12 +414,20 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     return report
 
 
-def evaluate_dataset(model: TrainedModel, data: str | os.PathLike[str], *, dtype: str = "auto", threads: int | None = None, workers: int = 2) -> Metrics:
-    """Test a model on a labelled folder; ValueError where that has classes which the model does not know."""
+def evaluate_dataset(model: TrainedModel, data: str | os.PathLike[str], *, dtype: str = "auto", threads: int | None = None, workers: int = 2
+                     ) -> tuple[Metrics, list[tuple[str, str]]]:
+    """Test a model on a labelled folder, and list the files in it that were left out, each with the reason.
+
+    Raises
+    ------
+    ValueError
+        The folder has classes that the model does not know.
+    """
     folder = scan_labelled(data, [str(c) for c in model.classes], "DATA")
     images = FolderImages(folder.paths, model.size)
     images.read_all(workers)
-    return evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers), folder.labels, model.classes)
+    metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers), folder.labels, model.classes)
+    return metrics, folder.ignored
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
