@@ -24,7 +24,8 @@ typedef enum {
     DD_INVALID, /* -> ValueError: an argument or a configuration */
     DD_SHAPE,   /* -> ValueError: shapes that do not fit together */
     DD_ONEDNN,  /* -> dreamda.Error: oneDNN refused */
-    DD_FORKED   /* -> dreamda.Error: the engine was used before the process was forked */
+    DD_FORKED,  /* -> dreamda.Error: the engine was used before the process was forked */
+    DD_TEAM     /* -> dreamda.Error: OpenMP gives fewer threads than were planned for */
 } dd_status;
 
 /* Stores the message (printf style, cut at 500 characters) for this thread and returns `status`. */

@@ -2,7 +2,8 @@
 
 PyObject *dd_raise(dd_module_state *state, dd_status status)
 {
-    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : status == DD_ONEDNN || status == DD_FORKED ? state->error : PyExc_ValueError;
+    const bool refused = status == DD_ONEDNN || status == DD_FORKED || status == DD_TEAM;
+    PyObject *type = status == DD_NOMEM ? PyExc_MemoryError : refused ? state->error : PyExc_ValueError;
     PyErr_SetString(type, dd_message());
     return NULL;
 }

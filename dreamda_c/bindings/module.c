@@ -4,6 +4,7 @@
 
 #include "base/arena.h"
 #include "base/rng.h"
+#include "base/team.h"
 #include "kernels/kernels.h"
 
 #include <omp.h>
@@ -70,6 +71,22 @@ static PyObject *core_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(igno
     return Py_BuildValue("{s:N,s:s,s:s,s:s,s:i,s:L}", "onednn_version", version, "onednn_runtime", "OMP", "onednn_isa",
                          dd_onednn_isa_name(), "kernels_isa", isa_names[dd_onednn_isa()], "threads", omp_get_max_threads(),
                          "live_bytes", (long long)dd_live_bytes());
+}
+
+static PyObject *core_team(PyObject *module, PyObject *object)
+{
+    int threads, given;
+    if (!dd_may_compute(PyModule_GetState(module)) || !dd_int_in(object, &threads)) {
+        return NULL;
+    }
+    if (threads < 1 || threads > 1024) {
+        PyErr_Format(PyExc_ValueError, "threads: %d is not possible: use 1 to 1024", threads);
+        return NULL;
+    }
+    DD_BEGIN_COMPUTING
+    given = dd_team_given(threads);
+    DD_END_COMPUTING
+    return PyLong_FromLong(given);
 }
 
 static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot)
@@ -163,6 +180,11 @@ static PyMethodDef core_methods[] = {
      "Returns\n-------\ndict\n"
      "    ``onednn_version``, ``onednn_runtime``, ``onednn_isa``, ``kernels_isa`` (of our own kernels), ``threads``, and ``live_bytes``,\n"
      "    the memory that the core holds now."},
+    {"team", core_team, METH_O,
+     "team(threads)\n--\n\n"
+     "How many of so many threads OpenMP gives to a call from here: measured, not asked.\n\n"
+     "Parameters\n----------\nthreads : int\n    1 to 1024.\n\n"
+     "Returns\n-------\nint"},
     {"_alloc_fail_after", core_alloc_fail_after, METH_O,
      "For tests: the (n+1)th allocation of the core from now fails, once; -1 switches that off."},
     {NULL, NULL, 0, NULL},

@@ -4,10 +4,10 @@
 
 #include "base/arena.h"
 #include "base/planner.h"
+#include "base/team.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include <time.h>
 
@@ -353,9 +353,14 @@ fail:
 dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int threads)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads(), count = dd_graph_values(graph), nops = dd_graph_ops(graph);
-    dd_plan *p = dd_calloc(1, sizeof *p);
-    omp_set_num_threads(threads);
+    dd_team team;
+    int count = dd_graph_values(graph), nops = dd_graph_ops(graph);
+    dd_plan *p = NULL;
+    if ((status = dd_team_begin(&team, threads)) != DD_OK) {
+        dd_graph_destroy(graph);
+        return status;
+    }
+    p = dd_calloc(1, sizeof *p);
     if (!p) {
         dd_graph_destroy(graph);
         DD_FAIL(DD_NOMEM, "out of memory for a plan");
@@ -398,7 +403,7 @@ dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int thr
     *out = p;
     p = NULL;
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     dd_plan_destroy(p);
     return status;
 }
@@ -611,8 +616,10 @@ dd_status dd_plan_bind(dd_plan *p)
 dd_status dd_plan_run(dd_plan *p, const void *const *inputs, void *const *outputs)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads();
-    omp_set_num_threads(p->threads);
+    dd_team team;
+    if ((status = dd_team_begin(&team, p->threads)) != DD_OK) {
+        return status;
+    }
     for (int i = 0; i < p->ninputs; i++) {
         p->data[p->inputs[i]] = (void *)(uintptr_t)inputs[i];
         if (!inputs[i] && value(p, p->inputs[i])->input_kind != DD_INPUT_OPTIONAL) {
@@ -640,7 +647,7 @@ dd_status dd_plan_run(dd_plan *p, const void *const *inputs, void *const *output
     }
     p->constants_known = true;
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     return status;
 }
 

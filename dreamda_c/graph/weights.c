@@ -2,10 +2,12 @@
 #include "graph/weights.h"
 
 #include "base/arena.h"
+#include "base/team.h"
 #include "kernels/kernels.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -430,6 +432,10 @@ static dd_status load(dd_weights *w, int parameter, const source *from)
     const dd_parameter *q = &w->parameters[parameter];
     const int64_t cols = parameter_cols(q), most = part_rows(q) < q->dims[0] ? part_rows(q) : q->dims[0];
     size_t count, bytes, part;
+    dd_team team;
+    if ((status = dd_team_begin(&team, dd_team_given(omp_get_max_threads()))) != DD_OK) {
+        return status;
+    }
     if (!dd_size_mul(&count, 2, q->dims[0], cols) || !dd_size_mul(&bytes, 2, (int64_t)count, (int64_t)sizeof(float)) ||
         !dd_size_mul(&part, 3, most, cols, (int64_t)(sizeof(float) + sizeof(uint16_t)))) {
         DD_FAIL(DD_INVALID, "parameter '%s' is too large", q->name);
@@ -470,6 +476,7 @@ static dd_status load(dd_weights *w, int parameter, const source *from)
         w->part_bytes = 0;
     }
 fail:
+    dd_team_end(&team);
     return status;
 }
 

@@ -231,15 +231,18 @@ static void winograd_tiles(dd_dtype dtype, bool up, const winograd_job *job, int
     }
 }
 
+/* Of the lines that an in-place convolution copies, to a whole number of cache lines. */
+INLINE size_t winograd_copy_bytes(dd_dtype t, int ic, int width) { return (5 * (size_t)width * (size_t)ic * dd_dtype_size(t) + 63) / 64 * 64; }
+
 /* In place, for at most half as many output channels and an even height. Lines of tiles, of all images, write over source lines [s, e) at
    most while lines [s, e) of tiles read source lines from 2 s - 1 on: nothing is lost as long as e < 2 s. The first two lines read a copy. */
 static void winograd_in_place(dd_dtype dtype, winograd_job *job, int n, char *scratch)
 {
     const char *src = job->src;
     const size_t line = (size_t)job->w * (size_t)job->ic * dd_dtype_size(dtype), read = (size_t)(n * job->h < 5 ? n * job->h : 5);
-    char *copy = scratch + (size_t)omp_get_max_threads() * winograd_thread_bytes(dtype, job->ic);
-    memcpy(copy, src, read * line);
-    job->src = copy;
+    memcpy(scratch, src, read * line);
+    job->src = scratch;
+    scratch += winograd_copy_bytes(dtype, job->ic, job->w);
     for (int begin = 0, end = 2, lines = n * job->down; begin < lines; begin = end, end = 2 * begin - 1) {
         winograd_tiles(dtype, false, job, begin * job->across, (end < lines ? end : lines) * job->across, scratch);
         job->src = src;
@@ -262,7 +265,7 @@ static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, 
 
 static size_t winograd_scratch(dd_dtype dtype, int ic, int threads, int in_place_width)
 {
-    return (size_t)threads * winograd_thread_bytes(dtype, ic) + 5 * (size_t)in_place_width * (size_t)ic * dd_dtype_size(dtype);
+    return winograd_copy_bytes(dtype, ic, in_place_width) + (size_t)threads * winograd_thread_bytes(dtype, ic);
 }
 
 #endif

@@ -1,6 +1,7 @@
 #include "onednn/onednn.h"
 
 #include "base/arena.h"
+#include "base/team.h"
 #include "kernels/kernels.h"
 
 #include <oneapi/dnnl/dnnl.h>
@@ -35,6 +36,7 @@ struct dd_primitive {
     int nexec;
     const char *implementation;
     size_t scratch, workspace;
+    int threads; /* that its work is split for */
 };
 
 static dd_status check(dnnl_status_t code, const char *what)
@@ -59,6 +61,13 @@ static dd_status ask_for_room(void)
 {
     const size_t room = (size_t)64 << 20;
     return dd_headroom(room) ? DD_OK : dd_fail(DD_NOMEM, "out of memory: oneDNN needs %zu MiB of room to make a primitive", room >> 20);
+}
+
+/* Work is split for the threads in force when a primitive is created, and only that team does all of it. */
+static dd_status team_of(int *threads)
+{
+    *threads = dd_team_exact();
+    return *threads ? DD_OK : dd_fail(DD_TEAM, "oneDNN was called outside of a team of threads");
 }
 
 dd_status dd_onednn_check(void)
@@ -287,6 +296,7 @@ dd_status dd_matmul_create(dd_primitive **out, dd_engine *engine, const dd_matmu
     }
     p->engine = engine->engine;
     p->stream = engine->stream;
+    DD_TRY(team_of(&p->threads));
     DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_strides(&src, 2, src_dims, t, src_strides));
     CHECK(dnnl_memory_desc_create_with_tag(&weights, 2, weights_dims, t, dnnl_format_tag_any));
@@ -339,6 +349,7 @@ dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_de
     }
     p->engine = engine->engine;
     p->stream = engine->stream;
+    DD_TRY(team_of(&p->threads));
     p->weights.convolution = true;
     DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
@@ -396,6 +407,7 @@ static dd_status make_primitive(dd_primitive **out, dd_engine *engine, dnnl_prim
     p->engine = engine->engine;
     p->stream = engine->stream;
     p->pd = pd;
+    DD_TRY(team_of(&p->threads));
     p->weights.convolution = true;
     CHECK(dnnl_primitive_create(&p->primitive, pd));
     CHECK(dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&p->implementation));
@@ -607,6 +619,9 @@ void dd_primitive_bind(dd_primitive *p, dd_arg arg, void *data)
 
 dd_status dd_primitive_run(dd_primitive *p)
 {
+    if (dd_team_exact() != p->threads) {
+        return dd_fail(DD_TEAM, "oneDNN's %s was created for %d threads, but would run on %d", p->implementation, p->threads, dd_team_exact());
+    }
     return check(dnnl_primitive_execute(p->primitive, p->stream, p->nexec, p->exec), p->implementation);
 }
 
@@ -722,11 +737,13 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
     dnnl_primitive_t reorder = NULL;
     dnnl_memory_t from = NULL, to = NULL;
     dnnl_dims_t *whole;
+    int threads;
     if (!layout->md) {
         char *panels = (char *)dst + dd_winograd_pack_bytes(layout->dtype, layout->ic, (int)row, layout->winograd);
         dd_winograd_pack(layout->isa, layout->dtype, panels, plain, layout->ic, (int)rows, layout->winograd);
         return DD_OK;
     }
+    DD_TRY(team_of(&threads));
     DD_TRY(ask_for_room());
     CHECK(dnnl_memory_desc_query(layout->md, dnnl_query_dims, &whole));
     if (layout->convolution) {

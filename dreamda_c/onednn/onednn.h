@@ -9,8 +9,8 @@
  *     dd_primitive_bind(p, DD_ARG_SRC, src) ... DD_ARG_WEIGHTS, DD_ARG_DST, DD_ARG_SCRATCH
  *     DD_TRY(dd_primitive_run(p));                                          // many times, no allocation
  *
- * Scratchpads are the caller's, so a primitive may run in any thread, one at a time. A primitive is made for the OpenMP
- * thread count in force when it is created.
+ * Scratchpads are the caller's, so a primitive may run in any thread, one at a time. A primitive is created and run
+ * within teams of one size (base/team.h); DD_TEAM tells where it is not.
  */
 #ifndef DD_ONEDNN_H
 #define DD_ONEDNN_H

@@ -3,10 +3,10 @@
  * activations of evaluation (likewise), then scratch. */
 #include "training/plan.h"
 
+#include "base/team.h"
 #include "kernels/kernels.h"
 #include "kernels/train.h"
 
-#include <omp.h>
 #include <string.h>
 
 static size_t parameter_floats(const dd_parameter *p)
@@ -480,9 +480,15 @@ static void bind(dd_trainer *t)
 dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *graph, dd_dtype dtype, int threads, int slots)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads(), values = dd_graph_values(graph);
-    dd_trainer *t = dd_calloc(1, sizeof *t);
-    omp_set_num_threads(threads);
+    dd_team team;
+    int values = dd_graph_values(graph);
+    dd_trainer *t = NULL;
+    if ((status = dd_team_begin(&team, threads)) != DD_OK) {
+        dd_graph_destroy(graph);
+        dd_weights_destroy(weights);
+        return status;
+    }
+    t = dd_calloc(1, sizeof *t);
     if (!t) {
         dd_graph_destroy(graph);
         dd_weights_destroy(weights);
@@ -513,7 +519,7 @@ dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *gra
     *out = t;
     t = NULL;
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     dd_trainer_destroy(t);
     return status;
 }

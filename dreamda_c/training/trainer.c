@@ -1,11 +1,11 @@
 /* A trainer at work: packing, forward, backward, evaluation; training/plan.c made it. */
 #include "training/plan.h"
 
+#include "base/team.h"
 #include "kernels/kernels.h"
 #include "kernels/train.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include <time.h>
 
@@ -105,8 +105,10 @@ static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *ima
 dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float *features)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads();
-    omp_set_num_threads(t->threads);
+    dd_team team;
+    if ((status = dd_team_begin(&team, t->threads)) != DD_OK) {
+        return status;
+    }
     t->alive[slot] = false;
     DD_TRY(pack_weights(t));
     t->folded_fresh = false; /* the running statistics move */
@@ -117,7 +119,7 @@ dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float
     }
     t->alive[slot] = true;
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     return status;
 }
 
@@ -179,8 +181,10 @@ fail:
 dd_status dd_trainer_backward(dd_trainer *t, int slot, const float *d_features)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads();
-    omp_set_num_threads(t->threads);
+    dd_team team;
+    if ((status = dd_team_begin(&team, t->threads)) != DD_OK) {
+        return status;
+    }
     if (!t->alive[slot]) {
         DD_FAIL(DD_INVALID, "backward: slot %d holds no forward pass that was made since the last step and not used yet", slot);
     }
@@ -189,7 +193,7 @@ dd_status dd_trainer_backward(dd_trainer *t, int slot, const float *d_features)
         DD_TRY(backward_step(t, &t->steps[i], slot, d_features));
     }
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     return status;
 }
 
@@ -226,8 +230,10 @@ fail:
 dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, float *features)
 {
     dd_status status = DD_OK;
-    int caller_threads = omp_get_max_threads();
-    omp_set_num_threads(t->threads);
+    dd_team team;
+    if ((status = dd_team_begin(&team, t->threads)) != DD_OK) {
+        return status;
+    }
     DD_TRY(fold_weights(t));
     double since = now();
     for (int i = 0; i < t->nsteps; i++) {
@@ -254,7 +260,7 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
         since = add_time(s, PHASE_EVALUATE, since);
     }
 fail:
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     return status;
 }
 
@@ -267,26 +273,26 @@ void dd_trainer_zero_gradients(dd_trainer *t)
 
 double dd_trainer_gradient_norm(const dd_trainer *t)
 {
-    int caller_threads = omp_get_max_threads();
-    omp_set_num_threads(t->threads);
+    dd_team team;
+    dd_team_ask(&team, t->threads);
     double norm = sqrt(dd_sum_of_squares(t->gradient, t->parameters));
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     return norm;
 }
 
 void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
 {
-    int caller_threads = omp_get_max_threads();
+    dd_team team;
     dd_sgd sgd = {.lr = o->lr, .momentum = o->momentum, .weight_decay = o->weight_decay, .nesterov = o->nesterov, .scale = 1.0f};
     if (o->clip_norm > 0) {
         double ratio = o->clip_norm / (dd_trainer_gradient_norm(t) + 1e-6); /* as torch.nn.utils.clip_grad_norm_ */
         sgd.scale = ratio < 1 ? (float)ratio : 1.0f;
     }
-    omp_set_num_threads(t->threads);
+    dd_team_ask(&team, t->threads);
     dd_sgd_step(t->parameter, t->moment, t->gradient, t->decayed, &sgd);
     sgd.weight_decay = 0;
     dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
-    omp_set_num_threads(caller_threads);
+    dd_team_end(&team);
     memset(t->alive, 0, sizeof t->alive);
     dd_trainer_touched(t, DD_TRAINER_PARAMETERS);
 }

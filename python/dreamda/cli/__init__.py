@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name="dreamda", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: complain(str(message))
+            code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name="dreamda", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         print("dreamda: interrupted", file=sys.stderr)

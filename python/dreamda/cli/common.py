@@ -121,7 +121,7 @@ def _set_debug(value: bool) -> None:
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
 Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
                                     help="What is computed in; auto is bf16 where the CPU has it.")]
-Threads = Annotated[int, typer.Option(min=0, rich_help_panel=RUNNING, help="Threads; 0: all cores.")]
+Threads = Annotated[int, typer.Option(min=0, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 

@@ -33,7 +33,8 @@ import numpy as np
 
 from .. import _core
 from ..networks.config import read_json, read_scheduler_config
-from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype, resolve_threads
+from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
+from ..networks.threads import resolve_threads
 from ..options import accepts, from_keywords
 from .options import GenerationOptions, OptionKeywords
 from .schedulers import Schedule, Step

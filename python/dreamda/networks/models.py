@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from .. import _core
 from .config import read_text_config, read_unet_config, read_vae_config
+from .threads import resolve_threads
 from .weights import WeightFile
 
 MAX_SHAPES = 4  # a network keeps the plans of this many shapes
@@ -30,15 +31,6 @@ def resolve_dtype(dtype: str) -> str:
     if dtype != "auto":
         return dtype
     return "bf16" if _core.info()["kernels_isa"] in ("avx512_bf16", "amx") else "f32"
-
-
-def resolve_threads(threads: int | None) -> int:
-    """The number of threads asked for, else what OMP_NUM_THREADS or the processors we may run on give."""
-    if threads is None:
-        return min(int(_core.info()["threads"]), len(os.sched_getaffinity(0)))
-    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        raise ValueError(f"threads: {threads!r} is not possible; use 1 to 1024")
-    return int(threads)
 
 
 class Network:
@@ -67,7 +59,7 @@ class Network:
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
         self._weights = weights
-        self._plans: OrderedDict[tuple, dict[int | None, _core.Plan]] = OrderedDict()  # shape -> lane -> plan
+        self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()  # shape -> (lane, threads) -> plan
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
@@ -77,24 +69,26 @@ class Network:
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
         """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
 
-        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads.
+        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads that OpenMP gives
+        to a call from here.
         """
+        threads = _core.team(self.threads) if lane is None else 1
         key = tuple(sorted(shape.items()))
         with self._lock:
             lanes = self._plans.setdefault(key, {})
             self._plans.move_to_end(key)
             if len(self._plans) > MAX_SHAPES:
                 self._plans.popitem(last=False)
-            if lane not in lanes:
+            if (lane, threads) not in lanes:
                 if self._model is None:
                     self._model = _core.Model(self._family, self._config)
-                plan = self._model.plan(dtype=self.dtype, threads=self.threads if lane is None else 1, **shape)
+                plan = self._model.plan(dtype=self.dtype, threads=threads, **shape)
                 missing = set(plan.missing())
                 for name in self._weights.names():  # in file order: read once, front to back
                     if name in missing:
                         plan.read(name, *self._weights.place(name))
-                lanes[lane] = plan
-            return lanes[lane]
+                lanes[lane, threads] = plan
+            return lanes[lane, threads]
 
     def close(self) -> None:
         """Give the plans' memory back; the next call makes new ones."""
@@ -157,7 +151,7 @@ class UNet:
         dtype : {"auto", "f32", "bf16"}
             What is computed in; sums, norms and softmax are always f32.
         threads : int, optional
-            Default: OMP_NUM_THREADS, else the processors this process may use.
+            Default: the processors this process may use, at most OMP_NUM_THREADS and a container's CPU quota.
 
         Returns
         -------

@@ -62,9 +62,9 @@ def self_check(threads: int | None = None) -> Iterator[Check]:
     Parameters
     ----------
     threads : int, optional
-        Default: all cores.
+        Default: what `dreamda.networks.threads.thread_limits` leave.
     """
-    for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp), ("noise", _noise),
+    for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp), ("threads", lambda: _threads(threads)), ("noise", _noise),
                         ("models", lambda: _models(threads))):
         try:
             yield from check()
@@ -89,13 +89,21 @@ def _onednn() -> Iterator[Check]:
 
     about = info()
     yield Check("oneDNN", about["onednn_version"].startswith("3."), f"{about['onednn_version']} on {about['onednn_runtime']}, "
-                f"uses {about['onednn_isa']}; own kernels use {about['kernels_isa']}; {about['threads']} threads")
+                f"uses {about['onednn_isa']}; own kernels use {about['kernels_isa']}")
 
 
 def _openmp() -> Iterator[Check]:
     loaded = sorted({os.path.basename(path) for path in re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.\w]*", Path("/proc/self/maps").read_text())})
     yield Check("OpenMP", len(loaded) == 1, f"{', '.join(loaded) or 'none'} loaded"
                 + ("" if len(loaded) == 1 else "; two thread pools in one process slow each other down or hang"))
+
+
+def _threads(threads: int | None) -> Iterator[Check]:
+    from ..networks.threads import explain_threads, thread_limits
+
+    used, reason = explain_threads(threads)
+    limits = "; ".join(limit.reason for limit in thread_limits())
+    yield Check("threads", True, f"{used} will compute ({reason}); limits: {limits}")
 
 
 def _noise() -> Iterator[Check]:

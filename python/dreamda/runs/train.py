@@ -317,7 +317,8 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
         `out` could not be written any more.
     """
     from .. import __version__
-    from ..networks.models import resolve_dtype, resolve_threads
+    from ..networks.models import resolve_dtype
+    from ..networks.threads import resolve_threads
 
     out = Path(out)
     found = scan_real(real)

@@ -89,13 +89,14 @@ def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str =
     dtype : {"auto", "f32", "bf16"}
         bf16 is mixed precision: parameters, statistics and losses stay float32.
     threads : int, optional
-        Default: all cores.
+        Default: what `dreamda.networks.threads.thread_limits` leave.
     slots : int
         Forward passes that may be under way before their backward pass.
     weights : dict of str to array, optional
         What it is to hold: ValueError, before memory is taken, where the first or the last stage is of another width.
     """
-    from ..networks.models import resolve_dtype, resolve_threads
+    from ..networks.models import resolve_dtype
+    from ..networks.threads import resolve_threads
 
     if name not in BACKBONES:
         raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")

@@ -1,0 +1,160 @@
+"""How many threads to compute with: the processors we may use, the CPU quota of our container, and what OpenMP really gives."""
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import _core
+
+OPENMP_LIMITS = ("OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS")  # what lowers a team below the number asked for
+
+
+class Limit(NamedTuple):
+    """A bound on the number of threads, and where it comes from."""
+
+    threads: int
+    reason: str
+
+
+def thread_limits(root: Path = Path("/")) -> list[Limit]:
+    """What bounds the default number of threads; the smallest applies.
+
+    Parameters
+    ----------
+    root : Path
+        Where /proc and /sys are found; another one in tests.
+
+    Returns
+    -------
+    list of Limit
+        The processors first, then OMP_NUM_THREADS and the CPU quota where there is one.
+    """
+    allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    limits = [Limit(allowed, f"{present} processors" if allowed >= present else f"{allowed} of {present} processors allowed (taskset or cpuset)")]
+    openmp = int(_core.info()["threads"])
+    if openmp != allowed:
+        chosen = os.environ.get("OMP_NUM_THREADS")
+        limits.append(Limit(openmp, f"OMP_NUM_THREADS={chosen}" if chosen else f"OpenMP's default of {openmp}"))
+    if quota := cpu_quota(root):
+        limits.append(Limit(max(1, math.ceil(quota)), f"a CPU quota of {quota:.3g} processors"))
+    return limits
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """The processors' worth of time that our control group and those around it grant: the smallest of their quotas.
+
+    Reads version 1 (``cpu.cfs_quota_us``) and version 2 (``cpu.max``), also where both are mounted.
+
+    Parameters
+    ----------
+    root : Path
+        As in `thread_limits`.
+
+    Returns
+    -------
+    float or None
+        None: there is no quota, or this system does not tell.
+    """
+    quotas = [quota for folder, version in _control_groups(root) if (quota := _quota_of(folder, version))]
+    return min(quotas, default=None)
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, int]]:
+    """The folders of our control group and of those around it that are mounted here, with their version."""
+    try:
+        memberships = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    ours = {}
+    for line in memberships:
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if not controllers:
+            ours[2] = path
+        elif "cpu" in controllers.split(","):
+            ours[1] = path
+    for line in mounts:
+        fields, _, kind = line.partition(" - ")
+        there, options = fields.split(" "), kind.split(" ")
+        version = {"cgroup2": 2, "cgroup": 1}.get(options[0])
+        if version not in ours or len(there) < 5 or (version == 1 and "cpu" not in options[-1].split(",")):
+            continue
+        mounted, point = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text) for text in there[3:5])
+        path = PurePosixPath(ours[version])
+        # Inside of a container the mount may begin at our group, or the path may lead out of what is mounted.
+        inside = path.relative_to(mounted) if path.is_relative_to(mounted) and ".." not in path.parts else PurePosixPath()
+        for part in (inside, *inside.parents):
+            yield root / point.lstrip("/") / part, version
+
+
+def _quota_of(folder: Path, version: int) -> float | None:
+    try:
+        if version == 2:
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
+        granted = int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, "max"
+        return None
+    return granted if granted > 0 else None           # -1: none
+
+
+def explain_threads(threads: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
+    """The number of threads that a call from here computes with, and what decides it.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Default: the smallest of `thread_limits`.
+    root : Path
+        As in `thread_limits`.
+
+    Returns
+    -------
+    threads : int
+    reason : str
+
+    Raises
+    ------
+    ValueError
+        `threads` is no whole number from 1 to 1024.
+    """
+    if threads is None:
+        wanted, reason = min(thread_limits(root), key=lambda limit: limit.threads)
+    elif not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads: {threads!r} is not possible; use 1 to 1024")
+    else:
+        wanted, reason = int(threads), "as asked for"
+    given = _core.team(wanted)
+    if given < wanted:
+        names = [f"{name}={os.environ[name]}" for name in OPENMP_LIMITS if name in os.environ]
+        reason = f"OpenMP gives {given} of {wanted} ({', '.join(names) or 'inside of a parallel region'})"
+    return given, reason
+
+
+def resolve_threads(threads: int | None) -> int:
+    """The number of threads to compute with: `threads`, else what `thread_limits` leave; never more than OpenMP gives.
+
+    Parameters
+    ----------
+    threads : int, optional
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        As in `explain_threads`.
+    """
+    given, reason = explain_threads(threads)
+    if threads is not None and given < threads:
+        warnings.warn(f"threads: {threads} were asked for, {given} will compute: {reason}")
+    return given
