@@ -181,7 +181,7 @@ static PyMethodDef core_methods[] = {
      "    ``onednn_version``, ``onednn_runtime``, ``onednn_isa``, ``kernels_isa`` (of our own kernels), ``threads``, and ``live_bytes``,\n"
      "    the memory that the core holds now."},
     {"team", core_team, METH_O,
-     "team(threads)\n--\n\n"
+     "team(threads, /)\n--\n\n"
      "How many of so many threads OpenMP gives to a call from here: measured, not asked.\n\n"
      "Parameters\n----------\nthreads : int\n    1 to 1024.\n\n"
      "Returns\n-------\nint"},
