@@ -34,11 +34,11 @@ def normal(rng, *shape, scale=1.0, mean=0.0):
     return (rng.standard_normal(shape) * scale + mean).astype(np.float32)
 
 
-def nmse(result, reference, summands=0.0):
-    """`summands`: of what size the terms were whose sum nearly vanishes in some results; a hundredth of them counts."""
+def nmse(result, reference, size=None):
+    """`size`: of the summands of each result, where they may nearly cancel: rounding is relative to them. Default: the reference."""
     result, reference = to_f32(result).astype(np.float64), np.asarray(reference, np.float64)
     assert result.shape == reference.shape and np.isfinite(result).all()
-    return ((result - reference) ** 2).sum() / max((reference**2).sum() + np.square(summands).sum() / 100, 1e-30)
+    return ((result - reference) ** 2).sum() / max(np.square(reference if size is None else size).sum(), 1e-30)
 
 
 def bound(dtype, f32=1e-12, bf16=1e-5):
@@ -166,13 +166,13 @@ def attention_reference(q, k, v, heads, scale, causal):
 
 
 def attention_case(isa, dtype, n, heads, tq, tk, d, causal=False, seed=0, spread=1.0):
+    """The result, its reference, and the size of each result's summands: the weighted sum of |v|."""
     rng = np.random.default_rng(seed)
     q, k, v = (cast(normal(rng, n, t, heads * d, scale=spread), dtype) for t in (tq, tk, tk))
     scale = float(np.float32(d**-0.5))
     result = _selftest.attention(q, k, v, heads, scale, causal, isa, 2)
     q, k, v = to_f32(q), to_f32(k), to_f32(v)
-    summands = attention_reference(q, k, np.abs(v), heads, scale, causal) if n * heads * tq * d < 16 else 0.0
-    return nmse(result, attention_reference(q, k, v, heads, scale, causal), summands)
+    return result, attention_reference(q, k, v, heads, scale, causal), attention_reference(q, k, np.abs(v), heads, scale, causal)
 
 
 @pytest.mark.parametrize(("n", "heads", "tq", "tk", "d", "causal"), [
@@ -194,14 +194,22 @@ def attention_case(isa, dtype, n, heads, tq, tk, d, causal=False, seed=0, spread
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_attention(isa, dtype, n, heads, tq, tk, d, causal):
-    assert attention_case(isa, dtype, n, heads, tq, tk, d, causal) <= bound(dtype)
+    result, reference, _ = attention_case(isa, dtype, n, heads, tq, tk, d, causal)
+    assert nmse(result, reference) <= bound(dtype)
 
 
 @settings(max_examples=60, deadline=None)
 @given(isa=st.integers(0, BEST), dtype=st.sampled_from(DTYPES), n=st.integers(1, 2), heads=st.integers(1, 3),
        tq=st.integers(1, 150), tk=st.integers(1, 600), d=st.integers(1, 70), causal=st.booleans(), seed=st.integers(0, 1000))
 def test_attention_of_any_shape(isa, dtype, n, heads, tq, tk, d, causal, seed):
-    assert attention_case(isa, dtype, n, heads, tq, tk, d, causal, seed) <= bound(dtype, f32=2e-12, bf16=2e-5)
+    """A small case may have one result alone, so that no mean hides its rounding; a sum that nearly cancels is no fault. In bf16 each rounding
+    is off by 2^-8 at most: that of the result, and where weights are bf16 (`dot`) that of each and, through it, that of their sum."""
+    result, reference, size = attention_case(isa, dtype, n, heads, tq, tk, d, causal, seed)
+    if dtype == "f32":
+        assert nmse(result, reference, size) <= 2e-12
+    else:
+        roundings = 3 if isa >= 2 else 1
+        assert (np.abs(to_f32(result) - reference) <= size * (roundings * 2**-8 + 2e-4)).all()  # 2^x itself is off by 8.6e-5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -72,23 +72,23 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, int]]:
         mounts = (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
         return
-    ours = {}
+    ours: dict[int, PurePosixPath] = {}
     for line in memberships:
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         if not controllers:
-            ours[2] = path
+            ours[2] = PurePosixPath(path)
         elif "cpu" in controllers.split(","):
-            ours[1] = path
+            ours[1] = PurePosixPath(path)
     for line in mounts:
         fields, _, kind = line.partition(" - ")
         there, options = fields.split(" "), kind.split(" ")
-        version = {"cgroup2": 2, "cgroup": 1}.get(options[0])
+        version = {"cgroup2": 2, "cgroup": 1}.get(options[0], 0)
         if version not in ours or len(there) < 5 or (version == 1 and "cpu" not in options[-1].split(",")):
             continue
         mounted, point = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text) for text in there[3:5])
-        path = PurePosixPath(ours[version])
-        # Inside of a container the mount may begin at our group, or the path may lead out of what is mounted.
-        inside = path.relative_to(mounted) if path.is_relative_to(mounted) and ".." not in path.parts else PurePosixPath()
+        group = ours[version]
+        # Inside of a container the mount may begin at our group, or the group may lie outside of what is mounted.
+        inside = group.relative_to(mounted) if group.is_relative_to(mounted) and ".." not in group.parts else PurePosixPath()
         for part in (inside, *inside.parents):
             yield root / point.lstrip("/") / part, version
 
