@@ -57,6 +57,15 @@ class StandIn:
             _core.sgd_step(parameter, self.gradients[name], self.moments[name], lr, momentum, decay, nesterov, scale)
 
 
+class FoldedStandIn(StandIn):
+    """The same with the interface of dreamda.training.backbone.FoldedBackbone."""
+
+    def __init__(self, name, weights, *, size, batch, **_):
+        super().__init__(batch=batch, height=size[0], width=size[1], features=len(weights["conv1.weight"]))
+        for tensor, array in {**self.parameters, **self.buffers}.items():
+            array[...] = weights[tensor]
+
+
 def pictures(n, classes=3, seed=0, noise=60, size=16):
     """n pictures of bright bars: class k has its bar in the k-th row of blocks; labels go round."""
     rng = np.random.default_rng(seed)

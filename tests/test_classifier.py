@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from standin import StandIn, pictures
+from standin import FoldedStandIn, StandIn, pictures
 
 import dreamda
 from dreamda.training import classifier as module
@@ -24,7 +24,7 @@ def standin(monkeypatch):
         return StandIn(batch=batch, height=size[0], width=size[1], slots=slots)
 
     monkeypatch.setattr(module, "create_backbone", create)
-    monkeypatch.setattr(saved, "create_backbone", create)
+    monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
 
 
 def make(**params):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from standin import StandIn
+from standin import FoldedStandIn, StandIn
 from test_generate import FakePipeline, lines, make_real, tree
 
 import dreamda
@@ -159,8 +159,8 @@ def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys)
     monkeypatch.setattr(cli.common, "load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
     monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
-    for module in (train_run, saved):
-        monkeypatch.setattr(module, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
+    monkeypatch.setattr(train_run, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
+    monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})
     assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from standin import StandIn
+from standin import FoldedStandIn, StandIn
 from test_cli import fake, run  # noqa: F401  (fake is a fixture)
 from test_generate import lines, tree
 
@@ -217,7 +217,7 @@ def test_stl10_and_amst_on_its_unlabelled_images(tmp_path, capsys, monkeypatch):
 
     create = lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots)  # noqa: E731
     monkeypatch.setattr(train_run, "create_backbone", create)
-    monkeypatch.setattr(saved, "create_backbone", create)
+    monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     options = ["--epochs", "2", "--batch", "4", "--steps-per-epoch", "2", "--threshold", "0", "--size", "32", "--threads", "1"]
     job = ["train", tmp_path / "out/train", tmp_path / "out/unlabelled", "--test", tmp_path / "out/test"]
     assert run(*job, "--out", tmp_path / "run", *options) in (0, 1)

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
-from standin import StandIn
+from standin import FoldedStandIn, StandIn
 from test_cli import run
 from test_generate import SETTINGS, FakePipeline, make_real, tree
 
@@ -77,9 +77,8 @@ def test_the_page_holds_everything_itself(data, capsys):
 
 
 def test_in_the_features_of_a_classifier(data, monkeypatch):
-    monkeypatch.setattr(saved, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots))
+    monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     backbone = StandIn(features=6, height=8, width=8)
-    monkeypatch.setattr(saved, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=8, width=8, features=6, slots=slots))
     weights = {k: v + RNG.normal(size=v.shape).astype(np.float32) for k, v in (*backbone.parameters.items(), *backbone.buffers.items())}
     weights |= {"fc.weight": np.zeros((2, 6), np.float32), "fc.bias": np.array([0, 1], np.float32)}  # calls everything the second class
     model = TrainedModel("resnet18", "small", 64, (8, 8), (0.5,) * 3, (0.5,) * 3, ["<b>hat<_b>", "coat"], weights)

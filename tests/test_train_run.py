@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from standin import StandIn, pictures
+from standin import FoldedStandIn, StandIn, pictures
 from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
@@ -31,7 +31,7 @@ def standin(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(train_run, "create_backbone", create)
-    monkeypatch.setattr(saved, "create_backbone", create)
+    monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     return made
 
 

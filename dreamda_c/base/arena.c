@@ -75,6 +75,23 @@ void *dd_realloc(void *p, size_t bytes)
     return q;
 }
 
+bool dd_grow(void *array, int count, int *capacity, size_t size)
+{
+    if (count < *capacity) {
+        return true;
+    }
+    void *old;
+    memcpy(&old, array, sizeof old);
+    const int wanted = *capacity ? 2 * *capacity : 64;
+    void *bigger = dd_realloc(old, (size_t)wanted * size);
+    if (!bigger) {
+        return false;
+    }
+    memcpy(array, &bigger, sizeof bigger);
+    *capacity = wanted;
+    return true;
+}
+
 char *dd_strdup(const char *s)
 {
     size_t bytes = strlen(s) + 1;

@@ -24,6 +24,10 @@ void *dd_calloc(size_t count, size_t size);
 /* Grows `p` (NULL is fine) to `bytes`, contents kept. NULL on failure: then `p` is still valid and still the caller's. */
 void *dd_realloc(void *p, size_t bytes);
 
+/* Makes room for one more element of `size` bytes in the array that `array` points to, which may move; twice the capacity when it is full.
+   False on failure: then nothing has changed. */
+bool dd_grow(void *array, int count, int *capacity, size_t size);
+
 char *dd_strdup(const char *s);
 void dd_free(void *p); /* NULL is fine */
 

@@ -25,16 +25,36 @@ typedef struct {
     PyTypeObject *model_type, *plan_type, *trainer_type;
 } dd_module_state;
 
+enum { DD_MAX_DIMENSION = 1 << 20 }; /* of images, tokens and channels */
+
+typedef union {
+    dd_unet_config unet;
+    dd_vae_config vae;
+    dd_tiny_vae_config tiny_vae;
+    dd_clip_config clip;
+    dd_resnet_config resnet;
+} dd_config;
+
+typedef struct {
+    int rows, height, width, tokens, decoders;
+} dd_plan_shape;
+
+/* A kind of model: one row of dd_families. */
+typedef struct {
+    const char *name;
+    bool (*read)(PyObject *config, dd_config *out); /* false with an exception that names the key */
+    dd_status (*build)(dd_graph *g, const dd_config *config, const dd_plan_shape *shape);
+    int (*smallest)(const dd_config *config); /* height and width of the smallest image that it takes */
+} dd_family;
+
+extern const dd_family dd_families[]; /* bindings/families.c */
+extern const int dd_family_count;
+
 typedef struct {
     PyObject_HEAD
     dd_weights *weights; /* owned */
-    int family;
-    union {
-        dd_unet_config unet;
-        dd_vae_config vae;
-        dd_tiny_vae_config tiny;
-        dd_clip_config clip;
-    } config;
+    const dd_family *family;
+    dd_config config;
 } dd_model_object;
 
 extern PyType_Spec dd_model_spec, dd_plan_spec, dd_trainer_spec;
@@ -66,7 +86,10 @@ int dd_int_in(PyObject *object, void *out);
 const char *dd_dtype_name(int dtype);
 int dd_numpy_type(int dtype);
 
-/* Builds the graph of a model at a shape; a new Plan. Steals nothing. */
+/* Reads backbone, stem, in_channels and width. False with an exception set. */
+bool dd_read_resnet(PyObject *config, dd_resnet_config *out);
+
+/* A new Plan, which owns `plan` from here on, also on failure, and keeps the model. */
 PyObject *dd_plan_object_new(dd_module_state *state, dd_model_object *model, dd_plan *plan);
 
 #endif

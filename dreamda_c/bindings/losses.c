@@ -3,6 +3,7 @@
 
 #include "base/arena.h"
 #include "kernels/losses.h"
+#include "kernels/train.h"
 
 /* A float32 matrix of any size above 0; *n and *c are set. */
 static PyArrayObject *matrix_in(PyObject *object, const char *name, npy_intp *n, npy_intp *c)
@@ -250,8 +251,9 @@ static PyObject *core_sgd_step(PyObject *module, PyObject *args, PyObject *kwarg
     PyArrayObject *p = writable(objects[0], 0, NULL, "parameters"), *g = NULL, *m = NULL;
     if (p && (g = dd_array_in(objects[1], NPY_FLOAT32, PyArray_NDIM(p), PyArray_DIMS(p), "gradients")) &&
         (m = writable(objects[2], PyArray_NDIM(p), PyArray_DIMS(p), "moments"))) {
+        const dd_sgd sgd = {.lr = lr, .momentum = momentum, .weight_decay = decay, .nesterov = nesterov != 0, .scale = scale};
         DD_BEGIN_COMPUTING
-        dd_sgd(PyArray_DATA(p), PyArray_DATA(g), PyArray_DATA(m), (size_t)PyArray_SIZE(p), lr, momentum, decay, nesterov != 0, scale);
+        dd_sgd_step(PyArray_DATA(p), PyArray_DATA(m), PyArray_DATA(g), (size_t)PyArray_SIZE(p), &sgd);
         DD_END_COMPUTING
     }
     PyObject *result = m ? Py_NewRef(Py_None) : NULL;

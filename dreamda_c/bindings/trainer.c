@@ -17,64 +17,6 @@ typedef struct {
     } views[DD_TRAINER_PARTS];
 } trainer_object;
 
-static const struct {
-    const char *name;
-    int depth;
-} backbones[] = {{"resnet18", 18}, {"resnet34", 34}, {"resnet50", 50}};
-
-/* The text under `key`, or NULL with an exception set. */
-static const char *text_of(PyObject *config, const char *key)
-{
-    PyObject *value;
-    if (!dd_dict_item(config, key, &value)) {
-        return NULL;
-    }
-    if (!value || !PyUnicode_Check(value)) {
-        PyErr_Format(PyExc_ValueError, "config: '%s' has to be given as a string", key);
-        return NULL;
-    }
-    return PyUnicode_AsUTF8(value);
-}
-
-static bool number_of(PyObject *config, const char *key, int *out)
-{
-    PyObject *value;
-    if (!dd_dict_item(config, key, &value)) {
-        return false;
-    }
-    long x = value ? PyLong_AsLong(value) : 0;
-    PyErr_Clear();
-    if (x < 1 || x > 4096) {
-        PyErr_Format(PyExc_ValueError, "config: '%s' has to be a whole number from 1 to 4096", key);
-        return false;
-    }
-    *out = (int)x;
-    return true;
-}
-
-static bool read_config(PyObject *config, dd_resnet_config *c)
-{
-    const char *backbone = text_of(config, "backbone"), *stem = backbone ? text_of(config, "stem") : NULL;
-    if (!stem || !number_of(config, "in_channels", &c->in_channels) || !number_of(config, "width", &c->width)) {
-        return false;
-    }
-    for (size_t i = 0; i < sizeof backbones / sizeof *backbones; i++) {
-        if (strcmp(backbone, backbones[i].name) == 0) {
-            c->depth = backbones[i].depth;
-        }
-    }
-    if (!c->depth) {
-        PyErr_Format(PyExc_ValueError, "config: backbone '%s' is unknown: use resnet18, resnet34 or resnet50", backbone);
-        return false;
-    }
-    c->small_stem = strcmp(stem, "small") == 0;
-    if (!c->small_stem && strcmp(stem, "imagenet") != 0) {
-        PyErr_Format(PyExc_ValueError, "config: stem '%s' is unknown: use imagenet or small", stem);
-        return false;
-    }
-    return true;
-}
-
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"config", "batch", "height", "width", "dtype", "threads", "slots", NULL};
@@ -86,7 +28,7 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!dd_may_compute(state) ||
         !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$O&O&O&sO&O&:Trainer", names, &PyDict_Type, &config, dd_int_in, &batch, dd_int_in,
                                      &height, dd_int_in, &width, &dtype, dd_int_in, &threads, dd_int_in, &slots) ||
-        !read_config(config, &c)) {
+        !dd_read_resnet(config, &c)) {
         return NULL;
     }
     dd_dtype t = strcmp(dtype, "bf16") == 0 ? DD_BF16 : DD_F32;

@@ -20,18 +20,6 @@ struct dd_graph {
     int nvalues, values_capacity;
 };
 
-const char *dd_op_kind_name(dd_op_kind kind)
-{
-    static const char *const names[DD_OP_COUNT] = {
-        [DD_OP_FROM_NCHW] = "from_nchw",     [DD_OP_TO_NCHW] = "to_nchw",       [DD_OP_CONVERT] = "convert",
-        [DD_OP_TIMESTEP] = "timestep",       [DD_OP_EMBED] = "embed",           [DD_OP_UPSAMPLE] = "upsample",
-        [DD_OP_CONV] = "conv",               [DD_OP_LINEAR] = "linear",         [DD_OP_GROUP_NORM] = "group_norm",
-        [DD_OP_LAYER_NORM] = "layer_norm",   [DD_OP_ATTENTION] = "attention",   [DD_OP_ADD_NOISE] = "add_noise",
-        [DD_OP_BATCH_NORM] = "batch_norm",   [DD_OP_MAX_POOL] = "max_pool",     [DD_OP_GLOBAL_POOL] = "global_pool",
-    };
-    return names[kind];
-}
-
 dd_status dd_graph_create(dd_graph **out, dd_weights *weights)
 {
     dd_graph *g = dd_calloc(1, sizeof *g);
@@ -104,23 +92,6 @@ void dd_graph_pop(dd_graph *g)
     }
 }
 
-static bool grow(dd_graph *g, void *array_pointer, int count, int *capacity, size_t size)
-{
-    void **array = array_pointer;
-    if (count < *capacity) {
-        return true;
-    }
-    int wanted = *capacity ? 2 * *capacity : 128;
-    void *bigger = dd_realloc(*array, (size_t)wanted * size);
-    if (!bigger) {
-        dd_graph_fail(g, DD_NOMEM, "out of memory for a graph");
-        return false;
-    }
-    *array = bigger;
-    *capacity = wanted;
-    return true;
-}
-
 /* Above some 2^35 elements oneDNN 3.2 divides by a number that has overflowed to 0. */
 #define MAX_ELEMENTS ((size_t)1 << 34)
 
@@ -137,7 +108,8 @@ static dd_value add_value(dd_graph *g, const dd_value_info *info)
                       info->c, info->h, info->w, g->prefix);
         return DD_NONE;
     }
-    if (!grow(g, &g->values, g->nvalues + 1, &g->values_capacity, sizeof *g->values)) {
+    if (!dd_grow(&g->values, g->nvalues + 1, &g->values_capacity, sizeof *g->values)) {
+        dd_graph_fail(g, DD_NOMEM, "out of memory for a graph");
         return DD_NONE;
     }
     g->values[++g->nvalues] = *info;
@@ -164,12 +136,12 @@ static dd_value add_op(dd_graph *g, dd_op *op, const char *name, int n, int h, i
         }
     }
     op->dst = add_value(g, &(dd_value_info){.n = n, .h = h, .w = w, .c = c, .dtype = dtype, .constant = constant});
-    if (op->dst == DD_NONE || !grow(g, &g->ops, g->nops, &g->ops_capacity, sizeof *g->ops)) {
+    if (op->dst == DD_NONE) {
         return DD_NONE;
     }
     char full[MAX_NAME + 64];
     snprintf(full, sizeof full, "%s%s", g->prefix, name);
-    op->name = dd_strdup(full);
+    op->name = dd_grow(&g->ops, g->nops, &g->ops_capacity, sizeof *g->ops) ? dd_strdup(full) : NULL;
     if (!op->name) {
         dd_graph_fail(g, DD_NOMEM, "out of memory for a graph");
         return DD_NONE;
@@ -258,6 +230,8 @@ void dd_graph_output(dd_graph *g, const char *name, dd_value v)
     dd_value_info *value = &g->values[v];
     if (maker->dst == v && maker->kind == DD_OP_CONVERT) {
         set_external(g, v, name, 3, (int64_t[]){value->n, value->h, value->c});
+    } else if (maker->dst == v && maker->kind == DD_OP_GLOBAL_POOL) {
+        set_external(g, v, name, 2, (int64_t[]){value->n, value->c});
     } else {
         set_external(g, v, name, 4, (int64_t[]){value->n, value->c, value->h, value->w});
     }
@@ -268,7 +242,7 @@ void dd_graph_output(dd_graph *g, const char *name, dd_value v)
 static dd_value same_shape(dd_graph *g, dd_op_kind kind, const char *name, dd_value src, int dtype)
 {
     const dd_value_info *s = info(g, src);
-    dd_op op = {.kind = kind, .src = {{.value = src}}, .nsrc = 1};
+    dd_op op = {.kind = kind, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1};
     return add_op(g, &op, name, s->n, s->h, s->w, s->c, dtype);
 }
 
@@ -283,7 +257,7 @@ dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_si
         dd_graph_fail(g, DD_INVALID, "freq_shift %g leaves no frequency for a timestep embedding of %d channels", (double)freq_shift, dim);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_TIMESTEP, .src = {{.value = timestep}}, .nsrc = 1, .flip_sin_to_cos = flip_sin_to_cos,
+    dd_op op = {.kind = DD_OP_TIMESTEP, .src = {[DD_SRC] = {.value = timestep}}, .nsrc = 1, .flip_sin_to_cos = flip_sin_to_cos,
                 .freq_shift = freq_shift};
     return add_op(g, &op, "time_proj", info(g, timestep)->n, 1, 1, dim, DD_ACTIVATION);
 }
@@ -292,12 +266,12 @@ dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, c
                         int vocabulary, int positions, int channels)
 {
     const dd_value_info *s = info(g, tokens); /* (n, t): t is in c */
-    dd_op op = {.kind = DD_OP_EMBED, .src = {{.value = tokens}}, .nsrc = 1, .nweights = 1, .nbias = 1};
+    dd_op op = {.kind = DD_OP_EMBED, .src = {[DD_SRC] = {.value = tokens}}, .nsrc = 1};
     int n = s->n, t = s->c;
-    op.weights[0] = (dd_slice){.parameter = parameter(g, token_table, ".weight", 2, (int64_t[]){vocabulary, channels}),
-                               .rows = vocabulary, .cols = channels};
-    op.bias[0] = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2, (int64_t[]){positions, channels}),
-                            .rows = positions, .cols = channels};
+    op.token_table = (dd_slice){.parameter = parameter(g, token_table, ".weight", 2, (int64_t[]){vocabulary, channels}),
+                                .rows = vocabulary, .cols = channels};
+    op.position_table = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2, (int64_t[]){positions, channels}),
+                                   .rows = positions, .cols = channels};
     if (t > positions) {
         dd_graph_fail(g, DD_SHAPE, "%d tokens, but the model has only %d positions", t, positions);
     }
@@ -307,7 +281,7 @@ dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, c
 dd_value dd_graph_upsample(dd_graph *g, dd_value src, int h, int w)
 {
     const dd_value_info *s = info(g, src);
-    dd_op op = {.kind = DD_OP_UPSAMPLE, .src = {{.value = src}}, .nsrc = 1};
+    dd_op op = {.kind = DD_OP_UPSAMPLE, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1};
     return add_op(g, &op, "upsample", s->n, h, w, s->c, DD_ACTIVATION);
 }
 
@@ -322,7 +296,7 @@ dd_value dd_graph_conv(dd_graph *g, const dd_conv *c)
                       s->w, c->kernel, c->kernel);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_CONV, .src = {{.value = c->src}, {.value = DD_NONE}, {.value = c->add}}, .nsrc = 3,
+    dd_op op = {.kind = DD_OP_CONV, .src = {[DD_SRC] = {.value = c->src}, [DD_SRC_ADD] = {.value = c->add}}, .nsrc = 3,
                 .kernel = c->kernel, .stride = c->stride, .pad_before = c->pad_before, .pad_after = c->pad_after, .act = c->act};
     op.weights[0] = (dd_slice){.parameter = parameter(g, c->name, ".weight", 4, dims), .rows = c->out,
                                .cols = dims[1] * dims[2] * dims[3]};
@@ -338,8 +312,8 @@ dd_value dd_graph_linear(dd_graph *g, const dd_linear *l)
     const dd_value_info *s = info(g, l->src.value);
     int in = l->src.channels ? l->src.channels : s->c, names = l->names ? l->names : 1, n = s->n, h = s->h, w = s->w;
     int64_t rows = l->weight_rows ? l->weight_rows : l->out, cols = l->weight_cols ? l->weight_cols : in;
-    dd_op op = {.kind = DD_OP_LINEAR, .src = {l->src, {.value = l->multiply}, {.value = l->add}}, .nsrc = 3, .act = l->act,
-                .nweights = names, .nbias = l->no_bias ? 0 : names};
+    dd_op op = {.kind = DD_OP_LINEAR, .nsrc = 3, .act = l->act, .nweights = names, .nbias = l->no_bias ? 0 : names,
+                .src = {[DD_SRC] = l->src, [DD_SRC_MULTIPLY] = {.value = l->multiply}, [DD_SRC_ADD] = {.value = l->add}}};
     for (int i = 0; i < names; i++) {
         int64_t dims[4] = {rows, cols, 1, 1};
         int id = parameter(g, l->name[i], ".weight", l->pointwise_conv ? 4 : 2, dims);
@@ -366,8 +340,8 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *a)
                       info(g, a->beside)->w, h, w);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_GROUP_NORM, .src = {{.value = a->src}, {.value = a->beside}, {.value = a->row_bias}}, .nsrc = 3,
-                .groups = a->groups, .eps = a->eps, .silu = a->silu, .nweights = 1, .nbias = 1};
+    dd_op op = {.kind = DD_OP_GROUP_NORM, .nsrc = 3, .groups = a->groups, .eps = a->eps, .silu = a->silu, .nweights = 1, .nbias = 1,
+                .src = {[DD_SRC] = {.value = a->src}, [DD_SRC_BESIDE] = {.value = a->beside}, [DD_SRC_ROW_BIAS] = {.value = a->row_bias}}};
     op.weights[0] = vector(g, a->name, ".weight", c);
     op.bias[0] = vector(g, a->name, ".bias", c);
     return add_op(g, &op, a->name, n, h, w, c, DD_ACTIVATION);
@@ -377,7 +351,7 @@ dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float 
 {
     const dd_value_info *s = info(g, src);
     int n = s->n, h = s->h, w = s->w, c = s->c;
-    dd_op op = {.kind = DD_OP_LAYER_NORM, .src = {{.value = src}}, .nsrc = 1, .eps = eps, .nweights = 1, .nbias = 1};
+    dd_op op = {.kind = DD_OP_LAYER_NORM, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1, .eps = eps, .nweights = 1, .nbias = 1};
     op.weights[0] = vector(g, name, ".weight", c);
     op.bias[0] = vector(g, name, ".bias", c);
     return add_op(g, &op, name, n, h, w, c, DD_ACTIVATION);
@@ -391,7 +365,8 @@ dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int he
         dd_graph_fail(g, DD_INVALID, "'%s': %d heads do not divide %d channels", g->prefix, heads, channels);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_ATTENTION, .src = {q, k, v}, .nsrc = 3, .heads = heads, .causal = causal};
+    dd_op op = {.kind = DD_OP_ATTENTION, .src = {[DD_SRC_QUERY] = q, [DD_SRC_KEY] = k, [DD_SRC_VALUE] = v}, .nsrc = 3, .heads = heads,
+                .causal = causal};
     return add_op(g, &op, "attention", s->n, s->h, s->w, channels, DD_ACTIVATION);
 }
 
@@ -399,16 +374,12 @@ dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *a)
 {
     const dd_value_info *s = info(g, a->src);
     int n = s->n, h = s->h, w = s->w, c = s->c;
-    dd_op op = {.kind = DD_OP_BATCH_NORM, .src = {{.value = a->src}, {.value = DD_NONE}, {.value = a->add}}, .nsrc = 3, .eps = a->eps,
-                .act = a->relu ? DD_ACT_RELU : DD_ACT_NONE, .nweights = 2, .nbias = 2};
-    if (g->status == DD_OK && (int64_t)n * h * w < 2) {
-        dd_graph_fail(g, DD_SHAPE, "'%s%s': batch norm needs more than one value a channel: use a larger batch or image", g->prefix, a->name);
-        return DD_NONE;
-    }
+    dd_op op = {.kind = DD_OP_BATCH_NORM, .src = {[DD_SRC] = {.value = a->src}, [DD_SRC_ADD] = {.value = a->add}}, .nsrc = 3,
+                .eps = a->eps, .act = a->relu ? DD_ACT_RELU : DD_ACT_NONE, .nweights = 1, .nbias = 1};
     op.weights[0] = vector(g, a->name, ".weight", c);
     op.bias[0] = vector(g, a->name, ".bias", c);
-    op.weights[1] = vector(g, a->name, ".running_mean", c);
-    op.bias[1] = vector(g, a->name, ".running_var", c);
+    op.mean = vector(g, a->name, ".running_mean", c);
+    op.variance = vector(g, a->name, ".running_var", c);
     return add_op(g, &op, a->name, n, h, w, c, DD_ACTIVATION);
 }
 
@@ -416,7 +387,7 @@ dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, in
 {
     const dd_value_info *s = info(g, src);
     int n = s->n, h = (s->h + 2 * pad - kernel) / stride + 1, w = (s->w + 2 * pad - kernel) / stride + 1, c = s->c;
-    dd_op op = {.kind = DD_OP_MAX_POOL, .src = {{.value = src}}, .nsrc = 1, .kernel = kernel, .stride = stride, .pad_before = pad,
+    dd_op op = {.kind = DD_OP_MAX_POOL, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1, .kernel = kernel, .stride = stride, .pad_before = pad,
                 .pad_after = pad};
     return add_op(g, &op, "maxpool", n, h, w, c, DD_ACTIVATION);
 }
@@ -424,14 +395,16 @@ dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, in
 dd_value dd_graph_global_pool(dd_graph *g, dd_value src)
 {
     const dd_value_info *s = info(g, src);
-    dd_op op = {.kind = DD_OP_GLOBAL_POOL, .src = {{.value = src}}, .nsrc = 1};
+    dd_op op = {.kind = DD_OP_GLOBAL_POOL, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1};
     return add_op(g, &op, "avgpool", s->n, 1, 1, s->c, DD_F32);
 }
 
 dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value given, dd_value keys)
 {
     const dd_value_info *s = info(g, src);
-    dd_op op = {.kind = DD_OP_ADD_NOISE, .src = {{.value = src}, {.value = scale}, {.value = given}, {.value = keys}}, .nsrc = 4};
+    dd_op op = {.kind = DD_OP_ADD_NOISE, .nsrc = 4,
+                .src = {[DD_SRC] = {.value = src}, [DD_SRC_SCALE] = {.value = scale}, [DD_SRC_GIVEN] = {.value = given},
+                        [DD_SRC_NOISE_KEYS] = {.value = keys}}};
     return add_op(g, &op, "add_noise", s->n, s->h, s->w, s->c, DD_ACTIVATION);
 }
 
@@ -439,4 +412,15 @@ int dd_graph_ops(const dd_graph *g) { return g->nops; }
 const dd_op *dd_graph_op(const dd_graph *g, int index) { return &g->ops[index]; }
 int dd_graph_values(const dd_graph *g) { return g->nvalues; }
 const dd_value_info *dd_graph_value(const dd_graph *g, dd_value v) { return &g->values[v]; }
+
+size_t dd_value_elements(const dd_value_info *v)
+{
+    return (size_t)v->n * (size_t)v->h * (size_t)v->w * (size_t)v->c;
+}
+
+size_t dd_value_bytes(const dd_value_info *v, dd_dtype activation)
+{
+    return dd_value_elements(v) * dd_dtype_size(v->dtype == DD_ACTIVATION ? activation : (dd_dtype)v->dtype);
+}
+
 dd_weights *dd_graph_weights(const dd_graph *g) { return g->weights; }

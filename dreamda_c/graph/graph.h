@@ -101,7 +101,7 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *args);
 dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float eps);
 dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int heads, bool causal);
 
-/* For trainers (trainer.h) only, which run them in training and in evaluation mode. */
+/* Follows a convolution without bias. A trainer runs both in training mode; plans and evaluation fold them into one convolution. */
 typedef struct {
     const char *name; /* of weight, bias, running_mean and running_var */
     dd_value src, add; /* dst = [relu](norm(src) [+ add]) */
@@ -134,13 +134,31 @@ typedef struct {
     int64_t dims[4];
 } dd_value_info;
 
+/* The slots of dd_op.src. DD_SRC is the value that an operation transforms; what the others are depends on its kind. */
+enum {
+    DD_SRC = 0,
+    DD_SRC_MULTIPLY = 1,   /* linear */
+    DD_SRC_ADD = 2,        /* linear, conv, batch norm: a residual */
+    DD_SRC_BESIDE = 1,     /* group norm */
+    DD_SRC_ROW_BIAS = 2,   /* group norm */
+    DD_SRC_QUERY = DD_SRC, /* attention */
+    DD_SRC_KEY = 1,
+    DD_SRC_VALUE = 2,
+    DD_SRC_SCALE = 1,      /* add noise */
+    DD_SRC_GIVEN = 2,
+    DD_SRC_NOISE_KEYS = 3,
+    DD_MAX_SOURCES = 4
+};
+
 typedef struct {
     char *name;
     dd_op_kind kind;
-    dd_view src[4]; /* by kind; value DD_NONE: absent. Linear and conv: src, multiply, add */
+    dd_view src[DD_MAX_SOURCES]; /* value DD_NONE: absent */
     int nsrc;
     dd_value dst;
-    dd_slice weights[DD_MAX_STACK], bias[DD_MAX_STACK]; /* norms: gamma, beta [mean, variance]; embed: tables */
+    dd_slice weights[DD_MAX_STACK], bias[DD_MAX_STACK]; /* linear: stacked by rows; norms: gamma and beta */
+    dd_slice mean, variance;                            /* batch norm: the running statistics */
+    dd_slice token_table, position_table;               /* embed */
     int nweights, nbias;
     dd_activation act;
     int kernel, stride, pad_before, pad_after, groups, heads;
@@ -152,7 +170,8 @@ int dd_graph_ops(const dd_graph *g);
 const dd_op *dd_graph_op(const dd_graph *g, int index);
 int dd_graph_values(const dd_graph *g); /* valid ids are 1 .. values */
 const dd_value_info *dd_graph_value(const dd_graph *g, dd_value v);
+size_t dd_value_elements(const dd_value_info *v);
+size_t dd_value_bytes(const dd_value_info *v, dd_dtype activation); /* where activations are of that type */
 dd_weights *dd_graph_weights(const dd_graph *g);
-const char *dd_op_kind_name(dd_op_kind kind);
 
 #endif

@@ -4,6 +4,7 @@
 #include "base/arena.h"
 #include "base/team.h"
 #include "kernels/kernels.h"
+#include "kernels/train.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,6 +37,10 @@ struct dd_pack {
     float *plain;      /* the rows gathered so far; freed once packed, and the data itself where layout is NULL */
     void *packed;
     size_t bytes;
+    bool folded;       /* slices: weight, gamma, beta, mean, variance */
+    float eps;         /* the batch norm's */
+    int kernel, first, places;
+    size_t bias_at; /* in packed */
 };
 
 struct dd_weights {
@@ -136,23 +141,6 @@ int dd_weights_find(const dd_weights *w, const char *name)
     return found ? w->sorted[place] : -1;
 }
 
-/* Makes room for one more element of `size` bytes; *array may move. */
-static bool grow(void *array_pointer, int count, int *capacity, size_t size)
-{
-    void **array = array_pointer;
-    if (count < *capacity) {
-        return true;
-    }
-    int wanted = *capacity ? 2 * *capacity : 64;
-    void *bigger = dd_realloc(*array, (size_t)wanted * size);
-    if (!bigger) {
-        return false;
-    }
-    *array = bigger;
-    *capacity = wanted;
-    return true;
-}
-
 dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const int64_t *dims, int *out)
 {
     int known = dd_weights_find(w, name);
@@ -166,8 +154,9 @@ dd_status dd_weights_parameter(dd_weights *w, const char *name, int ndim, const 
     }
     int sorted_capacity = w->capacity, uses_capacity = w->capacity;
     char *copy = dd_strdup(name);
-    if (!copy || !grow(&w->sorted, w->count, &sorted_capacity, sizeof *w->sorted) ||
-        !grow(&w->uses, w->count, &uses_capacity, sizeof *w->uses) || !grow(&w->parameters, w->count, &w->capacity, sizeof *w->parameters)) {
+    if (!copy || !dd_grow(&w->sorted, w->count, &sorted_capacity, sizeof *w->sorted) ||
+        !dd_grow(&w->uses, w->count, &uses_capacity, sizeof *w->uses) ||
+        !dd_grow(&w->parameters, w->count, &w->capacity, sizeof *w->parameters)) {
         dd_free(copy);
         return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
@@ -216,20 +205,25 @@ static bool packs_parts(const dd_weights *w, const dd_pack *p)
     return true;
 }
 
-static bool same_pack(const dd_pack *p, const dd_slice *slices, int count, const dd_layout *layout)
+static bool same_pack(const dd_pack *p, const dd_slice *slices, int count, const dd_layout *layout, const dd_fold *fold)
 {
-    if (p->count != count || !p->layout != !layout || memcmp(p->slices, slices, (size_t)count * sizeof *slices) != 0) {
+    if (p->count != count || !p->layout != !layout || p->folded != (fold != NULL) ||
+        memcmp(p->slices, slices, (size_t)count * sizeof *slices) != 0) {
+        return false;
+    }
+    if (fold && (p->eps != fold->eps || p->first != fold->first || p->places != fold->places)) {
         return false;
     }
     return !layout || dd_layout_equal(p->layout, layout);
 }
 
-dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, dd_pack **out)
+static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, const dd_fold *fold,
+                                   dd_pack **out)
 {
     dd_status status = DD_OK;
     dd_pack *p = NULL;
     for (const use *u = w->uses[slices[0].parameter]; u; u = u->next) {
-        if (same_pack(u->pack, slices, count, layout)) {
+        if (same_pack(u->pack, slices, count, layout, fold)) {
             *out = u->pack;
             return DD_OK;
         }
@@ -241,7 +235,7 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
     p->slices = dd_alloc((size_t)count * sizeof *slices);
     p->filled = dd_calloc((size_t)count, sizeof *p->filled);
     p->uses = dd_calloc((size_t)count, sizeof *p->uses);
-    if (!p->slices || !p->filled || !p->uses || !grow(&w->packs, w->npacks, &w->packs_capacity, sizeof *w->packs)) {
+    if (!p->slices || !p->filled || !p->uses || !dd_grow(&w->packs, w->npacks, &w->packs_capacity, sizeof *w->packs)) {
         DD_FAIL(DD_NOMEM, "out of memory for packed weights");
     }
     memcpy(p->slices, slices, (size_t)count * sizeof *slices);
@@ -249,16 +243,28 @@ dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, cons
     p->cols = slices[0].cols;
     for (int i = 0; i < count; i++) {
         const dd_parameter *q = &w->parameters[slices[i].parameter];
-        if (slices[i].cols != p->cols || slices[i].row + slices[i].rows > q->dims[0] ||
-            slices[i].col + slices[i].cols > parameter_cols(q)) {
+        const bool fits = fold ? slices[i].rows == slices[0].rows && (i == 0 || slices[i].cols == 1) : slices[i].cols == p->cols;
+        if (!fits || slices[i].row + slices[i].rows > q->dims[0] || slices[i].col + slices[i].cols > parameter_cols(q)) {
             DD_FAIL(DD_SHAPE, "a slice of parameter '%s' does not fit", q->name);
         }
         p->rows += slices[i].rows;
     }
+    if (fold) {
+        p->rows = slices[0].rows;
+        p->folded = true;
+        p->eps = fold->eps;
+        p->kernel = fold->kernel;
+        p->first = fold->first;
+        p->places = fold->places;
+    }
     if (layout) {
         DD_TRY(dd_layout_copy(&p->layout, layout));
         p->bytes = dd_layout_bytes(layout);
-        p->direct = packs_parts(w, p);
+        p->direct = !fold && packs_parts(w, p);
+        if (fold) {
+            p->bias_at = (p->bytes + DD_ALIGN - 1) / DD_ALIGN * DD_ALIGN;
+            p->bytes = p->bias_at + (size_t)p->rows * sizeof(float);
+        }
     } else if (!dd_size_mul(&p->bytes, 3, p->rows, p->cols, (int64_t)sizeof(float))) {
         DD_FAIL(DD_INVALID, "parameter '%s' is too large", w->parameters[slices[0].parameter].name);
     }
@@ -276,9 +282,25 @@ fail:
     return status;
 }
 
+dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, dd_pack **out)
+{
+    return find_or_make_pack(w, slices, count, layout, NULL, out);
+}
+
+dd_status dd_weights_pack_folded(dd_weights *w, const dd_fold *fold, const dd_layout *layout, dd_pack **out)
+{
+    const dd_slice slices[] = {fold->weight, fold->gamma, fold->beta, fold->mean, fold->variance};
+    return find_or_make_pack(w, slices, (int)(sizeof slices / sizeof *slices), layout, fold, out);
+}
+
 const void *dd_pack_data(const dd_pack *p)
 {
     return p->layout ? p->packed : p->plain;
+}
+
+const float *dd_pack_bias(const dd_pack *p)
+{
+    return p->folded && p->packed ? (const float *)(const void *)((const char *)p->packed + p->bias_at) : NULL;
 }
 
 bool dd_pack_pending(const dd_pack *p)
@@ -296,16 +318,26 @@ bool dd_weights_pending(const dd_weights *w, int parameter)
     return false;
 }
 
-static dd_status room_for_plain(dd_pack *p, const char *name)
+/* Where in `plain` the rows of a slice begin; `count`: where they all end. */
+static size_t gathered_at(const dd_pack *p, int index)
+{
+    size_t at = 0;
+    for (int i = 0; i < index; i++) {
+        at += (size_t)p->slices[i].rows * (size_t)p->slices[i].cols;
+    }
+    return at;
+}
+
+static dd_status allocate_plain(dd_pack *p, const char *name)
 {
     size_t bytes;
-    if (!p->plain && (!dd_size_mul(&bytes, 3, p->rows, p->cols, (int64_t)sizeof(float)) || !(p->plain = dd_alloc(bytes)))) {
+    if (!p->plain && (!dd_size_mul(&bytes, 2, (int64_t)gathered_at(p, p->count), (int64_t)sizeof(float)) || !(p->plain = dd_alloc(bytes)))) {
         return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
     return DD_OK;
 }
 
-static dd_status room_for_packed(dd_pack *p, const char *name)
+static dd_status allocate_packed(dd_pack *p, const char *name)
 {
     const bool padded = dd_layout_cols(p->layout) > p->cols; /* by weights of zero */
     if (!p->packed && !(p->packed = padded ? dd_calloc(p->bytes, 1) : dd_alloc(p->bytes))) {
@@ -319,27 +351,69 @@ static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values,
 {
     dd_status status = DD_OK;
     const dd_slice *s = &p->slices[index];
-    const int64_t ld = parameter_cols(&w->parameters[s->parameter]), cols = p->cols;
+    const int64_t ld = parameter_cols(&w->parameters[s->parameter]), cols = s->cols;
     const int64_t begin = first > s->row ? first : s->row, end = first + rows < s->row + s->rows ? first + rows : s->row + s->rows;
     const float *src = values + (begin - first) * ld + s->col;
-    int64_t row = begin - s->row;
-    for (int i = 0; i < index; i++) {
-        row += p->slices[i].rows;
-    }
     if (begin >= end) {
         return DD_OK;
     }
     if (p->direct) {
-        DD_TRY(room_for_packed(p, w->parameters[s->parameter].name));
+        int64_t row = begin - s->row;
+        for (int i = 0; i < index; i++) {
+            row += p->slices[i].rows;
+        }
+        DD_TRY(allocate_packed(p, w->parameters[s->parameter].name));
         DD_TRY(dd_layout_pack(p->layout, w->engine, src, cols, (size_t)ld, row, end - begin, p->packed));
         return DD_OK;
     }
-    DD_TRY(room_for_plain(p, w->parameters[s->parameter].name));
+    DD_TRY(allocate_plain(p, w->parameters[s->parameter].name));
+    float *dst = p->plain + gathered_at(p, index) + (size_t)((begin - s->row) * cols);
 #pragma omp parallel for schedule(static) if ((end - begin) * cols > 1 << 16)
     for (int64_t r = 0; r < end - begin; r++) {
-        memcpy(p->plain + (row + r) * cols, src + r * ld, (size_t)cols * sizeof(float));
+        memcpy(dst + r * cols, src + r * ld, (size_t)cols * sizeof(float));
     }
 fail:
+    return status;
+}
+
+/* Sums of x * 0 are 0 unless an element is NaN or infinite: one pass, no branch. */
+static bool all_finite(const float *x, size_t count)
+{
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < count; i++) {
+        sum += x[i] * 0.f;
+    }
+    return sum == 0;
+}
+
+/* Packs a convolution and its batch norm, whose parameters are all gathered. */
+static dd_status pack_folded(dd_weights *w, dd_pack *p)
+{
+    dd_status status = DD_OK;
+    const size_t rows = (size_t)p->rows, cols = (size_t)p->cols, places = (size_t)p->places, kernel = (size_t)p->kernel;
+    const size_t filters = rows * cols / (kernel * kernel), corner = (size_t)p->first * (kernel + 1);
+    float *bias = (float *)(void *)((char *)p->packed + p->bias_at), *vectors = p->plain + rows * cols;
+    float *weights = dd_alloc(rows * cols * sizeof *weights);
+    const dd_batch_norm n = {.gamma = vectors, .beta = vectors + rows, .mean = vectors + 2 * rows, .variance = vectors + 3 * rows,
+                             .c = (int)rows, .eps = p->eps};
+    if (!weights) {
+        DD_FAIL(DD_NOMEM, "out of memory for parameter '%s'", w->parameters[p->slices[0].parameter].name);
+    }
+    dd_fold_batch_norm(weights, bias, p->plain, &n, (int)rows, cols);
+    if (!all_finite(weights, rows * cols) || !all_finite(bias, rows)) {
+        DD_FAIL(DD_INVALID, "parameter '%s' is negative, or too large: the file is damaged, fetch it again",
+                w->parameters[p->slices[4].parameter].name);
+    }
+    for (size_t f = 0; f < filters && places < kernel; f++) { /* moves to the front, never over what is still to be read */
+        for (size_t y = 0; y < places; y++) {
+            memmove(weights + (f * places + y) * places, weights + f * kernel * kernel + corner + y * kernel, places * sizeof *weights);
+        }
+    }
+    const int64_t packed_cols = (int64_t)(cols / (kernel * kernel) * places * places);
+    DD_TRY(dd_layout_pack(p->layout, w->engine, weights, packed_cols, (size_t)packed_cols, 0, p->rows, p->packed));
+fail:
+    dd_free(weights);
     return status;
 }
 
@@ -348,8 +422,9 @@ static dd_status finish(dd_weights *w, dd_pack *p, int index)
 {
     dd_status status = DD_OK;
     if (p->waiting == 1 && p->layout && !p->direct) {
-        DD_TRY(room_for_packed(p, w->parameters[p->slices[index].parameter].name));
-        DD_TRY(dd_layout_pack(p->layout, w->engine, p->plain, p->cols, (size_t)p->cols, 0, p->rows, p->packed));
+        DD_TRY(allocate_packed(p, w->parameters[p->slices[index].parameter].name));
+        DD_TRY(p->folded ? pack_folded(w, p)
+                         : dd_layout_pack(p->layout, w->engine, p->plain, p->cols, (size_t)p->cols, 0, p->rows, p->packed));
         dd_free(p->plain);
         p->plain = NULL;
     }
@@ -384,17 +459,6 @@ static const void *take(const source *from, size_t start, size_t count, char *ro
         done += got > 0 ? (size_t)got : 0;
     }
     return room;
-}
-
-/* Sums of x * 0 are 0 unless an element is NaN or infinite: one pass, no branch. */
-static bool all_finite(const float *x, size_t count)
-{
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < count; i++) {
-        sum += x[i] * 0.f;
-    }
-    return sum == 0;
 }
 
 enum { ENDS_EARLY = 1, NOT_FINITE = 2 };

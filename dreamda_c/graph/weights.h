@@ -46,7 +46,19 @@ int dd_weights_find(const dd_weights *w, const char *name); /* -1: no such param
 /* The packed form of slices stacked by rows, found or made (then pending until every slice's parameter is loaded).
    layout NULL: plain f32 (vectors and tables). The pack belongs to the weights. */
 dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, dd_pack **out);
+
+/* The packed form of a convolution and the batch norm behind it, folded into one convolution: weights scaled by the norm's running
+   statistics, and a bias. All slices have as many rows. Of a window of kernel x kernel places, `places` x `places` are packed, from place
+   (first, first) on. The layout is that of the smaller window. */
+typedef struct {
+    dd_slice weight, gamma, beta, mean, variance;
+    float eps;
+    int kernel, first, places;
+} dd_fold;
+dd_status dd_weights_pack_folded(dd_weights *w, const dd_fold *fold, const dd_layout *layout, dd_pack **out);
+
 const void *dd_pack_data(const dd_pack *pack);
+const float *dd_pack_bias(const dd_pack *pack); /* of a folded pack; else NULL */
 bool dd_pack_pending(const dd_pack *pack);
 
 /* Whether some pack still waits for this parameter. */

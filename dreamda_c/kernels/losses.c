@@ -201,15 +201,3 @@ void dd_pseudo_label(int32_t *labels, float *confidence, const float *z, size_t 
         labels[i] = valid && consistent && confidence[i] >= threshold ? (int32_t)first : -1;
     }
 }
-
-void dd_sgd(float *p, const float *gradient, float *m, size_t count, float lr, float momentum, float decay, bool nesterov, float scale)
-{
-    float of_g = nesterov ? 1 : 0, of_m = nesterov ? momentum : 1;
-#pragma omp parallel for simd schedule(static) if (count > PARALLEL_WORK)
-    for (size_t i = 0; i < count; i++) {
-        float g = scale * gradient[i] + decay * p[i];
-        float v = momentum * m[i] + g;
-        m[i] = v;
-        p[i] -= lr * (of_g * g + of_m * v);
-    }
-}

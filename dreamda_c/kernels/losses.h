@@ -1,11 +1,10 @@
-/* What stands between features and labels: linear heads, softmax losses with their gradients, the pseudo-labels of AMST, and SGD.
+/* What stands between features and labels: linear heads, softmax losses with their gradients, and the pseudo-labels of AMST.
  * Everything is f32, row-major and allocates nothing. Rows (or classes, or parameters) are shared among OpenMP threads, sums run
  * in a fixed order: the bits do not depend on the number of threads.
  *
  *     dd_affine(y, x, w, b, n, f, c);
  *     double loss = dd_softmax_cross_entropy(dy, rows, y, labels, NULL, n, c, 0.1f);
  *     dd_affine_backward(dx, dw, db, dy, x, w, n, f, c);
- *     dd_sgd(w, dw, moment, count, 0.01f, 0.9f, 1e-4f, true, 1.0f);
  */
 #ifndef DD_LOSSES_H
 #define DD_LOSSES_H
@@ -36,8 +35,5 @@ double dd_consistency(float *dz, double *rows, size_t *used, const float *strong
 /* z (heads, n, c). labels[i] = the class that is the one largest logit of row i in every head, if the mean over heads of its
    probability is >= threshold; else -1. confidence[i] = the mean over heads of the largest probability; 0 where a head has NaN. */
 void dd_pseudo_label(int32_t *labels, float *confidence, const float *z, size_t heads, size_t n, size_t c, float threshold);
-
-/* PyTorch's SGD: g = scale * gradient + decay * p; m = momentum * m + g; p -= lr * (nesterov ? g + momentum * m : m). */
-void dd_sgd(float *p, const float *gradient, float *m, size_t count, float lr, float momentum, float decay, bool nesterov, float scale);
 
 #endif

@@ -104,7 +104,7 @@ void dd_sgd_step(float *p, float *m, const float *g, size_t count, const dd_sgd 
 {
     const float lr = sgd->lr, momentum = sgd->momentum, decay = sgd->weight_decay, scale = sgd->scale;
     const float own = sgd->nesterov ? 1.0f : 0.0f, followed = sgd->nesterov ? momentum : 1.0f;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (count > 1 << 16) /* waking threads costs more than a smaller block */
     for (size_t i = 0; i < count; i++) {
         const float d = g[i] * scale + decay * p[i], v = momentum * m[i] + d;
         m[i] = v;

@@ -74,7 +74,7 @@ typedef struct {
     int in_channels, width; /* width: channels of the stem, 64 in the published networks */
 } dd_resnet_config;
 
-/* Input images (rows, in_channels, height, width), output features (rows, channels). For trainers. */
+/* Input images (rows, in_channels, height, width), output features (rows, channels). For plans and trainers. */
 dd_status dd_resnet_build(dd_graph *g, const dd_resnet_config *config, int rows, int height, int width);
 
 #endif

@@ -136,6 +136,14 @@ dd_isa dd_onednn_isa(void)
     return allowed < best ? allowed : best;
 }
 
+dd_status dd_onednn_check_dtype(dd_dtype dtype)
+{
+    if (dtype == DD_BF16 && dd_onednn_isa() < DD_ISA_AVX512_BF16) {
+        return dd_fail(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32", dd_onednn_isa_name());
+    }
+    return DD_OK;
+}
+
 dd_status dd_engine_create(dd_engine **out)
 {
     dd_status status = DD_OK;

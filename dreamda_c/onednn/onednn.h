@@ -32,6 +32,9 @@ void dd_onednn_version(int version[3]);
 dd_isa dd_onednn_isa(void);
 const char *dd_onednn_isa_name(void);
 
+/* DD_INVALID where this processor could only emulate the type of activations. */
+dd_status dd_onednn_check_dtype(dd_dtype dtype);
+
 dd_status dd_engine_create(dd_engine **out);
 void dd_engine_destroy(dd_engine *engine); /* after every primitive and layout made with it */
 

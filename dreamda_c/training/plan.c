@@ -4,6 +4,7 @@
 #include "training/plan.h"
 
 #include "base/team.h"
+#include "graph/convolution.h"
 #include "kernels/kernels.h"
 #include "kernels/train.h"
 
@@ -31,7 +32,7 @@ static dd_status lay_out_parameters(dd_trainer *t)
     for (int i = 0; i < t->nsteps; i++) {
         const dd_op *op = t->steps[i].op;
         if (op->kind == DD_OP_BATCH_NORM) {
-            t->running[op->weights[1].parameter] = t->running[op->bias[1].parameter] = true;
+            t->running[op->mean.parameter] = t->running[op->variance.parameter] = true;
         }
     }
     for (int pass = 0; pass < 2; pass++) {
@@ -63,8 +64,8 @@ static dd_status lay_out_parameters(dd_trainer *t)
         } else if (s->op->kind == DD_OP_BATCH_NORM) {
             s->gamma = t->offset[s->op->weights[0].parameter];
             s->beta = t->offset[s->op->bias[0].parameter];
-            s->mean = t->offset[s->op->weights[1].parameter];
-            s->variance = t->offset[s->op->bias[1].parameter];
+            s->mean = t->offset[s->op->mean.parameter];
+            s->variance = t->offset[s->op->variance.parameter];
             for (int c = 0; c < value(t, s->op->dst)->c; c++) {
                 t->parameter[s->gamma + (size_t)c] = t->statistic[s->variance + (size_t)c] = 1.0f;
             }
@@ -74,44 +75,17 @@ fail:
     return status;
 }
 
-/* The first place of a window, along one axis, that sees anything but the border, and how many do. */
-static int places_seen(const dd_op *op, int in, int out, int *first)
-{
-    int low = op->pad_before - (out - 1) * op->stride, high = op->pad_before + in;
-    *first = low > 0 ? low : 0;
-    return (high < op->kernel ? high : op->kernel) - *first;
-}
-
-/* Where images have become smaller than the window, a convolution of those places alone is the same, and packs and multiplies less
-   (3 x 3 on one position is 1 x 1); `*first` of each axis stay out. */
-static dd_conv_desc describe_window(const dd_trainer *t, const dd_op *op, int *first)
-{
-    const dd_value_info *src = value(t, op->src[0].value), *dst = value(t, op->dst);
-    dd_conv_desc d = {.dtype = t->dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c, .kernel = op->kernel,
-                      .stride = op->stride, .pad_before = op->pad_before, .pad_after = op->pad_after};
-    int across, down = places_seen(op, src->h, dst->h, first), places = places_seen(op, src->w, dst->w, &across);
-    int before = op->pad_before - *first, after = (dst->h - 1) * op->stride + places - src->h - before;
-    if (op->kind == DD_OP_CONV && src->h == src->w && down == places && before >= 0 && after >= 0) {
-        d.kernel = places;
-        d.pad_before = before;
-        d.pad_after = after;
-    } else {
-        *first = 0;
-    }
-    return d;
-}
-
 dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op)
 {
     int first;
-    return describe_window(t, op, &first);
+    return dd_convolution_cropped(t->graph, op, t->dtype, &first);
 }
 
 /* The plain weights of the places that are seen begin so many floats into a filter. */
 static size_t corner_of(const dd_trainer *t, const dd_op *op)
 {
     int first;
-    describe_window(t, op, &first);
+    dd_convolution_cropped(t->graph, op, t->dtype, &first);
     return (size_t)first * (size_t)(op->kernel + 1);
 }
 
@@ -129,13 +103,6 @@ static bool is_image(const dd_trainer *t, dd_value v)
 {
     int maker = step_of(t, v);
     return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
-}
-
-/* Winograd's convolution pays where the batch is large enough to make up for transforming the weights at every step. */
-static bool winograd_fits(const dd_trainer *t, const dd_conv_desc *d, int from, int to)
-{
-    return dd_winograd_takes(t->isa, d->kernel, d->stride, d->pad_before, d->pad_after, from, to) &&
-           (int64_t)d->n * d->h * d->w >= 256 && (t->dtype == DD_F32 || t->isa < DD_ISA_AMX);
 }
 
 /* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. In f32 a
@@ -164,10 +131,13 @@ static dd_status create_convolution(dd_trainer *t, step *s, size_t *packed)
     dd_status status = DD_OK;
     dd_engine *engine = dd_weights_engine(t->table);
     dd_conv_desc d = dd_trainer_conv(t, s->op);
-    bool wanted = !is_image(t, s->op->src[0].value);
+    bool wanted = !is_image(t, s->op->src[DD_SRC].value);
     DD_TRY(dd_conv_train_create(&s->forward, wanted ? &s->backward : NULL, &s->weights, engine, &d));
-    s->winograd = winograd_fits(t, &d, d.ic, d.oc);
-    s->winograd_backward = s->winograd && wanted && winograd_fits(t, &d, d.oc, d.ic);
+    dd_conv_desc back = d;
+    back.ic = d.oc;
+    back.oc = d.ic;
+    s->winograd = dd_convolution_by_winograd(&d, t->isa, DD_PER_BATCH, false);
+    s->winograd_backward = s->winograd && wanted && dd_convolution_by_winograd(&back, t->isa, DD_PER_BATCH, false);
     s->own_weights = weight_gradient_fits(t, s->op);
     if (s->own_weights) {
         dd_primitive_destroy(s->weights);
@@ -205,15 +175,15 @@ fail:
 static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
 {
     dd_status status = DD_OK;
-    s->convolution = step_of(t, s->op->src[0].value);
+    s->convolution = step_of(t, s->op->src[DD_SRC].value);
     if (s->convolution < 0 || t->steps[s->convolution].op->kind != DD_OP_CONV) {
         DD_FAIL(DD_INVALID, "'%s' does not follow a convolution", s->op->name);
     }
     dd_conv_desc d = dd_trainer_conv(t, t->steps[s->convolution].op);
-    bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[2].value != DD_NONE;
+    bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[DD_SRC_ADD].value != DD_NONE;
     d.epilogue = (dd_epilogue){.bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
     s->bias_evaluate = take(packed, (size_t)d.oc * sizeof(float));
-    s->winograd_evaluate = winograd_fits(t, &d, d.ic, d.oc);
+    s->winograd_evaluate = dd_convolution_by_winograd(&d, t->isa, DD_PER_BATCH, false);
     if (s->winograd_evaluate) {
         s->packed_evaluate = take(packed, dd_winograd_pack_bytes(t->dtype, d.ic, d.oc, DD_WINOGRAD_FORWARD));
         return DD_OK;
@@ -254,7 +224,7 @@ static dd_status plan_forward(dd_trainer *t)
                 src->last = keep ? t->nsteps : src->last > i ? src->last : i;
             }
         }
-        if (op->kind == DD_OP_BATCH_NORM && op->src[2].value != DD_NONE) {
+        if (op->kind == DD_OP_BATCH_NORM && op->src[DD_SRC_ADD].value != DD_NONE) {
             b[op->dst].last = t->nsteps;
         }
         b[values + 1 + i] = (dd_buffer){.first = i, .last = t->nsteps};
@@ -306,16 +276,16 @@ static dd_status plan_backward(dd_trainer *t, size_t *bytes)
             }
         }
         if (op->kind == DD_OP_BATCH_NORM) {
-            bool residual = op->src[2].value != DD_NONE;
+            bool residual = op->src[DD_SRC_ADD].value != DD_NONE;
             given[0] = d[1] >= 0 ? d[1] : residual ? new_buffer(t, value_bytes(t, op->dst), when) : d[0];
             given[1] = residual ? d[0] : -1;
         } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL || (op->kind == DD_OP_CONV && (s->backward || s->winograd_backward))) {
-            given[0] = new_buffer(t, value_bytes(t, op->src[0].value), when);
+            given[0] = new_buffer(t, value_bytes(t, op->src[DD_SRC].value), when);
         }
         s->d_src = given[0];
         for (int k = 0; k < 2; k++) {
             if (given[k] >= 0) {
-                int *part = parts[op->src[2 * k].value];
+                int *part = parts[op->src[k ? DD_SRC_ADD : DD_SRC].value];
                 if (part[0] >= 0 && part[1] >= 0) {
                     DD_FAIL(DD_INVALID, "'%s': a value with more than two uses cannot be trained", op->name);
                 }
@@ -343,11 +313,11 @@ static dd_status plan_evaluation(dd_trainer *t, size_t *bytes)
         if (op->kind == DD_OP_CONV) {
             continue;
         }
-        dd_value src = op->kind == DD_OP_BATCH_NORM ? t->steps[t->steps[i].convolution].op->src[0].value : op->src[0].value;
+        dd_value src = op->kind == DD_OP_BATCH_NORM ? t->steps[t->steps[i].convolution].op->src[DD_SRC].value : op->src[DD_SRC].value;
         b[op->dst] = (dd_buffer){.bytes = value_bytes(t, op->dst), .first = i, .last = i};
         b[src].last = i;
         if (op->kind == DD_OP_BATCH_NORM) {
-            b[op->src[2].value].last = i; /* DD_NONE: a buffer of no bytes */
+            b[op->src[DD_SRC_ADD].value].last = i; /* DD_NONE: a buffer of no bytes */
         }
     }
     DD_TRY(dd_planner_assign(b, values + 1, bytes));
@@ -370,7 +340,7 @@ static dd_status plan_memory(dd_trainer *t)
         if (s->op->kind == DD_OP_CONV) {
             DD_TRY(create_convolution(t, s, &packed));
             if (s->winograd) {
-                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[0].value)->c, t->threads, 0);
+                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[DD_SRC].value)->c, t->threads, 0);
                 size_t wanted_backward = dd_winograd_scratch(t->isa, t->dtype, dst->c, t->threads, 0);
                 wanted = wanted_backward > wanted ? wanted_backward : wanted;
                 scratch = wanted > scratch ? wanted : scratch;
@@ -385,11 +355,14 @@ static dd_status plan_memory(dd_trainer *t)
             folded = plain > folded ? plain : folded;
             folded = gradient > folded ? gradient : folded;
         } else if (s->op->kind == DD_OP_BATCH_NORM) {
+            if ((int64_t)dst->n * dst->h * dst->w < 2) {
+                DD_FAIL(DD_SHAPE, "'%s': batch norm needs more than one value a channel: use a larger batch or image", s->op->name);
+            }
             DD_TRY(create_evaluation(t, s, &packed));
             size_t wanted = dd_batch_norm_scratch((int64_t)dst->n * dst->h * dst->w, dst->c);
             scratch = wanted > scratch ? wanted : scratch;
         } else if (s->op->kind == DD_OP_MAX_POOL) {
-            dd_conv_desc d = dd_trainer_conv(t, s->op);
+            dd_conv_desc d = dd_convolution(t->graph, s->op, s->op->src[DD_SRC].value, t->dtype);
             DD_TRY(dd_max_pool_create(&s->forward, &s->backward, engine, &d));
             DD_TRY(dd_max_pool_create(&s->evaluate, NULL, engine, &d));
         } else if (s->op->kind != DD_OP_FROM_NCHW && s->op->kind != DD_OP_GLOBAL_POOL) {
@@ -462,7 +435,7 @@ static void bind(dd_trainer *t)
             dd_primitive_bind(s->backward, DD_ARG_DIFF_SRC, d_src);
         }
         if (s->op->kind == DD_OP_BATCH_NORM && s->evaluate) {
-            dd_value src = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
+            dd_value src = t->steps[s->convolution].op->src[DD_SRC].value, add = s->op->src[DD_SRC_ADD].value;
             dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[src]);
             dd_primitive_bind(s->evaluate, DD_ARG_WEIGHTS, t->packed + s->packed_evaluate);
             dd_primitive_bind(s->evaluate, DD_ARG_BIAS, t->packed + s->bias_evaluate);
@@ -471,7 +444,7 @@ static void bind(dd_trainer *t)
             dd_primitive_bind(s->pack_evaluate, DD_ARG_SRC, t->folded + corner_of(t, t->steps[s->convolution].op));
             dd_primitive_bind(s->pack_evaluate, DD_ARG_DST, t->packed + s->packed_evaluate);
         } else if (s->evaluate) {
-            dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[s->op->src[0].value]);
+            dd_primitive_bind(s->evaluate, DD_ARG_SRC, t->activations + t->evaluated[s->op->src[DD_SRC].value]);
             dd_primitive_bind(s->evaluate, DD_ARG_DST, t->activations + t->evaluated[s->op->dst]);
         }
     }
@@ -501,9 +474,7 @@ dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *gra
     t->nslots = slots;
     t->isa = dd_onednn_isa();
     DD_TRY(dd_graph_status(graph));
-    if (dtype == DD_BF16 && t->isa < DD_ISA_AVX512_BF16) {
-        DD_FAIL(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32", dd_onednn_isa_name());
-    }
+    DD_TRY(dd_onednn_check_dtype(dtype));
     t->steps = dd_calloc((size_t)dd_graph_ops(graph) + 1, sizeof *t->steps);
     t->kept = dd_calloc((size_t)values + 1, sizeof *t->kept);
     t->evaluated = dd_calloc((size_t)values + 1, sizeof *t->evaluated);

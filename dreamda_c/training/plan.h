@@ -53,14 +53,9 @@ static inline const dd_value_info *value(const dd_trainer *t, dd_value v)
     return dd_graph_value(t->graph, v);
 }
 
-static inline size_t elements(const dd_value_info *v)
-{
-    return (size_t)v->n * (size_t)v->h * (size_t)v->w * (size_t)v->c;
-}
-
 static inline size_t value_bytes(const dd_trainer *t, dd_value v)
 {
-    return elements(value(t, v)) * dd_dtype_size(t->dtype);
+    return dd_value_bytes(value(t, v), t->dtype);
 }
 
 static inline size_t aligned(size_t bytes)
@@ -74,7 +69,7 @@ dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op);
 /* The same, whole, for dd_weight_gradient, which leaves the border out by itself. */
 static inline dd_window window_of(const dd_trainer *t, const dd_op *op)
 {
-    const dd_value_info *in = value(t, op->src[0].value), *out = value(t, op->dst);
+    const dd_value_info *in = value(t, op->src[DD_SRC].value), *out = value(t, op->dst);
     return (dd_window){.n = in->n, .h = in->h, .w = in->w, .ic = in->c, .oh = out->h, .ow = out->w, .oc = out->c, .kernel = op->kernel,
                        .stride = op->stride, .pad = op->pad_before};
 }

@@ -6,19 +6,12 @@
 #include "kernels/train.h"
 
 #include <math.h>
+#include <omp.h>
 #include <string.h>
-#include <time.h>
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static double add_time(step *s, phase p, double since)
 {
-    double t = now();
+    double t = omp_get_wtime();
     s->seconds[p] += t - since;
     s->calls[p]++;
     return t;
@@ -42,7 +35,7 @@ static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
 static dd_status pack_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
-    double since = now();
+    double since = omp_get_wtime();
     if (t->packed_fresh) {
         return DD_OK;
     }
@@ -73,15 +66,15 @@ fail:
 static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *images, float *features)
 {
     const dd_op *op = s->op;
-    const dd_value_info *in = value(t, op->src[0].value);
-    char *src = in_slot(t, slot, t->kept[op->src[0].value]), *dst = in_slot(t, slot, t->kept[op->dst]);
+    const dd_value_info *in = value(t, op->src[DD_SRC].value);
+    char *src = in_slot(t, slot, t->kept[op->src[DD_SRC].value]), *dst = in_slot(t, slot, t->kept[op->dst]);
     switch (op->kind) {
     case DD_OP_FROM_NCHW:
         dd_from_nchw(t->dtype, dst, images, in->n, in->c, in->h * in->w);
         return DD_OK;
     case DD_OP_BATCH_NORM: {
         dd_batch_norm n = norm_of(t, s, slot);
-        dd_value add = op->src[2].value;
+        dd_value add = op->src[DD_SRC_ADD].value;
         dd_batch_norm_forward(t->isa, t->dtype, &n, dst, src, add ? in_slot(t, slot, t->kept[add]) : NULL, t->scratch);
         dd_running_statistics(t->statistic + s->mean, t->statistic + s->variance, &n, 0.1f);
         return DD_OK;
@@ -112,7 +105,7 @@ dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float
     t->alive[slot] = false;
     DD_TRY(pack_weights(t));
     t->folded_fresh = false; /* the running statistics move */
-    double since = now();
+    double since = omp_get_wtime();
     for (int i = 0; i < t->nsteps; i++) {
         DD_TRY(forward_step(t, &t->steps[i], slot, images, features));
         since = add_time(&t->steps[i], PHASE_FORWARD, since);
@@ -132,16 +125,16 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
 {
     dd_status status = DD_OK;
     const dd_op *op = s->op;
-    const dd_value_info *in = value(t, op->src[0].value);
-    char *src = in_slot(t, slot, t->kept[op->src[0].value]);
-    double since = now();
+    const dd_value_info *in = value(t, op->src[DD_SRC].value);
+    char *src = in_slot(t, slot, t->kept[op->src[DD_SRC].value]);
+    double since = omp_get_wtime();
     switch (op->kind) {
     case DD_OP_FROM_NCHW:
         break;
     case DD_OP_BATCH_NORM: {
         dd_batch_norm n = norm_of(t, s, slot);
         dd_batch_norm_backward(t->isa, t->dtype, &n, part(t, s->d_src), t->gradient + s->gamma, t->gradient + s->beta, part(t, s->d_dst[0]),
-                               part(t, s->d_dst[1]), src, in_slot(t, slot, t->kept[op->dst]), op->src[2].value != DD_NONE, t->scratch);
+                               part(t, s->d_dst[1]), src, in_slot(t, slot, t->kept[op->dst]), op->src[DD_SRC_ADD].value != DD_NONE, t->scratch);
         break;
     }
     case DD_OP_GLOBAL_POOL:
@@ -168,7 +161,7 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         break;
     default:
         if (s->d_dst[1] >= 0) {
-            dd_accumulate(t->isa, t->dtype, part(t, s->d_dst[0]), part(t, s->d_dst[1]), elements(value(t, op->dst)));
+            dd_accumulate(t->isa, t->dtype, part(t, s->d_dst[0]), part(t, s->d_dst[1]), dd_value_elements(value(t, op->dst)));
         }
         dd_primitive_bind(s->backward, DD_ARG_WORKSPACE, in_slot(t, slot, s->saved));
         DD_TRY(dd_primitive_run(s->backward));
@@ -201,7 +194,7 @@ fail:
 static dd_status fold_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
-    double since = now();
+    double since = omp_get_wtime();
     if (t->folded_fresh) {
         return DD_OK;
     }
@@ -209,7 +202,7 @@ static dd_status fold_weights(dd_trainer *t)
         step *s = &t->steps[i];
         if (s->op->kind == DD_OP_BATCH_NORM) {
             const step *conv = &t->steps[s->convolution];
-            const dd_value_info *in = value(t, conv->op->src[0].value);
+            const dd_value_info *in = value(t, conv->op->src[DD_SRC].value);
             dd_batch_norm n = {.gamma = t->parameter + s->gamma, .beta = t->parameter + s->beta, .mean = t->statistic + s->mean,
                                .variance = t->statistic + s->variance, .c = value(t, s->op->dst)->c, .eps = s->op->eps};
             dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight, &n, n.c,
@@ -235,14 +228,14 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
         return status;
     }
     DD_TRY(fold_weights(t));
-    double since = now();
+    double since = omp_get_wtime();
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
         if (s->op->kind == DD_OP_CONV) {
             continue; /* part of the batch norm that it feeds */
         }
-        const dd_value_info *in = value(t, s->op->src[0].value);
-        char *src = t->activations + t->evaluated[s->op->src[0].value], *dst = t->activations + t->evaluated[s->op->dst];
+        const dd_value_info *in = value(t, s->op->src[DD_SRC].value);
+        char *src = t->activations + t->evaluated[s->op->src[DD_SRC].value], *dst = t->activations + t->evaluated[s->op->dst];
         if (s->op->kind == DD_OP_FROM_NCHW) {
             dd_from_nchw(t->dtype, dst, images, rows, in->c, in->h * in->w);
             size_t row = value_bytes(t, s->op->dst) / (size_t)in->n;
@@ -250,7 +243,7 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
         } else if (s->op->kind == DD_OP_GLOBAL_POOL) {
             dd_global_pool(t->dtype, features, src, rows, in->h * in->w, in->c);
         } else if (s->winograd_evaluate) {
-            dd_value from = t->steps[s->convolution].op->src[0].value, add = s->op->src[2].value;
+            dd_value from = t->steps[s->convolution].op->src[DD_SRC].value, add = s->op->src[DD_SRC_ADD].value;
             dd_winograd(t->isa, t->dtype, dst, t->activations + t->evaluated[from], t->packed + s->packed_evaluate,
                         (float *)(void *)(t->packed + s->bias_evaluate), add ? t->activations + t->evaluated[add] : NULL,
                         s->op->act == DD_ACT_RELU, false, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
@@ -303,7 +296,7 @@ int dd_trainer_arrays(const dd_trainer *t) { return dd_weights_count(t->table); 
 int dd_trainer_features(const dd_trainer *t) { return value(t, t->steps[t->nsteps - 1].op->dst)->c; }
 int dd_trainer_slots(const dd_trainer *t) { return t->nslots; }
 size_t dd_trainer_bytes(const dd_trainer *t) { return t->bytes; }
-const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->steps[0].op->src[0].value); }
+const dd_value_info *dd_trainer_input(const dd_trainer *t) { return value(t, t->steps[0].op->src[DD_SRC].value); }
 
 void dd_trainer_touched(dd_trainer *t, dd_trainer_part part)
 {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..data.files import write_atomically
-from .backbone import BACKBONES, LARGEST, SMALLEST, Backbone, create_backbone
+from .backbone import BACKBONES, LARGEST, SMALLEST, FoldedBackbone
 from .batches import Images, ahead
 from .views import Views
 
@@ -57,7 +57,7 @@ class TrainedModel:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._engine: tuple[Any, Backbone] | None = None
+        self._engine: tuple[Any, FoldedBackbone] | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,14 +96,9 @@ class TrainedModel:
         views = Views(self.size, self.mean, self.std)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
-                backbone = create_backbone(self.backbone, size=self.size, batch=batch, stem=self.stem, width=self.width, dtype=dtype,
-                                           threads=threads, slots=1, weights=self.weights)
-                for name, array in (*backbone.parameters.items(), *backbone.buffers.items()):
-                    there = self.weights.get(name)
-                    if there is None or there.shape != array.shape:
-                        raise ValueError(f"the model's {name} is {'missing' if there is None else f'of shape {there.shape}'}; "
-                                         f"a {self.backbone} of this width and stem needs {array.shape}")
-                    array[...] = there
+                self._engine = None  # frees the memory of the one before
+                backbone = FoldedBackbone(self.backbone, self.weights, size=self.size, batch=batch, stem=self.stem, width=self.width,
+                                          dtype=dtype, threads=threads)
                 self._engine = (dtype, threads, batch), backbone
             backbone = self._engine[1]
 
