@@ -165,10 +165,12 @@ static PyObject *selftest_group_norm(PyObject *Py_UNUSED(module), PyObject *args
                        : new_activations(dtype, 3, (npy_intp[]){n, hw, c});
     }
     if (dst) {
-        WITH_THREADS(threads, dd_group_norm((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(in_place ? dst : src0), c0,
-                                            src1 ? PyArray_DATA(src1) : NULL, c1, bias ? PyArray_DATA(bias) : NULL,
-                                            bias ? (size_t)dim(bias, 1) : 0, PyArray_DATA(gamma), PyArray_DATA(beta),
-                                            n, hw, groups, eps, silu, scratch));
+        const dd_group_norm_call call = {.dst = PyArray_DATA(dst), .src = PyArray_DATA(in_place ? dst : src0),
+                                         .beside = src1 ? PyArray_DATA(src1) : NULL, .row_bias = bias ? PyArray_DATA(bias) : NULL,
+                                         .row_bias_ld = bias ? (size_t)dim(bias, 1) : 0, .gamma = PyArray_DATA(gamma),
+                                         .beta = PyArray_DATA(beta), .n = n, .hw = hw, .c = c0, .beside_c = c1, .groups = groups, .eps = eps,
+                                         .silu = silu, .scratch = scratch};
+        WITH_THREADS(threads, dd_group_norm((dd_isa)isa, dtype, &call));
     }
     dd_free(scratch);
 done:
@@ -250,11 +252,14 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
     }
     const dd_dtype dtype = type == NPY_UINT16 ? DD_BF16 : DD_F32;
     const int tk = dim(k, 1), d = channels / heads;
-    void *scratch = scratch_of(dd_attention_scratch((dd_isa)isa, dtype, n, heads, tq, tk, d, threads));
+    dd_attention_call call = {.q = PyArray_DATA(q), .k = PyArray_DATA(k), .v = PyArray_DATA(v), .dst_ld = (size_t)channels, .q_ld = q_ld,
+                              .k_ld = k_ld, .v_ld = v_ld, .n = n, .heads = heads, .tq = tq, .tk = tk, .d = d, .scale = scale,
+                              .causal = causal};
+    void *scratch = scratch_of(dd_attention_scratch((dd_isa)isa, dtype, &call, threads));
     if (scratch && (dst = new_activations(dtype, 3, PyArray_DIMS(q)))) {
-        WITH_THREADS(threads, dd_attention((dd_isa)isa, dtype, PyArray_DATA(dst), (size_t)channels, PyArray_DATA(q), q_ld,
-                                           PyArray_DATA(k), k_ld, PyArray_DATA(v), v_ld, n, heads, tq, tk, d, scale, causal,
-                                           scratch));
+        call.dst = PyArray_DATA(dst);
+        call.scratch = scratch;
+        WITH_THREADS(threads, dd_attention((dd_isa)isa, dtype, &call));
     }
     dd_free(scratch);
     return (PyObject *)dst;
@@ -295,9 +300,10 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), backward ? oc : ic,
                          backward ? ic : oc, kind);
         void *to = in_place ? PyArray_DATA(src) : PyArray_DATA(dst);
-        WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, to, PyArray_DATA(src), packed,
-                                          bias ? PyArray_DATA(bias) : NULL, residual ? PyArray_DATA(residual) : NULL, relu, up, n, h, w,
-                                          ic, oc, scratch));
+        const dd_winograd_call call = {.dst = to, .src = PyArray_DATA(src), .weights = packed, .bias = bias ? PyArray_DATA(bias) : NULL,
+                                       .residual = residual ? PyArray_DATA(residual) : NULL, .relu = relu, .up = up, .n = n, .h = h, .w = w,
+                                       .ic = ic, .oc = oc, .scratch = scratch};
+        WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, &call));
         if (in_place) {
             memcpy(PyArray_DATA(dst), to, (size_t)PyArray_NBYTES(dst));
         }

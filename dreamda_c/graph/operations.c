@@ -112,8 +112,11 @@ static dd_status run_conv(const dd_plan *p, const dd_step *s, const dd_call *c)
     if (!s->winograd) {
         return dd_primitive_run(s->primitive);
     }
-    dd_winograd(p->isa, p->dtype, c->dst, c->src, c->weights, c->bias, dd_step_data(p, s, DD_SRC_ADD), s->op->act == DD_ACT_RELU,
-                s->upsampling != NULL, c->in->n, c->in->h, c->in->w, c->in->c, c->out->c, p->scratch);
+    dd_winograd(p->isa, p->dtype,
+                &(dd_winograd_call){.dst = c->dst, .src = c->src, .weights = c->weights, .bias = c->bias,
+                                    .residual = dd_step_data(p, s, DD_SRC_ADD), .relu = s->op->act == DD_ACT_RELU,
+                                    .up = s->upsampling != NULL, .n = c->in->n, .h = c->in->h, .w = c->in->w, .ic = c->in->c,
+                                    .oc = c->out->c, .scratch = p->scratch});
     return DD_OK;
 }
 
@@ -189,9 +192,13 @@ static dd_status run_group_norm(const dd_plan *p, const dd_step *s, const dd_cal
 {
     const dd_op *op = s->op;
     const dd_value row_bias = op->src[DD_SRC_ROW_BIAS].value;
-    dd_group_norm(p->isa, p->dtype, c->dst, c->src, c->in->c, dd_step_data(p, s, DD_SRC_BESIDE), c->out->c - c->in->c,
-                  dd_step_data(p, s, DD_SRC_ROW_BIAS), row_bias ? (size_t)dd_step_value(p, row_bias)->c : 0, c->weights, c->bias, c->in->n,
-                  dd_tokens(c->in), op->groups, op->eps, op->silu, p->scratch);
+    dd_group_norm(p->isa, p->dtype,
+                  &(dd_group_norm_call){.dst = c->dst, .src = c->src, .beside = dd_step_data(p, s, DD_SRC_BESIDE),
+                                        .row_bias = dd_step_data(p, s, DD_SRC_ROW_BIAS),
+                                        .row_bias_ld = row_bias ? (size_t)dd_step_value(p, row_bias)->c : 0, .gamma = c->weights,
+                                        .beta = c->bias, .n = c->in->n, .hw = dd_tokens(c->in), .c = c->in->c,
+                                        .beside_c = c->out->c - c->in->c, .groups = op->groups, .eps = op->eps, .silu = op->silu,
+                                        .scratch = p->scratch});
     return DD_OK;
 }
 
@@ -203,30 +210,39 @@ static dd_status run_layer_norm(const dd_plan *p, const dd_step *s, const dd_cal
 
 /* ---- attention */
 
+/* Without pointers, which a run knows. */
+static dd_attention_call attention_sizes(const dd_plan *p, const dd_op *op)
+{
+    const dd_value_info *q = dd_step_value(p, op->src[DD_SRC_QUERY].value), *k = dd_step_value(p, op->src[DD_SRC_KEY].value);
+    const dd_value_info *v = dd_step_value(p, op->src[DD_SRC_VALUE].value), *dst = dd_step_value(p, op->dst);
+    const int d = dst->c / op->heads;
+    return (dd_attention_call){.dst_ld = (size_t)dst->c, .q_ld = (size_t)q->c, .k_ld = (size_t)k->c, .v_ld = (size_t)v->c, .n = dst->n,
+                               .heads = op->heads, .tq = dd_tokens(dst), .tk = dd_tokens(k), .d = d, .scale = 1.f / sqrtf((float)d),
+                               .causal = op->causal};
+}
+
+static const char *view_data(const dd_plan *p, const dd_view *view)
+{
+    return (const char *)p->data[view->value] + (size_t)view->offset * dd_dtype_size(p->dtype);
+}
+
 static dd_status create_attention(dd_plan *p, dd_step *s)
 {
-    const dd_op *op = s->op;
-    const dd_value_info *dst = dd_step_value(p, op->dst), *k = dd_step_value(p, op->src[DD_SRC_KEY].value);
-    int d = dst->c / op->heads;
-    s->scratch = dd_attention_scratch(p->isa, p->dtype, dst->n, op->heads, dd_tokens(dst), dd_tokens(k), d, p->threads);
-    s->flops = 4.0 * dst->n * dd_tokens(dst) * dd_tokens(k) * dst->c * (op->causal ? 0.5 : 1.0);
+    const dd_attention_call call = attention_sizes(p, s->op);
+    s->scratch = dd_attention_scratch(p->isa, p->dtype, &call, p->threads);
+    s->flops = 4.0 * call.n * call.tq * call.tk * (double)call.dst_ld * (call.causal ? 0.5 : 1.0);
     return DD_OK;
 }
 
 static dd_status run_attention(const dd_plan *p, const dd_step *s, const dd_call *c)
 {
-    const dd_op *op = s->op;
-    size_t ld[3], size = dd_dtype_size(p->dtype);
-    const char *base[3];
-    const dd_value_info *k = dd_step_value(p, op->src[DD_SRC_KEY].value);
-    int d = c->out->c / op->heads;
-    for (int i = 0; i < 3; i++) { /* query, key, value */
-        ld[i] = (size_t)dd_step_value(p, op->src[i].value)->c;
-        base[i] = (const char *)p->data[op->src[i].value] + (size_t)op->src[i].offset * size;
-    }
-    dd_attention(p->isa, p->dtype, c->dst, (size_t)c->out->c, base[DD_SRC_QUERY], ld[DD_SRC_QUERY], base[DD_SRC_KEY], ld[DD_SRC_KEY],
-                 base[DD_SRC_VALUE], ld[DD_SRC_VALUE], c->in->n, op->heads, dd_tokens(c->in), dd_tokens(k), d, 1.f / sqrtf((float)d),
-                 op->causal, p->scratch);
+    dd_attention_call call = attention_sizes(p, s->op);
+    call.dst = c->dst;
+    call.q = view_data(p, &s->op->src[DD_SRC_QUERY]);
+    call.k = view_data(p, &s->op->src[DD_SRC_KEY]);
+    call.v = view_data(p, &s->op->src[DD_SRC_VALUE]);
+    call.scratch = p->scratch;
+    dd_attention(p->isa, p->dtype, &call);
     return DD_OK;
 }
 

@@ -6,16 +6,17 @@
  *
  * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed over:
  *     K: (tk, steps) units, steps = d or (d + 1) / 2      V: (tk, d) units or ((tk + 1) / 2, d), pairs of keys
- *     Q: (steps, QUERIES)     S: (KEYS, QUERIES) floats, overwritten by P: (KEYS or KEYS / 2, QUERIES)     O: (d, QUERIES)
+ *     Q: (steps, ATT_QUERIES)     S: (ATT_KEYS, ATT_QUERIES) floats, overwritten by P: (ATT_KEYS or ATT_KEYS / 2, ATT_QUERIES)     O: (d, ATT_QUERIES)
  * On AMX (DD_AMX, bf16 alone) tiles do the products, and K and V lie as kernels/tiles.h has it.
  *
  * The running maximum that softmax subtracts is rounded to an integer power of two: rescaling is then exact.
  *
- *     attention(DD_BF16, dst, c, q, c, k, c, v, c, n, heads, tq, tk, d, scale, false, scratch);
+ *     attention(DD_BF16, &(dd_attention_call){.dst = dst, .q = q, .k = k, .v = v, ...});
  */
 #ifndef DD_KERNELS_ATTENTION_H
 #define DD_KERNELS_ATTENTION_H
 
+#include "kernels/kernels.h"
 #include "kernels/vector.h"
 #if DD_AMX
 #include "kernels/tiles.h"
@@ -24,42 +25,42 @@
 #include <math.h>
 #include <omp.h>
 
-#define QUERIES (2 * W) /* queries a micro-kernel works on */
-#define KEYS 256        /* keys between two updates of the maximum: S (32 KiB) and what it meets stay in L2 */
-#define STRIPS 2        /* strips of QUERIES in a task: they share a block of K and V while it is in cache */
-#if W == 16
-#define TILE 8 /* rows of a micro-kernel: 2 TILE accumulators hide the latency of the multiply-add */
+#define ATT_QUERIES (2 * DD_VECTOR) /* queries a micro-kernel works on */
+#define ATT_KEYS 256        /* keys between two updates of the maximum: S (32 KiB) and what it meets stay in L2 */
+#define ATT_STRIPS 2        /* strips of ATT_QUERIES in a task: they share a block of K and V while it is in cache */
+#if DD_VECTOR == 16
+#define ATT_ROWS 8 /* rows of a micro-kernel: 2 ATT_ROWS accumulators hide the latency of the multiply-add */
 #else
-#define TILE 6 /* likewise: 4 would be enough only if no multiply-add ever waited */
+#define ATT_ROWS 6 /* likewise: 4 would be enough only if no multiply-add ever waited */
 #endif
 
 /* What counts are padded to: keys with bf16 pairs, units of a key, rows of V' and O. */
 #if DD_AMX
-#define WHOLE_KEYS TILE_KEYS
-#define WHOLE_STEPS TILE_UNITS
-#define WHOLE_ROWS TILE_ROWS
+#define ATT_WHOLE_KEYS AMX_KEYS
+#define ATT_WHOLE_STEPS AMX_UNITS
+#define ATT_WHOLE_ROWS AMX_ROWS
 #else
-#define WHOLE_KEYS 2
-#define WHOLE_STEPS 1
-#define WHOLE_ROWS 1
+#define ATT_WHOLE_KEYS 2
+#define ATT_WHOLE_STEPS 1
+#define ATT_WHOLE_ROWS 1
 #endif
 
 INLINE int whole(int count, int part) { return (count + part - 1) / part * part; }
-INLINE int keys_of(bool dot, int tk) { return whole(tk, dot ? WHOLE_KEYS : 1); }
-INLINE size_t steps_of(bool dot, int d) { return (size_t)whole(dot ? (d + 1) / 2 : d, WHOLE_STEPS); }
-INLINE int rows_of(int d) { return whole(d, WHOLE_ROWS); }
+INLINE int keys_of(bool dot, int tk) { return whole(tk, dot ? ATT_WHOLE_KEYS : 1); }
+INLINE size_t steps_of(bool dot, int d) { return (size_t)whole(dot ? (d + 1) / 2 : d, ATT_WHOLE_STEPS); }
+INLINE int rows_of(int d) { return whole(d, ATT_WHOLE_ROWS); }
 
 /* S[0 .. m) = K[0 .. m) Q, and `top` is raised to the largest score of each query. */
 INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const uint32_t *q, size_t steps, uint32_t *s,
                         vf top[2])
 {
-    vf acc[TILE][2];
+    vf acc[ATT_ROWS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
         acc[i][0] = acc[i][1] = set1(0.0f);
     }
     for (size_t j = 0; j < steps; j++) {
-        vf q0 = load_f32(q + j * QUERIES), q1 = load_f32(q + j * QUERIES + W);
+        vf q0 = load_f32(q + j * ATT_QUERIES), q1 = load_f32(q + j * ATT_QUERIES + DD_VECTOR);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             vf a = broadcast(k + (size_t)i * steps + j);
@@ -69,8 +70,8 @@ INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const ui
     }
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
-        store_f32(s + i * QUERIES, acc[i][0]);
-        store_f32(s + i * QUERIES + W, acc[i][1]);
+        store_f32(s + i * ATT_QUERIES, acc[i][0]);
+        store_f32(s + i * ATT_QUERIES + DD_VECTOR, acc[i][1]);
         top[0] = larger(top[0], acc[i][0]);
         top[1] = larger(top[1], acc[i][1]);
     }
@@ -80,13 +81,13 @@ INLINE void scores_tile(const bool dot, const int m, const uint32_t *k, const ui
 INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d, const uint32_t *p, size_t steps,
                         uint32_t *o)
 {
-    vf acc[TILE][2];
+    vf acc[ATT_ROWS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
         acc[i][0] = acc[i][1] = set1(0.0f);
     }
     for (size_t j = 0; j < steps; j++) {
-        vf p0 = load_f32(p + j * QUERIES), p1 = load_f32(p + j * QUERIES + W);
+        vf p0 = load_f32(p + j * ATT_QUERIES), p1 = load_f32(p + j * ATT_QUERIES + DD_VECTOR);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             vf a = broadcast(v + j * d + i);
@@ -96,8 +97,8 @@ INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d
     }
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++) {
-        store_f32(o + i * QUERIES, add(load_f32(o + i * QUERIES), acc[i][0]));
-        store_f32(o + i * QUERIES + W, add(load_f32(o + i * QUERIES + W), acc[i][1]));
+        store_f32(o + i * ATT_QUERIES, add(load_f32(o + i * ATT_QUERIES), acc[i][0]));
+        store_f32(o + i * ATT_QUERIES + DD_VECTOR, add(load_f32(o + i * ATT_QUERIES + DD_VECTOR), acc[i][1]));
     }
 }
 
@@ -135,8 +136,8 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
             run->sum[v] = mul(run->sum[v], factor[v]);
         }
         for (int i = 0; i < d; i++) {
-            store_f32(o + i * QUERIES, mul(load_f32(o + i * QUERIES), factor[0]));
-            store_f32(o + i * QUERIES + W, mul(load_f32(o + i * QUERIES + W), factor[1]));
+            store_f32(o + i * ATT_QUERIES, mul(load_f32(o + i * ATT_QUERIES), factor[0]));
+            store_f32(o + i * ATT_QUERIES + DD_VECTOR, mul(load_f32(o + i * ATT_QUERIES + DD_VECTOR), factor[1]));
         }
     }
     const uint32_t one = dot ? 0x3f803f80u : 0x3f800000u;
@@ -156,7 +157,7 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
             vf w[2];
 #pragma GCC unroll 2
             for (int i = 0; i < step; i++) {
-                vf x = load_f32(s + (j + i) * QUERIES + v * W);
+                vf x = load_f32(s + (j + i) * ATT_QUERIES + v * DD_VECTOR);
 #if DD_BF16_DOT
                 if (dot) {
                     w[i] = exp2_for_bf16(fms(x, log2_scale, power[v]));
@@ -170,7 +171,7 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
             }
             vf p = dot ? pair_weights(w[0], w[1]) : w[0];
             sum[v] = multiply_add(dot, sum[v], p, ones);
-            store_f32(s + j / step * QUERIES + v * W, p);
+            store_f32(s + j / step * ATT_QUERIES + v * DD_VECTOR, p);
         }
     }
     run->sum[0] = add(run->sum[0], sum[0]);
@@ -181,8 +182,8 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
 INLINE void find_top(const uint32_t *s, int keys, vf top[2])
 {
     for (int j = 0; j < keys; j++) {
-        top[0] = larger(top[0], load_f32(s + j * QUERIES));
-        top[1] = larger(top[1], load_f32(s + j * QUERIES + W));
+        top[0] = larger(top[0], load_f32(s + j * ATT_QUERIES));
+        top[1] = larger(top[1], load_f32(s + j * ATT_QUERIES + DD_VECTOR));
     }
 }
 #endif
@@ -193,23 +194,23 @@ INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
     top[0] = top[1] = set1(-INFINITY);
     for (int j = 0; j < keys; j++) {
         for (int v = 0; v < 2; v++) {
-            vf position = add(set1((float)(query + v * W)), lanes());
-            vf x = load_f32(s + j * QUERIES + v * W);
+            vf position = add(set1((float)(query + v * DD_VECTOR)), lanes());
+            vf x = load_f32(s + j * ATT_QUERIES + v * DD_VECTOR);
             x = where_ge(position, set1((float)(key + j)), x, set1(-INFINITY));
             top[v] = larger(top[v], x);
-            store_f32(s + j * QUERIES + v * W, x);
+            store_f32(s + j * ATT_QUERIES + v * DD_VECTOR, x);
         }
     }
 }
 
-/* `f(m, row)` for the rows 0 .. count in tiles of TILE, then 4, 2, 1: each is compiled for its m. */
-#define FOR_TILES(count, f)                               \
+/* `f(m, row)` for the rows 0 .. count in tiles of ATT_ROWS, then 4, 2, 1: each is compiled for its m. */
+#define ATT_FOR_ROWS(count, f)                               \
     do {                                                  \
         int row_ = 0;                                     \
-        for (; row_ + TILE <= (count); row_ += TILE) {    \
-            f(TILE, row_);                                \
+        for (; row_ + ATT_ROWS <= (count); row_ += ATT_ROWS) {    \
+            f(ATT_ROWS, row_);                                \
         }                                                 \
-        if (TILE > 4 && row_ + 4 <= (count)) {            \
+        if (ATT_ROWS > 4 && row_ + 4 <= (count)) {            \
             f(4, row_);                                   \
             row_ += 4;                                    \
         }                                                 \
@@ -231,8 +232,8 @@ INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const u
     tile_scores(s, k, q, keys, steps);
     find_top(s, keys, top);
 #else
-#define SCORES(m, row) scores_tile(dot, m, k + (size_t)(row) * steps, q, steps, s + (row) * QUERIES, top)
-    FOR_TILES(keys, SCORES);
+#define SCORES(m, row) scores_tile(dot, m, k + (size_t)(row) * steps, q, steps, s + (row) * ATT_QUERIES, top)
+    ATT_FOR_ROWS(keys, SCORES);
 #undef SCORES
 #endif
     if (causal && key + keys - 1 > query) {
@@ -240,16 +241,16 @@ INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const u
     }
     const int rows = keys_of(dot, keys);
     for (int j = keys; j < rows; j++) { /* what is missing of the last pair or tile */
-        store_f32(s + j * QUERIES, set1(-INFINITY));
-        store_f32(s + j * QUERIES + W, set1(-INFINITY));
+        store_f32(s + j * ATT_QUERIES, set1(-INFINITY));
+        store_f32(s + j * ATT_QUERIES + DD_VECTOR, set1(-INFINITY));
     }
     weigh(dot, s, rows, c, key == 0, top, run, o, d);
 #if DD_AMX
     tile_values(o, v, s, rows, rows_of(d));
 #else
     const size_t sums = (size_t)(dot ? rows / 2 : rows);
-#define VALUES(m, row) values_tile(dot, m, v + (row), (size_t)d, s, sums, o + (row) * QUERIES)
-    FOR_TILES(d, VALUES);
+#define VALUES(m, row) values_tile(dot, m, v + (row), (size_t)d, s, sums, o + (row) * ATT_QUERIES)
+    ATT_FOR_ROWS(d, VALUES);
 #undef VALUES
 #endif
 }
@@ -297,11 +298,11 @@ INLINE __m256 load_units8(const bool dot, const dd_dtype t, const char *row, siz
     return _mm256_loadu_ps((const float *)(const void *)row);
 }
 
-/* Q (steps, QUERIES) from QUERIES rows; rows past the end repeat the last one, and nobody reads their result. */
+/* Q (steps, ATT_QUERIES) from ATT_QUERIES rows; rows past the end repeat the last one, and nobody reads their result. */
 INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows, int d,
                          size_t steps)
 {
-    for (int q = 0; q < QUERIES; q += 8) {
+    for (int q = 0; q < ATT_QUERIES; q += 8) {
         for (size_t j = 0; j < steps; j += 8) {
             __m256 x[8];
 #pragma GCC unroll 8
@@ -313,7 +314,7 @@ INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const 
 #pragma GCC unroll 8
             for (size_t i = 0; i < 8; i++) {
                 if (j + i < steps) {
-                    _mm256_storeu_ps((float *)(void *)(dst + (j + i) * QUERIES + (size_t)q), x[i]);
+                    _mm256_storeu_ps((float *)(void *)(dst + (j + i) * ATT_QUERIES + (size_t)q), x[i]);
                 }
             }
         }
@@ -323,9 +324,9 @@ INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const 
 /* dst rows = O' / sum. */
 INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uint32_t *o, const running *run, int rows, int d)
 {
-    float inverse[QUERIES];
+    float inverse[ATT_QUERIES];
     store_f32(inverse, divide(set1(1.0f), run->sum[0]));
-    store_f32(inverse + W, divide(set1(1.0f), run->sum[1]));
+    store_f32(inverse + DD_VECTOR, divide(set1(1.0f), run->sum[1]));
     for (int q = 0; q < rows; q += 8) {
         const __m256 f = _mm256_loadu_ps(inverse + q);
         for (int j = 0; j < d; j += 8) {
@@ -334,7 +335,7 @@ INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uin
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 const int last = i < some ? i : some - 1;
-                x[i] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(const void *)(o + (j + last) * QUERIES + q)), f);
+                x[i] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(const void *)(o + (j + last) * ATT_QUERIES + q)), f);
             }
             transpose8(x);
 #pragma GCC unroll 8
@@ -364,7 +365,7 @@ INLINE size_t head_units_v(bool dot, int tk, int d) { return whole_lines((size_t
 /* Units of a thread's own scratch: S, then Q and O of each strip. */
 INLINE size_t thread_units(bool dot, int d)
 {
-    return KEYS * QUERIES + STRIPS * QUERIES * (steps_of(dot, d) + (size_t)rows_of(d));
+    return ATT_KEYS * ATT_QUERIES + ATT_STRIPS * ATT_QUERIES * (steps_of(dot, d) + (size_t)rows_of(d));
 }
 
 typedef struct {
@@ -378,19 +379,19 @@ typedef struct {
     uint32_t *packed_k, *packed_v, *own;
 } attention_job;
 
-/* Packs keys [block * KEYS, ..) of one head (`nh` = row * heads + head). */
+/* Packs keys [block * ATT_KEYS, ..) of one head (`nh` = row * heads + head). */
 INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job, int nh, int block)
 {
     const size_t size = dd_dtype_size(t), d = (size_t)job->d;
     const size_t row0 = (size_t)(nh / job->heads) * (size_t)job->tk, column = (size_t)(nh % job->heads) * d * size;
-    const int end = job->tk - block * KEYS < KEYS ? job->tk : (block + 1) * KEYS;
+    const int end = job->tk - block * ATT_KEYS < ATT_KEYS ? job->tk : (block + 1) * ATT_KEYS;
     uint32_t *to_k = job->packed_k + (size_t)nh * job->k_units, *to_v = job->packed_v + (size_t)nh * job->v_units;
 #if DD_AMX
-    const size_t rows = (size_t)rows_of(job->d), missing = (size_t)(keys_of(dot, end) - end), begin = (size_t)block * KEYS;
+    const size_t rows = (size_t)rows_of(job->d), missing = (size_t)(keys_of(dot, end) - end), begin = (size_t)block * ATT_KEYS;
     memset(to_k + (size_t)end * job->steps, 0, missing * job->steps * 4);
     memset(to_v + begin / 2 * rows, 0, ((size_t)end + missing - begin) / 2 * rows * 4);
 #endif
-    for (int j = block * KEYS; j < end; j++) {
+    for (int j = block * ATT_KEYS; j < end; j++) {
         const char *from_k = job->k + (row0 + (size_t)j) * job->k_ld + column;
         const char *from_v = job->v + (row0 + (size_t)j) * job->v_ld + column;
         units_of_row(dot, t, to_k + (size_t)j * job->steps, from_k, job->d, job->steps);
@@ -400,8 +401,8 @@ INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job
             const uint16_t *even = (const uint16_t *)(const void *)from_v;
             const uint16_t *odd = j + 1 < job->tk ? (const uint16_t *)(const void *)(from_v + job->v_ld) : NULL;
 #if DD_AMX
-            uint32_t *tile = to_v + (size_t)(j / TILE_KEYS) * rows * TILE_UNITS;
-            units_of_two_rows(tile + j % TILE_KEYS / 2, TILE_UNITS, even, odd, job->d);
+            uint32_t *tile = to_v + (size_t)(j / AMX_KEYS) * rows * AMX_UNITS;
+            units_of_two_rows(tile + j % AMX_KEYS / 2, AMX_UNITS, even, odd, job->d);
 #else
             units_of_two_rows(to_v + (size_t)(j / 2) * d, 1, even, odd, job->d);
 #endif
@@ -409,58 +410,57 @@ INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job
     }
 }
 
-/* The results of queries [block * STRIPS * QUERIES, ..) of one head, with scratch of thread_units. */
+/* The results of queries [block * ATT_STRIPS * ATT_QUERIES, ..) of one head, with scratch of thread_units. */
 INLINE void attend_queries(const bool dot, const dd_dtype t, const attention_job *job, int nh, int block, uint32_t *own)
 {
-    const int d = job->d, q0 = block * STRIPS * QUERIES;
-    const int q1 = job->tq - q0 < STRIPS * QUERIES ? job->tq : q0 + STRIPS * QUERIES;
-    const int strips = (q1 - q0 + QUERIES - 1) / QUERIES;
+    const int d = job->d, q0 = block * ATT_STRIPS * ATT_QUERIES;
+    const int q1 = job->tq - q0 < ATT_STRIPS * ATT_QUERIES ? job->tq : q0 + ATT_STRIPS * ATT_QUERIES;
+    const int strips = (q1 - q0 + ATT_QUERIES - 1) / ATT_QUERIES;
     const int end = job->causal && q1 < job->tk ? q1 : job->tk;
     const size_t steps = job->steps, row0 = (size_t)(nh / job->heads) * (size_t)job->tq + (size_t)q0;
     const size_t column = (size_t)(nh % job->heads) * (size_t)d * dd_dtype_size(t);
-    uint32_t *s = own, *packed_q = s + KEYS * QUERIES, *o = packed_q + STRIPS * QUERIES * steps;
-    const size_t rows = (size_t)rows_of(d), o_units = QUERIES * rows;
-    running run[STRIPS];
+    uint32_t *s = own, *packed_q = s + ATT_KEYS * ATT_QUERIES, *o = packed_q + ATT_STRIPS * ATT_QUERIES * steps;
+    const size_t rows = (size_t)rows_of(d), o_units = ATT_QUERIES * rows;
+    running run[ATT_STRIPS];
     for (int i = 0; i < strips; i++) {
-        pack_queries(dot, t, packed_q + (size_t)i * QUERIES * steps, job->q + (row0 + (size_t)i * QUERIES) * job->q_ld + column,
-                     job->q_ld, q1 - q0 - i * QUERIES, d, steps);
+        pack_queries(dot, t, packed_q + (size_t)i * ATT_QUERIES * steps, job->q + (row0 + (size_t)i * ATT_QUERIES) * job->q_ld + column,
+                     job->q_ld, q1 - q0 - i * ATT_QUERIES, d, steps);
         run[i].sum[0] = run[i].sum[1] = set1(0.0f);
     }
     memset(o, 0, (size_t)strips * o_units * 4);
-    for (int key = 0; key < end; key += KEYS) {
-        const int keys = end - key < KEYS ? end - key : KEYS;
+    for (int key = 0; key < end; key += ATT_KEYS) {
+        const int keys = end - key < ATT_KEYS ? end - key : ATT_KEYS;
         const uint32_t *k = job->packed_k + (size_t)nh * job->k_units + (size_t)key * steps;
         const uint32_t *v = job->packed_v + (size_t)nh * job->v_units + (size_t)(dot ? key / 2 : key) * rows;
         for (int i = 0; i < strips; i++) {
-            if (!job->causal || key <= q0 + (i + 1) * QUERIES - 1) {
-                attend(dot, k, v, packed_q + (size_t)i * QUERIES * steps, keys, key, q0 + i * QUERIES, steps, d, job->c,
+            if (!job->causal || key <= q0 + (i + 1) * ATT_QUERIES - 1) {
+                attend(dot, k, v, packed_q + (size_t)i * ATT_QUERIES * steps, keys, key, q0 + i * ATT_QUERIES, steps, d, job->c,
                        job->causal, s, o + (size_t)i * o_units, &run[i]);
             }
         }
     }
     for (int i = 0; i < strips; i++) {
-        const int left = q1 - q0 - i * QUERIES;
-        write_result(t, job->dst + (row0 + (size_t)i * QUERIES) * job->dst_ld + column, job->dst_ld,
-                     o + (size_t)i * o_units, &run[i], left < QUERIES ? left : QUERIES, d);
+        const int left = q1 - q0 - i * ATT_QUERIES;
+        write_result(t, job->dst + (row0 + (size_t)i * ATT_QUERIES) * job->dst_ld + column, job->dst_ld,
+                     o + (size_t)i * o_units, &run[i], left < ATT_QUERIES ? left : ATT_QUERIES, d);
     }
 }
 
-static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld,
-                      const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
-                      void *scratch)
+static void attention(dd_dtype dtype, const dd_attention_call *call)
 {
+    const int n = call->n, heads = call->heads, tq = call->tq, tk = call->tk, d = call->d;
     const size_t size = dd_dtype_size(dtype);
     const bool bf16 = DD_AMX || dtype == DD_BF16, dot = DD_BF16_DOT && bf16;
     attention_job job = {
-        .dst = dst, .q = q, .k = k, .v = v,
-        .dst_ld = dst_ld * size, .q_ld = q_ld * size, .k_ld = k_ld * size, .v_ld = v_ld * size,
-        .heads = heads, .tq = tq, .tk = tk, .d = d, .c = scale * 1.44269504f, .causal = causal,
+        .dst = call->dst, .q = call->q, .k = call->k, .v = call->v,
+        .dst_ld = call->dst_ld * size, .q_ld = call->q_ld * size, .k_ld = call->k_ld * size, .v_ld = call->v_ld * size,
+        .heads = heads, .tq = tq, .tk = tk, .d = d, .c = call->scale * 1.44269504f, .causal = call->causal,
         .steps = steps_of(dot, d), .k_units = head_units_k(dot, tk, d), .v_units = head_units_v(dot, tk, d),
-        .packed_k = scratch,
+        .packed_k = call->scratch,
     };
     job.packed_v = job.packed_k + (size_t)n * (size_t)heads * job.k_units;
     job.own = job.packed_v + (size_t)n * (size_t)heads * job.v_units;
-    const int key_blocks = (tk + KEYS - 1) / KEYS, query_blocks = (tq + STRIPS * QUERIES - 1) / (STRIPS * QUERIES);
+    const int key_blocks = (tk + ATT_KEYS - 1) / ATT_KEYS, query_blocks = (tq + ATT_STRIPS * ATT_QUERIES - 1) / (ATT_STRIPS * ATT_QUERIES);
 
     /* The type is told apart in here: it would be no constant in the function that OpenMP makes of the region. */
 #pragma omp parallel
@@ -495,10 +495,10 @@ static void attention(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, s
     }
 }
 
-static size_t attention_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
+static size_t attention_scratch(dd_dtype dtype, const dd_attention_call *sizes, int threads)
 {
+    const int n = sizes->n, heads = sizes->heads, tk = sizes->tk, d = sizes->d;
     const bool dot = DD_BF16_DOT && (DD_AMX || dtype == DD_BF16);
-    (void)tq;
     return 4 * ((size_t)n * (size_t)heads * (head_units_k(dot, tk, d) + head_units_v(dot, tk, d)) +
                 (size_t)threads * thread_units(dot, d));
 }

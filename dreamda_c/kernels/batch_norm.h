@@ -64,8 +64,8 @@ INLINE void normalize(const dd_dtype t, const bool relu, const bool residual, co
     const size_t c = (size_t)n->c;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n->rows; row++) {
-        for (size_t ch = 0; ch < c; ch += W) {
-            const size_t count = c - ch < W ? c - ch : W, at = (size_t)row * c + ch;
+        for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
+            const size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR, at = (size_t)row * c + ch;
             vf y = fma_(load_up_to(t, src, at, count), load_f32(gain + ch), load_f32(shift + ch));
             if (residual) {
                 y = add(y, load_up_to(t, other, at, count));
@@ -127,8 +127,8 @@ INLINE void gradient_sums(const dd_dtype t, const bn_pass pass, const bool more,
                           int64_t row, int rows, bool first, float *sum, float *product)
 {
     const size_t c = (size_t)n->c;
-    for (size_t ch = 0; ch < c; ch += W) {
-        const size_t count = c - ch < W ? c - ch : W;
+    for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
+        const size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR;
         const vf mean = load_up_to(DD_F32, n->mean, ch, count);
         vf s = first ? set1(0.0f) : load_f32(sum + ch), p = first ? set1(0.0f) : load_f32(product + ch);
         for (int r = 0; r < rows; r++) {
@@ -165,8 +165,8 @@ INLINE void source_gradient(const dd_dtype t, const bn_pass pass, const dd_batch
     const size_t c = (size_t)n->c;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n->rows; row++) {
-        for (size_t ch = 0; ch < c; ch += W) {
-            const size_t count = c - ch < W ? c - ch : W, at = (size_t)row * c + ch;
+        for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
+            const size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR, at = (size_t)row * c + ch;
             const vf x = load_up_to(t, g->src, at, count), d = gradient_at(t, pass, false, g, x, at, ch, count);
             const vf deviation = sub(x, load_up_to(DD_F32, n->mean, ch, count));
             store_up_to(t, g->d_src, at, fma_(d, load_f32(g->a + ch), fma_(deviation, load_f32(g->b + ch), load_f32(g->e + ch))), count);
@@ -216,22 +216,21 @@ INLINE void batch_norm_backward_as(const dd_dtype t, const dd_batch_norm *n, bn_
     }
 }
 
-static void batch_norm_backward(dd_dtype t, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst, const void *more,
-                                const void *src, const void *dst, bool residual, void *scratch)
+static void batch_norm_backward(dd_dtype t, const dd_batch_norm *n, const dd_batch_norm_gradient *of, void *scratch)
 {
-    bn_gradient g = {.d_src = d_src, .d_dst = d_dst, .more = more, .src = src, .dst = dst};
+    bn_gradient g = {.d_src = of->d_src, .d_dst = of->d_dst, .more = of->d_dst_more, .src = of->src, .dst = of->dst};
     if (t == DD_BF16) {
-        batch_norm_backward_as(DD_BF16, n, &g, d_gamma, d_beta, residual, scratch);
+        batch_norm_backward_as(DD_BF16, n, &g, of->d_gamma, of->d_beta, of->residual, scratch);
     } else {
-        batch_norm_backward_as(DD_F32, n, &g, d_gamma, d_beta, residual, scratch);
+        batch_norm_backward_as(DD_F32, n, &g, of->d_gamma, of->d_beta, of->residual, scratch);
     }
 }
 
 static void accumulate(dd_dtype t, void *dst, const void *src, size_t count)
 {
 #pragma omp parallel for schedule(static)
-    for (ptrdiff_t v = 0; v < (ptrdiff_t)((count + W - 1) / W); v++) {
-        const size_t i = (size_t)v * W, some = count - i < W ? count - i : W;
+    for (ptrdiff_t v = 0; v < (ptrdiff_t)((count + DD_VECTOR - 1) / DD_VECTOR); v++) {
+        const size_t i = (size_t)v * DD_VECTOR, some = count - i < DD_VECTOR ? count - i : DD_VECTOR;
         store_up_to(t, dst, i, add(load_up_to(t, dst, i, some), load_up_to(t, src, i, some)), some);
     }
 }

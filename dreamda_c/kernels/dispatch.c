@@ -40,12 +40,9 @@ size_t dd_group_norm_scratch(int n, int hw, int c)
     return (size_t)n * (chunks + 1) * 2 * dd_group_norm_channels(c) * sizeof(float);
 }
 
-void dd_group_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
-                   const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
-                   int n, int hw, int groups, float eps, bool silu, void *scratch)
+void dd_group_norm(dd_isa isa, dd_dtype dtype, const dd_group_norm_call *call)
 {
-    dd_kernels(isa)->group_norm(dtype, dst, src0, c0, src1, src1 ? c1 : 0, row_bias, row_bias_ld, gamma, beta, n, hw, groups,
-                                eps, silu, scratch);
+    dd_kernels(isa)->group_norm(dtype, call);
 }
 
 void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
@@ -54,29 +51,26 @@ void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const
     dd_kernels(isa)->layer_norm(dtype, dst, src, gamma, beta, rows, c, eps);
 }
 
-void dd_attention(dd_isa isa, dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld,
-                  const void *k, size_t k_ld, const void *v, size_t v_ld,
-                  int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch)
+void dd_attention(dd_isa isa, dd_dtype dtype, const dd_attention_call *call)
 {
     if (isa == DD_ISA_AMX && dtype == DD_BF16) {
-        dd_attention_amx(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
-        return;
+        dd_attention_amx(dtype, call);
+    } else {
+        dd_kernels(isa)->attention(dtype, call);
     }
-    dd_kernels(isa)->attention(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
 }
 
-size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
+size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, const dd_attention_call *sizes, int threads)
 {
     if (isa == DD_ISA_AMX && dtype == DD_BF16) {
-        return dd_attention_amx_scratch(dtype, n, heads, tq, tk, d, threads);
+        return dd_attention_amx_scratch(dtype, sizes, threads);
     }
-    return dd_kernels(isa)->attention_scratch(dtype, n, heads, tq, tk, d, threads);
+    return dd_kernels(isa)->attention_scratch(dtype, sizes, threads);
 }
 
-void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
-                 const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch)
+void dd_winograd(dd_isa isa, dd_dtype dtype, const dd_winograd_call *call)
 {
-    dd_kernels(isa)->winograd(dtype, dst, src, weights, bias, residual, relu, up, n, h, w, ic, oc, scratch);
+    dd_kernels(isa)->winograd(dtype, call);
 }
 
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width)
@@ -150,18 +144,18 @@ void dd_upsample_nearest(dd_dtype dtype, void *dst, const void *src, int n, int 
     }
 }
 
-/* Channel-major to channels-last and back: tiles of this many positions by as many channels stay in L1. */
-#define TILE 32
+/* Channel-major to channels-last and back: blocks of this many positions by as many channels stay in L1. */
+enum { TRANSPOSED = 32 };
 
 void dd_from_nchw(dd_dtype dtype, void *dst, const float *src, int n, int c, int hw)
 {
 #pragma omp parallel for collapse(2) schedule(static)
     for (int i = 0; i < n; i++) {
-        for (int p0 = 0; p0 < hw; p0 += TILE) {
+        for (int p0 = 0; p0 < hw; p0 += TRANSPOSED) {
             const size_t base = (size_t)i * (size_t)c * (size_t)hw;
-            const int p1 = hw - p0 < TILE ? hw : p0 + TILE;
-            for (int c0 = 0; c0 < c; c0 += TILE) {
-                const int c1 = c - c0 < TILE ? c : c0 + TILE;
+            const int p1 = hw - p0 < TRANSPOSED ? hw : p0 + TRANSPOSED;
+            for (int c0 = 0; c0 < c; c0 += TRANSPOSED) {
+                const int c1 = c - c0 < TRANSPOSED ? c : c0 + TRANSPOSED;
                 for (int p = p0; p < p1; p++) {
                     for (int ch = c0; ch < c1; ch++) {
                         put(dtype, dst, base + (size_t)p * (size_t)c + (size_t)ch,
@@ -177,11 +171,11 @@ void dd_to_nchw(dd_dtype dtype, float *dst, const void *src, int n, int c, int h
 {
 #pragma omp parallel for collapse(2) schedule(static)
     for (int i = 0; i < n; i++) {
-        for (int p0 = 0; p0 < hw; p0 += TILE) {
+        for (int p0 = 0; p0 < hw; p0 += TRANSPOSED) {
             const size_t base = (size_t)i * (size_t)c * (size_t)hw;
-            const int p1 = hw - p0 < TILE ? hw : p0 + TILE;
-            for (int c0 = 0; c0 < c; c0 += TILE) {
-                const int c1 = c - c0 < TILE ? c : c0 + TILE;
+            const int p1 = hw - p0 < TRANSPOSED ? hw : p0 + TRANSPOSED;
+            for (int c0 = 0; c0 < c; c0 += TRANSPOSED) {
+                const int c1 = c - c0 < TRANSPOSED ? c : c0 + TRANSPOSED;
                 for (int ch = c0; ch < c1; ch++) {
                     for (int p = p0; p < p1; p++) {
                         dst[base + (size_t)ch * (size_t)hw + (size_t)p] =

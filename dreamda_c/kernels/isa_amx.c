@@ -7,13 +7,12 @@
 #define DD_AMX 1
 #include "kernels/attention.h"
 
-void dd_attention_amx(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld, const void *v,
-                      size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch)
+void dd_attention_amx(dd_dtype dtype, const dd_attention_call *call)
 {
-    attention(dtype, dst, dst_ld, q, q_ld, k, k_ld, v, v_ld, n, heads, tq, tk, d, scale, causal, scratch);
+    attention(dtype, call);
 }
 
-size_t dd_attention_amx_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads)
+size_t dd_attention_amx_scratch(dd_dtype dtype, const dd_attention_call *sizes, int threads)
 {
-    return attention_scratch(dtype, n, heads, tq, tk, d, threads);
+    return attention_scratch(dtype, sizes, threads);
 }

@@ -5,7 +5,8 @@
  *
  *     dd_isa isa = dd_best_isa();
  *     size_t bytes = dd_group_norm_scratch(n, hw, c);        // from the caller's arena, 64-byte aligned
- *     dd_group_norm(isa, DD_BF16, dst, src, c, NULL, 0, NULL, 0, gamma, beta, n, hw, 32, 1e-5f, true, scratch);
+ *     dd_group_norm(isa, DD_BF16, &(dd_group_norm_call){.dst = dst, .src = src, .gamma = gamma, .beta = beta, .n = n, .hw = hw,
+ *                                                       .c = c, .groups = 32, .eps = 1e-5f, .silu = true, .scratch = scratch});
  */
 #ifndef DD_KERNELS_H
 #define DD_KERNELS_H
@@ -19,37 +20,56 @@
 bool dd_cpu_supported(void);
 dd_isa dd_best_isa(void);
 
-/* dst (n, hw, c0 + c1) = GroupNorm(concatenation of src0 (n, hw, c0) and src1 (n, hw, c1) along channels) [then SiLU].
-   src1 may be NULL with c1 = 0. row_bias, if not NULL, is added to the input first: f32, channel c of row i at
-   row_bias[i * row_bias_ld + c] (the timestep embedding of a ResNet block). gamma, beta: (c0 + c1). groups divides c0 + c1;
-   a group may straddle the two sources. Statistics are two-pass or Chan-combined in chunks whose size does not depend on
-   the thread count. dst may alias src0 when src1 is NULL. */
-void dd_group_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
-                   const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
-                   int n, int hw, int groups, float eps, bool silu, void *scratch);
+/* dst (n, hw, c + beside_c) = GroupNorm(concatenation of src (n, hw, c) and beside (n, hw, beside_c) along channels) [then SiLU].
+   Statistics are two-pass or Chan-combined in chunks whose size does not depend on the thread count. */
+typedef struct {
+    void *dst; /* may be src where there is no `beside` */
+    const void *src, *beside; /* beside NULL, with beside_c 0: there is none */
+    const float *row_bias;    /* if not NULL, added to the input first: channel i of row r at row_bias[r * row_bias_ld + i] */
+    size_t row_bias_ld;
+    const float *gamma, *beta; /* c + beside_c each */
+    int n, hw, c, beside_c;
+    int groups; /* divides c + beside_c; a group may straddle the two sources */
+    float eps;
+    bool silu;
+    void *scratch;
+} dd_group_norm_call;
+void dd_group_norm(dd_isa isa, dd_dtype dtype, const dd_group_norm_call *call);
 size_t dd_group_norm_scratch(int n, int hw, int c);
 
 /* dst (rows, c) = LayerNorm(src (rows, c)). */
 void dd_layer_norm(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
                    int rows, int c, float eps);
 
-/* dst = softmax(scale * q k^T [+ causal mask]) v, per row and head, without ever holding a (tq, tk) matrix: blocks small
-   enough for L2, online softmax, f32 accumulation. q: n * tq rows, k and v: n * tk rows, dst: n * tq rows; row r starts at
-   element r * ld, and head h takes its elements [h * d, (h + 1) * d). tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot).
-   Causal: key j is visible to query i when j <= i, also where tq != tk. scale > 0, and |scale * score| below 2e6. `scratch` is
-   for the thread count given to dd_attention_scratch; no more may run. */
-void dd_attention(dd_isa isa, dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld,
-                  const void *k, size_t k_ld, const void *v, size_t v_ld,
-                  int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch);
-size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+/* dst = softmax(scale * q k^T [+ causal mask]) v, per row and head, without ever holding a (tq, tk) matrix: blocks small enough for L2,
+   online softmax, f32 accumulation. q and dst: n * tq rows, k and v: n * tk rows; row r starts at element r * ld, and head h takes its
+   elements [h * d, (h + 1) * d). */
+typedef struct {
+    void *dst;
+    const void *q, *k, *v;
+    size_t dst_ld, q_ld, k_ld, v_ld;
+    int n, heads, tq, tk, d; /* tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot) */
+    float scale;             /* > 0, and |scale * score| below 2e6 */
+    bool causal;             /* key j is visible to query i when j <= i, also where tq != tk */
+    void *scratch;           /* for the thread count given to dd_attention_scratch; no more may run */
+} dd_attention_call;
+void dd_attention(dd_isa isa, dd_dtype dtype, const dd_attention_call *call);
+size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, const dd_attention_call *sizes, int threads); /* reads n, heads, tk and d alone */
 
-/* dst (n, h, w, oc) = 3 x 3 convolution of src (n, h, w, ic), stride 1, padding 1, by Winograd's F(2 x 2, 3 x 3) [+ bias]
-   [+ residual, like dst] [then ReLU]. bias (f32) and residual may be NULL. ic divides by 16, oc by dd_winograd_columns. bf16 needs
-   DD_ISA_AVX512_BF16. `up`: of src enlarged twice by nearest neighbours, dst is (n, 2 h, 2 w, oc). `weights` from dd_winograd_pack for the
-   same isa and `up`; `scratch` as for attention. dst may be residual. Without `up`, for an even h and 2 oc <= ic, dst may be src, whose front
-   it takes; dd_winograd_scratch is then told the width (else 0). */
-void dd_winograd(dd_isa isa, dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias,
-                 const void *residual, bool relu, bool up, int n, int h, int w, int ic, int oc, void *scratch);
+/* dst (n, h, w, oc) = 3 x 3 convolution of src (n, h, w, ic), stride 1, padding 1, by Winograd's F(2 x 2, 3 x 3) [+ bias] [+ residual]
+   [then ReLU]. bf16 needs DD_ISA_AVX512_BF16. */
+typedef struct {
+    void *dst; /* may be residual; without `up`, for an even h and 2 oc <= ic, src, whose front it takes: see dd_winograd_scratch */
+    const void *src, *weights; /* weights: from dd_winograd_pack for the same isa and `up` */
+    const float *bias;         /* may be NULL */
+    const void *residual;      /* like dst; may be NULL */
+    bool relu;
+    bool up; /* of src enlarged twice by nearest neighbours: dst is (n, 2 h, 2 w, oc) */
+    int n, h, w, ic, oc; /* 16 divides ic, dd_winograd_columns divides oc */
+    void *scratch;       /* for the thread count given to dd_winograd_scratch; no more may run */
+} dd_winograd_call;
+void dd_winograd(dd_isa isa, dd_dtype dtype, const dd_winograd_call *call);
+/* in_place_width: the width of the images where dst is src, else 0. */
 size_t dd_winograd_scratch(dd_isa isa, dd_dtype dtype, int ic, int threads, int in_place_width);
 int dd_winograd_columns(dd_isa isa);
 bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int pad_after, int ic, int oc); /* a convolution of that shape */

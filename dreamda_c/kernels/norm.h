@@ -1,6 +1,6 @@
 /* GroupNorm with SiLU, and LayerNorm. Part of kernels/template.h, compiled once per instruction set.
  *
- *     group_norm(DD_BF16, dst, src, c, NULL, 0, NULL, 0, gamma, beta, n, hw, 32, 1e-5f, true, scratch);
+ *     group_norm(DD_BF16, &(dd_group_norm_call){.dst = dst, .src = src, ...});
  */
 #ifndef DD_KERNELS_NORM_H
 #define DD_KERNELS_NORM_H
@@ -20,10 +20,10 @@ INLINE void gather(const dd_dtype t, const void *src, size_t c, size_t row, int 
     const vf per_row = set1(1.0f / (float)rows);
     const vf weight = set1((float)rows / (float)(done + rows));
     const vf cross = set1((float)done * ((float)rows / (float)(done + rows)));
-    for (size_t ch = 0; ch < c; ch += W) {
-        size_t count = c - ch < W ? c - ch : W;
+    for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
+        size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR;
         vf x[8], sum = set1(0.0f), squares = set1(0.0f);
-        if (rows == 8 && count == W) {
+        if (rows == 8 && count == DD_VECTOR) {
 #pragma GCC unroll 8
             for (int r = 0; r < 8; r++) {
                 x[r] = load(t, src, (row + (size_t)r) * c + ch);
@@ -60,8 +60,8 @@ INLINE void apply(const dd_dtype t, const bool silu, void *dst, size_t ld, const
                   size_t first, const float *shift, const float *gain, const float *beta)
 {
     for (size_t r = row; r < row + (size_t)rows; r++) {
-        for (size_t ch = 0; ch < c; ch += W) {
-            size_t count = c - ch < W ? c - ch : W;
+        for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
+            size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR;
             vf x = load_up_to(t, src, r * c + ch, count);
             vf y = fma_(sub(x, load_up_to(DD_F32, shift, ch, count)), load_up_to(DD_F32, gain, ch, count),
                         load_up_to(DD_F32, beta, ch, count));
@@ -93,13 +93,17 @@ static void apply_rows(dd_dtype t, bool silu, void *dst, size_t ld, const void *
     }
 }
 
-static void group_norm(dd_dtype t, void *dst, const void *src0, int c0, const void *src1, int c1, const float *row_bias,
-                       size_t row_bias_ld, const float *gamma, const float *beta, int n, int hw, int groups, float eps,
-                       bool silu, void *scratch)
+static void group_norm(dd_dtype t, const dd_group_norm_call *call)
 {
+    const int n = call->n, hw = call->hw, groups = call->groups, c0 = call->c, c1 = call->beside ? call->beside_c : 0;
+    const void *src0 = call->src, *src1 = call->beside;
+    const float *row_bias = call->row_bias, *gamma = call->gamma, *beta = call->beta, eps = call->eps;
+    const size_t row_bias_ld = call->row_bias_ld;
+    const bool silu = call->silu;
+    void *dst = call->dst;
     const int c = c0 + c1, chunk = dd_group_norm_chunk(c), chunks = (hw + chunk - 1) / chunk;
     const size_t pad = dd_group_norm_channels(c);
-    float *partial = scratch;                                   /* (n, chunks, 2, pad): mean, sum of squared deviations */
+    float *partial = call->scratch;                                   /* (n, chunks, 2, pad): mean, sum of squared deviations */
     float *shift = partial + (size_t)n * (size_t)chunks * 2 * pad; /* (n, 2, pad): first the image's statistics, then */
                                                                 /* what to subtract and to multiply by */
     const ptrdiff_t tasks = (ptrdiff_t)n * chunks;
@@ -188,32 +192,32 @@ INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const f
         sum[i] = squares[i] = set1(0.0f);
     }
     size_t ch = 0;
-    for (; ch + 4 * W <= c; ch += 4 * W) {
+    for (; ch + 4 * DD_VECTOR <= c; ch += 4 * DD_VECTOR) {
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
-            sum[i] = add(sum[i], load(t, src, ch + i * W));
+            sum[i] = add(sum[i], load(t, src, ch + i * DD_VECTOR));
         }
     }
-    for (; ch < c; ch += W) {
-        sum[0] = add(sum[0], load_up_to(t, src, ch, c - ch < W ? c - ch : W));
+    for (; ch < c; ch += DD_VECTOR) {
+        sum[0] = add(sum[0], load_up_to(t, src, ch, c - ch < DD_VECTOR ? c - ch : DD_VECTOR));
     }
     const float mean = horizontal_sum(add(add(sum[0], sum[1]), add(sum[2], sum[3]))) / (float)c;
-    for (ch = 0; ch + 4 * W <= c; ch += 4 * W) {
+    for (ch = 0; ch + 4 * DD_VECTOR <= c; ch += 4 * DD_VECTOR) {
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
-            vf e = sub(load(t, src, ch + i * W), set1(mean));
+            vf e = sub(load(t, src, ch + i * DD_VECTOR), set1(mean));
             squares[i] = fma_(e, e, squares[i]);
         }
     }
-    for (; ch < c; ch += W) {
-        vf e = sub(load_up_to(t, src, ch, c - ch < W ? c - ch : W), set1(mean));
+    for (; ch < c; ch += DD_VECTOR) {
+        vf e = sub(load_up_to(t, src, ch, c - ch < DD_VECTOR ? c - ch : DD_VECTOR), set1(mean));
         e = where_ge(lanes(), set1((float)(c - ch)), set1(0.0f), e); /* lanes past the end do not count */
         squares[0] = fma_(e, e, squares[0]);
     }
     const float variance = horizontal_sum(add(add(squares[0], squares[1]), add(squares[2], squares[3]))) / (float)c;
     const float scale = 1.0f / sqrtf(variance + eps);
-    for (ch = 0; ch < c; ch += W) {
-        size_t count = c - ch < W ? c - ch : W;
+    for (ch = 0; ch < c; ch += DD_VECTOR) {
+        size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR;
         vf e = mul(sub(load_up_to(t, src, ch, count), set1(mean)), set1(scale));
         store_up_to(t, dst, ch, fma_(e, load_up_to(DD_F32, gamma, ch, count), load_up_to(DD_F32, beta, ch, count)), count);
     }

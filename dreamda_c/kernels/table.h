@@ -10,24 +10,18 @@
 #include "kernels/train.h"
 
 typedef struct {
-    void (*group_norm)(dd_dtype dtype, void *dst, const void *src0, int c0, const void *src1, int c1,
-                       const float *row_bias, size_t row_bias_ld, const float *gamma, const float *beta,
-                       int n, int hw, int groups, float eps, bool silu, void *scratch);
+    void (*group_norm)(dd_dtype dtype, const dd_group_norm_call *call);
     void (*layer_norm)(dd_dtype dtype, void *dst, const void *src, const float *gamma, const float *beta,
                        int rows, int c, float eps);
-    void (*attention)(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld,
-                      const void *v, size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal,
-                      void *scratch);
-    size_t (*attention_scratch)(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
-    void (*winograd)(dd_dtype dtype, void *dst, const void *src, const void *weights, const float *bias, const void *residual, bool relu, bool up,
-                     int n, int h, int w, int ic, int oc, void *scratch);
+    void (*attention)(dd_dtype dtype, const dd_attention_call *call);
+    size_t (*attention_scratch)(dd_dtype dtype, const dd_attention_call *sizes, int threads);
+    void (*winograd)(dd_dtype dtype, const dd_winograd_call *call);
     size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads, int in_place_width);
     void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
     void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
     size_t (*weight_gradient_scratch)(dd_dtype dtype, const dd_window *window, int threads);
     void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch);
-    void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
-                                const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);
+    void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch);
     void (*accumulate)(dd_dtype dtype, void *dst, const void *src, size_t count);
 } dd_kernel_table;
 
@@ -39,9 +33,8 @@ static inline const dd_kernel_table *dd_kernels(dd_isa isa)
     return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16 : isa == DD_ISA_AVX512 ? &dd_kernels_avx512 : &dd_kernels_avx2;
 }
 
-void dd_attention_amx(dd_dtype dtype, void *dst, size_t dst_ld, const void *q, size_t q_ld, const void *k, size_t k_ld, const void *v,
-                      size_t v_ld, int n, int heads, int tq, int tk, int d, float scale, bool causal, void *scratch);
-size_t dd_attention_amx_scratch(dd_dtype dtype, int n, int heads, int tq, int tk, int d, int threads);
+void dd_attention_amx(dd_dtype dtype, const dd_attention_call *call);
+size_t dd_attention_amx_scratch(dd_dtype dtype, const dd_attention_call *sizes, int threads);
 
 /* Products of a tile, and transformed weights of a filter. */
 static inline int dd_winograd_points(bool up) { return up ? 9 : 16; }

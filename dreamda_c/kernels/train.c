@@ -19,10 +19,9 @@ void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, v
     dd_kernels(isa)->batch_norm_forward(dtype, n, dst, src, residual, scratch);
 }
 
-void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
-                            const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch)
+void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch)
 {
-    dd_kernels(isa)->batch_norm_backward(dtype, n, d_src, d_gamma, d_beta, d_dst, d_dst_more, src, dst, residual, scratch);
+    dd_kernels(isa)->batch_norm_backward(dtype, n, g, scratch);
 }
 
 void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_t count)

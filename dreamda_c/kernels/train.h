@@ -6,7 +6,8 @@
  *     void *scratch = ...;                                   // dd_batch_norm_scratch(rows, c) bytes, 64-byte aligned
  *     dd_batch_norm n = {.gamma = gamma, .beta = beta, .mean = mean, .variance = variance, .rows = rows, .c = c, .eps = 1e-5f, .relu = true};
  *     dd_batch_norm_forward(isa, DD_BF16, &n, dst, src, residual, scratch);
- *     dd_batch_norm_backward(isa, DD_BF16, &n, d_src, d_gamma, d_beta, d_dst, NULL, src, dst, true, scratch);
+ *     dd_batch_norm_backward(isa, DD_BF16, &n, &(dd_batch_norm_gradient){.d_src = d_src, .d_gamma = d_gamma, .d_beta = d_beta, .d_dst = d_dst,
+ *                            .src = src, .dst = dst, .residual = true}, scratch);
  */
 #ifndef DD_KERNELS_TRAIN_H
 #define DD_KERNELS_TRAIN_H
@@ -30,10 +31,16 @@ size_t dd_batch_norm_scratch(int64_t rows, int c);
 void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
                            void *scratch);
 
-/* The gradient of dst is d_dst + d_dst_more (NULL: d_dst alone). d_gamma and d_beta are added to; d_src is written and may be
-   either of the two. With `residual`, d_dst becomes the residual's gradient, and dst (else unused) tells where ReLU let pass. */
-void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *d_src, float *d_gamma, float *d_beta, void *d_dst,
-                            const void *d_dst_more, const void *src, const void *dst, bool residual, void *scratch);
+/* The gradient of dst is d_dst + d_dst_more (NULL: d_dst alone). */
+typedef struct {
+    void *d_src;                 /* written; may be d_dst or d_dst_more */
+    float *d_gamma, *d_beta;     /* added to */
+    void *d_dst;                 /* with `residual` it becomes the residual's gradient */
+    const void *d_dst_more;
+    const void *src, *dst;       /* of the forward pass; dst tells where ReLU let pass, and is unused without `residual` */
+    bool residual;
+} dd_batch_norm_gradient;
+void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch);
 
 /* running = (1 - momentum) running + momentum x the batch's mean and unbiased variance, as PyTorch does it. */
 void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum);

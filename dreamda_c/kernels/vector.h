@@ -1,6 +1,6 @@
-/* Vectors of W floats under one set of names, and the exponential. Part of kernels/template.h, compiled once per instruction set.
+/* Vectors of DD_VECTOR floats under one set of names, and the exponential. Part of kernels/template.h, compiled once per instruction set.
  *
- *     vf x = load_up_to(DD_BF16, src, i, count);        // count <= W elements, the other lanes zero
+ *     vf x = load_up_to(DD_BF16, src, i, count);        // count <= DD_VECTOR elements, the other lanes zero
  *     store_up_to(DD_BF16, dst, i, silu_of(DD_BF16, x), count);
  */
 #ifndef DD_KERNELS_VECTOR_H
@@ -13,7 +13,6 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define W DD_VECTOR
 
 /* Round to nearest even; NaN stays NaN. */
 INLINE __m128i bf16_of_8(__m256 x)
@@ -26,7 +25,7 @@ INLINE __m128i bf16_of_8(__m256 x)
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
 
-#if W == 16
+#if DD_VECTOR == 16
 typedef __m512 vf;
 INLINE vf set1(float x) { return _mm512_set1_ps(x); }
 INLINE vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
@@ -175,29 +174,29 @@ INLINE void store(dd_dtype t, void *p, size_t i, vf x)
     }
 }
 
-/* The first `count` < W elements; the other lanes are zero. */
+/* The first `count` < DD_VECTOR elements; the other lanes are zero. */
 INLINE vf load_part(dd_dtype t, const void *p, size_t i, size_t count)
 {
-    uint32_t buffer[W] = {0};
+    uint32_t buffer[DD_VECTOR] = {0};
     memcpy(buffer, (const char *)p + i * dd_dtype_size(t), count * dd_dtype_size(t));
     return load(t, buffer, 0);
 }
 
 INLINE void store_part(dd_dtype t, void *p, size_t i, vf x, size_t count)
 {
-    uint32_t buffer[W];
+    uint32_t buffer[DD_VECTOR];
     store(t, buffer, 0, x);
     memcpy((char *)p + i * dd_dtype_size(t), buffer, count * dd_dtype_size(t));
 }
 
 INLINE vf load_up_to(dd_dtype t, const void *p, size_t i, size_t count)
 {
-    return count == W ? load(t, p, i) : load_part(t, p, i, count);
+    return count == DD_VECTOR ? load(t, p, i) : load_part(t, p, i, count);
 }
 
 INLINE void store_up_to(dd_dtype t, void *p, size_t i, vf x, size_t count)
 {
-    if (count == W) {
+    if (count == DD_VECTOR) {
         store(t, p, i, x);
     } else {
         store_part(t, p, i, x, count);

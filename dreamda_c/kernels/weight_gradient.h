@@ -20,8 +20,8 @@
 
 #include <omp.h>
 
-#define GRADIENT_COLS (2 * W)
-#define GRADIENT_ROWS (W / 2) /* by two vectors of columns: enough accumulators to hide the latency of a product, and whole vectors of X */
+#define GRADIENT_COLS (2 * DD_VECTOR)
+#define GRADIENT_ROWS (DD_VECTOR / 2) /* by two vectors of columns: enough accumulators to hide the latency of a product, and whole vectors of X */
 #define GRADIENT_STEPS 128    /* of one product: its part of Y stays in L1 */
 #define GRADIENT_STRETCH (512 * 1024) /* units of Y at most, unless GRADIENT_STEPS need more */
 
@@ -50,7 +50,7 @@ INLINE gradient_range gradient_seen(int place, int pad, int stride, int in, int 
     return r;
 }
 
-/* W units from channel c on: a row's elements, or pairs of two rows'. NULL is a row of zeros. */
+/* DD_VECTOR units from channel c on: a row's elements, or pairs of two rows'. NULL is a row of zeros. */
 INLINE vf gradient_units(const bool dot, const char *first, const char *second, size_t c)
 {
 #if DD_BF16_DOT
@@ -71,10 +71,10 @@ INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh,
 #pragma GCC unroll 8
     for (int i = 0; i < GRADIENT_ROWS; i++) {
         acc[i][0] = fresh ? set1(0.0f) : load_f32(sums + (size_t)i * oc);
-        acc[i][1] = fresh ? set1(0.0f) : load_f32(sums + (size_t)i * oc + W);
+        acc[i][1] = fresh ? set1(0.0f) : load_f32(sums + (size_t)i * oc + DD_VECTOR);
     }
     for (size_t j = 0; j < steps; j++) {
-        const vf y0 = load_f32(y + j * GRADIENT_COLS), y1 = load_f32(y + j * GRADIENT_COLS + W);
+        const vf y0 = load_f32(y + j * GRADIENT_COLS), y1 = load_f32(y + j * GRADIENT_COLS + DD_VECTOR);
 #pragma GCC unroll 8
         for (int i = 0; i < GRADIENT_ROWS; i++) {
             const vf a = broadcast(x + j * GRADIENT_ROWS + i);
@@ -85,7 +85,7 @@ INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh,
 #pragma GCC unroll 8
     for (int i = 0; i < GRADIENT_ROWS; i++) {
         store_f32(sums + (size_t)i * oc, acc[i][0]);
-        store_f32(sums + (size_t)i * oc + W, acc[i][1]);
+        store_f32(sums + (size_t)i * oc + DD_VECTOR, acc[i][1]);
     }
 }
 
@@ -93,7 +93,7 @@ INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh,
 INLINE size_t gradient_block(int steps) { return (size_t)steps * GRADIENT_ROWS + 16; }
 INLINE size_t gradient_blocks(int channels, int steps) { return (size_t)(channels / GRADIENT_ROWS) * gradient_block(steps); }
 
-/* Step j of `steps`, W units from channel c of a task on, into X. */
+/* Step j of `steps`, DD_VECTOR units from channel c of a task on, into X. */
 INLINE void gradient_store(uint32_t *x, int steps, int j, int c, vf units)
 {
     uint32_t *to = x + gradient_blocks(c, steps) + (size_t)j * GRADIENT_ROWS;
@@ -108,7 +108,7 @@ INLINE void gradient_result_step(const bool dot, const gradient_job *job, int fi
     const int image = (first + step) % job->images * (dot ? 2 : 1);
     const char *one = job->d_dst + (size_t)image * image_bytes + (size_t)((first + step) / job->images) * pixel;
     const char *two = dot && image + 1 < s->n ? one + image_bytes : NULL;
-    for (int c = 0; c < s->oc; c += W) {
+    for (int c = 0; c < s->oc; c += DD_VECTOR) {
         uint32_t *to = job->y + ((size_t)(c / GRADIENT_COLS) * (size_t)steps + (size_t)step) * GRADIENT_COLS + c % GRADIENT_COLS;
         store_f32(to, gradient_units(dot, one, two, (size_t)c));
     }
@@ -124,7 +124,7 @@ INLINE void gradient_source(const bool dot, const gradient_job *job, int from, i
         const int iy = position / s->ow * s->stride + ky - s->pad, ix = position % s->ow * s->stride + kx - s->pad;
         const char *one = job->src + (size_t)image * image_bytes + ((size_t)iy * (size_t)s->w + (size_t)ix) * pixel;
         const char *two = dot && image + 1 < s->n ? one + image_bytes : NULL;
-        for (int c = 0; c < channels; c += W) {
+        for (int c = 0; c < channels; c += DD_VECTOR) {
             gradient_store(x, count, j, c, gradient_units(dot, one, two, (size_t)(channel + c)));
         }
     }
@@ -155,7 +155,7 @@ INLINE void gradient_task(const bool dot, const gradient_job *job, int first, in
     }
 }
 
-/* gradient (oihw) += sums (hwio) for W output channels from o on. */
+/* gradient (oihw) += sums (hwio) for DD_VECTOR output channels from o on. */
 INLINE void gradient_add(const gradient_job *job, float *gradient, const bool *seen, int o)
 {
     const size_t taps = (size_t)job->window.kernel * (size_t)job->window.kernel, oc = (size_t)job->window.oc, ic = (size_t)job->window.ic;
@@ -164,7 +164,7 @@ INLINE void gradient_add(const gradient_job *job, float *gradient, const bool *s
             if (seen[tap]) {
                 const float *from = job->sums + (tap * ic + c) * oc + (size_t)o;
                 float *to = gradient + ((size_t)o * ic + c) * taps + tap;
-                for (size_t i = 0; i < W; i++) {
+                for (size_t i = 0; i < DD_VECTOR; i++) {
                     to[i * ic * taps] += from[i];
                 }
             }
@@ -234,7 +234,7 @@ static void plain_gradient(dd_dtype dtype, float *gradient, const void *src, con
             }
         }
 #pragma omp for schedule(static)
-        for (int o = 0; o < s->oc; o += W) {
+        for (int o = 0; o < s->oc; o += DD_VECTOR) {
             gradient_add(&job, gradient, seen, o);
         }
     }

@@ -5,15 +5,15 @@
  * 16 transformed weights U in 16 matrix products; A' (..) A of their sums is the result. A task is some neighbouring tiles of the batch:
  *
  *     V: (16, tiles, ic) of the data's type          filled once a task, read once a panel: L2 and L3
- *     U: (panels, 16, steps, COLS) units             a panel is COLS output channels; the unit is a float or a pair of bf16, see attention
- *     M: (16, tiles, COLS) floats                    one panel's sums, in L2; transformed back before the next panel
+ *     U: (panels, 16, steps, WIN_COLS) units             a panel is WIN_COLS output channels; the unit is a float or a pair of bf16, see attention
+ *     M: (16, tiles, WIN_COLS) floats                    one panel's sums, in L2; transformed back before the next panel
  *
  * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never made. The middle two of a tile's four lines
  * are one line of the source, their difference is zero, and 9 of the 16 products are left: in both directions lines 0, 1 and 3.
  *
  * A tile's bits depend on nothing but its own window. Rounding V and U to bf16 costs about twice the error of rounding plain weights.
  *
- *     winograd(DD_BF16, dst, src, u, bias, NULL, false, false, n, h, w, ic, oc, scratch);
+ *     winograd(DD_BF16, &(dd_winograd_call){.dst = dst, .src = src, .weights = u, ...});
  */
 #ifndef DD_KERNELS_WINOGRAD_H
 #define DD_KERNELS_WINOGRAD_H
@@ -23,24 +23,24 @@
 
 #include <omp.h>
 
-#define COLS (2 * W) /* output channels of a panel */
-#if W == 16
-#define TILE_ROWS 12 /* tiles of a micro-kernel: 2 TILE_ROWS accumulators, all registers but the operands' */
+#define WIN_COLS (2 * DD_VECTOR) /* output channels of a panel */
+#if DD_VECTOR == 16
+#define WIN_ROWS 12 /* tiles of a micro-kernel: 2 WIN_ROWS accumulators, all registers but the operands' */
 #else
-#define TILE_ROWS 6
+#define WIN_ROWS 6
 #endif
-#define TASK_TILES 48 /* tiles of a task: U is read once for all of them */
+#define WIN_TASK_TILES 48 /* tiles of a task: U is read once for all of them */
 
 /* M[0 .. m) = V[0 .. m) U: rows of V are `steps` units apart. */
 INLINE void winograd_product(const bool dot, const int m, float *sums, const uint32_t *v, const uint32_t *u, size_t steps)
 {
-    vf acc[TILE_ROWS][2];
+    vf acc[WIN_ROWS][2];
 #pragma GCC unroll 12
     for (int i = 0; i < m; i++) {
         acc[i][0] = acc[i][1] = set1(0.0f);
     }
     for (size_t j = 0; j < steps; j++) {
-        vf u0 = load_f32(u + j * COLS), u1 = load_f32(u + j * COLS + W);
+        vf u0 = load_f32(u + j * WIN_COLS), u1 = load_f32(u + j * WIN_COLS + DD_VECTOR);
 #pragma GCC unroll 12
         for (int i = 0; i < m; i++) {
             vf a = broadcast(v + (size_t)i * steps + j);
@@ -50,8 +50,8 @@ INLINE void winograd_product(const bool dot, const int m, float *sums, const uin
     }
 #pragma GCC unroll 12
     for (int i = 0; i < m; i++) {
-        store_f32(sums + i * COLS, acc[i][0]);
-        store_f32(sums + i * COLS + W, acc[i][1]);
+        store_f32(sums + i * WIN_COLS, acc[i][0]);
+        store_f32(sums + i * WIN_COLS + DD_VECTOR, acc[i][1]);
     }
 }
 
@@ -95,7 +95,7 @@ INLINE void winograd_source(const bool up, const dd_dtype t, const winograd_job 
     for (int i = 0; i < count; i++) {
         const int tile = first + i, y = tile / job->across % job->down * stride, x = tile % job->across * stride;
         const char *image = job->src + (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w * pixel;
-        for (int c = 0; c < job->ic; c += W) {
+        for (int c = 0; c < job->ic; c += DD_VECTOR) {
             vf d[4][4];
 #pragma GCC unroll 4
             for (int k = 0; k < lines; k++) {
@@ -133,9 +133,9 @@ INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job 
     for (int i = 0; i < count; i++) {
         const int tile = first + i, y = tile / job->across % job->down * 2, x = tile % job->across * 2;
         const size_t row = (size_t)(tile / job->across / job->down) * (size_t)job->oh * (size_t)job->ow;
-        for (int c = 0; c < COLS; c += W) {
-            const float *from = sums + (size_t)i * COLS + (size_t)c;
-            const size_t channel = (size_t)panel * COLS + (size_t)c;
+        for (int c = 0; c < WIN_COLS; c += DD_VECTOR) {
+            const float *from = sums + (size_t)i * WIN_COLS + (size_t)c;
+            const size_t channel = (size_t)panel * WIN_COLS + (size_t)c;
             const vf bias = job->bias ? load_f32(job->bias + channel) : set1(0.0f);
             vf half[2][4];
 #pragma GCC unroll 4
@@ -143,7 +143,7 @@ INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job 
                 vf m[4], both[2];
 #pragma GCC unroll 4
                 for (int k = 0; k < lines; k++) {
-                    m[k] = load_f32(from + (size_t)(lines * k + l) * (size_t)count * COLS);
+                    m[k] = load_f32(from + (size_t)(lines * k + l) * (size_t)count * WIN_COLS);
                 }
                 winograd_out(up, m, both);
                 half[0][l] = both[0];
@@ -170,8 +170,8 @@ INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job 
 }
 
 /* Bytes of V and of M for one thread. */
-INLINE size_t winograd_v_bytes(dd_dtype t, int ic) { return (size_t)16 * TASK_TILES * (size_t)ic * dd_dtype_size(t); }
-INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_bytes(t, ic) + (size_t)16 * TASK_TILES * COLS * sizeof(float); }
+INLINE size_t winograd_v_bytes(dd_dtype t, int ic) { return (size_t)16 * WIN_TASK_TILES * (size_t)ic * dd_dtype_size(t); }
+INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_bytes(t, ic) + (size_t)16 * WIN_TASK_TILES * WIN_COLS * sizeof(float); }
 
 INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
 {
@@ -180,19 +180,19 @@ INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const
     uint32_t *v = (uint32_t *)(void *)own;
     float *sums = (float *)(void *)(own + winograd_v_bytes(t, job->ic));
     winograd_source(up, t, job, first, count, own);
-    for (int panel = 0; panel < job->oc / COLS; panel++) {
+    for (int panel = 0; panel < job->oc / WIN_COLS; panel++) {
         for (int p = 0; p < points; p++) {
-            const uint32_t *u = job->u + ((size_t)panel * (size_t)points + (size_t)p) * steps * COLS, *rows = v + (size_t)p * (size_t)count * steps;
-            float *to = sums + (size_t)p * (size_t)count * COLS;
+            const uint32_t *u = job->u + ((size_t)panel * (size_t)points + (size_t)p) * steps * WIN_COLS, *rows = v + (size_t)p * (size_t)count * steps;
+            float *to = sums + (size_t)p * (size_t)count * WIN_COLS;
             int i = 0;
-            for (; i + TILE_ROWS <= count; i += TILE_ROWS) {
-                winograd_product(dot, TILE_ROWS, to + i * COLS, rows + (size_t)i * steps, u, steps);
+            for (; i + WIN_ROWS <= count; i += WIN_ROWS) {
+                winograd_product(dot, WIN_ROWS, to + i * WIN_COLS, rows + (size_t)i * steps, u, steps);
             }
             for (; i + 4 <= count; i += 4) {
-                winograd_product(dot, 4, to + i * COLS, rows + (size_t)i * steps, u, steps);
+                winograd_product(dot, 4, to + i * WIN_COLS, rows + (size_t)i * steps, u, steps);
             }
             for (; i < count; i++) {
-                winograd_product(dot, 1, to + i * COLS, rows + (size_t)i * steps, u, steps);
+                winograd_product(dot, 1, to + i * WIN_COLS, rows + (size_t)i * steps, u, steps);
             }
         }
         winograd_result(up, t, job, first, count, panel, sums);
@@ -204,8 +204,8 @@ static void winograd_tiles(dd_dtype dtype, bool up, const winograd_job *job, int
 {
     const int tiles = end - begin, threads = omp_get_max_threads();
     /* As many tasks for every thread, of whole micro-kernels. */
-    const int rounds = (tiles - 1) / (threads * TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
-    const int size = (share + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+    const int rounds = (tiles - 1) / (threads * WIN_TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
+    const int size = (share + WIN_ROWS - 1) / WIN_ROWS * WIN_ROWS;
 #pragma omp parallel
     {
         char *own = scratch + (size_t)omp_get_thread_num() * winograd_thread_bytes(dtype, job->ic);
@@ -249,17 +249,17 @@ static void winograd_in_place(dd_dtype dtype, winograd_job *job, int n, char *sc
     }
 }
 
-static void winograd(dd_dtype dtype, void *dst, const void *src, const void *u, const float *bias, const void *residual, bool relu, bool up,
-                     int n, int h, int w, int ic, int oc, void *scratch)
+static void winograd(dd_dtype dtype, const dd_winograd_call *call)
 {
-    winograd_job job = {.dst = dst, .src = src, .add = residual, .u = u, .bias = bias, .relu = relu, .h = h, .w = w, .ic = ic,
-                        .oh = up ? 2 * h : h, .ow = up ? 2 * w : w, .oc = oc};
+    const int scale = call->up ? 2 : 1;
+    winograd_job job = {.dst = call->dst, .src = call->src, .add = call->residual, .u = call->weights, .bias = call->bias, .relu = call->relu,
+                        .h = call->h, .w = call->w, .ic = call->ic, .oh = scale * call->h, .ow = scale * call->w, .oc = call->oc};
     job.down = (job.oh + 1) / 2;
     job.across = (job.ow + 1) / 2;
-    if (dst == src) {
-        winograd_in_place(dtype, &job, n, scratch);
+    if (call->dst == call->src) {
+        winograd_in_place(dtype, &job, call->n, call->scratch);
     } else {
-        winograd_tiles(dtype, up, &job, 0, n * job.down * job.across, scratch);
+        winograd_tiles(dtype, call->up, &job, 0, call->n * job.down * job.across, call->scratch);
     }
 }
 

@@ -63,7 +63,7 @@ INLINE void winograd_gradient_result(const winograd_gradient_job *job, int first
     for (int i = 0; i < 4; i++) {
         at[i / 2][i % 2] = winograd_at(job, image, s->oh, s->ow, s->oc, y + i / 2, x + i % 2);
     }
-    for (int c = 0; c < s->oc; c += W) {
+    for (int c = 0; c < s->oc; c += DD_VECTOR) {
         float *to = job->y + (size_t)(c / GRADIENT_COLS) * 16 * plane + (size_t)step * GRADIENT_COLS + c % GRADIENT_COLS;
         vf half[2][4];
 #pragma GCC unroll 2
@@ -97,7 +97,7 @@ INLINE void winograd_gradient_source(const int k, const winograd_gradient_job *j
             at[0][l] = winograd_at(job, image, s->h, s->w, s->ic, y + plus[k], left + l) + channel;
             at[1][l] = winograd_at(job, image, s->h, s->w, s->ic, y + other[k], left + l) + channel;
         }
-        for (int c = 0; c < channels; c += W) {
+        for (int c = 0; c < channels; c += DD_VECTOR) {
             vf line[4];
 #pragma GCC unroll 4
             for (int l = 0; l < 4; l++) {
@@ -135,13 +135,13 @@ INLINE void winograd_gradient_task(const int k, const winograd_gradient_job *job
     }
 }
 
-/* gradient (oihw) += G' sums G for W output channels from o on. */
+/* gradient (oihw) += G' sums G for DD_VECTOR output channels from o on. */
 INLINE void winograd_gradient_add(const winograd_gradient_job *job, float *gradient, int o)
 {
     const size_t ic = (size_t)job->window.ic, oc = (size_t)job->window.oc;
     for (size_t c = 0; c < ic; c++) {
         vf half[4][3];
-        float g[9][W];
+        float g[9][DD_VECTOR];
 #pragma GCC unroll 4
         for (size_t k = 0; k < 4; k++) {
             vf line[4];
@@ -161,7 +161,7 @@ INLINE void winograd_gradient_add(const winograd_gradient_job *job, float *gradi
                 store_f32(g[3 * k + l], whole[k]);
             }
         }
-        for (size_t first = 0; first < W; first += 8) { /* filters are nine floats: eight at once, and the last */
+        for (size_t first = 0; first < DD_VECTOR; first += 8) { /* filters are nine floats: eight at once, and the last */
             float *to = gradient + (((size_t)o + first) * ic + c) * 9;
             __m256 filters[8];
 #pragma GCC unroll 8
@@ -209,7 +209,7 @@ static void winograd_gradient(float *gradient, const void *src, const void *d_ds
             }
         }
 #pragma omp for schedule(static)
-        for (int o = 0; o < s->oc; o += W) {
+        for (int o = 0; o < s->oc; o += DD_VECTOR) {
             winograd_gradient_add(&job, gradient, o);
         }
     }

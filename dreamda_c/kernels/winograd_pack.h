@@ -8,9 +8,9 @@
 #include "kernels/winograd.h"
 
 /* One input channel's filters of a panel, `stride` floats apart, to a vector a place of the window; `turned`: by half. */
-INLINE void winograd_filters(float g[9][COLS], const float *from, size_t stride, bool turned)
+INLINE void winograd_filters(float g[9][WIN_COLS], const float *from, size_t stride, bool turned)
 {
-    for (int o = 0; o < COLS; o += 4) {
+    for (int o = 0; o < WIN_COLS; o += 4) {
         const float *row[4] = {from, from + stride, from + 2 * stride, from + 3 * stride};
         for (int i = 0; i < 8; i += 4) {
             __m128 x[4] = {_mm_loadu_ps(row[0] + i), _mm_loadu_ps(row[1] + i), _mm_loadu_ps(row[2] + i), _mm_loadu_ps(row[3] + i)};
@@ -26,8 +26,8 @@ INLINE void winograd_filters(float g[9][COLS], const float *from, size_t stride,
     }
 }
 
-/* G g G' of W filters, from lane `o` on. */
-INLINE void winograd_transform(vf u[16], float g[9][COLS], int o)
+/* G g G' of DD_VECTOR filters, from lane `o` on. */
+INLINE void winograd_transform(vf u[16], float g[9][WIN_COLS], int o)
 {
     const vf half = set1(0.5f);
     vf x[4][3];
@@ -55,12 +55,12 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
                                dd_winograd_kind kind)
 {
     const bool turned = kind == DD_WINOGRAD_BACKWARD;
-    float g[2][9][COLS];
+    float g[2][9][WIN_COLS];
     winograd_filters(g[0], from, stride, turned);
     if (pairs) {
         winograd_filters(g[1], from + next_channel, stride, turned);
     }
-    for (int o = 0; o < COLS; o += W) {
+    for (int o = 0; o < WIN_COLS; o += DD_VECTOR) {
         uint32_t *to = dst + o;
         vf u[2][16];
         winograd_transform(u[0], g[0], o);
@@ -77,7 +77,7 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
     }
 }
 
-#define PACK_CHANNELS 16 /* of a task; divides every number of channels that dd_winograd takes */
+#define WIN_PACK_CHANNELS 16 /* of a task; divides every number of channels that dd_winograd takes */
 
 static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
 {
@@ -87,15 +87,15 @@ static void winograd_pack(dd_dtype dtype, void *dst, const float *plain, int ic,
     const size_t next_output = backward ? 9 : (size_t)ic * 9, next_channel = backward ? (size_t)ic * 9 : 9;
     const size_t steps = (size_t)(from / pair);
 #pragma omp parallel for collapse(2) schedule(static)
-    for (int panel = 0; panel < to / COLS; panel++) {
-        for (int first = 0; first < from; first += PACK_CHANNELS) {
-            for (int c = first; c < first + PACK_CHANNELS; c += pair) {
-                uint32_t *step = (uint32_t *)dst + ((size_t)panel * points * steps + (size_t)(c / pair)) * COLS;
-                const float *filters = plain + (size_t)panel * COLS * next_output + (size_t)c * next_channel;
+    for (int panel = 0; panel < to / WIN_COLS; panel++) {
+        for (int first = 0; first < from; first += WIN_PACK_CHANNELS) {
+            for (int c = first; c < first + WIN_PACK_CHANNELS; c += pair) {
+                uint32_t *step = (uint32_t *)dst + ((size_t)panel * points * steps + (size_t)(c / pair)) * WIN_COLS;
+                const float *filters = plain + (size_t)panel * WIN_COLS * next_output + (size_t)c * next_channel;
                 if (pair == 2) {
-                    winograd_pack_step(true, step, steps * COLS, filters, next_output, next_channel, kind);
+                    winograd_pack_step(true, step, steps * WIN_COLS, filters, next_output, next_channel, kind);
                 } else {
-                    winograd_pack_step(false, step, steps * COLS, filters, next_output, next_channel, kind);
+                    winograd_pack_step(false, step, steps * WIN_COLS, filters, next_output, next_channel, kind);
                 }
             }
         }

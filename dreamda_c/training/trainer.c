@@ -84,8 +84,9 @@ static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *ima
         return DD_OK;
     default:
         if (s->winograd) {
-            dd_winograd(t->isa, t->dtype, dst, src, t->packed + s->packed_forward, NULL, NULL, false, false, in->n, in->h, in->w,
-                        in->c, value(t, op->dst)->c, t->scratch);
+            dd_winograd(t->isa, t->dtype,
+                        &(dd_winograd_call){.dst = dst, .src = src, .weights = t->packed + s->packed_forward, .n = in->n, .h = in->h,
+                                            .w = in->w, .ic = in->c, .oc = value(t, op->dst)->c, .scratch = t->scratch});
             return DD_OK;
         }
         dd_primitive_bind(s->forward, DD_ARG_SRC, src);
@@ -133,8 +134,10 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         break;
     case DD_OP_BATCH_NORM: {
         dd_batch_norm n = norm_of(t, s, slot);
-        dd_batch_norm_backward(t->isa, t->dtype, &n, part(t, s->d_src), t->gradient + s->gamma, t->gradient + s->beta, part(t, s->d_dst[0]),
-                               part(t, s->d_dst[1]), src, in_slot(t, slot, t->kept[op->dst]), op->src[DD_SRC_ADD].value != DD_NONE, t->scratch);
+        const dd_batch_norm_gradient g = {.d_src = part(t, s->d_src), .d_gamma = t->gradient + s->gamma, .d_beta = t->gradient + s->beta,
+                                          .d_dst = part(t, s->d_dst[0]), .d_dst_more = part(t, s->d_dst[1]), .src = src,
+                                          .dst = in_slot(t, slot, t->kept[op->dst]), .residual = op->src[DD_SRC_ADD].value != DD_NONE};
+        dd_batch_norm_backward(t->isa, t->dtype, &n, &g, t->scratch);
         break;
     }
     case DD_OP_GLOBAL_POOL:
@@ -153,8 +156,10 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
             since = add_time(s, PHASE_UNPACK, since);
         }
         if (s->winograd_backward) {
-            dd_winograd(t->isa, t->dtype, part(t, s->d_src), part(t, s->d_dst[0]), t->packed + s->packed_backward, NULL, NULL, false, false,
-                        in->n, in->h, in->w, value(t, op->dst)->c, in->c, t->scratch);
+            dd_winograd(t->isa, t->dtype,
+                        &(dd_winograd_call){.dst = part(t, s->d_src), .src = part(t, s->d_dst[0]), .weights = t->packed + s->packed_backward,
+                                            .n = in->n, .h = in->h, .w = in->w, .ic = value(t, op->dst)->c, .oc = in->c,
+                                            .scratch = t->scratch});
         } else if (s->backward) {
             DD_TRY(dd_primitive_run(s->backward));
         }
@@ -244,9 +249,12 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
             dd_global_pool(t->dtype, features, src, rows, in->h * in->w, in->c);
         } else if (s->winograd_evaluate) {
             dd_value from = t->steps[s->convolution].op->src[DD_SRC].value, add = s->op->src[DD_SRC_ADD].value;
-            dd_winograd(t->isa, t->dtype, dst, t->activations + t->evaluated[from], t->packed + s->packed_evaluate,
-                        (float *)(void *)(t->packed + s->bias_evaluate), add ? t->activations + t->evaluated[add] : NULL,
-                        s->op->act == DD_ACT_RELU, false, in->n, in->h, in->w, value(t, from)->c, value(t, s->op->dst)->c, t->scratch);
+            dd_winograd(t->isa, t->dtype,
+                        &(dd_winograd_call){.dst = dst, .src = t->activations + t->evaluated[from], .weights = t->packed + s->packed_evaluate,
+                                            .bias = (float *)(void *)(t->packed + s->bias_evaluate),
+                                            .residual = add ? t->activations + t->evaluated[add] : NULL,
+                                            .relu = s->op->act == DD_ACT_RELU, .n = in->n, .h = in->h, .w = in->w, .ic = value(t, from)->c,
+                                            .oc = value(t, s->op->dst)->c, .scratch = t->scratch});
         } else {
             DD_TRY(dd_primitive_run(s->evaluate));
         }
