@@ -2,16 +2,18 @@
 
     pixels = read_image("photos/cat/1.jpg", (512, 512)).pixels      # uint8 (512, 512, 3)
 
-Image files are untrusted: sizes are bounded, only a few formats are opened, and whatever is wrong with one file becomes a
-`BrokenImageError`.
+Image files are untrusted: sizes are bounded, only a few formats are opened, and whatever is wrong with one file becomes
+a `BrokenImageError`.
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +23,15 @@ from .files import BrokenImageError, read_bounded
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm", ".pnm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm",
+            ".pnm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Files with these endings are images in formats that are not read, unless their first bytes are those of one that is.
-OTHER_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".jxl": "JPEG XL", ".npy": "NumPy",
-                 ".svg": "SVG", ".tga": "TGA", ".psd": "Photoshop", ".dcm": "DICOM", ".exr": "OpenEXR", ".ico": "ICO", ".pcx": "PCX"}
-RAW_SUFFIXES = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")  # TIFF inside, with a thumbnail as its first image
+OTHER_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000",
+                 ".jxl": "JPEG XL", ".npy": "NumPy", ".svg": "SVG", ".tga": "TGA", ".psd": "Photoshop", ".dcm": "DICOM",
+                 ".exr": "OpenEXR", ".ico": "ICO", ".pcx": "PCX"}
+# Photographs as the camera's sensor has them: TIFF files whose first image is a thumbnail.
+RAW_SUFFIXES = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
 FITS = ("crop", "pad", "squash")
 
@@ -109,8 +114,10 @@ def _fit(image: Image.Image, size: tuple[int, int], how: str, resample: str) -> 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None, how: str = "squash") -> LoadedImage:
     """Read one image file as RGB.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, 16-bit gray is scaled to 8 bits, and of several frames the
-    first is taken. With `size` the image is resized to it; see `fit`.
+    The EXIF orientation is applied, transparent pixels are laid over white, and of several frames the first is taken. Grey
+    values of 1 to 16 bits are scaled to 8. Values whose black and white are not defined are refused: signed, 32-bit and
+    float values without a declared range, and 16-bit values of which the file uses the low bits only. With `size` the
+    image is resized to it; see `fit`.
 
     Parameters
     ----------
@@ -129,30 +136,139 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
 
 def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "squash") -> NDArray[np.uint8]:
     """Decode the bytes of an image file to uint8 (H, W, 3); see `read_image`."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            image: Image.Image = file
-            if image.width * image.height > MAX_PIXELS:
-                raise BrokenImageError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that are read; make it smaller")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise BrokenImageError("32-bit pixels have no defined range; save it with 8 or 16 bits")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
+        try:
+            image = _decoded(data)
+        except BrokenImageError:
+            raise
+        except Exception:
+            repaired = _without_metadata(data)
+            if repaired is None:
+                raise
+            image = _decoded(repaired)
     except BrokenImageError:
         raise
     except Exception as error:  # the file is untrusted, and Pillow's decoders raise whatever their format trips over
-        if type(error).__name__ == "UnidentifiedImageError":
-            found = format_of(data[:132])
-            if found is not None and found not in FORMATS:
-                raise BrokenImageError(f"{found} images are not read; convert it to PNG or JPEG") from error
+        if type(error).__name__ != "UnidentifiedImageError":
+            raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+        found = format_of(data[:132])
+        if found is None:
             raise BrokenImageError(f"not an image, or damaged; the formats read are {', '.join(FORMATS)}") from error
-        raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+        problem = "is damaged, or of a kind that is not read" if found in FORMATS else "is not read"
+        raise BrokenImageError(f"a {found} image that {problem}; save it as an 8-bit PNG or JPEG") from error
     return np.array(image) if size is None or image.size == (size[1], size[0]) else _fit(image, size, how, "bicubic")
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """The image as Pillow's mode RGB."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise BrokenImageError(f"{file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read; "
+                                   "make it smaller")
+        samples = _Samples.of(file, data)
+        file.load()
+        image: Image.Image = file
+        with contextlib.suppress(Exception):  # EXIF data that cannot be read say nothing about the orientation
+            image = ImageOps.exif_transpose(file)
+        key = image.info.get("transparency")
+        if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
+            image = Image.fromarray(samples.grey(np.asarray(image), key if isinstance(key, int) else None))
+        elif samples.bits > 8:
+            samples.check_colours(image, key)
+        if samples.colour_map is not None and image.mode == "P":
+            image = Image.fromarray(samples.colour_map[np.asarray(image)])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+class _Samples(NamedTuple):
+    """What the numbers in a file mean, where Pillow does not apply that itself."""
+
+    bits: int = 8
+    largest: int | None = None                      # of 1 to 16 bits; None: it is not known
+    range: tuple[float, float] | None = None        # black and white, where a TIFF has SMinSampleValue, SMaxSampleValue
+    low_bits: bool = False                          # values in the low bits alone would be a mistake of the writer
+    inverted: bool = False
+    colour_map: NDArray[np.uint8] | None = None     # of a TIFF, where it has 8 instead of 16 bits
+
+    @classmethod
+    def of(cls, file: Image.Image, data: bytes) -> _Samples:
+        """Of a file that is open, not yet loaded; a BrokenImageError if Pillow would misread it."""
+        if file.format == "PNG":
+            bits = data[24]
+            return cls(bits, (1 << bits) - 1, low_bits=bits == 16)
+        if file.format == "PPM":
+            return cls(16, 65535) if file.mode == "I" else cls(largest=255)  # Pillow scales by the file's own largest value
+        if file.format != "TIFF":
+            return cls(largest=255)
+        tags = file.tag_v2  # type: ignore[attr-defined]
+        bits = max(np.ravel(tags.get(258, 1)))
+        unsigned, colours = set(np.ravel(tags.get(339, 1))) == {1}, tags.get(277, 1)
+        if not unsigned and bits == 8:
+            raise BrokenImageError("signed 8-bit values have no defined black and white; save it with unsigned values")
+        if bits > 8 and colours > 1 and tags.get(284, 1) == 2:
+            raise BrokenImageError("16-bit colours in separate planes are not read; save it with interleaved colours, or with "
+                                   "8 bits")
+        ends = [float(np.ravel(tags[tag])[0]) for tag in (340, 341) if tag in tags]
+        if len(ends) == 1 and 341 in tags:
+            ends.insert(0, 0.0)
+        declared = (ends[0], ends[1]) if len(ends) == 2 and np.isfinite(ends).all() and ends[0] < ends[1] else None
+        map8 = None
+        if 320 in tags and max(tags[320]) < 256:
+            map8 = np.array(tags[320], np.uint8).reshape(3, -1).T
+        return cls(bits, (1 << bits) - 1 if unsigned and bits <= 16 else None, declared, bits == 16, bits > 8 and tags.get(262) == 0, map8)
+
+    def grey(self, values: NDArray[Any], key: int | None) -> NDArray[np.uint8]:
+        """Grey values as 8 bits, those equal to the transparent one as white."""
+        if values.dtype == np.uint8 or values.dtype == bool:
+            grey = values.astype(np.uint8) * (255 if values.dtype == bool else 1)
+            if key is not None and self.largest:
+                grey = np.where(grey == (key & self.largest) * 255 // self.largest, 255, grey).astype(np.uint8)
+            return grey
+        if self.range is None and self.largest is None:
+            raise BrokenImageError("32-bit or signed values have no defined black and white; save it with 8 or 16 bits")
+        low, high = self.range or (0, self.largest or 0)
+        if self.low_bits and self.range is None:
+            _check_low_bits(int(values.max()), 65535)
+        if (low, high) == (0, 65535):
+            grey = (values // 257).astype(np.uint8)
+        elif np.isfinite(values).all():
+            grey = (np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8)
+        else:
+            raise BrokenImageError("it holds NaN or infinite values; save it with 8 or 16 bits")
+        if self.inverted:
+            grey = 255 - grey
+        return grey if key is None else np.where(values == key, np.uint8(255), grey)
+
+    def check_colours(self, image: Image.Image, key: Any) -> None:
+        """Refuse 16-bit colours whose upper 8 bits, which alone Pillow reads, do not tell what is there."""
+        if isinstance(key, tuple):
+            raise BrokenImageError("a transparent 16-bit colour is not read; save it with an alpha channel, or with 8 bits")
+        if image.mode in ("RGB", "RGBX", "RGBA", "LA"):
+            upper = np.asarray(image)[..., [i for i, band in enumerate(image.getbands()) if band in "RGBL"]]
+            _check_low_bits(max(int(upper.max()), 1), 255)
+
+
+def _check_low_bits(highest: int, largest: int) -> None:
+    if 0 < highest <= largest // 4:
+        raise BrokenImageError(f"its 16-bit values use the low bits only (the highest is {highest / largest:.1%} of white), and "
+                               "the file does not say what is white; scale them to 16 bits, or save it with 8")
+
+
+def _without_metadata(data: bytes) -> bytes | None:
+    """A PNG without the chunks that do not change its pixels, of which one may be damaged; None for other files."""
+    if format_of(data[:8]) != "PNG":
+        return None
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at: at + 4], "big")
+        kind = data[at + 4: at + 8]
+        sound = int.from_bytes(data[end - 4: end], "big") == zlib.crc32(data[at + 4: end - 4])
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or kind in (b"tRNS", b"eXIf") and sound:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
