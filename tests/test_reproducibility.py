@@ -32,10 +32,10 @@ if dreamda.info()["onednn_isa"] == sys.argv[4]:
 
 
 def images(dtype: str, threads: int = 2) -> np.ndarray:
-    """int (modes, N, K, H, W, 3): the two step rules of DreamDA at the default settings but for the number of steps."""
+    """int (modes, N, K, H, W, 3): the two methods of DreamDA at the default settings but for the number of steps."""
     pipe = Pipeline.load("fashion-mini", dtype=dtype, threads=threads)
-    return np.stack([pipe.augment(load_bundled().seeds[:2], ["a photo of a t-shirt"] * 2, variants=2, steps=5, step=step)
-                     for step in ("cycle", "asymmetric")]).astype(int)
+    return np.stack([pipe.augment(load_bundled().seeds[:2], ["a photo of a t-shirt"] * 2, variants=2, steps=5, method=method)
+                     for method in ("cycle", "asymmetric")]).astype(int)
 
 
 @pytest.fixture(scope="module")
