@@ -1,22 +1,21 @@
-"""Tokens against those of transformers' CLIPTokenizer (golden/tokens.json), and damaged tokenizer folders."""
+"""Tokens against those of transformers' CLIPTokenizer, for many texts and for folders of every age, and damaged folders."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from batteries.tokenizers import FOLDERS, REFUSED, TEXTS, write_folder
 from dreamda.generation.pipeline import BUNDLED
+from dreamda.networks.models import TextEncoder
 from dreamda.networks.tokenizer import Tokenizer
 
 FOLDER = BUNDLED / "fashion-mini" / "tokenizer"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text())
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))
+FOLDERS_GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer_folders.json").read_text())
 
 
 def edit(file, **changes):
@@ -25,7 +24,31 @@ def edit(file, **changes):
     file.write_text(json.dumps(content))
 
 
-def test_tokens_equal_transformers(folder):
+@pytest.mark.parametrize("entry", FOLDERS, ids=lambda e: e["name"])
+def test_folders(tmp_path, entry):
+    """`tests/golden/make_text_and_schedules.py` asked transformers about the same folders."""
+    tokenizer = Tokenizer(write_folder(entry, FOLDER, tmp_path))
+    assert FOLDERS_GOLDEN["texts"] == TEXTS, "make the golden file again"
+    for text, ids, expected in zip(TEXTS, tokenizer(TEXTS).tolist(), FOLDERS_GOLDEN["ids"][entry["name"]]):
+        assert ids == expected, repr(text)
+        assert max(ids) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda e: e["name"])
+def test_refused_folders(tmp_path, entry):
+    kind = FileNotFoundError if entry.get("error") else ValueError
+    with pytest.raises(kind) as caught:
+        Tokenizer(write_folder(entry, FOLDER, tmp_path))
+    assert entry["says"] in str(caught.value) and str(tmp_path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_names_are_told_apart():
+    names = [entry["name"] for entry in FOLDERS + REFUSED]
+    assert len(set(names)) == len(names) and set(FOLDERS_GOLDEN["ids"]) == {entry["name"] for entry in FOLDERS}
+
+
+def test_tokens_equal_transformers(tmp_path):
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))
     edit(folder / "tokenizer_config.json", model_max_length=GOLDEN["length"])
     for text, ids, expected in zip(GOLDEN["texts"], Tokenizer(folder)(GOLDEN["texts"]).tolist(), GOLDEN["ids"]):
         assert ids == expected + expected[-1:] * (GOLDEN["length"] - len(expected)), repr(text)
@@ -40,40 +63,37 @@ def test_long_texts_are_cut_and_keep_their_end():
     assert tokenizer([]).shape == (0, 16)
 
 
-def test_padding_of_its_own(folder):
-    """Stable Diffusion 2 pads with "!" (token 0), and writes special tokens as objects."""
-    edit(folder / "tokenizer_config.json", pad_token="!", eos_token={"content": "<|endoftext|>", "__type": "AddedToken"})
-    edit(folder / "special_tokens_map.json", pad_token="!")
-    padded, plain = Tokenizer(folder)(["a coat"])[0], Tokenizer(FOLDER)(["a coat"])[0]
-    end = list(plain).index(plain[-1])
-    assert list(padded) == [*plain[: end + 1], *[0] * (15 - end)]
-
-
-def test_the_length_defaults_to_clips(folder):
-    edit(folder / "tokenizer_config.json", model_max_length=10**30)  # what transformers writes for "unlimited"
+@pytest.mark.parametrize("length", [10**30, None, "77", 0, -5, True, 10**6])
+def test_the_length_defaults_to_clips(tmp_path, length):
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))
+    edit(folder / "tokenizer_config.json", model_max_length=length)  # transformers writes 10**30 for "unlimited"
     assert Tokenizer(folder).length == 77
 
 
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("vocab.json", "{", "not valid JSON"),
-        ("vocab.json", "[1]", "expected a JSON object"),
-        ("vocab.json", '{"a": "b"}', "whole number"),
-        ("vocab.json", '{"a": 0}', "is not in it"),
-        ("merges.txt", "a b c\n", "line 1 has to hold two tokens"),
-        ("merges.txt", "zz yy\n", "does not fit vocab.json"),
-    ],
-)
-def test_damaged_folders(folder, name, content, message):
-    (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        Tokenizer(folder)
-    assert str(folder / name) in str(caught.value)
+def test_added_tokens_need_embeddings(tmp_path):
+    """A folder with more tokens than the text encoder has embeddings for is refused; with as many, a new token is one embedding."""
+    model = Path(shutil.copytree(BUNDLED / "fashion-mini", tmp_path / "model"))
+    (model / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 598}))
+    with pytest.raises(ValueError, match="599 tokens exceed the text encoder's 'vocab_size' 598"):
+        TextEncoder.load(model / "text_encoder")
+    assert list(Tokenizer(model / "tokenizer")(["<cat-toy>"])[0, :3]) == [596, 598, 597]
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_missing_files(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        Tokenizer(folder)
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_damaged_files_are_read_or_refused(tmp_path, name):
+    """Bytes changed at random: either tokens come out, or an error names the folder; never another exception."""
+    rng = random.Random(name)
+    entry = next(e for e in FOLDERS if e["name"] == "fast tokenizer before 4.34") if name == "tokenizer.json" else \
+        next(e for e in FOLDERS if e["name"] == "added_tokens.json, one special")
+    whole = (write_folder(entry, FOLDER, tmp_path) / name).read_bytes()
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(rng.choice([1, 2, 10])):
+            content[rng.randrange(len(content))] = rng.choice(b'0123456789"{}[],: nulltrefas\\u' if rng.random() < 0.8 else bytes(range(256)))
+        (tmp_path / name).write_bytes(content)
+        try:
+            tokenizer = Tokenizer(tmp_path)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(tmp_path) in str(error)
+        else:
+            assert tokenizer(TEXTS).max() < tokenizer.vocab_size

@@ -1,11 +1,12 @@
-"""Writes tokens.json and schedules.json: what transformers and diffusers make of some texts and noise schedules.
+"""Writes tokens.json, tokenizer_folders.json and schedules.json: what transformers and diffusers make of texts and noise schedules.
 
-    python tests/golden/make_text_and_schedules.py        # needs torch, diffusers, transformers; made with 2.13.0, 0.42.1, 5.23.0
+    python tests/golden/make_text_and_schedules.py        # needs torch, diffusers, transformers; made with 2.13.0, 0.42.1, 5.24.0
 """
 
 import json
 import random
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from transformers import CLIPTokenizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from batteries import tokenizers  # noqa: E402
+
 TOKENIZER = HERE.parents[1] / "python/dreamda/bundled/fashion-mini/tokenizer"
 LENGTH = 120
 
@@ -51,6 +55,15 @@ def tokens():
     return {"length": LENGTH, "texts": texts, "ids": ids}
 
 
+def tokenizer_folders():
+    ids = {}
+    for entry in tokenizers.FOLDERS:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizers.write_folder(entry, TOKENIZER, Path(folder)))
+            ids[entry["name"]] = tokenizer(tokenizers.TEXTS, padding="max_length", truncation=True)["input_ids"]
+    return {"texts": tokenizers.TEXTS, "ids": ids}
+
+
 def schedules():
     cases = []
     x, prediction = torch.tensor([[-1.7, -0.4, 0.1, 0.9, 2.3]], dtype=torch.float64), torch.tensor([[0.6, -1.2, 0.3, 1.9, -0.2]], dtype=torch.float64)
@@ -73,5 +86,5 @@ def schedules():
 
 
 if __name__ == "__main__":
-    for name, content in (("tokens.json", tokens()), ("schedules.json", schedules())):
+    for name, content in (("tokens.json", tokens()), ("tokenizer_folders.json", tokenizer_folders()), ("schedules.json", schedules())):
         (HERE / name).write_text(json.dumps(content, separators=(",", ":")) + "\n")

@@ -79,7 +79,7 @@ def compare_tokens(report: Report, work: Path) -> None:
         same = ours[name].shape == reference[name].shape
         different = np.flatnonzero((ours[name] != reference[name]).any(axis=1)) if same else []
         text = f", different: {list(different[:9])}" if len(different) else "" if same else f", shape {ours[name].shape}"
-        report.line("tokens", f"{name} vocabulary", same and len(different) == 0, f"{len(reference[name])} texts{text}")
+        report.line("tokens", name, same and len(different) == 0, f"{len(reference[name])} texts{text}")
 
 
 def main() -> int:

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from batteries import tokenizers  # noqa: E402
+
 COUNT = 4000
 _FIXED = [
+    *tokenizers.TEXTS,
     "", " ", "\t\n", "a", "A photo of a COAT", "  a   photo\nof\ta  coat  ", "don't you'll we've I'm he'd it's they're", "DON'T", "'s't're",
     "1234567890", "3.14159e-10", "x²+y³=½", "ⅣⅫ", "£€¥", "a" * 500, "coat " * 100, "<|startoftext|>", "<|endoftext|> a coat", "a<|endoftext|>b",
     "<|ENDOFTEXT|>", "e\u0301 é E\u0301 É", "ﬁ ﬀ ﬃ", "ſ K Å", "İstanbul ıI", "ΑΣ ας ΣΣ", "straße ẞ", "👩‍👩‍👧‍👦", "🇩🇪🇯🇵", "👍🏽", "☺️", "写真のコート", "사진",
@@ -65,7 +69,10 @@ def main(work: Path) -> None:
 
     if not (work / "large" / "vocab.json").exists():
         make_vocabulary(work / "large")
-    folders = {"fashion-mini": dreamda.generation.pipeline.BUNDLED / "fashion-mini" / "tokenizer", "large": work / "large"}
+    small = dreamda.generation.pipeline.BUNDLED / "fashion-mini" / "tokenizer"
+    folders = {"fashion-mini": small, "large": work / "large"}
+    for number, entry in enumerate(tokenizers.FOLDERS):
+        folders[entry["name"]] = tokenizers.write_folder(entry, small, work / f"folder-{number}")
     (work / "folders.json").write_text(json.dumps({name: str(folder) for name, folder in folders.items()}))
     np.savez(work / "ours.npz", **{name: Tokenizer(folder)(texts()) for name, folder in folders.items()})
 

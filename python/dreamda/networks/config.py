@@ -11,6 +11,7 @@ MAX_JSON_BYTES = 16 << 20
 _ABSENT = object()
 _shown = reprlib.Repr()  # of a value from an untrusted file, for a message: neither long nor deep
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
+shown = _shown.repr
 
 # Features of diffusers' UNet2DConditionModel that change the network, and the only values we compute.
 _UNET_FIXED: dict[str, tuple] = {
