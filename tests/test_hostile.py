@@ -160,18 +160,29 @@ def test_weights_with_nan_are_named(tmp_path):
 
 
 def test_weights_that_change_after_they_were_listed(tmp_path):
-    """The header is read at once, the tensors with the first plan: what is wrong by then is named, and a mended file needs no new start."""
+    """The header is read at once, the tensors with the first plan: a file that is gone or another one by then is named, not read."""
     folder = shutil.copytree(MODEL, tmp_path / "model")
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()
     unet = dreamda.UNet.load(folder / "unet", dtype="f32", threads=1)
-    file.unlink()
-    with pytest.raises(ValueError, match=f"{file}: it cannot be opened"):
+    file.rename(tmp_path / "aside")
+    with pytest.raises(FileNotFoundError, match=str(file)):
         unet.plan(rows=1, height=8, width=8, tokens=16)
-    file.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match=f"{file}: tensor '.*' ends early: the file is truncated, fetch it again"):
-        unet.plan(rows=1, height=8, width=8, tokens=16)
-    file.write_bytes(content)
+    for other in (content[:-1], content):  # truncated; the same bytes, but who could know
+        file.write_bytes(other)
+        with pytest.raises(ValueError, match=f"{file}: it has changed since the model was loaded; load the model again"):
+            unet.plan(rows=1, height=8, width=8, tokens=16)
+    (tmp_path / "aside").replace(file)
+    assert unet.plan(rows=1, height=8, width=8, tokens=16).missing() == []
+
+
+def test_models_survive_another_working_folder(tmp_path, monkeypatch):
+    """Weights are read with the first plan; by then a relative path may mean another place."""
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    unet = dreamda.UNet.load("model/unet", dtype="f32", threads=1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert unet.plan(rows=1, height=8, width=8, tokens=16).missing() == []
 
 
@@ -190,9 +201,9 @@ def test_tensors_of_very_many_dimensions(tmp_path):
 
 def test_lists_of_misfits_end(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(tensors([1], 5000))
-    with pytest.raises(ValueError, match=r"unexpected: t\d+, t\d+, .* and 3000 more$") as caught:
+    with pytest.raises(ValueError, match=r"5000 unexpected: t000000, t000001, .*, t000004 and 4995 more$") as caught:
         WeightFile(tmp_path).check([("a", (1,))])
-    assert len(str(caught.value)) < 30_000
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("file, content", [
@@ -202,7 +213,7 @@ def test_tokenizers_of_odd_types(tmp_path, file, content):
     folder = shutil.copytree(MODEL / "tokenizer", tmp_path / "tokenizer")
     (folder / "special_tokens_map.json").unlink()
     (folder / file).write_text(content)
-    with pytest.raises(ValueError, match="vocab.json"):
+    with pytest.raises(ValueError, match=file):
         Tokenizer(folder)
 
 

@@ -613,7 +613,8 @@ def test_misfits_are_all_listed(folder):
     save_file(tensors, file)
     with pytest.raises(ValueError) as caught:
         Pipeline.load(folder)
-    assert all(s in str(caught.value) for s in ("missing: conv_in.weight", "unexpected: more", "wrong shape: conv_out.bias (5,) instead of (4,)"))
+    assert all(s in str(caught.value) for s in ("1 missing: conv_in.weight", "1 unexpected: more",
+                                               "1 of another shape: conv_out.bias (5,) instead of (4,)"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The noise schedule against values from diffusers (golden/schedules.json), and what impossible requests get."""
+"""The noise schedule against values from diffusers (golden/schedules.json, schedulers.json), and what is refused."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batteries.schedulers import REFUSED, SCHEDULERS
+from dreamda.networks import config as configurations
 from dreamda.networks.config import read_scheduler_config
 from dreamda.generation.schedulers import Schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
+CLASSES_GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedulers.json").read_text())
 
 
 def schedule(tmp_path, **config):
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     return Schedule(read_scheduler_config(tmp_path))
+
+
+@pytest.mark.parametrize("entry", SCHEDULERS, ids=lambda e: e["name"])
+def test_classes_have_the_noise_levels_of_diffusers(tmp_path, entry):
+    made, expected = schedule(tmp_path, **entry["config"]), CLASSES_GOLDEN[entry["name"]]
+    assert made.num_train_timesteps == expected["count"]
+    for place, alpha in expected["alphas"].items():
+        assert made.alpha(int(place)) == pytest.approx(alpha, rel=3e-5)  # diffusers' table is float32
+    assert made.alpha(-1) == pytest.approx(expected["final"], rel=1e-6) and made.clip == expected["clip"]
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=lambda e: e["name"])
+def test_refused_schedulers(tmp_path, entry):
+    with pytest.raises(ValueError) as caught:
+        schedule(tmp_path, **entry["config"])
+    assert entry["says"] in str(caught.value) and str(tmp_path / "scheduler_config.json") in str(caught.value)
+
+
+def test_the_table_names_every_class():
+    tested = {entry["config"].get("_class_name", "DDIMScheduler") for entry in SCHEDULERS}
+    # diffusers needs another package (torchsde) to construct this one; its defaults were read from its source.
+    assert tested == configurations.SCHEDULERS.keys() - {"DPMSolverSDEScheduler"}
+    assert {entry["name"] for entry in SCHEDULERS} == CLASSES_GOLDEN.keys()
 
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['config']['beta_schedule']}-{c['config']['prediction_type']}-{c['steps']}")

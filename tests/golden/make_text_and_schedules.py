@@ -1,4 +1,4 @@
-"""Writes tokens.json, tokenizer_folders.json and schedules.json: what transformers and diffusers make of texts and noise schedules.
+"""Writes tokens.json, tokenizer_folders.json, schedules.json and schedulers.json: what transformers and diffusers compute.
 
     python tests/golden/make_text_and_schedules.py        # needs torch, diffusers, transformers; made with 2.13.0, 0.42.1, 5.24.0
 """
@@ -10,13 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from transformers import CLIPTokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from batteries import tokenizers  # noqa: E402
+from batteries import schedulers as battery, tokenizers  # noqa: E402
 
 TOKENIZER = HERE.parents[1] / "python/dreamda/bundled/fashion-mini/tokenizer"
 LENGTH = 120
@@ -85,6 +86,20 @@ def schedules():
     return dict(x=x[0].tolist(), prediction=prediction[0].tolist(), noise=noise[0].tolist(), cases=cases)
 
 
+def schedulers():
+    result = {}
+    for entry in battery.SCHEDULERS:
+        name = entry["config"].get("_class_name", "DDIMScheduler")
+        made = getattr(diffusers, name).from_config(entry["config"])
+        alphas = made.alphas_cumprod.tolist()
+        places = [place for place in (0, 1, 2, 250, 500, 998, 999) if place < len(alphas)]
+        result[entry["name"]] = dict(
+            count=len(alphas), alphas={place: alphas[place] for place in places}, final=1.0 if made.config.get("set_alpha_to_one", True) else alphas[0],
+            clip=made.config.get("clip_sample_range", 1.0) if made.config.get("clip_sample", False) else None)
+    return result
+
+
 if __name__ == "__main__":
-    for name, content in (("tokens.json", tokens()), ("tokenizer_folders.json", tokenizer_folders()), ("schedules.json", schedules())):
+    for name, content in (("tokens.json", tokens()), ("tokenizer_folders.json", tokenizer_folders()), ("schedules.json", schedules()),
+                          ("schedulers.json", schedulers())):
         (HERE / name).write_text(json.dumps(content, separators=(",", ":")) + "\n")

@@ -59,6 +59,32 @@ _TINY_VAE_FIXED: dict[str, tuple] = {
 # diffusers uses the magnitude and the shift only to store latents as bytes; it writes the decoder's channels twice.
 _TINY_VAE_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 
+# Schedulers whose noise schedule these keys describe, with what diffusers' classes have where the file leaves a key out.
+_PLAIN: dict[str, Any] = dict(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False, set_alpha_to_one=True)
+_CLIPPED = _PLAIN | dict(clip_sample=True)
+_SMALL_BETAS = _PLAIN | dict(beta_start=0.00085, beta_end=0.012)
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": _CLIPPED,
+    "DDIMParallelScheduler": _CLIPPED,
+    "DDPMScheduler": _CLIPPED,
+    "DDPMParallelScheduler": _CLIPPED,
+    "PNDMScheduler": _PLAIN | dict(set_alpha_to_one=False),
+    "LMSDiscreteScheduler": _PLAIN,
+    "EulerDiscreteScheduler": _PLAIN,
+    "EulerAncestralDiscreteScheduler": _PLAIN,
+    "DPMSolverMultistepScheduler": _PLAIN,
+    "DPMSolverSinglestepScheduler": _PLAIN,
+    "UniPCMultistepScheduler": _PLAIN,
+    "DEISMultistepScheduler": _PLAIN,
+    "SASolverScheduler": _PLAIN,
+    "HeunDiscreteScheduler": _SMALL_BETAS,
+    "KDPM2DiscreteScheduler": _SMALL_BETAS,
+    "KDPM2AncestralDiscreteScheduler": _SMALL_BETAS,
+    "DPMSolverSDEScheduler": _SMALL_BETAS,
+    "LCMScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
+    "TCDScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
+}
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -307,6 +333,8 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     kind = r.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
         raise r.refuse("model_type", f"is {_shown.repr(kind)}, but only 'clip_text_model' can be loaded here")
+    if r.get("use_attention_mask", False) not in (False, None):
+        raise r.refuse("use_attention_mask", "is on: padding would have to be masked, which is not supported; use another text encoder")
     config: dict[str, Any] = dict(
         vocab_size=r.integer("vocab_size"),
         hidden_size=r.integer("hidden_size"),
@@ -323,32 +351,41 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The noise schedule of any diffusers scheduler folder (they share these keys); see `dreamda.generation.schedulers.Schedule`.
+    """The noise schedule of a diffusers scheduler folder, for `dreamda.generation.schedulers.Schedule`.
 
-    Whatever sampler the folder names, DDIM is run on its schedule. Absent keys have the values that diffusers' DDIMScheduler gives
-    them, except that only a DDIMScheduler clips samples without being told to.
+    The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` tells which one the file names
+    (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers.
     """
     r = _Reader(Path(folder) / "scheduler_config.json")
-    ddim = r.get("_class_name", "DDIMScheduler") == "DDIMScheduler"
+    name = r.get("_class_name", "DDIMScheduler")
+    if not isinstance(name, str) or name not in SCHEDULERS:
+        raise r.refuse("_class_name", f"is {shown(name)}, whose noise schedule is not supported; use a model trained with one of "
+                                      + ", ".join(c.removesuffix("Scheduler") for c in SCHEDULERS))
+    defaults = SCHEDULERS[name]
+    ddim = name == "DDIMScheduler"
     betas = r.get("trained_betas", None)
     if betas is not None and not (isinstance(betas, list) and betas and all(_is_number(b) and 0 <= b < 1 for b in betas)):
         raise r.refuse("trained_betas", "has to be null or a list of numbers from 0 to below 1")
-    for key in ("rescale_betas_zero_snr", "thresholding"):
+    for key in ("rescale_betas_zero_snr", "thresholding", "use_flow_sigmas"):
         if r.get(key, False) not in (False, None):
             raise r.refuse(key, "is on, which is not supported")
+    for key, usual in (("timestep_type", "discrete"), ("sigma_min", None), ("sigma_max", None)):
+        if r.get(key, usual) not in (usual, None):
+            raise r.refuse(key, f"is {shown(r.get(key))}, but only {usual or 'null'} is supported")
     if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
         raise r.refuse("timestep_spacing", f"is {_shown.repr(r.get('timestep_spacing'))}, but only 'leading' is supported")
     config: dict[str, Any] = dict(
+        class_name=name,
         num_train_timesteps=r.integer("num_train_timesteps", 1000),
-        beta_start=r.number("beta_start", 0.0001),
-        beta_end=r.number("beta_end", 0.02),
+        beta_start=r.number("beta_start", defaults["beta_start"]),
+        beta_end=r.number("beta_end", defaults["beta_end"]),
         beta_schedule=r.typed("beta_schedule", lambda v: v in ("linear", "scaled_linear", "squaredcos_cap_v2"),
-                              "linear, scaled_linear or squaredcos_cap_v2", "linear"),
+                              "linear, scaled_linear or squaredcos_cap_v2", defaults["beta_schedule"]),
         trained_betas=betas,
         prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"), "epsilon or v_prediction", "epsilon"),
         steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
-        set_alpha_to_one=r.boolean("set_alpha_to_one", True),
-        clip_sample=r.boolean("clip_sample", ddim),
+        set_alpha_to_one=r.boolean("set_alpha_to_one", defaults["set_alpha_to_one"]),
+        clip_sample=r.boolean("clip_sample", defaults["clip_sample"]),
         clip_sample_range=r.number("clip_sample_range", 1.0),
     )
     if not 0 <= config["beta_start"] <= config["beta_end"] < 1:

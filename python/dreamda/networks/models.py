@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from .. import _core
 from .config import read_text_config, read_unet_config, read_vae_config
 from .threads import resolve_threads
-from .weights import WeightFile
+from .weights import CONVERT_TRANSFORMERS, WeightFile
 
 MAX_SHAPES = 4  # a network keeps the plans of this many shapes
 
@@ -400,7 +400,8 @@ class TextEncoder:
 
         beside = Path(folder).parent / "tokenizer"
         where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
-        return cls(read_text_config(folder), WeightFile(folder, "text_model."), Tokenizer(where) if where is not None else None,
+        weights = WeightFile(folder, "text_model.", ("text_projection.",), CONVERT_TRANSFORMERS)
+        return cls(read_text_config(folder), weights, Tokenizer(where) if where is not None else None,
                    dtype, threads)
 
     def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:

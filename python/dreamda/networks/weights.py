@@ -9,12 +9,19 @@ import numpy as np
 
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_LISTED = 2000  # SDXL's U-Net has 1680 parameters
+MAX_LISTED = 5
 MAX_DIMS = 8
 _STEMS = ("diffusion_pytorch_model", "model")
 # Before diffusers 0.14 the VAE's attention had these names.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _BUFFERS = ("position_ids", "num_batches_tracked")
+# What torch.compile and DataParallel put before every name.
+_WRAPPERS = ("_orig_mod.", "module.")
+_VARIANT = "fp16"
+# Where PyTorch is installed: what turns a pickle into safetensors, by what the weights are of.
+CONVERT_DIFFUSERS = "load the model with diffusers and call save_pretrained(FOLDER, safe_serialization=True)"
+CONVERT_TRANSFORMERS = "load the text encoder with transformers' CLIPTextModel and call save_pretrained(FOLDER, safe_serialization=True)"
+CONVERT_TORCHVISION = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
 
 
 class WeightFile:
@@ -26,28 +33,38 @@ class WeightFile:
         A `.safetensors` file, or a part of a diffusers folder such as `unet/`.
     prefix : str
         What every name should begin with; added where the file leaves it out (newer transformers do for CLIP).
+    unprefixed : tuple of str
+        Beginnings of names that never have the prefix.
+    convert : str
+        How to convert pickles of this kind of model, for the message where there is nothing else.
 
     Attributes
     ----------
     files : list of Path
+        Absolute: tensors are read when they are needed, whatever the working folder is by then.
 
     Raises
     ------
     FileNotFoundError
-        Nothing to load; where there are pickles instead, says how to convert them.
+        Nothing to load.
+    OSError
+        A file that cannot be read.
     ValueError
-        A damaged or inconsistent file, or a tensor type other than F32, F16 and BF16.
+        A damaged or inconsistent file, pickles instead of safetensors, or a tensor type other than F32, F16 and BF16.
     """
 
-    def __init__(self, path: str | os.PathLike[str], prefix: str = "") -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], prefix: str = "", unprefixed: tuple[str, ...] = (),
+                 convert: str = CONVERT_DIFFUSERS) -> None:
+        self.path = Path(os.path.abspath(path))
         self._tensors: dict[str, tuple[Path, np.dtype, tuple[int, ...], int, int]] = {}
-        self.files = _files(self.path)
+        self._identities: dict[Path, tuple[int, ...]] = {}
+        self.files = _files(self.path, convert)
         for file in self.files:
-            for name, entry in _read_header(file).items():
-                canonical = _canonical(name, prefix)
+            self._identities[file], tensors = _read_header(file)
+            for name, entry in tensors.items():
+                canonical = _canonical(name, prefix, unprefixed)
                 if canonical in self._tensors:
-                    raise ValueError(f"{file}: tensor '{name}' is there twice")
+                    raise ValueError(f"{file}: tensor '{name[:200]}' is there twice")
                 self._tensors[canonical] = (file, *entry)
 
     def names(self) -> list[str]:
@@ -59,17 +76,32 @@ class WeightFile:
         return self._tensors[name][2]
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor: float32, float16, or uint16 holding the bits of bfloat16."""
+        """The tensor: float32, float16, or uint16 holding the bits of bfloat16.
+
+        Raises
+        ------
+        OSError
+            The file cannot be opened.
+        ValueError
+            It is not the file that it was when its header was read.
+        """
         file, dtype, shape, offset, nbytes = self._tensors[name]
+        self._check_unchanged(file)
         array = np.fromfile(file, dtype=dtype, count=nbytes // dtype.itemsize, offset=offset)
         if array.nbytes != nbytes:
             raise ValueError(f"{file}: tensor '{name}' ends early: the file is truncated, fetch it again")
         return array.reshape(shape)
 
     def place(self, name: str) -> tuple[Path, str, int]:
-        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte."""
+        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte. Raises as `read` does."""
         file, dtype, _, offset, _ = self._tensors[name]
+        self._check_unchanged(file)
         return file, dtype.name, offset
+
+    def _check_unchanged(self, file: Path) -> None:
+        with open(file, "rb") as stream:
+            if _identity(stream.fileno()) != self._identities[file]:
+                raise ValueError(f"{file}: it has changed since the model was loaded; load the model again")
 
     def check(self, parameters: Iterable[tuple[str, tuple[int, ...]]], ignore: tuple[str, ...] = ()) -> None:
         """Compares with the parameters that a model needs.
@@ -77,20 +109,21 @@ class WeightFile:
         Raises
         ------
         ValueError
-            Listing every missing, unexpected and wrong-shaped tensor. Names that begin with one of `ignore` may be extra.
+            Counting the missing, unexpected and wrong-shaped tensors and naming the first of each. Names that begin with one of
+            `ignore` may be extra.
         """
         wanted = dict(parameters)
         missing = [n for n in wanted if n not in self._tensors]
         extra = [n for n in self._tensors if n not in wanted and not n.endswith(_BUFFERS) and not n.startswith(tuple(ignore))]
         wrong = [f"{n} {self.shape(n)} instead of {s}" for n, s in wanted.items() if n in self._tensors and not _fits(self.shape(n), s)]
-        problems = [f"{kind}: {listed(names)}" for kind, names in
-                    (("missing", missing), ("unexpected", extra), ("wrong shape", wrong)) if names]
+        problems = [f"{len(names)} {kind}: {listed(names)}" for kind, names in
+                    (("missing", missing), ("unexpected", extra), ("of another shape", wrong)) if names]
         if problems:
             raise ValueError(f"{self.path}: the weights do not fit the configuration. " + "; ".join(problems))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names out of a file as text: all that a model could have, but not all that a file could hold."""
+    """The first names as text, and how many more there are."""
     shown = [n if len(n) <= 200 else n[:200] + "..." for n in names[:MAX_LISTED]]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -99,39 +132,48 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return shape == wanted or (shape[:2] == wanted and set(shape[2:]) == {1})
 
 
-def _canonical(name: str, prefix: str) -> str:
+def _canonical(name: str, prefix: str, unprefixed: tuple[str, ...]) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
     if "attentions" in name:
         for old, new in _OLD_NAMES.items():
             name = name.replace(old, new)
-    return name if name.startswith(prefix) else prefix + name
+    return name if name.startswith((prefix, *unprefixed)) else prefix + name
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, convert: str) -> list[Path]:
+    """The files to read. In a folder, as its library chooses: diffusers takes an index before a single file, transformers after."""
     if path.suffix in _PICKLES:
-        raise _pickle_error(path)
+        raise _pickle_error(path, convert)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
     for stem in _STEMS:
-        for variant in ("", ".fp16"):
-            index = path / f"{stem}.safetensors.index{variant}.json"
-            if index.is_file():
+        for single, indices in (
+            (f"{stem}.safetensors", (f"{stem}.safetensors.index.json",)),
+            # The index of a variant has had three names.
+            (f"{stem}.{_VARIANT}.safetensors", (f"{stem}.safetensors.index.{_VARIANT}.json", f"{stem}.safetensors.{_VARIANT}.index.json",
+                                                f"{stem}.{_VARIANT}.safetensors.index.json")),
+        ):
+            index = next((path / name for name in indices if (path / name).is_file()), None)
+            if (path / single).is_file() and (index is None or stem == "model"):
+                return [path / single]
+            if index is not None:
                 return _shards(index)
-            single = path / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return [single]
-    for file in sorted(path.iterdir()):
+    there = sorted(path.iterdir())
+    others = [file.name for file in there if file.suffix == ".safetensors"]
+    if others:
+        raise FileNotFoundError(f"{path}: its .safetensors files ({listed(others)}) have other names than {_STEMS[0]}.safetensors or "
+                                f"{_STEMS[1]}.safetensors, and no index names them; rename the one to load, or fetch the folder again")
+    for file in there:
         if file.suffix in _PICKLES:
-            raise _pickle_error(file)
+            raise _pickle_error(file, convert)
     raise FileNotFoundError(f"{path}: no .safetensors file in it; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
 
 
-def _pickle_error(path: Path) -> ValueError:
-    return ValueError(
-        f"{path}: pickled weights can run code and are never opened; convert them where PyTorch is installed: "
-        "load the model with diffusers and call save_pretrained(FOLDER, safe_serialization=True)"
-    )
+def _pickle_error(path: Path, convert: str) -> ValueError:
+    return ValueError(f"{path}: pickled weights can run code and are never opened; convert them where PyTorch is installed: {convert}")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -147,18 +189,30 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _read_header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
-    """name -> (dtype, shape, offset in the file, bytes). The safetensors library judges the header before we believe it."""
+def _identity(descriptor: int) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_header(file: Path) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
+    """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the header first."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), framework="numpy") as checked:
-            names = set(checked.keys())
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+        with open(file, "rb") as stream:
+            identity = _identity(stream.fileno())
+            stream.read(1)
+            try:
+                with safe_open(str(file), framework="numpy") as checked:
+                    names = sorted(checked.keys())
+            except (SafetensorError, OSError, ValueError, OverflowError) as error:
+                raise ValueError(f"{file}: not a whole safetensors file ({error}); fetch it again") from None
+            stream.seek(0)
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise OSError(error.errno, f"the weights cannot be read: {error.strerror}", str(file)) from None
     tensors: dict[str, tuple[np.dtype, tuple[int, ...], int, int]] = {}
     for name in names:
         entry = header[name]
@@ -171,4 +225,4 @@ def _read_header(file: Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int, 
         if len(entry["shape"]) > MAX_DIMS:
             raise ValueError(f"{file}: tensor '{name[:200]}' has {len(entry['shape'])} dimensions; no model has more than {MAX_DIMS}")
         tensors[name] = (dtype, tuple(entry["shape"]), 8 + length + begin, end - begin)
-    return tensors
+    return identity, tensors

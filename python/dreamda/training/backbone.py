@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..networks.weights import WeightFile
+from ..networks.weights import CONVERT_TORCHVISION, WeightFile, listed
 from .views import SMALL
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
@@ -172,14 +172,14 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         The file is of another architecture: every tensor that differs is named. Or it holds no safetensors.
     FileNotFoundError
     """
-    file = WeightFile(path)
+    file = WeightFile(path, convert=CONVERT_TORCHVISION)
     wanted = {**backbone.parameters, **backbone.buffers}
     there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
     problems = {
         "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
         "other shapes": [f"{n} {file.shape(n)} instead of {wanted[n].shape}" for n in wanted if n in there and file.shape(n) != wanted[n].shape]}
     if any(problems.values()):
-        found = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"--pretrained {path} is of another architecture than this backbone and stem ({found})")
     for name, array in wanted.items():
         values = file.read(name)
@@ -188,7 +188,3 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         if not np.isfinite(values).all():
             raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
         array[...] = values
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
