@@ -1,4 +1,5 @@
 """Image folders, prompts, decoding of untrusted image files, and the bundled images."""
+import csv
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dreamda.data import folders
 from dreamda.data.folders import list_images, shown
-from dreamda.data import (BrokenImageError, ImageFolder, class_words, decode_image, fill_template, fit, load_bundled, own_prompt_file,
+from dreamda.data import (BrokenImageError, ImageFolder, choose_prompts, class_names, class_words, decode_image, fill_template, fit, load_bundled, own_prompt_files,
                           prompts_from_file, prompts_from_template, read_image)
 
 
@@ -145,7 +146,7 @@ def test_class_words():
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "a { }", ""])
 def test_template_refusals(folder, template):
-    with pytest.raises(ValueError, match="--template"):
+    with pytest.raises(ValueError, match="template: .* must hold {} once"):
         prompts_from_template(folder, template)
 
 
@@ -193,12 +194,101 @@ def test_prompt_file_must_cover_every_image_and_be_unambiguous(folder, tmp_path)
 
 
 def test_own_prompt_file_is_found_by_its_text_field(folder):
-    assert own_prompt_file(folder) is None
+    assert own_prompt_files(folder) == []
     (folder.root / "metadata.jsonl").write_text('{"file_name": "a/x.webp", "score": 1}\n')
-    assert own_prompt_file(folder) is None
+    assert own_prompt_files(folder) == []
     (folder.root / "metadata.jsonl").write_text(prompt_lines(folder))
-    assert own_prompt_file(folder) == folder.root / "metadata.jsonl"
+    assert own_prompt_files(folder) == [folder.root / "metadata.jsonl"]
 
+
+def captions(folder, column="text"):
+    return {image.key: f"{column} of {image.key}" for image in folder.images}
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "prompt"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("place", ["root", "classes"])
+def test_captions_of_the_data_set_are_honoured(folder, column, kind, place):
+    """Also those in CSV, in class folders, and under other names."""
+    for top in [""] if place == "root" else ["a/", "b_b/"]:
+        rows = [{"file_name": key.removeprefix(top), "other": 1, column: text} for key, text in captions(folder, column).items()
+                if key.startswith(top)]
+        with open(folder.root / top / f"metadata.{kind}", "w", newline="") as file:
+            if kind == "csv":
+                table = csv.DictWriter(file, rows[0])
+                table.writeheader()
+                table.writerows(rows)
+            else:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    chosen = choose_prompts(ImageFolder.scan(folder.root))
+    assert chosen.texts == captions(folder, column) and list(chosen.source) == ["prompts_sha256"] and chosen.notes == ()
+    assert choose_prompts(folder, template="a {}").texts["a/x.webp"] == "an a"
+
+
+def test_metadata_that_gives_no_prompts_is_named(folder):
+    (folder.root / "metadata.jsonl").write_text('{"file_name": "a/x.webp", "description": "x"}\n')
+    (folder.root / "metadata.parquet").write_bytes(b"PAR1")
+    chosen = choose_prompts(folder)
+    assert chosen.texts["a/x.webp"] == "a photo of an a" and chosen.source == {"template": "a photo of a {}"}
+    assert "has no column text, caption or prompt" in chosen.notes[0] and "metadata.parquet is not read" in chosen.notes[1]
+    (folder.root / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(ValueError, match="has both metadata.jsonl and metadata.csv; keep one of them"):
+        choose_prompts(folder)
+
+
+def test_captions_for_a_part_of_the_images_are_refused(folder):
+    (folder.root / "a/metadata.csv").write_text("file_name,text\nx.webp,one\ny.bmp,two\n")
+    with pytest.raises(ValueError, match="a/metadata.csv has no line for 3 of the 5 images; the first is 'a/z.tiff'"):
+        choose_prompts(folder)
+
+
+@pytest.mark.parametrize("content", ["file_name,text\nx.webp,one,two\n", "file_name,text\nx.webp\n", 'file_name,text\n"x.webp,one\n', "\xff"])
+def test_damaged_csv(folder, content):
+    (folder.root / "prompts.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match="is not CSV with as many fields as its first line names"):
+        prompts_from_file(folder, folder.root / "prompts.csv")
+
+
+def classes_in(root, *labels):
+    for label in labels:
+        (root / label).mkdir(parents=True)
+        Image.new("RGB", (5, 4)).save(root / label / "x.png")
+    return ImageFolder.scan(root)
+
+
+@pytest.mark.parametrize("labels, prompts", [
+    (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["a photo of a Black footed Albatross", "a photo of a Laysan Albatross"]),
+    (["NORMAL", "PNEUMONIA"], ["a photo of a normal", "a photo of a pneumonia"]), (["BMW", "VW_Golf"], ["a photo of a BMW", "a photo of a VW Golf"]),
+    (["daisy", "roses", "tulips"], ["a photo of a daisy", "a photo of roses", "a photo of tulips"]),
+    (["1_cat", "2_dog"], ["a photo of a cat", "a photo of a dog"]), (["2-door", "4-door"], ["a photo of a 2-door", "a photo of a 4-door"]),
+    (["3-piece_suit", "tie"], ["a photo of a 3-piece suit", "a photo of a tie"]), (["0", "1"], ["a photo of a 0", "a photo of a 1"]),
+    (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["a photo of a Chihuahua", "a photo of a Japanese spaniel"]),
+    (["AnnualCrop", "McLaren"], ["a photo of an annual crop", "a photo of a McLaren"]),
+    (["pair_of_scissors", "scissors", "dress", "cactus", "iris"], ["a photo of a cactus", "a photo of a dress", "a photo of an iris",
+                                                                   "a photo of a pair of scissors", "a photo of scissors"])])
+def test_prompts_from_folder_names(tmp_path, labels, prompts):
+    found = prompts_from_template(classes_in(tmp_path, *labels))
+    assert [found[f"{label}/x.png"] for label in sorted(labels)] == prompts
+
+
+def test_classes_json_says_what_a_class_is(tmp_path):
+    folder = classes_in(tmp_path, "NORMAL", "a_b")
+    before = choose_prompts(folder)
+    (tmp_path / "classes.json").write_text('{"NORMAL": "healthy chest, an  X-ray"}')
+    assert class_names(folder) == {"NORMAL": "healthy chest, an X-ray", "a_b": "a b"}
+    after = choose_prompts(folder)
+    assert after.texts == {"NORMAL/x.png": "a photo of a healthy chest, an X-ray", "a_b/x.png": "a photo of an a b"}
+    assert before.source == {"template": "a photo of a {}"} and after.source.keys() == {"template", "prompts_sha256"}
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "cannot be read as JSON"), ("[" * 100_000, "cannot be read as JSON"), ("[]", "must be an object"), ('{"cat": 1}', "must be an object"),
+    ('{"cat": " "}', "must be an object"), ('{"cat": "\\ud800"}', "must be an object"), ('{"dog": "a dog"}', "names 'dog', which is no class folder")])
+def test_classes_json_refusals(tmp_path, content, message):
+    folder = classes_in(tmp_path, "cat")
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        choose_prompts(folder)
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from dreamda.data import importers as datasets
 from dreamda.runs import train as train_run
 
 from dreamda.training import saved
-from dreamda.data import ImageFolder, own_prompt_file, prompts_from_file
+from dreamda.data import ImageFolder, own_prompt_files, prompts_from_file, prompts_from_template
 from dreamda.generation.recipes import load_recipe, names
 
 REAL_CALTECH = Path(os.environ.get("DREAMDA_SHARED", Path(__file__).parents[2] / "shared")) / "data/caltech101-subset"
@@ -59,7 +59,8 @@ def zipped(path: Path, files: dict[str, bytes]) -> Path:
 
 def prompts(folder: Path) -> dict[str, str]:
     scanned = ImageFolder.scan(folder)
-    return prompts_from_file(scanned, own_prompt_file(scanned))  # as dreamda generate does: every image has its line, every line its image
+    assert prompts_from_template(scanned).keys() == {image.key for image in scanned.images}  # classes.json names the folders
+    return prompts_from_file(scanned, *own_prompt_files(scanned))  # as dreamda generate does: each image has its line
 
 
 # ---- the seven formats

@@ -339,7 +339,7 @@ def _data_set(folder: Path) -> Any:
 
 def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     """Every reader of a metadata.jsonl or a file of prompts."""
-    from dreamda.data import own_prompt_file, prompts_from_file
+    from dreamda.data import own_prompt_files, prompts_from_file
     from dreamda.runs.generate import GenerationOptions, generate_dataset
     from dreamda.runs.pictures import contact_sheet_of_run
     from dreamda.runs.train import scan_labelled
@@ -364,7 +364,7 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         runs += 1
         for path in ("prompts.jsonl", "real/metadata.jsonl", "out/metadata.jsonl"):
             (folder / path).write_bytes(data)
-        calls: list[Callable[[], Any]] = [lambda: prompts_from_file(data_set, folder / "prompts.jsonl"), lambda: own_prompt_file(data_set),
+        calls: list[Callable[[], Any]] = [lambda: prompts_from_file(data_set, folder / "prompts.jsonl"), lambda: own_prompt_files(data_set),
                                           lambda: scan_labelled(folder / "out", ["a", "b"], "X"),
                                           lambda: contact_sheet_of_run(folder / "out", folder / "real")]
         if runs % 8 == 0:  # writes images, with an fsync each

@@ -50,7 +50,8 @@ def generate(
     """Make a synthetic data set from a real one.
 
     The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label. Prompts come from
-    --template or --prompts, else from REAL/metadata.jsonl, else from the recipe.
+    --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe, else from the class
+    names: those of the folders, or of REAL/classes.json, an object of folder names and words.
     """
     if replay is not None:
         others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
@@ -61,10 +62,8 @@ def generate(
     if real is None or out is None or not model:
         missing = "REAL" if real is None else "OUT" if out is None else "--model"
         raise ValueError(f"{missing} is missing; the command is: dreamda generate REAL OUT --model MODEL")
-    import hashlib
-
     from ..data.folders import ImageFolder
-    from ..data.prompts import DEFAULT_TEMPLATE, own_prompt_file, prompts_from_file, prompts_from_template
+    from ..data.prompts import choose_prompts
     from ..runs.generate import check_out, run_identity
     from ..generation.recipes import load_recipe
 
@@ -81,15 +80,9 @@ def generate(
     folder = ImageFolder.scan(real)
     if template is not None and prompts is not None:
         raise ValueError("--template and --prompts exclude each other; give one of them")
-    if template is None:
-        prompts = prompts or own_prompt_file(folder)
-        template = words if prompts is None else None
-    if prompts is not None:
-        texts = prompts_from_file(folder, prompts)
-        source = {"prompts_sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()}
-    else:
-        source = {"template": DEFAULT_TEMPLATE if template is None else template}
-        texts = prompts_from_template(folder, source["template"])
+    taken_prompts = choose_prompts(folder, template, prompts, words)
+    texts, source = taken_prompts.texts, taken_prompts.source
+    complain_of([], list(taken_prompts.notes))
     check_out(out, folder, run_identity(settings, source))
     if engine == "ray":
         from ..distributed import RayWorkers

@@ -1,54 +1,197 @@
-"""Prompts: from the names of class folders, or from a file.
+"""Prompts: from the names of class folders, from classes.json, or from the captions that a data set has.
 
-    prompts = prompts_from_template(ImageFolder.scan("photos"), "a photo of a {}")      # {"cat/1.jpg": "a photo of a cat", ...}
+    prompts = choose_prompts(ImageFolder.scan("photos"))
+    prompts.texts                                       # {"cat/1.jpg": "a photo of a cat", ...}
+
+The words of a class are its folder's name without numbers and underscores; ``classes.json`` in the data set, an object of folder names
+and words, has others where that name is not what a prompt should say.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import is_utf8, read_json_lines
-from .folders import ImageFolder
+from ..options import ParameterError
+from .files import is_utf8, read_bounded
+from .folders import ImageFolder, shown
+from .metadata import metadata_files, read_rows
 
 DEFAULT_TEMPLATE = "a photo of a {}"
+CLASSES_FILE = "classes.json"
+CAPTIONS = ("text", "caption", "prompt")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One prompt for every image.
+
+    Attributes
+    ----------
+    texts : dict of str to str
+        By the image's key.
+    source : dict of str to str
+        Where they come from, as run.json has it: the template, or the digest of the files.
+    notes : tuple of str
+        What the user should know.
+    """
+
+    texts: dict[str, str]
+    source: dict[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+
+def choose_prompts(folder: ImageFolder, template: str | None = None, file: str | os.PathLike[str] | None = None,
+                   otherwise: str | None = None) -> Prompts:
+    """The prompts of a data set: from `template` or `file`, else its own captions, else from the template `otherwise`.
+
+    Its own captions are a column text, caption or prompt of ``metadata.jsonl`` or ``metadata.csv``, in the data set or in its
+    class folders.
+
+    Parameters
+    ----------
+    folder : ImageFolder
+    template : str, optional
+        See `prompts_from_template`.
+    file : path, optional
+        See `prompts_from_file`.
+    otherwise : str, optional
+        Default: "a photo of a {}".
+
+    Returns
+    -------
+    Prompts
+
+    Raises
+    ------
+    ValueError
+        Both `template` and `file` are given, or one of them or a file of the data set cannot be used.
+    OSError
+        `file` cannot be read.
+    """
+    if template is not None and file is not None:
+        raise ValueError("a template and a file of prompts exclude each other; give one of them")
+    notes: list[str] = []
+    files: list[Path] = []
+    if file is not None:
+        files = [Path(file)]
+    elif template is None:
+        files, notes = _own_captions(folder)
+    if files:
+        texts = prompts_from_file(folder, *files)
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        digest = digests[0] if len(files) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        return Prompts(texts, {"prompts_sha256": digest}, tuple(notes))
+    template = DEFAULT_TEMPLATE if template is None and otherwise is None else template or otherwise or ""
+    source = {"template": template}
+    path = folder.root / CLASSES_FILE
+    texts = prompts_from_template(folder, template)
+    if path.exists():
+        words = class_names(folder)
+        source["prompts_sha256"] = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+    return Prompts(texts, source, tuple(notes))
 
 
 def class_words(label: str) -> str:
-    """A folder name as words for a prompt: ``soccer_ball`` -> ``soccer ball``; hyphens stay (``t-shirt``)."""
-    return " ".join(label.replace("_", " ").split())
+    """A folder name as words for a prompt.
+
+    Underscores become spaces, hyphens stay (``t-shirt``). A number before the name goes where it can be nothing but a number
+    (``001.Black_footed_Albatross``, ``n02085620-Chihuahua``), long words in capitals become small (``NORMAL``), and words written together
+    are divided (``AnnualCrop``).
+
+    >>> class_words("001.Black_footed_Albatross"), class_words("NORMAL"), class_words("soccer_ball")
+    ('Black footed Albatross', 'normal', 'soccer ball')
+    """
+    return _readable(re.sub(r"^(?:n\d{8}[-_. ]+|\d+\.\s*|0\d*[-_ ]+)(?=[^\W\d_])", "", label))
+
+
+def _readable(name: str) -> str:
+    divided = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z]{2})", "_", name)
+    if divided != name:
+        divided = divided.lower()
+    words = divided.replace("_", " ").split()
+    return " ".join(word.lower() if word.isupper() and word.isalpha() and len(word) > 4 else word for word in words)
+
+
+def class_names(folder: ImageFolder) -> dict[str, str]:
+    """The words of every class: those of ``classes.json`` in the data set, else of the folder's name.
+
+    Where all folder names begin with another number (``1_cat``, ``2_dog``), the numbers go.
+
+    Raises
+    ------
+    ValueError
+        ``classes.json`` is no object of class folders and words.
+    """
+    labels = folder.classes
+    plain = [re.sub(r"^\d+[-_. ]+(?=[^\W\d_])", "", label) for label in labels]
+    numbered = len(labels) > 1 and all(a != b for a, b in zip(plain, labels, strict=True)) and len(set(plain)) == len(plain)
+    words = {label: _readable(name) if numbered else class_words(label) for label, name in zip(labels, plain, strict=True)}
+    return words | _read_classes(folder.root / CLASSES_FILE, labels)
+
+
+def _read_classes(path: Path, labels: Sequence[str]) -> dict[str, str]:
+    if not os.path.lexists(path):
+        return {}
+    try:
+        given = json.loads(read_bounded(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON; write an object of folder names and words") from error
+    if not isinstance(given, dict) or not all(isinstance(text, str) and text.strip() and is_utf8(text) for text in given.values()):
+        raise ValueError(f'{path} must be an object of folder names and words, {{"{labels[0]}": "..."}}')
+    if unknown := next((label for label in given if label not in labels), None):
+        raise ValueError(f"{path} names {shown(unknown, labels)}, which is no class folder of {path.parent}; correct or remove it")
+    return {label: " ".join(text.split()) for label, text in given.items()}
 
 
 def fill_template(template: str, label: str) -> str:
     """Put a class into a prompt template.
 
-    An article ``a`` or ``an`` right before the ``{}`` is made to fit the first letter of the class (``an ankle boot``). The rule looks
-    at the letter, not at the sound; where it is wrong (``an hourglass``), write the prompts into a file.
+    An article ``a`` or ``an`` right before the ``{}`` is made to fit the class: ``an`` before a vowel (``an ankle boot``), none before a
+    plural (``roses``). The rules look at letters, not at sounds and meanings; where they are wrong (``an hourglass``), write the prompts
+    into a file.
 
-    >>> fill_template("a photo of a {}", "ankle_boot")
-    'a photo of an ankle boot'
+    >>> fill_template("a photo of a {}", "ankle_boot"), fill_template("a photo of a {}", "roses")
+    ('a photo of an ankle boot', 'a photo of roses')
     """
-    words = class_words(label)
+    return _fill(template, class_words(label))
+
+
+def _fill(template: str, words: str) -> str:
     before, after = template.split("{}")
     if match := re.search(r"\b([Aa])n?(\s+)$", before):
-        before = before[: match.start()] + match[1] + ("n" if words[:1].lower() in "aeiou" else "") + match[2]
+        article = "" if _is_plural(words) else match[1] + ("n" if words[:1].lower() in "aeiou" else "") + match[2]
+        before = before[: match.start()] + article
     return before + words + after
+
+
+def _is_plural(words: str) -> bool:
+    head = re.split(r",| of | with | in | from | on ", words)[0].split()
+    last = head[-1].lower() if head else ""
+    return (len(last) > 3 and last.endswith("s") and last.isalpha() and not last.endswith(("ss", "us", "is", "as", "os"))
+            and last not in ("lens", "news", "mercedes"))
 
 
 def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE) -> dict[str, str]:
     """One prompt for every image, ``{key: prompt}``; ValueError unless `template` holds ``{}`` exactly once."""
     if template.count("{}") != 1:
-        raise ValueError(f'--template {template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
+        raise ParameterError("template", f'{template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
     if not is_utf8(template):
-        raise ValueError(f"--template {template!r} is not UTF-8")
-    return {image.key: fill_template(template, image.label) for image in folder.images}
+        raise ParameterError("template", f"{template!r} is not UTF-8")
+    of_class = {label: _fill(template, words) for label, words in class_names(folder).items()}
+    return {image.key: of_class[image.label] for image in folder.images}
 
 
-def prompts_from_file(folder: ImageFolder, path: str | os.PathLike[str]) -> dict[str, str]:
-    """Prompts from a JSON Lines file, ``{"file_name": ..., "text": ...}`` a line, as ``{key: prompt}``.
+def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> dict[str, str]:
+    """Prompts from JSON Lines, ``{"file_name": ..., "text": ...}`` a line, or CSV with these columns, as ``{key: prompt}``.
 
-    A file name is relative to the data set (``class/image.png``), or plain (``image.png``) where only one class has it. Other fields
-    are ignored, so Hugging Face's ImageFolder ``metadata.jsonl`` can be given as it is.
+    A file name is relative to the data set (``class/image.png``), to a file that lies in a class folder, or plain (``image.png``)
+    where only one class has it. The text may be called caption or prompt, too. Other fields are ignored, so Hugging Face's
+    ``metadata.jsonl`` and ``metadata.csv`` can be given as they are.
 
     Raises
     ------
@@ -60,30 +203,45 @@ def prompts_from_file(folder: ImageFolder, path: str | os.PathLike[str]) -> dict
     keys = {image.key for image in folder.images}
     plain: dict[str, list[str]] = {}
     for image in folder.images:
-        plain.setdefault(image.name, []).append(image.key)
+        plain.setdefault(image.name.rpartition("/")[2], []).append(image.key)
     prompts: dict[str, str] = {}
-    for number, row in read_json_lines(path):
-        name, text = row.get("file_name"), row.get("text")
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f'{path} line {number} must have the texts "file_name" and "text"')
-        if not is_utf8(text):
-            raise ValueError(f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
-        found = [name] if name in keys else plain.get(name, [])
-        if not found:
-            raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; remove the line or add the image")
-        if len(found) > 1:
-            raise ValueError(f"{path} line {number}: {name!r} is in several classes; write it as {found[0]!r}")
-        if prompts.setdefault(found[0], text) != text:
-            raise ValueError(f"{path} line {number} gives {name!r} a second text; keep one of the lines")
+    for path in map(Path, paths):
+        inside = path.parent.relative_to(folder.root).as_posix() + "/" if folder.root in path.parent.parents else ""
+        for number, row in read_rows(path):
+            name, text = row.get("file_name"), next((row[c] for c in CAPTIONS if c in row), None)
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise ValueError(f'{path} line {number} must have the texts "file_name" and "text" (or "caption", "prompt")')
+            if not is_utf8(text):
+                raise ValueError(f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
+            found = [key for key in dict.fromkeys((inside + name, name)) if key in keys][:1] or plain.get(name, [])
+            if not found:
+                raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; "
+                                 "remove the line or add the image")
+            if len(found) > 1:
+                raise ValueError(f"{path} line {number}: {name!r} is in several classes; write it as {found[0]!r}")
+            if prompts.setdefault(found[0], text) != text:
+                raise ValueError(f"{path} line {number} gives {name!r} a second text; keep one of the lines")
     missing = [image.key for image in folder.images if image.key not in prompts]
     if missing:
-        raise ValueError(f"{path} has no line for {len(missing)} of the {len(keys)} images; the first is {missing[0]!r}")
+        whose = f"{paths[0]} has" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files have"
+        raise ValueError(f"{whose} no line for {len(missing)} of the {len(keys)} images; the first is {missing[0]!r}")
     return prompts
 
 
-def own_prompt_file(folder: ImageFolder) -> Path | None:
-    """``metadata.jsonl`` in the data set, where its lines have a ``text`` field; else None."""
-    path = folder.root / "metadata.jsonl"
-    if path.is_file() and any("text" in row for _, row in read_json_lines(path)):
-        return path
-    return None
+def own_prompt_files(folder: ImageFolder) -> list[Path]:
+    """The metadata files of the data set and its folders that have captions (see `choose_prompts`)."""
+    return _own_captions(folder)[0]
+
+
+def _own_captions(folder: ImageFolder) -> tuple[list[Path], list[str]]:
+    """The metadata files with captions, and what is to be said of the others."""
+    files, notes = [], []
+    for path in metadata_files(folder):
+        columns = {name for _, row in read_rows(path) for name in row}
+        if columns & set(CAPTIONS):
+            files.append(path)
+        elif not columns & {"label", "seed_file"}:
+            notes.append(f"{path} has no column text, caption or prompt, so prompts are made of class names")
+    if parquet := sorted(folder.root.glob("metadata.parquet")):
+        notes.append(f"{parquet[0]} is not read; save it as metadata.csv or metadata.jsonl")
+    return files, notes

@@ -4,6 +4,7 @@
 
     pets/train/<class>/Abyssinian_100.jpg     the official training images; pets/test/ the official test images
     pets/train/metadata.jsonl                 a prompt for each, {"file_name": ..., "text": ...}, as `dreamda generate` reads it
+    pets/train/classes.json                   the words of each class, which `dreamda generate --template` puts into its prompts
     stl10/unlabelled/images/000000.png        STL-10's unlabelled images, with labels of null, as `dreamda train` takes them for SYNTHETIC
 
 An archive may be unpacked or not. It is read as a stream and nothing is ever unpacked: the only paths written are ours, made from names
@@ -16,6 +17,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ import numpy as np
 
 from ..files import BrokenImageError
 from ..images import MAX_PIXELS, decode_image
+from ..prompts import CLASSES_FILE
 from . import caltech101, cifar10, fashion_mnist, oxford_pets, shenzhen_tb, stanford_cars, stl10
 from .common import UNLABELLED, DataSet, ImportReport, Picture
 from .source import Source
@@ -125,7 +128,7 @@ def _compare(about: DataSet, report: ImportReport) -> None:
 def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progress: Callable[[int], None]) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     there: set[tuple[str, str, str]] = set()
-    labels: set[str] = set()
+    words: dict[str, dict[str, str]] = {}
     converted = 0
     with ThreadPoolExecutor(2) as pool:
         while chunk := list(islice(pictures, CHUNK)):
@@ -141,17 +144,25 @@ def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progre
                 converted += done != picture.name
                 row = {"file_name": f"{picture.label}/{done}", **({"text": picture.text} if picture.text is not None else {"label": None})}
                 rows.setdefault(picture.split, []).append(row)
-                if picture.split != UNLABELLED:
-                    labels.add(picture.label)
+                if picture.text is not None:
+                    words.setdefault(picture.split, {})[picture.label] = _words(picture.text)
             progress(sum(map(len, rows.values())))
     for split in sorted(rows, key=("train", "test", UNLABELLED).index):
         those = rows[split]
         those.sort(key=lambda row: row["file_name"])
         (root / split / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in those), encoding="utf-8")
         report.counts[split] = len(those)
-    report.classes = len(labels)
+        if split in words:
+            of_class = dict(sorted(words[split].items()))
+            (root / split / CLASSES_FILE).write_text(json.dumps(of_class, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    report.classes = len({label for of_class in words.values() for label in of_class})
     if converted:
         report.notes.append(f"{converted} images are GIFs under another name; they were written as PNG")
+
+
+def _words(text: str) -> str:
+    """The class in a prompt; all images of a class have the same prompt here."""
+    return re.sub(r"^(?:a photo of )?(?:an? )?", "", text)
 
 
 def _store(picture: Picture, root: Path) -> str | BrokenImageError:
