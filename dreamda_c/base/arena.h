@@ -2,8 +2,10 @@
  * Nth allocation fail (for the fault-injection tests).
  *
  *     size_t bytes;
- *     if (!dd_size_mul(&bytes, 3, n, h, w)) { ... too large ... }
- *     float *x = dd_alloc(bytes);
+ *     if (!dd_size_mul(&bytes, 4, n, h, w, (int64_t)sizeof(float))) {
+ *         return dd_fail(DD_INVALID, "an image is too large");
+ *     }
+ *     float *x = dd_alloc(bytes); // NULL: out of memory
  *     dd_free(x);
  */
 #ifndef DD_ARENA_H

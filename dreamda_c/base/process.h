@@ -2,7 +2,7 @@
  *
  *     DD_TRY(dd_process_enter());   // before anything that may use threads
  *     dd_process_busy();
- *     ... compute, without the GIL ...
+ *     compute(); // without the GIL
  *     dd_process_idle();
  */
 #ifndef DD_PROCESS_H

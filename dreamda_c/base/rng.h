@@ -1,6 +1,6 @@
 /* Counter-based normal noise: Philox4x32-10, keyed by what the noise is for, never by when it is drawn.
  *
- *     dd_noise_key key = {.seed = 7, .image = 42, .variant = 3, .step = 10, .stream = DD_STREAM_BOTTLENECK, .row = 1};
+ *     dd_noise_key key = {.seed = 7, .image = 42, .variant = 3, .step = 10, .stream = 0, .row = 1};
  *     dd_normals(&key, 0, 1280 * 64, x);
  *
  * Element i of a key is the same number whatever the thread count, the batch, the order or the machine: only IEEE

@@ -4,7 +4,7 @@
  *
  *     dd_team team;
  *     DD_TRY(dd_team_begin(&team, 2));   // every parallel region of this thread now gets exactly two threads
- *     ... create primitives, or run them ...
+ *     status = dd_primitive_run(primitive); // or create some
  *     dd_team_end(&team);
  *
  * Loops of our own are right for any team; they need dd_team_ask at most. Teams may be nested; each belongs to the calling thread.

@@ -2,7 +2,9 @@
  *
  *     int first;
  *     dd_conv_desc d = dd_convolution_cropped(graph, op, DD_F32, &first);
- *     if (dd_convolution_by_winograd(&d, isa, DD_PER_BATCH, false)) { ... dd_winograd ... } else { ... dd_conv_create ... }
+ *     if (!dd_convolution_by_winograd(&d, isa, DD_PER_BATCH, false)) {
+ *         DD_TRY(dd_conv_create(&primitive, engine, &d));
+ *     }
  */
 #ifndef DD_CONVOLUTION_H
 #define DD_CONVOLUTION_H

@@ -3,7 +3,7 @@
  *
  *     dd_graph *g;
  *     DD_TRY(dd_graph_create(&g, weights));
- *     dd_value x = dd_graph_input(g, "sample", DD_F32, 4, (int64_t[]){rows, 4, 64, 64});
+ *     dd_value x = dd_graph_input(g, "sample", DD_F32, DD_INPUT_REQUIRED, 4, (int64_t[]){rows, 4, 64, 64});
  *     x = dd_graph_from_nchw(g, x);
  *     dd_graph_push(g, "down_blocks.%d", 0);
  *     x = dd_graph_conv(g, &(dd_conv){.name = "conv1", .src = x, .out = 320, .kernel = 3, .stride = 1, .pad_before = 1, .pad_after = 1});

@@ -3,7 +3,10 @@
  *
  *     dd_plan *plan;
  *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));          // takes the graph
- *     for (int i = 0; i < dd_plan_missing(plan, NULL, 0); i++) ... // load the parameters: weights.h
+ *     int ids[1000], missing = dd_plan_missing(plan, ids, 1000);
+ *     for (int i = 0; i < missing; i++) {
+ *         DD_TRY(dd_weights_load(weights, ids[i], DD_F32, parameters[ids[i]]));
+ *     }
  *     const void *inputs[] = {sample, timestep, context};          // in the order of dd_plan_input
  *     void *outputs[] = {eps};
  *     DD_TRY(dd_plan_run(plan, inputs, outputs));

@@ -8,7 +8,7 @@
  *     dd_pack *pack;
  *     DD_TRY(dd_weights_pack(w, &(dd_slice){.parameter = id, .rows = 320, .cols = 36}, 1, layout, &pack));
  *     DD_TRY(dd_weights_load(w, id, DD_F16, data));            // fills every pack that needs it; `data` is not kept
- *     dd_primitive_bind(p, DD_ARG_WEIGHTS, dd_pack_data(pack));
+ *     const float *packed = dd_pack_data(pack);                // what the primitive reads
  *
  * Not thread-safe: one caller at a time (the binding holds the GIL). Reading packed data needs no lock.
  */

@@ -3,7 +3,7 @@
  * gradients are f32. All run in OpenMP over the caller's thread count, allocate nothing, and cut their work by size alone,
  * so the bits do not depend on the number of threads.
  *
- *     void *scratch = ...;                                   // dd_batch_norm_scratch(rows, c) bytes, 64-byte aligned
+ *     size_t bytes = dd_batch_norm_scratch(rows, c);         // of `scratch`, from the caller's arena, 64-byte aligned
  *     dd_batch_norm n = {.gamma = gamma, .beta = beta, .mean = mean, .variance = variance, .rows = rows, .c = c, .eps = 1e-5f, .relu = true};
  *     dd_batch_norm_forward(isa, DD_BF16, &n, dst, src, residual, scratch);
  *     dd_batch_norm_backward(isa, DD_BF16, &n, &(dd_batch_norm_gradient){.d_src = d_src, .d_gamma = d_gamma, .d_beta = d_beta, .d_dst = d_dst,

@@ -1,6 +1,6 @@
 /* The model families: a configuration and one loop over it for each. Graph names are diffusers' parameter names.
  *
- *     dd_unet_config config = { ... SD 1.5 ... };
+ *     dd_unet_config config = {.in_channels = 4, .out_channels = 4, .levels = 4}; // and so on: Stable Diffusion 1.5
  *     dd_unet_shape shape = {.rows = 2, .height = 64, .width = 64, .tokens = 77, .decoders = 1};
  *     DD_TRY(dd_unet_build(graph, &config, &shape));
  *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));

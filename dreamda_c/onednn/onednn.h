@@ -5,8 +5,9 @@
  *     dd_matmul_desc d = {.dtype = DD_BF16, .m = 8192, .k = 320, .n = 320, .src_ld = 320, .dst_dtype = DD_BF16, .dst_ld = 320};
  *     dd_primitive *p;
  *     DD_TRY(dd_matmul_create(&p, engine, &d));
- *     dd_layout_pack(dd_primitive_weights(p), engine, plain_f32, 320, 0, 320, packed);   // once
- *     dd_primitive_bind(p, DD_ARG_SRC, src) ... DD_ARG_WEIGHTS, DD_ARG_DST, DD_ARG_SCRATCH
+ *     DD_TRY(dd_layout_pack(dd_primitive_weights(p), engine, plain, 320, 320, 0, 320, packed)); // once
+ *     dd_primitive_bind(p, DD_ARG_SRC, src);   // and DD_ARG_DST, DD_ARG_SCRATCH
+ *     dd_primitive_bind(p, DD_ARG_WEIGHTS, packed);
  *     DD_TRY(dd_primitive_run(p));                                          // many times, no allocation
  *
  * Scratchpads are the caller's, so a primitive may run in any thread, one at a time. A primitive is created and run

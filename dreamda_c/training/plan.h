@@ -1,4 +1,8 @@
-/* A trainer's state, which training/plan.c lays out once and trainer.c runs; nobody else includes it. */
+/* A trainer's state, which training/plan.c lays out once and trainer.c runs; included by nothing else.
+ *
+ *     const dd_value_info *out = value(t, t->steps[0].op->dst);
+ *     dd_conv_desc d = dd_trainer_conv(t, t->steps[1].op);
+ */
 #ifndef DD_TRAINER_PLAN_H
 #define DD_TRAINER_PLAN_H
 

@@ -5,7 +5,7 @@
  *     DD_TRY(dd_graph_create(&g, weights));                        // weights: only a table of names here
  *     DD_TRY(dd_resnet_build(g, &config, 64, 32, 32));
  *     DD_TRY(dd_trainer_create(&t, weights, g, DD_BF16, 2, 1));    // takes both; 2 threads, 1 slot
- *     ... write dd_trainer_parameter(t, i).value ...
+ *     dd_trainer_get(t, 0).value[0] = 1;                           // and so on: initial weights
  *     DD_TRY(dd_trainer_forward(t, 0, images, features));
  *     DD_TRY(dd_trainer_backward(t, 0, d_features));               // adds to the gradients
  *     dd_trainer_step(t, &(dd_trainer_options){.lr = 0.1f, .momentum = 0.9f, .nesterov = true});
