@@ -11,4 +11,6 @@ def weight(name, shape):
     values = rng.standard_normal(shape).astype(np.float32)
     if len(shape) > 1:
         return values / np.float32(np.sqrt(np.prod(shape[1:])))
+    if name.endswith("running_var"):
+        return np.abs(values)
     return (np.float32(1) if "norm" in name and name.endswith("weight") else np.float32(0)) + np.float32(0.1) * values
