@@ -11,15 +11,19 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreamda.runs import generate
+from dreamda.runs import generate, output
 from dreamda.data import ImageFolder, prompts_from_template
-from dreamda.runs.generate import MERGE, SPACE, OutputError, GenerationOptions, _span, check_out, generate_dataset, output_stems
+from dreamda.runs.generate import OutputError, GenerationOptions, WorkList, check_out, generate_dataset, in_turn, variants_a_visit
+from dreamda.runs.manifest import read_manifest
+from dreamda.runs.output import MAX_SHARDS, Part, output_stems
 
 
 class FakePipeline:
@@ -31,13 +35,14 @@ class FakePipeline:
     threads_matter = False
 
     def __init__(self, on_call=None, variant_by_variant=False):
-        self.calls, self.on_call, self.variant_by_variant = [], on_call, variant_by_variant
+        self.calls, self.variants, self.on_call, self.variant_by_variant = [], set(), on_call, variant_by_variant
 
     def augment(self, images, prompts, *, variants, keys, progress=None, first=0, stop=None, **parameters):
         assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
         if not len(keys):  # asked whether it takes the parameters
             return np.empty((0, variants, *self.size, 3), np.uint8)
         self.calls.append(list(keys))
+        self.variants.add(variants)
         if self.on_call:
             self.on_call(self)
         out = np.empty((len(keys), variants - first, *self.size, 3), np.uint8)
@@ -53,7 +58,7 @@ class FakePipeline:
         return out
 
 
-SETTINGS = GenerationOptions(variants=3, steps=4)
+SETTINGS = GenerationOptions(variants=3, steps=40)  # a variant a visit
 
 
 def make_real(root: Path, per_class: int = 3, labels=("coat", "ankle_boot")) -> ImageFolder:
@@ -98,7 +103,7 @@ def test_a_run_writes_every_variant_and_describes_it(real, tmp_path):
         assert row["seed_sha256"] == hashlib.sha256((real.root / row["seed_file"]).read_bytes()).hexdigest()
         about = json.loads(Image.open(tmp_path / "out" / row["file_name"]).text["dreamda"])
         assert about == {k: v for k, v in row.items() if k != "sha256"}
-        assert (row["steps"], row["strength"], row["model"], row["model_sha256"], row["dtype"]) == (4, 0.8, "fake", "f" * 64, "f32")
+        assert (row["steps"], row["strength"], row["model"], row["model_sha256"], row["dtype"]) == (40, 0.8, "fake", "f" * 64, "f32")
     assert sorted(os.listdir(tmp_path / "out")) == ["ankle_boot", "coat", "metadata.jsonl", "run.json"]
 
 
@@ -131,8 +136,8 @@ def test_shards_at_the_same_time_on_one_folder(real, tmp_path, undisturbed):
 
 def test_a_shard_that_begins_between_two_looks_at_the_folder_is_no_stranger(real, tmp_path, undisturbed, monkeypatch):
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, shard=(0, 2))
-    read, looks = generate._read_run, iter([None])
-    monkeypatch.setattr(generate, "_read_run", lambda out: next(looks, read(out)))  # the first look came too early
+    read, looks = output._read_run, iter([None])
+    monkeypatch.setattr(output, "_read_run", lambda out: next(looks, read(out)))  # the first look came too early
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, shard=(1, 2))
     assert tree(tmp_path / "out") == undisturbed
 
@@ -148,18 +153,22 @@ def test_overlapping_work_on_one_folder_is_refused(real, tmp_path):
     generate_dataset(real, out, FakePipeline(second), SETTINGS, shard=(0, 2))
 
 
-def test_spans_cover_the_range_without_overlap():
-    for count in (1, 2, 3, 7, 64, 65536):
-        spans = [_span(f"{i}-of-{count}") for i in range(count)]
-        assert spans[0][0] == 0 and sum(spans[-1]) == SPACE == MERGE
-        assert all(a + n == b for (a, n), (b, _) in zip(spans, spans[1:]))
+def test_parts_cover_a_list_and_overlap_only_where_they_say_so():
+    for n in (1, 5, 100):
+        for count in (1, 2, 3, 7, 64):
+            assert sum((list(Part(i, count).of(range(n))) for i in range(count)), []) == list(range(n))
+    every = [Part(i, count) for count in (1, 2, 3, 4, 7) for i in range(count)]
+    for a in every:
+        for b in every:
+            assert a.overlaps(b) == bool(set(a.of(range(840))) & set(b.of(range(840)))), (a, b)
+    assert Part.parse(str(Part(3, MAX_SHARDS))) == Part(3, MAX_SHARDS) and Part.parse("3-of-3") is Part.parse("lock") is None
 
 
-@pytest.mark.parametrize("changed", [dict(variants=4), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(method="sdedit"),
+@pytest.mark.parametrize("changed", [dict(variants=2), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(method="sdedit"),
                                      dict(share_start=False), dict(source_prompt="a thing")])
 def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):
     with pytest.raises(ValueError, match="--" + next(iter(changed)).replace("_", "-")):
-        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), GenerationOptions(**{"variants": 3, "steps": 4, **changed}))
+        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), GenerationOptions(**{"variants": 3, "steps": 40, **changed}))
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
@@ -228,7 +237,7 @@ def test_a_changed_seed_is_made_again_and_a_removed_one_reported(real, tmp_path,
     assert report.made == 3 and [name for name, _ in report.skipped] == ["coat/02.png"]
     now = tree(tmp_path / "undisturbed")
     changed = {name for name in now if now[name] != undisturbed[name]}
-    assert changed == {"metadata.jsonl", *(f"coat/00-00{v}.png" for v in range(3))} and now.keys() == undisturbed.keys()
+    assert changed == {"metadata.jsonl", "run.json", *(f"coat/00-00{v}.png" for v in range(3))} and now.keys() == undisturbed.keys()
 
 
 def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
@@ -239,7 +248,7 @@ def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
 def test_a_deleted_image_is_made_again(real, tmp_path, undisturbed):
     (tmp_path / "undisturbed/coat/01-002.png").unlink()
     (tmp_path / "undisturbed/ankle_boot/00-001.png").unlink()
-    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 1 + 2
+    assert generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS).made == 2
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
@@ -250,7 +259,7 @@ def test_an_error_in_the_engine_leaves_a_consistent_folder(real, tmp_path, undis
 
     with pytest.raises(RuntimeError, match="engine"):
         generate_dataset(real, tmp_path / "out", FakePipeline(fail), SETTINGS)
-    assert len(lines(tmp_path / "out")) == 3 and not (tmp_path / "out/.dreamda").exists()
+    assert len(lines(tmp_path / "out")) == 1 and not (tmp_path / "out/.dreamda").exists()
     generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS)
     assert tree(tmp_path / "out") == undisturbed
 
@@ -284,37 +293,204 @@ def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, numbe
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_variant_in_hand_of_a_large_image(real, tmp_path, undisturbed, number, monkeypatch):
+def test_a_signal_finishes_the_variant_in_hand_of_a_large_image(real, tmp_path, number, monkeypatch):
     """The pipeline gives back what is finished when it is asked to stop; the next call goes on with the variants that are missing."""
     def interrupt(pipe):
         if len(pipe.calls) == 2:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(generate, "MAX_BATCH", 1)
-    report = generate_dataset(real, tmp_path / "out", FakePipeline(interrupt, variant_by_variant=True), SETTINGS)
+    settings = replace(SETTINGS, share_source=True)  # all three variants a visit
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
+    report = generate_dataset(real, tmp_path / "out", FakePipeline(interrupt, variant_by_variant=True), settings)
     assert (report.signal, report.made, len(lines(tmp_path / "out"))) == (number, 3 + 1, 4)
     pipe = FakePipeline()
-    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 14 and pipe.calls[0] == [real.images[1].key]
-    assert tree(tmp_path / "out") == undisturbed
+    assert generate_dataset(real, tmp_path / "out", pipe, settings).made == 14 and pipe.calls[0] == [real.images[3].key]
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_a_long_image_is_saved_as_it_grows(real, tmp_path, undisturbed, monkeypatch):
+def test_a_long_image_is_saved_as_it_grows(real, tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
     monkeypatch.setattr(generate, "MAX_BATCH", 1)
+    settings = replace(SETTINGS, share_source=True)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
     pipe = FakePipeline(variant_by_variant=True)
-    assert generate_dataset(real, tmp_path / "out", pipe, SETTINGS).made == 18 == len(pipe.calls)
-    assert tree(tmp_path / "out") == undisturbed
+    assert generate_dataset(real, tmp_path / "out", pipe, settings).made == 18 == len(pipe.calls)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_a_seed_that_changes_between_its_variants_is_made_again(real, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, share_source=True)], ids=["a variant a visit", "all"])
+def test_a_seed_that_changes_between_its_variants_is_made_again(real, tmp_path, monkeypatch, settings):
     def change(pipe):
         if len(pipe.calls) == 1:
             Image.new("RGB", (8, 8), "red").save(real.root / "ankle_boot/00.png")
 
     monkeypatch.setattr(generate, "SECONDS_A_SAVE", -1.0)
-    generate_dataset(real, tmp_path / "out", FakePipeline(change, variant_by_variant=True), SETTINGS)
-    generate_dataset(real, tmp_path / "whole", FakePipeline(), SETTINGS)
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    generate_dataset(real, tmp_path / "out", FakePipeline(change, variant_by_variant=True), settings)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
+    made, whole = tree(tmp_path / "out"), tree(tmp_path / "whole")
+    assert made.pop("run.json") != whole.pop("run.json")  # it knows the file that was there in the beginning
+    assert made == whole
+
+
+# ---- the order of the work
+
+
+def test_any_beginning_of_a_run_is_a_balanced_data_set(tmp_path, monkeypatch):
+    """Whenever a run is killed, the classes have as many images each, and the seeds of a class as many variants; to one."""
+    real = make_real(tmp_path / "real", 4, ("a", "b", "c"))
+    monkeypatch.setattr(generate, "SECONDS_A_BATCH", 0.0)
+    seen = []
+
+    def look(pipe):
+        rows = read_manifest(tmp_path / "out") if len(pipe.calls) > 2 else []  # the writer is one piece behind
+        of_class, of_seed = Counter(row["label"] for row in rows), Counter(row["seed_file"] for row in rows)
+        seen.append(len(rows))
+        for counts, n in ((of_class, 3), (of_seed, 12)):
+            all_of_them = [*counts.values(), *[0] * (n - len(counts))]
+            assert max(all_of_them) - min(all_of_them) <= 1
+
+    generate_dataset(real, tmp_path / "out", FakePipeline(look), SETTINGS)
+    assert len(seen) == 36 and max(seen) >= 33 and seen == sorted(seen)
+    rows = lines(tmp_path / "out")
+    assert [(r["seed_file"], r["variant"]) for r in rows] == [(i.key, v) for i in real.images for v in range(3)]
+
+
+@pytest.mark.parametrize("changed, variants", [
+    ({}, 1), ({"share_source": True}, 5), ({"share_source": True, "guidance_scale": 1.0}, 9), ({"method": "asymmetric"}, 5), ({"steps": 5}, 3), ({"method": "sdedit"}, 1),
+    ({"diverse": True, "share_start": False}, 10), ({"share_source": True, "variants": 2}, 2)])
+def test_a_visit_makes_more_than_one_variant_only_where_much_would_be_repeated(changed, variants):
+    assert variants_a_visit(GenerationOptions(**{"variants": 10, "steps": 100, **changed})) == variants
+
+
+def test_the_work_list_does_what_is_missing_and_nothing_else(real):
+    made = {(image.key, v): hashlib.sha256(real.path(image).read_bytes()).hexdigest() for image in real.images for v in range(3)}
+    del made["coat/01.png", 1], made["coat/02.png", 1], made["ankle_boot/00.png", 2]
+    work = WorkList(real, in_turn(real.images), (8, 8), 3, 1, made)
+    assert (work.total, work.present) == (18, 15)
+    first, second = work.take(10), work.take(10)
+    assert (first.keys, first.first, first.last) == (["coat/01.png", "coat/02.png"], 1, 2)
+    assert (second.keys, second.first, second.last) == (["ankle_boot/00.png"], 2, 3) and work.take(10) is None and not work
+    for piece in (second, first):
+        work.done(piece, 1)
+    assert not work and len(made) == 18
+
+
+# ---- the run goes on: more variants, more images, an earlier version
+
+
+def test_the_number_of_variants_may_grow_but_not_shrink(real, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(real, out, FakePipeline(), replace(SETTINGS, variants=2))
+    before = tree(out)
+    report = generate_dataset(real, out, FakePipeline(), replace(SETTINGS, variants=10))
+    assert (report.made, report.present, report.total) == (48, 12, 60)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), replace(SETTINGS, variants=10))
+    grown = tree(out)
+    assert grown == tree(tmp_path / "whole")
+    assert all(grown[name] == content for name, content in before.items() if name.endswith(".png"))
+    with pytest.raises(ValueError, match=r"--variants 10 \(now 2\), which can grow but not shrink"):
+        generate_dataset(real, out, FakePipeline(), replace(SETTINGS, variants=2))
+    assert tree(out) == grown
+
+
+def test_variants_chosen_together_cannot_grow(real, tmp_path):
+    settings = replace(SETTINGS, diverse=True, share_start=False)
+    generate_dataset(real, tmp_path / "out", FakePipeline(), settings)
+    with pytest.raises(ValueError, match="--diverse chooses the starts of all variants together"):
+        generate_dataset(real, tmp_path / "out", FakePipeline(), replace(settings, variants=4))
+
+
+def test_one_missing_variant_of_those_chosen_together_is_made_with_all_of_them_in_view(real, tmp_path):
+    settings = replace(SETTINGS, diverse=True, share_start=False)
+    generate_dataset(real, tmp_path / "out", FakePipeline(), settings)
+    whole = tree(tmp_path / "out")
+    (tmp_path / "out/coat/01-001.png").unlink()
+    pipe = FakePipeline()
+    assert generate_dataset(real, tmp_path / "out", pipe, settings).made == 2 and pipe.variants == {3}
+    assert tree(tmp_path / "out") == whole
+
+
+def other_data_set(tmp_path, names=("00", "01", "02"), labels=("coat", "ankle_boot")):
+    for label in labels:
+        for name in names:
+            path = tmp_path / "other" / label / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), len(str(path)), np.uint8)).save(path)
+    return ImageFolder.scan(tmp_path / "other")
+
+
+@pytest.mark.parametrize("names, labels", [(("00", "01", "02"), ("coat", "ankle_boot")), (("a", "b"), ("coat", "ankle_boot")), (("00",), ("cat", "dog"))],
+                         ids=["the same names", "the same classes", "other classes"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_data_set_is_refused(real, tmp_path, names, labels, finished):
+    out = tmp_path / "out"
+    if finished:
+        generate_dataset(real, out, FakePipeline(), SETTINGS)
+    else:  # killed before the first image
+        assert run_worker(real.root, out, 9).returncode == -signal.SIGKILL and not list(out.rglob("*.png"))
+    before = tree(out)
+    with pytest.raises(ValueError, match=r"made from another data set .*real.: 0 of 6 of its real images looked at are in .*other as they were; give another OUT"):
+        generate_dataset(other_data_set(tmp_path, names, labels), out, FakePipeline(), SETTINGS)
+    assert tree(out) == before
+
+
+def test_a_data_set_may_grow_and_move(real, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(real, out, FakePipeline(), SETTINGS)
+    other = other_data_set(tmp_path, ("03", "04", "05", "06"), ("coat", "cardigan"))
+    shutil.copytree(other.root, real.root, dirs_exist_ok=True)
+    real.root.rename(tmp_path / "moved")
+    report = generate_dataset(ImageFolder.scan(tmp_path / "moved"), out, FakePipeline(), SETTINGS)
+    assert (report.made, report.present, report.skipped) == (3 * 8, 18, [])
+
+
+def as_earlier_version(out: Path) -> None:
+    """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
+    run = json.loads((out / "run.json").read_text())
+    del run["seed_images"]
+    run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
+    (out / "run.json").write_text(json.dumps(run))
+
+
+def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 6))
+    as_earlier_version(out)
+    shutil.rmtree(out / "ankle_boot")
+    (out / "metadata.jsonl").unlink()
+    record = (out / "run.json").read_bytes()
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    rows = lines(out)
+    assert [list(row) for row in rows] == [["file_name", "label", "seed_file", "seed_sha256", "variant", "prompt", "dreamda", "variants", "steps", "strength", "eta",
+                                            "guidance_scale", "noise_scale", "source_prompt", "source_guidance_scale", "step", "share_source", "share_start",
+                                            "diverse", "seed", "guidance_low", "guidance_high", "dtype", "size", "model_sha256", "model", "sha256"]] * 9
+    assert (out / "run.json").read_bytes() == record
+    (out / ".dreamda").mkdir()
+    (out / "metadata.jsonl").rename(out / ".dreamda/0-of-2.jsonl")  # where an earlier version kept the lines until it ended
+    assert generate_dataset(real, out, FakePipeline(), SETTINGS).present == 9 and len(lines(out)) == 18
+    with pytest.raises(ValueError, match="begun by an earlier version"):
+        generate_dataset(real, out, FakePipeline(), replace(SETTINGS, variants=4))
+    with pytest.raises(ValueError, match="another data set .*: 0 of 6 of"):
+        generate_dataset(other_data_set(tmp_path), out, FakePipeline(), SETTINGS)
+
+
+def test_the_manifest_can_be_read_at_any_time(real, tmp_path):
+    """It grows while the run goes on; a line that a kill has cut is no line, and the next call cuts it off."""
+    out, path = tmp_path / "out", tmp_path / "out/metadata.jsonl"
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    whole = path.read_bytes()
+    with open(path, "ab") as file:
+        file.write(whole.splitlines()[0][:100])
+    assert len(read_manifest(out)) == 9
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+    assert len(lines(out)) == 18
+    path.write_bytes(whole + b'{"file_name": 1}')
+    with pytest.raises(ValueError, match="metadata.jsonl line 10 is not a line of dreamda generate"):
+        read_manifest(out)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="has no metadata.jsonl"):
+        read_manifest(out)
 
 
 @pytest.mark.parametrize("matter", [False, True])
@@ -382,7 +558,7 @@ def test_what_a_killed_shard_left_is_taken_over(real, tmp_path, undisturbed):
     (out / ".dreamda/1-of-2.jsonl").write_text(rows + '{"file_name": "torn')
     pipe = FakePipeline()
     generate_dataset(real, out, pipe, SETTINGS)
-    assert tree(out) == undisturbed and sum(map(len, pipe.calls)) == 3
+    assert tree(out) == undisturbed and sum(map(len, pipe.calls)) == 9
 
 
 def test_what_a_killed_shard_left_is_not_newer_than_an_image_made_again(real, tmp_path, undisturbed):
@@ -497,15 +673,15 @@ def test_a_jump_of_the_clock_leaves_no_trace(real, tmp_path, undisturbed, monkey
 def test_nothing_is_written_through_a_symlink(real, tmp_path):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 6))  # an ankle boot
     (out / "coat").symlink_to(elsewhere)
     with pytest.raises(OutputError):
-        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 6))
     assert os.listdir(elsewhere) == []
     (out / "coat").unlink()
     (out / ".dreamda").symlink_to(elsewhere)
     with pytest.raises(OSError):
-        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 2))
+        generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(1, 6))
     assert os.listdir(elsewhere) == []
 
 

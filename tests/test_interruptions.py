@@ -68,7 +68,7 @@ def start(name: str, root: Path, out: Path) -> subprocess.Popen:
     process = subprocess.Popen([sys.executable, "-c", START, *command(name, root, out)], env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
-    while process.poll() is None and time.monotonic() < deadline and not is_locked(out / ".dreamda/lock" if name == "generate" else out):
+    while process.poll() is None and time.monotonic() < deadline and not is_locked(out / ".dreamda/0-of-1.lock" if name == "generate" else out):
         time.sleep(0.002)
     return process
 

@@ -15,7 +15,7 @@ from test_generate import FakePipeline, lines, tree
 
 from dreamda import __version__
 from dreamda.generation.options import GenerationOptions
-from dreamda.runs.generate import encode_png
+from dreamda.runs.manifest import encode_png
 from dreamda.runs.replay import RecordedRun
 
 

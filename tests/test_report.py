@@ -60,7 +60,7 @@ def test_what_generate_has_skipped_does_not_count(data, capsys):
     assert run("report", data / "real", data / "out", "--page", data / "after.html") == 0
     assert (data / "before.html").read_bytes() == (data / "after.html").read_bytes()
     assert run("report", data / "real", data / "real") == 2
-    assert "has no metadata.jsonl; give the output of a finished dreamda generate" in capsys.readouterr().err
+    assert "has no metadata.jsonl; give the OUT of a dreamda generate" in capsys.readouterr().err
 
 
 def test_the_page_holds_everything_itself(data, capsys):
@@ -104,7 +104,7 @@ def test_bad_input_is_one_sentence(data, capsys):
     assert "00-001.png: not an image" in capsys.readouterr().err
     (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
     assert run("report", data / "real", data / "out") == 2
-    assert "is not a manifest of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
+    assert "line 1 is not a line of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
 
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, seeds_a_piece
+from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, images_a_piece
 from .runs.inspection import BITS, differences, environment
 from .generation.options import GenerationOptions, OptionKeywords
 from .generation.pipeline import Pipeline
@@ -242,7 +242,7 @@ class RayWorkers:
         while True:
             while self._idle and not stop() and (piece := take(batch)):
                 actor = self._idle.pop()
-                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first, settings)
+                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.range_of(settings))
                 busy[reference] = actor, piece
             if not busy:
                 return
@@ -257,7 +257,7 @@ class RayWorkers:
                 made, seconds = self._get(reference)
                 actor, piece = busy.pop(reference)
                 self._idle.append(actor)
-                batch = seeds_a_piece(settings, made, seconds)
+                batch = images_a_piece(made, seconds)
                 yield piece, made
 
     def close(self) -> None:
@@ -300,11 +300,11 @@ class _Worker:
     def augment(self, images: np.ndarray, prompts: list[str], parameters: dict[str, Any]) -> np.ndarray:
         return self._pipeline.augment(images, prompts, **parameters)
 
-    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, settings: GenerationOptions) -> tuple[np.ndarray, float]:
+    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], parameters: dict[str, Any]) -> tuple[np.ndarray, float]:
         """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
-        made = self._pipeline.augment(images, prompts, keys=keys, first=first, stop=enough, **asdict(settings))
+        made = self._pipeline.augment(images, prompts, keys=keys, stop=enough, **parameters)
         return made, time.monotonic() - begun
 
 

@@ -1,4 +1,4 @@
-"""What the run folders share: the error of a folder that cannot be written any more, and signals that end a run in good order.
+"""What the run folders share: the error of a folder that cannot be written any more, signals that end a run in good order, and locks.
 
     with StopOnSignals("finishing the step in hand and saving") as stop:
         while stop.signal is None:
@@ -6,9 +6,12 @@
 """
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -47,3 +50,26 @@ class StopOnSignals:
         self.signal = number
         self.__exit__()
         os.write(2, f"\ndreamda: {self._words}\n".encode())
+
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file; False where another process, or another open file, holds it. Closing the file, and a kill, free it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def open_in(stack: contextlib.ExitStack, path: str | Path, flags: int, folder: int | None = None) -> int:
+    """`os.open`, relative to an open folder; the stack closes the file."""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """`os.write` until all is written."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view):]

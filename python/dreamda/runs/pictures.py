@@ -105,22 +105,22 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     ValueError
         A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
-    from ..data.files import read_json_lines
     from ..data.images import read_image
-    from .generate import is_row
+    from .manifest import read_manifest
 
-    path = Path(out) / "metadata.jsonl"
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
-    for number, row in read_json_lines(path):
+    for row in read_manifest(out):
         size: Any = row.get("size")
-        if not is_row(row) or not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
-            raise ValueError(f"{path} line {number} is not a line of dreamda generate")
+        if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
+            raise ValueError(f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; it is not as dreamda generate wrote it")
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
         if len(files) < max_variants:
             files.append(row["file_name"])
     picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
     if not picked:
-        raise ValueError(f"{path} lists no images")
+        raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images")
     seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1])).pixels for _, seed, _ in picked])
-    variants = np.stack([[read_image(Path(out) / name).pixels for name in files] for _, _, files in picked])
+    blank = np.full_like(seeds[0], 255)  # a run that is going on has not made as many variants of every seed yet
+    most = max(len(files) for _, _, files in picked)
+    variants = np.stack([[read_image(Path(out) / files[i]).pixels if i < len(files) else blank for i in range(most)] for _, _, files in picked])
     return contact_sheet(seeds, variants, [label.replace("_", " ") for label, _, _ in picked], per_row=per_class, title=title)

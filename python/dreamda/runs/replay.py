@@ -20,13 +20,15 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.files import BrokenImageError, read_bounded, read_json_lines
+from ..data.files import BrokenImageError, read_bounded
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
-from ..generation.options import OLD_NAMES, GenerationOptions, with_todays_names
+from ..generation.options import GenerationOptions, with_todays_names
 from ..options import options_of
-from .generate import PipelineLike, generate_dataset, is_row
+from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
+from .manifest import read_manifest
+from .output import FORMAT
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
@@ -44,15 +46,15 @@ class RecordedRun:
     settings : GenerationOptions
     rows : list of dict
         metadata.jsonl, a row an image.
-    old_names : mapping
-        What the records call an option, where it was renamed since.
+    recorded : dict
+        run.json as it is.
     """
 
     out: Path
     run: dict[str, Any]
     settings: GenerationOptions
     rows: list[dict[str, Any]]
-    old_names: Mapping[str, str] = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RecordedRun:
@@ -75,7 +77,7 @@ class RecordedRun:
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
-        if run.get("format") != 1 or run.get("dreamda") != __version__:
+        if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
             raise ValueError(f"{path} was made by dreamda {run.get('dreamda')}, and this is {__version__}, whose files differ; "
                              "install that version to repeat it")
         if missing := [name for name in needed if name not in run]:
@@ -91,12 +93,11 @@ class RecordedRun:
         metadata = path.with_name("metadata.jsonl")
         if not metadata.is_file():
             raise FileNotFoundError(f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
-        rows = []
-        for number, row in read_json_lines(metadata):
-            if not (is_row(row) and all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
-                raise ValueError(f"{metadata} line {number} is not a line of dreamda generate")
-            rows.append(row)
-        return cls(path.parent, run, settings, rows, {new: old for old, new in OLD_NAMES.items() if old in recorded})
+        rows = read_manifest(path.parent)
+        for row in rows:
+            if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
+                raise ValueError(f"{metadata}: what it says of {row['file_name']} is not a line of dreamda generate")
+        return cls(path.parent, run, settings, rows, recorded)
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -200,7 +201,7 @@ def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike
     folder = ImageFolder(root, folder.classes, tuple(image for image in images if image.key not in lost), ())
     done = generate_dataset(folder, out, pipeline, recorded.settings, prompts={key: row["prompt"] for key, row in wanted.items()},
                             prompt_source={k: run.get(k) for k in ("template", "prompts_sha256")}, model=run["model"],
-                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, old_names=recorded.old_names, progress=progress)
+                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, record=recorded.recorded, progress=progress)
     report.signal = done.signal
     for row in recorded.rows if done.signal is None else ():
         if row["seed_file"] in lost:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..data.files import read_json_lines
 from ..data.folders import ImageFolder
 from ..data.images import read_image
 from ..generation.options import with_todays_names
+from .manifest import read_manifest
 from .pictures import contact_sheet_of_run
 from .train import FolderImages
 from ..training.saved import TrainedModel
@@ -108,11 +108,9 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], class
         `out` has no usable metadata.jsonl, a seed or an image is gone or broken, or there are too few images.
     """
     root, out = Path(real), Path(out)
-    if not (out / "metadata.jsonl").is_file():
-        raise FileNotFoundError(f"{out} has no metadata.jsonl; give the output of a finished dreamda generate")
-    rows = [row for _, row in read_json_lines(out / "metadata.jsonl")]
-    if not rows or not all(isinstance(row.get(k), str) for row in rows for k in ("file_name", "label", "seed_file")):
-        raise ValueError(f"{out / 'metadata.jsonl'} is not a manifest of dreamda generate; give its OUT")
+    rows = read_manifest(out)
+    if not rows:
+        raise ValueError(f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
     folder = ImageFolder.scan(root)
     all_seeds = [image.key for image in folder.images]
     known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)

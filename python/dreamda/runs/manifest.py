@@ -1,0 +1,102 @@
+"""metadata.jsonl of `dreamda generate`: a line for every synthetic image, appended as the image is finished.
+
+While a run is going on, and after it was killed, the lines stand in the order in which the images were made, and an image that was made
+again has a later line that replaces the first. When the run ends, the file is put in order: by class, seed and variant.
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.files import MAX_LINE_BYTES
+
+NAME = "metadata.jsonl"
+
+
+def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The images of a run that is finished, going on, or was stopped: a row each, by class, seed and variant.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no metadata.jsonl: no image is finished yet, or the folder is not an output of `dreamda generate`.
+    ValueError
+        Naming a line that `dreamda generate` did not write.
+    """
+    path = Path(out) / NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{out} has no {NAME}; give the OUT of a dreamda generate that has finished an image")
+    return in_order(read_rows(path))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metadata.jsonl as they stand there; a last line that a kill has cut is left out."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if row := parse_row(line):
+                yield row
+            elif not line.isspace():
+                if _is_torn(line):
+                    return
+                raise ValueError(f"{path} line {number} is not a line of dreamda generate; correct it, or give another OUT")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line lacks its end: it is the last, and a kill came in between, or it is just being written."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES
+    return False
+
+
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest row of every image, by class, seed and variant."""
+    newest: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in rows:
+        newest[row["label"], row["seed_file"].removeprefix(row["label"] + "/"), row["variant"]] = row
+    return [newest[key] for key in sorted(newest)]
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metadata.jsonl; None where it is no such line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if is_row(row) else None
+
+
+def format_row(row: Mapping[str, Any]) -> str:
+    """The line of a row."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def is_row(row: Any) -> bool:
+    """Whether this is an image's row: texts and numbers as they are written, and names that stay inside of OUT."""
+    if not (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
+        return False
+    folder, _, name = row["file_name"].partition("/")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return (type(row.get("variant")) is int and folder == row["label"] == row["seed_file"].partition("/")[0]
+            and not {folder, name} & {"", ".", ".."} and not set("/\0") & set(name) and "\0" not in folder)
+
+
+def encode_png(pixels: np.ndarray, about: Mapping[str, Any]) -> bytes:
+    """A PNG of `pixels`, uint8 (H, W, 3), with `about` as JSON in its text field "dreamda"; equal arguments give equal bytes."""
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("dreamda", json.dumps(about, ensure_ascii=False))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=6, pnginfo=text)
+    return buffer.getvalue()

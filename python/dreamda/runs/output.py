@@ -1,0 +1,492 @@
+"""OUT of `dreamda generate`: synthetic images written so that nothing is lost, doubled or half-written.
+
+    OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
+    OUT/metadata.jsonl                            a line an image, see manifest.py
+    OUT/run.json                                  the parameters and some of the seeds: a run with others is refused; and the machine
+    OUT/.dreamda/                                 only while a run is going on, or after it was killed:
+        lock                                      held for a moment by whoever changes metadata.jsonl or run.json
+        <part>.lock                               held by the process that works on this part of the seeds
+        <part>.tmp                                the file being written
+
+An image becomes visible by a rename after an fsync, its line is written after that. A killed run therefore leaves either a finished
+image with its line, or a finished image without one, which is made again to the same bytes. The order of events, the clock, the
+sharding and the batching leave no trace in any of the files of a run that has ended.
+"""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.files import BrokenImageError, read_bounded
+from ..data.folders import ImageFolder, ImageRef
+from ..generation.options import GenerationOptions, with_todays_names
+from ..networks.config import read_json
+from .files import OutputError, open_in, try_lock, write_all
+from .manifest import NAME as MANIFEST
+from .manifest import encode_png, format_row, in_order, parse_row, read_rows
+
+WORK = ".dreamda"
+RESERVED = ("run.json", MANIFEST)
+FORMAT = 2
+NOT_COMPARED = ("model", "real", "environment", "seed_images", "variants")  # of run.json; the last two have rules of their own
+NOT_IN_ROWS = ("format", "real", "environment", "template", "prompts_sha256", "seed_images")
+SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
+MAX_SHARDS = 1 << 16
+NAME_MAX = 255            # bytes of a file name
+
+
+# ---- run.json
+
+def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
+    """What run.json holds and compares that is known before the model is loaded."""
+    from .. import __version__
+
+    return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
+            "prompts_sha256": prompt_source.get("prompts_sha256"), **asdict(settings)}
+
+
+def sample_of(folder: ImageFolder) -> dict[str, str]:
+    """SHA-256 of a few images, evenly spread over the data set, by their keys; those that cannot be read are left out."""
+    n = len(folder.images)
+    chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
+    digests = {image.key: seed_digest(folder, image) for image in chosen}
+    return {key: digest for key, digest in digests.items() if digest}
+
+
+def seed_digest(folder: ImageFolder, image: ImageRef) -> str | None:
+    """SHA-256 of a seed's file; None where it cannot be read."""
+    try:
+        return hashlib.sha256(read_bounded(folder.path(image))).hexdigest()
+    except BrokenImageError:
+        return None
+
+
+def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes nothing.
+
+    The same run has the same parameters (more variants are allowed) and the same data set. A data set is known again by its images, not by
+    its place: at least half of the seeds that run.json remembers must still be there as they were. So images may be added, some may be
+    changed or removed, and the folder may move; but another data set is refused.
+    """
+    out = Path(out)
+    for label in folder.classes:
+        if label in RESERVED:
+            raise ValueError(f"a class called {label!r} would collide with the file of that name in OUT; rename {folder.root / label}")
+    if out.resolve() == folder.root.resolve() or folder.root.resolve() in out.resolve().parents:
+        raise ValueError(f"OUT {out} lies in the data set {folder.root}, where its images would become seeds; give a folder elsewhere")
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise NotADirectoryError(f"OUT {out} is no folder; give a new or an empty one")
+    there = _read_run(out)
+    if there is None and any(entry.name != WORK for entry in os.scandir(out)):
+        there = _read_run(out)  # another shard may have begun between the two looks
+        if there is None:
+            raise ValueError(f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
+    if there is None:
+        return
+    then = _as_today(there)
+    others = []
+    for name, value in _as_today(run).items():
+        if name not in NOT_COMPARED and then.get(name) != value:
+            option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
+            others.append(option + (f" {reprlib.repr(then.get(name))} (now {reprlib.repr(value)})" if shown else ""))
+    if others:
+        raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
+    _check_variants(out, there, run)
+    _check_data_set(out, there, folder)
+
+
+_OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model", False),
+            "prompts_sha256": ("--prompts file", False)}
+
+
+def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run.json of an earlier format would say today."""
+    return with_todays_names(dict(run)) | ({"format": FORMAT} if run.get("format") == 1 else {})
+
+
+def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """The number of variants may grow, where the first ones do not depend on it."""
+    then, now = there.get("variants"), run.get("variants")
+    if now is None or then == now:
+        return
+    if type(then) is int and then < now:
+        if there.get("diverse"):
+            reason = "--diverse chooses the starts of all variants together"
+        elif there.get("format") == 1:
+            reason = "it was begun by an earlier version, which wrote the number into every image"
+        else:
+            return
+        raise ValueError(f"OUT {out} holds a run with --variants {then} (now {now}), and {reason}; repeat that or give another OUT")
+    raise ValueError(f"OUT {out} holds a run with --variants {reprlib.repr(then)} (now {now}), which can grow but not shrink; "
+                     "repeat that or give another OUT")
+
+
+def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) -> None:
+    known = there.get("seed_images")
+    if not isinstance(known, dict):  # of an earlier version
+        rows = in_order(read_rows(out / MANIFEST)) if (out / MANIFEST).is_file() else []
+        known = {row["seed_file"]: row["seed_sha256"] for row in rows[:: max(1, len(rows) // SEED_IMAGES)]}
+    images = {image.key: image for image in folder.images}
+    same = sum(key in images and seed_digest(folder, images[key]) == digest for key, digest in known.items())
+    if 2 * same < len(known):
+        raise ValueError(f"OUT {out} holds images made from another data set ({there.get('real')}): {same} of {len(known)} of its real images "
+                         f"looked at are in {folder.root} as they were; give another OUT")
+
+
+def _read_run(out: Path) -> dict[str, Any] | None:
+    path = out / "run.json"
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_json(path)
+    except (ValueError, FileNotFoundError):
+        raise ValueError(f"{path} is not a run of dreamda; give another OUT") from None
+
+
+# ---- names
+
+def output_stems(folder: ImageFolder) -> dict[str, str]:
+    """The stem of every seed's output files, ``{key: stem}``.
+
+    It is the seed's own stem, with hyphens for the slashes of deeper folders. Where two images of a class would get the same (``a.png``,
+    ``a.jpg``) both get their full names, and where even these are the same, a part of their SHA-256 too. A name too long for the file
+    system is cut and ends in a part of its SHA-256.
+    """
+    stems: dict[str, str] = {}
+    by_class: dict[str, list[ImageRef]] = {}
+    for image in folder.images:
+        by_class.setdefault(image.label, []).append(image)
+    for images in by_class.values():
+        chosen = {image: _stem(image.name, 0) for image in images}
+        for attempt in (1, 2):
+            while True:  # a longer stem may be another image's shorter one: until nothing changes
+                users: dict[str, list[ImageRef]] = {}
+                for image, stem in chosen.items():
+                    users.setdefault(stem, []).append(image)
+                clashing = {i: _stem(i.name, attempt) for group in users.values() if len(group) > 1 for i in group}
+                if clashing.items() <= chosen.items():
+                    break
+                chosen.update(clashing)
+        stems.update((image.key, stem) for image, stem in chosen.items())
+    return stems
+
+
+def _stem(name: str, attempt: int) -> str:
+    flat = (name if attempt else os.path.splitext(name)[0]).replace("/", "-")
+    return _shortened(flat if attempt < 2 or "/" not in name else f"{flat}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
+
+
+def _shortened(stem: str) -> str:
+    encoded = stem.encode()
+    if len(encoded) <= NAME_MAX - len("-0000000.png"):
+        return stem
+    return f"{encoded[:200].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The i-th of n equal parts of the seeds; its text is the name of its files."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count <= MAX_SHARDS:
+            raise ValueError(f"--shard {self.index}/{self.count} must be i/n with 0 <= i < n, and n at most {MAX_SHARDS}")
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Part | None:
+        """The part that a text is the name of."""
+        match = re.fullmatch(r"(\d{1,6})-of-(\d{1,6})", text)
+        return cls(int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) <= MAX_SHARDS else None
+
+    def of(self, images: Sequence[ImageRef]) -> Sequence[ImageRef]:
+        """This part of a list."""
+        n = len(images)
+        return images[-(-self.index * n // self.count): -(-(self.index + 1) * n // self.count)]
+
+    def overlaps(self, other: Part) -> bool:
+        """Whether some list has an image in both."""
+        return self.index * other.count < (other.index + 1) * self.count and other.index * self.count < (self.index + 1) * other.count
+
+
+# ---- the folder
+
+@dataclass(frozen=True)
+class Finished:
+    """Images of one seed: the variants from `first` on, uint8 (K, H, W, 3)."""
+
+    image: ImageRef
+    stem: str
+    seed_sha256: str
+    prompt: str
+    first: int
+    pixels: np.ndarray
+
+
+class RunFolder:
+    """OUT while one call works on one part of the seeds (see the head of this file for its layout and the order of events).
+
+    Parameters
+    ----------
+    out : Path
+    folder : ImageFolder
+        The data set.
+    run : dict
+        What run.json is to say.
+    part : Part
+
+    Attributes
+    ----------
+    run : dict
+        What run.json says.
+    environment : dict
+        Of this call; `run` holds the one that the run was begun in.
+
+    Raises
+    ------
+    ValueError
+        On entry: OUT holds another run, or another process works on some of the seeds.
+    OSError
+        On entry: OUT cannot be written.
+    """
+
+    def __init__(self, out: Path, folder: ImageFolder, run: dict[str, Any], part: Part) -> None:
+        self.out, self.folder, self.run, self.part, self.environment = out, folder, run, part, run["environment"]
+
+    def __enter__(self) -> RunFolder:
+        with contextlib.ExitStack() as stack:
+            try:
+                self._open(stack)
+            except OSError as error:
+                raise OSError(error.errno, f"OUT {self.out} cannot be written ({error.strerror}); put that right or give another OUT") from error
+            self._stack = stack.pop_all()
+        return self
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        self._is_new = not self.out.exists()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._out = open_in(stack, self.out, os.O_RDONLY | os.O_DIRECTORY)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(WORK, dir_fd=self._out)
+            with contextlib.ExitStack() as attempt, contextlib.suppress(FileNotFoundError):  # whoever was last may be tidying up
+                self._work = open_in(attempt, WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
+                self._mutex = open_in(attempt, "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work)
+                fcntl.flock(self._mutex, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(self._mutex), os.stat("lock", dir_fd=self._work, follow_symlinks=False)):
+                    stack.push(attempt.pop_all())
+                    break
+        check_out(self.out, self.folder, self.run)
+        if any(other.overlaps(self.part) for other in self._held()):
+            raise ValueError(f"OUT {self.out} is being written by another process; wait for it, or give both disjoint parts with --shard i/n")
+        self._tidy()
+        try_lock(open_in(stack, f"{self.part}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work))
+        self._begin()
+        self._mend_manifest()
+        self._adopt_journals()
+        fcntl.flock(self._mutex, fcntl.LOCK_UN)
+
+    def _begin(self) -> None:
+        """Write run.json, or bring it up to date; the caller holds the mutex."""
+        there = _read_run(self.out)
+        self._begun = there is None
+        now = {**there, "variants": self.run["variants"]} if there is not None else self.run
+        if "seed_images" in now:
+            now["seed_images"] = self.run["seed_images"]
+        if now != there:
+            self._replace("run.json", (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode(), self._out)
+        self.run = now  # else the same but for what is not compared, and a resumed run must not change that half-way
+
+    def finished(self) -> dict[tuple[str, int], str]:
+        """The images that are there: {(seed key, variant): SHA-256 of the seed}."""
+        there: dict[str, set[str]] = {}
+        done: dict[tuple[str, int], str] = {}
+        for row in read_rows(self.out / MANIFEST) if (self.out / MANIFEST).exists() else ():
+            label = row["label"]
+            if label not in there:
+                try:
+                    there[label] = set(os.listdir(self.out / label))
+                except OSError:
+                    there[label] = set()
+            if row["file_name"].removeprefix(label + "/") in there[label]:
+                done[row["seed_file"], row["variant"]] = row["seed_sha256"]
+        return done
+
+    def write(self, finished: Sequence[Finished]) -> int:
+        """Write images, then their lines; returns how many."""
+        lines: list[str] = []
+        with self._reporting():
+            try:
+                for each in finished:
+                    self._write_images(each, lines)
+                for label in {each.image.label for each in finished}:
+                    with contextlib.ExitStack() as stack:
+                        os.fsync(open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out))
+            finally:  # what was written before an error counts
+                if lines:
+                    self._append("".join(lines).encode())
+        return len(lines)
+
+    def _write_images(self, each: Finished, lines: list[str]) -> None:
+        label = each.image.label
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(label, dir_fd=self._out)
+            os.fsync(self._out)
+        with contextlib.ExitStack() as stack:
+            target = open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
+            for variant, pixels in enumerate(each.pixels, each.first):
+                name = f"{each.stem}-{variant:03d}.png"
+                row = {"file_name": f"{label}/{name}", "label": label, "seed_file": each.image.key, "seed_sha256": each.seed_sha256,
+                       "variant": variant, "prompt": each.prompt, **self._in_rows()}
+                png = encode_png(pixels, row)
+                self._replace(name, png, target, sync_folder=False)
+                lines.append(format_row({**row, "sha256": hashlib.sha256(png).hexdigest()}))
+
+    def _in_rows(self) -> dict[str, Any]:
+        """The parameters that decide an image. Its number of siblings does not, unless their starts are chosen together."""
+        together = self.run["format"] == 1 or self.run["diverse"]
+        return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
+
+    def _append(self, lines: bytes) -> None:
+        fcntl.flock(self._mutex, fcntl.LOCK_EX)
+        try:
+            with contextlib.ExitStack() as stack:  # opened anew: another part may have put it in order
+                fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
+                end = _cut_torn_line(fd)
+                try:
+                    write_all(fd, lines)
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, end)
+                    raise
+        finally:
+            fcntl.flock(self._mutex, fcntl.LOCK_UN)
+
+    def _mend_manifest(self) -> None:
+        """Cut off a last line that a kill has torn; the caller holds the mutex."""
+        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+            fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_NOFOLLOW, self._out)
+            _cut_torn_line(fd)
+
+    def _adopt_journals(self) -> None:
+        """Earlier versions kept the lines of a part in <part>.jsonl until it ended: take over what is still true of the files."""
+        for name in sorted(os.listdir(self._work)):
+            if not name.endswith(".jsonl"):
+                continue
+            with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._work), "rb") as file:
+                rows = [row for line in file if (row := parse_row(line)) and self._tells(row)]
+            if rows:
+                with contextlib.ExitStack() as stack:
+                    fd = open_in(stack, MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
+                    write_all(fd, "".join(map(format_row, rows)).encode())
+                    os.fsync(fd)
+            os.unlink(name, dir_fd=self._work)
+
+    def _tells(self, row: Mapping[str, Any]) -> bool:
+        """Whether a line is about the file that is there now."""
+        try:
+            return hashlib.sha256((self.out / row["file_name"]).read_bytes()).hexdigest() == row.get("sha256")
+        except OSError:
+            return False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:
+            try:
+                with self._reporting():
+                    self._finish(failed=kind is not None)
+            except (OutputError, ValueError):
+                if kind is None:  # else the first error is the one to report
+                    raise
+
+    def _finish(self, failed: bool) -> None:
+        fcntl.flock(self._mutex, fcntl.LOCK_EX)
+        path = self.out / MANIFEST
+        if path.exists():
+            content = "".join(map(format_row, in_order(read_rows(path)))).encode()
+            if content != path.read_bytes():
+                self._replace(MANIFEST, content, self._out)
+        os.unlink(f"{self.part}.lock", dir_fd=self._work)
+        self._tidy()
+        if not self._held():
+            if failed and self._begun and set(os.listdir(self._out)) == {"run.json", WORK}:
+                os.unlink("run.json", dir_fd=self._out)  # nothing came of it, and another option may put it right
+            os.unlink("lock", dir_fd=self._work)
+            with contextlib.suppress(OSError):  # somebody put a file of his own there
+                os.rmdir(WORK, dir_fd=self._out)
+                if self._is_new and not os.listdir(self._out):
+                    os.rmdir(self.out)
+
+    def _held(self) -> list[Part]:
+        """The parts that other processes work on; the caller holds the mutex."""
+        held = []
+        for name in os.listdir(self._work):
+            part = Part.parse(name.removesuffix(".lock")) if name.endswith(".lock") else None
+            if part is not None:
+                with contextlib.ExitStack() as stack:
+                    if not try_lock(open_in(stack, name, os.O_RDWR | os.O_NOFOLLOW, self._work)):
+                        held.append(part)
+        return held
+
+    def _tidy(self) -> None:
+        """Remove what killed processes have left; the caller holds the mutex."""
+        held = self._held()
+        for name in os.listdir(self._work):
+            stem, suffix = os.path.splitext(name)
+            if suffix in (".tmp", ".lock") and (part := Part.parse(stem)) is not None and part not in held:
+                os.unlink(name, dir_fd=self._work)
+
+    def _replace(self, name: str, content: bytes, folder: int, *, sync_folder: bool = True) -> None:
+        """Make `name` in the open folder hold `content`, all or nothing."""
+        temporary = f"{self.part}.tmp"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=self._work)
+        try:
+            try:
+                write_all(fd, content)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._work)  # on a full disk its bytes are wanted for the lines that are still to come
+            raise
+        if sync_folder:
+            os.fsync(folder)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(error.errno, f"OUT {self.out} cannot be written ({error.strerror}); what is finished stays: "
+                                           "put that right, then the same command goes on from here") from error
+
+
+def _cut_torn_line(fd: int) -> int:
+    """Cut an open file after its last whole line, and return its size."""
+    size = end = os.fstat(fd).st_size
+    while end:
+        begin = max(0, end - 4096)
+        newline = os.pread(fd, end - begin, begin).rfind(b"\n")
+        end = begin + newline + 1 if newline >= 0 else begin
+        if newline >= 0:
+            break
+    if end < size:
+        os.ftruncate(fd, end)
+    return end
