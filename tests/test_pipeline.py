@@ -2,14 +2,9 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -666,72 +661,6 @@ def test_no_such_model(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         Pipeline.load(name)
-
-
-def test_a_hub_id_needs_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'dreamda-c\[hub\]'"):
-        Pipeline.load("owner/name")
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as snapshot_download asks for."""
-
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        self.asked.append(path)
-        name = path.partition(f"/resolve/{'0' * 40}/")[2]
-        if path.startswith("/api/models/owner/mini/revision/"):
-            self.reply(json.dumps({"id": "owner/mini", "sha": "0" * 40, "siblings": [{"rfilename": n} for n in self.files]}).encode())
-        elif path.startswith("/api/models/owner/mini/tree/"):
-            self.reply(json.dumps([{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in self.files.items()]).encode())
-        elif path.startswith("/owner/mini/resolve/") and name in self.files:
-            self.reply(self.files[name], ETag=f'"{abs(hash(name)):x}"', **{"X-Repo-Commit": "0" * 40})
-        else:
-            self.reply(b"", 404)
-
-    do_HEAD = do_GET
-
-    def reply(self, content, code=200, **headers):
-        self.send_response(code)
-        for key, value in {"Content-Length": len(content), **headers}.items():
-            self.send_header(key, str(value))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.mark.skipif(not find_spec("huggingface_hub"), reason="the hub extra is not installed")
-@pytest.mark.parametrize("variant", ["", ".fp16"])
-def test_models_from_the_hub(tmp_path, variant):
-    files = {str(f.relative_to(MODEL)): f.read_bytes() for f in MODEL.rglob("*") if f.is_file()}
-    unet = "unet/diffusion_pytorch_model{}.safetensors"
-    files[unet.format(variant)] = files.pop(unet.format(""))
-    unwanted = {"model.ckpt": b"", "unet/diffusion_pytorch_model.bin": b"", "unet/diffusion_pytorch_model.non_ema.safetensors": b"",
-                "vae/diffusion_pytorch_model.fp16.safetensors": b"", "v1-5-pruned.safetensors": b""}
-    handler = type("Handler", (Hub,), {"files": files | unwanted, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    program = "import sys, dreamda; print(dreamda.Pipeline.load(sys.argv[1], 'f32').fingerprint)"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
-                    "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    try:
-        done = subprocess.run([sys.executable, "-c", program, "owner/mini"], env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        fetched = {path.partition(f"/resolve/{'0' * 40}/")[2] for path in handler.asked if "/resolve/" in path}
-        assert fetched == set(files)
-        absent = subprocess.run([sys.executable, "-c", program, "owner/absent"], env=environment, capture_output=True, text=True, timeout=120)
-        assert "FileNotFoundError: owner/absent: not a local folder, and the hub did not give it" in absent.stderr
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_the_text_encoder_of_large_images_gives_its_memory_back():

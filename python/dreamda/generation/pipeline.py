@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import math
 import queue
-import re
 import threading
 import warnings
 from collections import OrderedDict
@@ -33,6 +32,7 @@ import numpy as np
 
 from .. import _core
 from ..networks.config import read_json, read_scheduler_config
+from ..networks.hub import BUNDLED, find_model
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
 from ..options import accepts, from_keywords
@@ -42,7 +42,6 @@ from .schedulers import Schedule, Step
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-BUNDLED = Path(__file__).parents[1] / "bundled"
 # Streams of `dreamda.normals`: what a noise is for.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
 # Latent positions in one call: a row more gains nothing then (measured from 1 to 48 rows), and short groups waste less.
@@ -143,8 +142,8 @@ class Pipeline:
         Parameters
         ----------
         model : str or path
-            A bundled name ("fashion-mini"), a folder in diffusers' format, or a model id on the Hugging Face hub ("owner/name",
-            fetched with the `hub` extra).
+            A bundled name ("fashion-mini"), a folder in diffusers' format, or a model id on the Hugging Face hub ("owner/name" or
+            "owner/name@revision", fetched with the `hub` extra).
         dtype : {"auto", "f32", "bf16"}
             "auto" is bf16 where the processor computes in it.
         threads : int, optional
@@ -730,54 +729,3 @@ def _section(progress: Callable[[int, int], None] | None, first: int, count: int
         progress(int(scale * (first + count * done / total) / images), scale)
 
     return report
-
-
-def find_model(model: str | Path) -> Path:
-    """The folder of a model: a bundled name, a local folder, or a hub id that is fetched (needs the `hub` extra).
-
-    Raises
-    ------
-    FileNotFoundError
-        Saying what was looked for.
-    ValueError
-        Where the path is a single checkpoint file instead of a folder.
-    """
-    path = Path(model)
-    bundled = BUNDLED / str(model)
-    if path.name == str(model) and (bundled / "model_index.json").is_file():
-        return bundled
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise FileNotFoundError(f"{path}: has no model_index.json, so it is not a model folder in diffusers' format")
-        return path
-    if path.is_file():
-        raise ValueError(f"{path}: is a file, but a folder in diffusers' format is needed; convert it where PyTorch is installed: "
-                         "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER, safe_serialization=True)")
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model), re.ASCII):
-        names = ", ".join(sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file()))
-        raise FileNotFoundError(f"{model}: no such folder, and not a bundled model ({names})")
-    return _fetch(str(model))
-
-
-def _fetch(model: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise FileNotFoundError(f"{model}: no such folder; if it is a model id of the hub, install the extra: "
-                                "pip install 'dreamda-c[hub]'") from None
-    weights = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    patterns = ["model_index.json"]
-    for part in (*weights, "tokenizer", "scheduler"):
-        patterns += [f"{part}/*.json", f"{part}/*.txt"]
-    for part, stem in weights.items():  # by name: repositories hold other variants and pickles of the same weights
-        patterns += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
-    try:
-        folder = Path(snapshot_download(model, allow_patterns=patterns))
-        half = [f"{part}/{stem}*.fp16*.safetensors" for part, stem in weights.items() if not any((folder / part).glob("*.safetensors"))]
-        if half and (folder / "model_index.json").is_file():
-            snapshot_download(model, allow_patterns=half)
-        return folder
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise FileNotFoundError(f"{model}: not a local folder, and the hub did not give it ({type(error).__name__}: "
-                                f"{str(error).splitlines()[0] if str(error) else ''})") from None

@@ -1,0 +1,120 @@
+"""Where a model is: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the needed files are fetched."""
+
+import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """The folder of a model.
+
+    Parameters
+    ----------
+    model : str or path
+        A bundled name, a folder in diffusers' format, or an id of the hub, "owner/name" or "owner/name@revision" (a branch, tag
+        or commit), which needs the `hub` extra. Files that are in the hub's cache are not fetched again.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        Saying what was looked for, and why the hub did not give it.
+    ValueError
+        Where the path is a single checkpoint file instead of a folder.
+    """
+    path = Path(model)
+    bundled = BUNDLED / str(model)
+    if path.name == str(model) and (bundled / "model_index.json").is_file():
+        return bundled
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise FileNotFoundError(f"{path}: has no model_index.json, so it is not a model folder in diffusers' format")
+        return Path(os.path.abspath(path))
+    if path.is_file():
+        raise ValueError(f"{path}: is a file, but a folder in diffusers' format is needed; convert it where PyTorch is installed: "
+                         "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER, "
+                         "safe_serialization=True)")
+    hub_id = _ID.fullmatch(str(model))
+    if hub_id is None:
+        names = ", ".join(sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file()))
+        raise FileNotFoundError(f"{model}: no such folder, and not a bundled model ({names})")
+    return _fetch(hub_id[1], hub_id[2])
+
+
+def needed_files(files: Iterable[str]) -> list[str]:
+    """Of the files of a repository, those that `Pipeline.load` reads: configurations, tokenizer, and one form of each network's weights.
+
+    Pickles, other variants and other parts are left out. Full precision is chosen before float16, and a single file before shards.
+    """
+    files = sorted(files)
+    needed = [name for name in files if name == "model_index.json" or name.count("/") == 1
+              and (name.startswith("tokenizer/") and name.endswith((".json", ".txt")) or name == "scheduler/scheduler_config.json"
+                   or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)]
+    for part, stem in _WEIGHTS.items():
+        for patterns in ([f"{stem}.safetensors"],
+                         [f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json"],
+                         [f"{stem}.fp16.safetensors"],
+                         [f"{stem}.fp16-*-of-*.safetensors", f"{stem}-*-of-*.fp16.safetensors", f"{stem}.*index*.json"]):
+            chosen = [name for name in files if any(fnmatchcase(name, f"{part}/{pattern}") for pattern in patterns)]
+            if any(name.endswith(".safetensors") for name in chosen):
+                needed += chosen
+                break
+    return needed
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import HfApi, constants, snapshot_download
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError:
+        raise FileNotFoundError(f"{model}: no such folder; if it is a model id of the hub, install the extra: "
+                                "pip install 'dreamda-c[hub]'") from None
+    name = model if revision is None else f"{model}@{revision}"
+    if constants.HF_HUB_OFFLINE:
+        return _cached(model, revision, "HF_HUB_OFFLINE is set")
+    try:
+        files = HfApi().list_repo_files(model, revision=revision)
+        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
+    except GatedRepoError:  # a RepositoryNotFoundError as well
+        problem = f"it is gated; accept its conditions at {constants.ENDPOINT}/{model}, then log in: hf auth login, or HF_TOKEN"
+    except RepositoryNotFoundError:
+        problem = "the hub has no such model, or it is private; check the name, or log in: hf auth login, or HF_TOKEN"
+    except RevisionNotFoundError:
+        problem = f"the model has no revision {revision!r}"
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            problem = "access is denied; log in with an account that may read it: hf auth login, or HF_TOKEN"
+        else:
+            return _cached(model, revision, _first_line(error))
+    except Exception as error:  # which class stands for "no connection" differs by version of the library
+        return _cached(model, revision, _first_line(error))
+    raise FileNotFoundError(f"{name}: not a local folder, and {problem}")
+
+
+def _cached(model: str, revision: str | None, reason: str) -> Path:
+    """The copy in the hub's cache, if it is whole; `reason` is why nothing can be fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = model if revision is None else f"{model}@{revision}"
+    index = try_to_load_from_cache(model, "model_index.json", revision=revision)
+    if not isinstance(index, str):
+        raise FileNotFoundError(f"{name}: not a local folder, not in the hub's cache, and it cannot be fetched ({reason})")
+    folder = Path(index).parent
+    there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    for part in _WEIGHTS:
+        if not any(file.startswith(f"{part}/") and file.endswith(".safetensors") for file in there):
+            raise FileNotFoundError(f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error).strip() else type(error).__name__
