@@ -206,6 +206,16 @@ def test_the_architecture_page_can_be_wrong():
     assert listed(page.replace("`rng.c`", "`rng.c` `gone.c`")) - files == {"base/gone.c"}
 
 
+WORDS = {"nobody": "no one, or unused", "somebody": "someone", "mend": "fix", "mended": "fixed"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_lines_and_words(path):
+    text = path.read_text()
+    assert [line for line in text.splitlines() if len(line) > 120] == []
+    assert [f"{word}: write {better}" for word, better in WORDS.items() if re.search(rf"\b{word}\b", text)] == []
+
+
 def test_no_file_is_too_long():
     for path in SOURCES:
         assert len(path.read_text().splitlines()) <= 900, f"{path.name}: split it"

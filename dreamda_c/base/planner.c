@@ -1,5 +1,5 @@
-/* Greedy by size: the largest buffer first, each into the smallest gap between those already placed that live at the same
- * time, or behind them all. */
+/* Greedy by size: the largest buffer first, each into the smallest gap between those already placed that live at the
+ * same time, or behind them all. */
 #include "base/planner.h"
 
 #include "base/arena.h"

@@ -12,7 +12,7 @@
 #include <stddef.h>
 
 typedef struct {
-    size_t bytes;    /* 0: takes no room */
+    size_t bytes;    /* 0: takes no memory */
     int first, last; /* steps at which it is alive, both included; first <= last */
     size_t offset;   /* out: a multiple of 64 */
 } dd_buffer;

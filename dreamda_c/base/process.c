@@ -29,8 +29,10 @@ dd_status dd_process_watch(void)
 dd_status dd_process_enter(void)
 {
     if (atomic_load(&forked)) {
-        return dd_fail(DD_FORKED, "this process was forked from one that had used the engine, whose threads did not come along: start "
-                                  "processes with multiprocessing's \"spawn\" instead of \"fork\", or before the engine is first used");
+        return dd_fail(
+            DD_FORKED,
+            "the engine was used before this process was forked, and its threads do not survive a fork: start "
+            "processes with multiprocessing's \"spawn\", or fork before the engine is first used");
     }
     atomic_store(&used, true);
     return DD_OK;

@@ -1,4 +1,5 @@
-/* The life of the process around the engine: its threads do not survive a fork, and have to be at rest when the process ends.
+/* The life of the process around the engine: its threads do not survive a fork, and have to be at rest when the process
+ * ends.
  *
  *     DD_TRY(dd_process_enter());   // before anything that may use threads
  *     dd_process_busy();
@@ -19,7 +20,8 @@ dd_status dd_process_enter(void);
 void dd_process_busy(void);
 void dd_process_idle(void);
 
-/* Returns when nobody is busy. To be called before the process ends, which destroys what oneDNN and OpenMP compute with. */
+/* Returns when no call is running. To be called before the process ends, which destroys what oneDNN and OpenMP compute
+   with. */
 void dd_process_wait(void);
 
 #endif

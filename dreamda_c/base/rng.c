@@ -1,11 +1,12 @@
 /* Philox4x32-10 and Box-Muller in double precision, rounded to float at the very end.
  *
- * Bits must agree between machines, so nothing here calls libm: logarithm, sine and cosine are series of IEEE additions,
- * multiplications and divisions on short fixed arrays, which the compiler turns into whatever vectors the target has.
+ * Bits must agree between machines, so nothing here calls libm: logarithm, sine and cosine are series of IEEE
+ * additions, multiplications and divisions on short fixed arrays, which the compiler turns into whatever vectors the
+ * target has.
  *
- * Streams: the Philox key is 64 bits of a block keyed by the seed with counter {image lo, image hi, stream, row}; the block
- * of numbers 4b .. 4b + 3 then has counter {b lo, b hi, variant, step}. Within one (seed, image, stream, row) no two blocks
- * share a counter; two different ones share a key with probability 2^-64.
+ * Streams: the Philox key is 64 bits of a block keyed by the seed with counter {image lo, image hi, stream, row}; the
+ * block of numbers 4b .. 4b + 3 then has counter {b lo, b hi, variant, step}. Within one (seed, image, stream, row) no
+ * two blocks share a counter; two different ones share a key with probability 2^-64.
  */
 #include "base/rng.h"
 
@@ -79,7 +80,8 @@ static inline double minus_two_log(uint32_t x)
     return -2.0 * (exponent * 0.69314718055994530942 + log_m);
 }
 
-/* Cosine and sine of a uniform angle: the quadrant is x's top two bits, the angle within it the other thirty, centred. */
+/* Cosine and sine of a uniform angle: the quadrant is x's top two bits, the angle within it the other thirty,
+   centred. */
 static inline void unit_circle(uint32_t x, double *cosine, double *sine)
 {
     double a = ((double)(int32_t)(x & 0x3fffffffu) + (0.5 - 536870912.0)) * (1.57079632679489661923 / 1073741824.0);

@@ -6,7 +6,9 @@ static _Thread_local int exact;
 
 void dd_team_ask(dd_team *team, int threads)
 {
-    *team = (dd_team){.threads_before = omp_get_max_threads(), .exact_before = exact, .dynamic_before = omp_get_dynamic() != 0};
+    *team = (dd_team){.threads_before = omp_get_max_threads(),
+                      .exact_before = exact,
+                      .dynamic_before = omp_get_dynamic() != 0};
     omp_set_dynamic(0); /* or the load of the machine would decide */
     omp_set_num_threads(threads);
     exact = 0;
@@ -19,8 +21,8 @@ void dd_team_end(const dd_team *team)
     omp_set_dynamic(team->dynamic_before);
 }
 
-/* With the number of threads already asked for. Outside of parallel regions the answer follows from `threads` and the two settings, so it is
-   measured once for them. */
+/* With the number of threads already asked for. Outside of parallel regions the answer follows from `threads` and the
+   two settings, so it is measured once for them. */
 static int measure(int threads)
 {
     static _Thread_local struct {
@@ -60,16 +62,25 @@ int dd_team_given(int threads)
 static dd_status too_few(int threads, int given)
 {
     if (omp_in_parallel()) {
-        return dd_fail(DD_TEAM, "threads: made for %d threads, but called inside of an OpenMP parallel region, where there is one: call it from "
-                                "outside of the region, or make it with threads=1", threads);
+        return dd_fail(
+            DD_TEAM,
+            "threads: made for %d threads, but called inside of an OpenMP parallel region, where there is one: call "
+            "it from outside the region, or make it with threads=1",
+            threads);
     }
     if (omp_get_thread_limit() < threads) {
-        return dd_fail(DD_TEAM, "threads: %d are needed, but OpenMP gives %d (OMP_THREAD_LIMIT=%d): raise OMP_THREAD_LIMIT, or use threads=%d",
-                       threads, given, omp_get_thread_limit(), given);
+        return dd_fail(
+            DD_TEAM,
+            "threads: %d are needed, but OpenMP gives %d (OMP_THREAD_LIMIT=%d): raise OMP_THREAD_LIMIT, or use "
+            "threads=%d",
+            threads, given, omp_get_thread_limit(), given);
     }
     if (omp_get_max_active_levels() < 1) {
-        return dd_fail(DD_TEAM, "threads: %d are needed, but OpenMP gives %d (OMP_MAX_ACTIVE_LEVELS=%d): unset OMP_MAX_ACTIVE_LEVELS, or use "
-                                "threads=%d", threads, given, omp_get_max_active_levels(), given);
+        return dd_fail(
+            DD_TEAM,
+            "threads: %d are needed, but OpenMP gives %d (OMP_MAX_ACTIVE_LEVELS=%d): unset OMP_MAX_ACTIVE_LEVELS, or "
+            "use threads=%d",
+            threads, given, omp_get_max_active_levels(), given);
     }
     return dd_fail(DD_TEAM, "threads: %d are needed, but OpenMP gives %d: use threads=%d", threads, given, given);
 }

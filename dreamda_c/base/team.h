@@ -1,13 +1,15 @@
-/* The team of OpenMP threads. omp_set_num_threads only asks: OMP_THREAD_LIMIT, OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS and a parallel region
- * around the call can give fewer. oneDNN splits the work of a primitive for the number asked for when it is created; with a smaller team
- * parts stay undone, and its barriers wait for ever. So primitives are created and run between dd_team_begin and dd_team_end alone.
+/* The team of OpenMP threads. omp_set_num_threads only asks: OMP_THREAD_LIMIT, OMP_DYNAMIC, OMP_MAX_ACTIVE_LEVELS and a
+ * parallel region around the call can give fewer. oneDNN splits the work of a primitive for the number asked for when
+ * it is created; with a smaller team parts stay undone, and its barriers wait for ever. So primitives are created and
+ * run between dd_team_begin and dd_team_end alone.
  *
  *     dd_team team;
  *     DD_TRY(dd_team_begin(&team, 2));   // every parallel region of this thread now gets exactly two threads
  *     status = dd_primitive_run(primitive); // or create some
  *     dd_team_end(&team);
  *
- * Loops of our own are right for any team; they need dd_team_ask at most. Teams may be nested; each belongs to the calling thread.
+ * Loops of our own are right for any team; they need dd_team_ask at most. Teams may be nested; each belongs to the
+ * calling thread.
  */
 #ifndef DD_TEAM_H
 #define DD_TEAM_H

@@ -89,8 +89,8 @@ PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp 
     }
     bool wants_float = type == NPY_FLOAT32;
     if (wants_float ? !PyArray_ISFLOAT(any) && !PyArray_ISINTEGER(any) : !PyArray_ISINTEGER(any)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected an array of %s, got %R", name, wants_float ? "float32" : "integers",
-                     (PyObject *)PyArray_DESCR(any));
+        PyErr_Format(PyExc_ValueError, "%s: expected an array of %s, got %R", name,
+                     wants_float ? "float32" : "integers", (PyObject *)PyArray_DESCR(any));
         Py_DECREF(any);
         return NULL;
     }
@@ -102,7 +102,8 @@ PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp 
     array = (PyArrayObject *)PyArray_FROMANY((PyObject *)any, type, 0, 0, NPY_ARRAY_IN_ARRAY | NPY_ARRAY_FORCECAST);
     if (array && !wants_float && array != any && !keeps_values(array, any)) {
         if (!PyErr_Occurred()) {
-            PyErr_Format(PyExc_ValueError, "%s: some of the numbers do not fit %R", name, (PyObject *)PyArray_DESCR(array));
+            PyErr_Format(PyExc_ValueError, "%s: some of the numbers do not fit %R", name,
+                         (PyObject *)PyArray_DESCR(array));
         }
         Py_CLEAR(array);
     }

@@ -1,7 +1,7 @@
 /* What the files of the dreamda._core extension share: module state, errors, and the borders to NumPy.
  *
- *     PyArrayObject *x = dd_array_in(object, NPY_FLOAT32, ndim, dims, "sample");   // new reference; a view where possible
- *     return dd_raise(state, status);                                              // NULL, with the right exception set
+ *     PyArrayObject *x = dd_array_in(object, NPY_FLOAT32, ndim, dims, "sample"); // a new reference
+ *     return dd_raise(state, status); // NULL, with the right exception set
  */
 #ifndef DD_PY_CORE_H
 #define DD_PY_CORE_H
@@ -63,15 +63,16 @@ extern PyMethodDef dd_loss_methods[]; /* bindings/losses.c */
 /* Sets the exception that fits the status, with dd_message() as its text. Always returns NULL. */
 PyObject *dd_raise(dd_module_state *state, dd_status status);
 
-/* False with dreamda.Error set in a forked child whose parent had used the engine; asked by every call that may use threads. */
+/* False with dreamda.Error set in a forked child whose parent had used the engine; asked by every call that may use
+   threads. */
 bool dd_may_compute(dd_module_state *state);
 
 /* Computing without the GIL; nothing in between may return or jump out. */
 #define DD_BEGIN_COMPUTING dd_process_busy(); Py_BEGIN_ALLOW_THREADS
 #define DD_END_COMPUTING dd_process_idle(); Py_END_ALLOW_THREADS
 
-/* The array itself if it is aligned, C-contiguous and of `type`; else a converted copy. Raises ValueError naming `name`,
-   what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */
+/* The array itself if it is aligned, C-contiguous and of `type`; else a converted copy. Raises ValueError naming
+   `name`, what was expected and what came, where shape or kind of number do not fit. dims NULL: any shape. */
 PyArrayObject *dd_array_in(PyObject *object, int type, int ndim, const npy_intp *dims, const char *name);
 
 /* *value = the borrowed item of `key`, or NULL where there is none. False with an exception set. */
@@ -79,7 +80,8 @@ bool dd_dict_item(PyObject *dict, const char *key, PyObject **value);
 
 PyObject *dd_shape_tuple(int ndim, const npy_intp *dims);
 
-/* For "O&": a whole number as an int; beyond an int it becomes the nearest one, for the caller's own check of its range. */
+/* For "O&": a whole number as an int; beyond an int it becomes the nearest one, for the caller's own check of its
+   range. */
 int dd_int_in(PyObject *object, void *out);
 
 /* "float32", "int32", ... of a graph input or output. */

@@ -1,5 +1,5 @@
-/* The families of dreamda._core.Model: dd_families has a row for each. What a row needs stands above it: how a config dict becomes the C
- * structure, and how its graph is built at a shape. */
+/* The families of dreamda._core.Model: dd_families has a row for each. What a row needs stands above it: how a config
+ * dict becomes the C structure, and how its graph is built at a shape. */
 #include "bindings/core.h"
 
 #include <string.h>
@@ -24,7 +24,8 @@ static bool to_int(PyObject *value, const char *key, int low, int *out)
         return false;
     }
     if (x < low || x > DD_MAX_DIMENSION) {
-        PyErr_Format(PyExc_ValueError, "config: '%s' is %ld, but has to be from %d to %d", key, x, low, DD_MAX_DIMENSION);
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %ld, but has to be from %d to %d", key, x, low,
+                     DD_MAX_DIMENSION);
         return false;
     }
     *out = (int)x;
@@ -119,7 +120,8 @@ static bool read_unet(PyObject *config, dd_config *out)
            read_ints(config, "heads", 1, &c->levels, c->heads) && read_int(config, "context_dim", &c->context_dim) &&
            read_int(config, "norm_num_groups", &c->norm_num_groups) && read_float(config, "norm_eps", &c->norm_eps) &&
            read_bool(config, "linear_projection", &c->linear_projection) &&
-           read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) && read_float(config, "freq_shift", &c->freq_shift) &&
+           read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) &&
+           read_float(config, "freq_shift", &c->freq_shift) &&
            read_optional_int(config, "time_cond_proj_dim", &c->time_cond_proj_dim);
 }
 
@@ -130,15 +132,18 @@ static bool read_vae(PyObject *config, dd_config *out)
            read_int(config, "latent_channels", &c->latent_channels) &&
            read_ints(config, "block_out_channels", 1, &c->levels, c->block_out_channels) &&
            read_int(config, "layers_per_block", &c->layers_per_block) &&
-           read_int(config, "norm_num_groups", &c->norm_num_groups) && read_bool(config, "quant_conv", &c->quant_conv) &&
-           read_bool(config, "post_quant_conv", &c->post_quant_conv) && read_bool(config, "mid_attention", &c->mid_attention);
+           read_int(config, "norm_num_groups", &c->norm_num_groups) &&
+           read_bool(config, "quant_conv", &c->quant_conv) &&
+           read_bool(config, "post_quant_conv", &c->post_quant_conv) &&
+           read_bool(config, "mid_attention", &c->mid_attention);
 }
 
 static bool read_tiny_vae(PyObject *config, dd_config *out)
 {
     dd_tiny_vae_config *c = &out->tiny_vae;
     return read_int(config, "in_channels", &c->in_channels) && read_int(config, "out_channels", &c->out_channels) &&
-           read_int(config, "latent_channels", &c->latent_channels) && read_int(config, "encoder_channels", &c->encoder_channels) &&
+           read_int(config, "latent_channels", &c->latent_channels) &&
+           read_int(config, "encoder_channels", &c->encoder_channels) &&
            read_int(config, "decoder_channels", &c->decoder_channels) &&
            read_ints(config, "encoder_blocks", 1, &c->levels, c->encoder_blocks) &&
            read_ints(config, "decoder_blocks", 1, &c->levels, c->decoder_blocks);
@@ -215,7 +220,8 @@ bool dd_read_resnet(PyObject *config, dd_resnet_config *c)
         }
     }
     if (!c->depth) {
-        PyErr_Format(PyExc_ValueError, "config: backbone '%s' is unknown: use resnet18, resnet34 or resnet50", backbone);
+        PyErr_Format(PyExc_ValueError, "config: backbone '%s' is unknown: use resnet18, resnet34 or resnet50",
+                     backbone);
         return false;
     }
     c->small_stem = strcmp(stem, "small") == 0;

@@ -25,7 +25,11 @@ static const dd_family *find_family(const char *name)
             return &dd_families[i];
         }
         const size_t end = strlen(known);
-        PyOS_snprintf(known + end, sizeof known - end, "%s%s", i == 0 ? "" : i + 1 < dd_family_count ? ", " : " or ", dd_families[i].name);
+        PyOS_snprintf(known + end, sizeof known - end, "%s%s",
+                      i == 0                    ? ""
+                      : i + 1 < dd_family_count ? ", "
+                                                : " or ",
+                      dd_families[i].name);
     }
     PyErr_Format(PyExc_ValueError, "unknown model family '%s': use %s", name, known);
     return NULL;
@@ -107,8 +111,9 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
     const char *dtype = "";
     int threads = 0;
     if (!dd_may_compute(state) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&sO&O&O&O&O&:plan", names, dd_int_in, &s.rows, &dtype, dd_int_in, &threads,
-                                     dd_int_in, &s.height, dd_int_in, &s.width, dd_int_in, &s.tokens, dd_int_in, &s.decoders)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "|$O&sO&O&O&O&O&:plan", names, dd_int_in, &s.rows, &dtype, dd_int_in,
+                                     &threads, dd_int_in, &s.height, dd_int_in, &s.width, dd_int_in, &s.tokens,
+                                     dd_int_in, &s.decoders)) {
         return NULL;
     }
     dd_dtype type = strcmp(dtype, "bf16") == 0 ? DD_BF16 : DD_F32;
@@ -120,10 +125,11 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_Format(PyExc_ValueError, "threads: %d is not possible: use 1 to 1024", threads);
         return NULL;
     }
-    if (s.rows < 1 || s.height < 1 || s.width < 1 || s.tokens < 1 || s.rows > DD_MAX_DIMENSION || s.height > DD_MAX_DIMENSION ||
-        s.width > DD_MAX_DIMENSION || s.tokens > DD_MAX_DIMENSION || s.decoders < 1 || s.decoders > 2) {
-        PyErr_Format(PyExc_ValueError, "a plan of %d rows, %d x %d, %d tokens and %d decoders is not possible", s.rows, s.height,
-                     s.width, s.tokens, s.decoders);
+    if (s.rows < 1 || s.height < 1 || s.width < 1 || s.tokens < 1 || s.rows > DD_MAX_DIMENSION ||
+        s.height > DD_MAX_DIMENSION || s.width > DD_MAX_DIMENSION || s.tokens > DD_MAX_DIMENSION || s.decoders < 1 ||
+        s.decoders > 2) {
+        PyErr_Format(PyExc_ValueError, "a plan of %d rows, %d x %d, %d tokens and %d decoders is not possible", s.rows,
+                     s.height, s.width, s.tokens, s.decoders);
         return NULL;
     }
     dd_graph *graph = NULL;
@@ -142,7 +148,8 @@ static PyObject *model_plan(PyObject *self, PyObject *args, PyObject *kwargs)
 }
 
 static PyMethodDef model_methods[] = {
-    {"parameters", model_parameters, METH_NOARGS, "parameters() -> list of (name, shape), PyTorch's names and order of dimensions."},
+    {"parameters", model_parameters, METH_NOARGS,
+     "parameters() -> list of (name, shape), PyTorch's names and order of dimensions."},
     {"plan", (PyCFunction)(void (*)(void))model_plan, METH_VARARGS | METH_KEYWORDS,
      "plan(*, rows, dtype, threads, height=1, width=1, tokens=1, decoders=1) -> Plan"},
     {NULL, NULL, 0, NULL},

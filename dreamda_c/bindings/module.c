@@ -17,7 +17,8 @@ static bool part_of_key(PyObject *object, uint64_t most, const char *name, uint6
     Py_XDECREF(number);
     if (PyErr_Occurred() || x > most) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s: expected a whole number from 0 to %llu, got %R", name, (unsigned long long)most, object);
+        PyErr_Format(PyExc_ValueError, "%s: expected a whole number from 0 to %llu, got %R", name,
+                     (unsigned long long)most, object);
         return false;
     }
     *out = x;
@@ -29,8 +30,8 @@ static PyObject *core_normals(PyObject *module, PyObject *args, PyObject *kwargs
     static char *names[] = {"seed", "image", "variant", "step", "stream", "row", "shape", NULL};
     PyObject *parts[6], *shape;
     if (!dd_may_compute(PyModule_GetState(module)) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOO:normals", names, &parts[0], &parts[1], &parts[2], &parts[3], &parts[4],
-                                     &parts[5], &shape)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOO:normals", names, &parts[0], &parts[1], &parts[2], &parts[3],
+                                     &parts[4], &parts[5], &shape)) {
         return NULL;
     }
     uint64_t words[6];
@@ -69,8 +70,8 @@ static PyObject *core_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(igno
         return NULL;
     }
     return Py_BuildValue("{s:N,s:s,s:s,s:s,s:i,s:L}", "onednn_version", version, "onednn_runtime", "OMP", "onednn_isa",
-                         dd_onednn_isa_name(), "kernels_isa", isa_names[dd_onednn_isa()], "threads", omp_get_max_threads(),
-                         "live_bytes", (long long)dd_live_bytes());
+                         dd_onednn_isa_name(), "kernels_isa", isa_names[dd_onednn_isa()], "threads",
+                         omp_get_max_threads(), "live_bytes", (long long)dd_live_bytes());
 }
 
 static PyObject *core_team(PyObject *module, PyObject *object)
@@ -119,11 +120,13 @@ static int core_exec(PyObject *module)
     if (PyModule_AddFunctions(module, dd_loss_methods) < 0) {
         return -1;
     }
-    state->error = PyErr_NewExceptionWithDoc("dreamda.Error", "The engine refused to do what was asked.", PyExc_RuntimeError, NULL);
+    state->error = PyErr_NewExceptionWithDoc("dreamda.Error", "The engine refused to do what was asked.",
+                                             PyExc_RuntimeError, NULL);
     if (!state->error || PyModule_AddObjectRef(module, "Error", state->error) < 0) {
         return -1;
     }
-    return add_type(module, &dd_model_spec, &state->model_type) < 0 || add_type(module, &dd_plan_spec, &state->plan_type) < 0 ||
+    return add_type(module, &dd_model_spec, &state->model_type) < 0 ||
+                   add_type(module, &dd_plan_spec, &state->plan_type) < 0 ||
                    add_type(module, &dd_trainer_spec, &state->trainer_type) < 0
                ? -1
                : 0;
@@ -167,7 +170,7 @@ static PyObject *core_alloc_fail_after(PyObject *Py_UNUSED(module), PyObject *ob
 static PyMethodDef core_methods[] = {
     {"normals", (PyCFunction)(void (*)(void))core_normals, METH_VARARGS | METH_KEYWORDS,
      "normals(seed, image, variant, step, stream, row, shape)\n--\n\n"
-     "N(0, 1) noise that belongs to a key: Philox4x32-10 and Box-Muller. Equal keys give equal bits.\n\n"
+     "N(0, 1) noise that belongs to a key: Philox4x32-10 and Box-Muller. Equal keys give bitwise identical numbers.\n\n"
      "Parameters\n----------\n"
      "seed, image : int\n    The key's 64-bit parts.\n"
      "variant, step, stream, row : int\n    The key's 32-bit parts.\n"
@@ -178,8 +181,8 @@ static PyMethodDef core_methods[] = {
      "info()\n--\n\n"
      "What the engine found on this machine.\n\n"
      "Returns\n-------\ndict\n"
-     "    ``onednn_version``, ``onednn_runtime``, ``onednn_isa``, ``kernels_isa`` (of our own kernels), ``threads``, and ``live_bytes``,\n"
-     "    the memory that the core holds now."},
+     "    ``onednn_version``, ``onednn_runtime``, ``onednn_isa``, ``kernels_isa`` (of our own kernels), ``threads``,\n"
+     "    and ``live_bytes``, the memory that the core holds now."},
     {"team", core_team, METH_O,
      "team(threads, /)\n--\n\n"
      "How many of so many threads OpenMP gives to a call from here: measured, not asked.\n\n"

@@ -87,7 +87,8 @@ static PyObject *plan_load(PyObject *object, PyObject *args)
         return NULL;
     }
     const dd_parameter *p = dd_weights_get(self->model->weights, id);
-    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OF(source, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED | NPY_ARRAY_NOTSWAPPED);
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROM_OF(source, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED |
+                                                                        NPY_ARRAY_NOTSWAPPED);
     if (!array) {
         return NULL;
     }
@@ -100,8 +101,8 @@ static PyObject *plan_load(PyObject *object, PyObject *args)
     if (!fits) {
         PyErr_Format(PyExc_ValueError, "parameter '%s' has another shape than the model's", name);
     } else if (type != NPY_FLOAT32 && type != NPY_FLOAT16 && type != NPY_UINT16) {
-        PyErr_Format(PyExc_ValueError, "parameter '%s': expected float32, float16 or uint16 (bfloat16 bits), got %R", name,
-                     (PyObject *)PyArray_DESCR(array));
+        PyErr_Format(PyExc_ValueError, "parameter '%s': expected float32, float16 or uint16 (bfloat16 bits), got %R",
+                     name, (PyObject *)PyArray_DESCR(array));
     } else {
         dd_dtype dtype = type == NPY_FLOAT32 ? DD_F32 : type == NPY_FLOAT16 ? DD_F16 : DD_BF16;
         status = dd_weights_load(self->model->weights, id, dtype, PyArray_DATA(array));
@@ -120,7 +121,8 @@ static PyObject *plan_read(PyObject *object, PyObject *args)
     long long offset;
     plan_object *self = (plan_object *)object;
     dd_module_state *state = PyType_GetModuleState(Py_TYPE(object));
-    if (!dd_may_compute(state) || !PyArg_ParseTuple(args, "sO&sL:read", &name, PyUnicode_FSConverter, &path, &type, &offset)) {
+    if (!dd_may_compute(state) ||
+        !PyArg_ParseTuple(args, "sO&sL:read", &name, PyUnicode_FSConverter, &path, &type, &offset)) {
         return NULL;
     }
     const char *const types[] = {[DD_F32] = "float32", [DD_F16] = "float16", [DD_BF16] = "uint16"};
@@ -132,7 +134,8 @@ static PyObject *plan_read(PyObject *object, PyObject *args)
     if (id < 0) {
         PyErr_Format(PyExc_ValueError, "the model has no parameter '%s'", name);
     } else if (dtype == known) {
-        PyErr_Format(PyExc_ValueError, "parameter '%s': expected float32, float16 or uint16 (bfloat16 bits), got %s", name, type);
+        PyErr_Format(PyExc_ValueError, "parameter '%s': expected float32, float16 or uint16 (bfloat16 bits), got %s",
+                     name, type);
     } else {
         status = dd_weights_read(self->model->weights, id, (dd_dtype)dtype, PyBytes_AS_STRING(path), offset);
         if (status != DD_OK) {
@@ -173,7 +176,8 @@ static bool collect_inputs(const dd_plan *plan, PyObject *given, PyArrayObject *
         sources[i] = PyArray_DATA(arrays[i]);
     }
     if (used != PyDict_GET_SIZE(given)) {
-        PyErr_SetString(PyExc_ValueError, "run: an input is named that this plan does not have; see plan.inputs");
+        PyErr_SetString(PyExc_ValueError,
+                        "run: this plan has no input of one of the given names; plan.inputs lists them");
         return false;
     }
     return true;
@@ -265,8 +269,8 @@ static PyObject *plan_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
     for (int i = 0; list && i < rows; i++) {
         dd_profile_row r = kept[i];
         double gflops = r.seconds > 0 ? r.flops / r.seconds * 1e-9 : 0;
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:d,s:d}", "name", r.name, "op", r.op, "implementation", r.implementation, "ms",
-                                      1e3 * r.seconds, "gflops", gflops);
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:d,s:d}", "name", r.name, "op", r.op, "implementation",
+                                      r.implementation, "ms", 1e3 * r.seconds, "gflops", gflops);
         if (!row) {
             Py_CLEAR(list);
             break;
@@ -315,10 +319,14 @@ static PyObject *plan_memory(PyObject *object, void *Py_UNUSED(closure))
 
 static PyMethodDef plan_methods[] = {
     {"missing", plan_missing, METH_NOARGS, "missing() -> names of the parameters that still have to be loaded."},
-    {"load", plan_load, METH_VARARGS, "load(name, array): pack one parameter (float32, float16, or uint16 holding bfloat16)."},
-    {"read", plan_read, METH_VARARGS, "read(name, path, dtype, offset): the same from a file, a part at a time; dtype as text."},
-    {"run", plan_run, METH_O, "run(inputs) -> outputs, dicts of arrays. Releases the GIL; concurrent calls wait for each other."},
-    {"profile", plan_profile, METH_NOARGS, "profile() -> list of dict: name, op, implementation, ms, gflops of the last run."},
+    {"load", plan_load, METH_VARARGS,
+     "load(name, array): pack one parameter (float32, float16, or uint16 holding bfloat16)."},
+    {"read", plan_read, METH_VARARGS,
+     "read(name, path, dtype, offset): the same from a file, a part at a time; dtype as text."},
+    {"run", plan_run, METH_O,
+     "run(inputs) -> outputs, dicts of arrays. Releases the GIL; concurrent calls wait for each other."},
+    {"profile", plan_profile, METH_NOARGS,
+     "profile() -> list of dict: name, op, implementation, ms, gflops of the last run."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,8 +1,8 @@
 /* dreamda._selftest: the C internals as plain functions of NumPy arrays, for the tests alone.
  *
  * bfloat16 travels as uint16. `threads` is the size of the OpenMP team for that one call. Each section is a group of
- * functions; a new one needs its wrapper and a line in `methods`. Shapes are checked just enough that a wrong test fails
- * with a sentence instead of a crash.
+ * functions; a new one needs its wrapper and a line in `methods`. Shapes are checked just enough that a wrong test
+ * fails with a sentence instead of a crash.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -165,11 +165,21 @@ static PyObject *selftest_group_norm(PyObject *Py_UNUSED(module), PyObject *args
                        : new_activations(dtype, 3, (npy_intp[]){n, hw, c});
     }
     if (dst) {
-        const dd_group_norm_call call = {.dst = PyArray_DATA(dst), .src = PyArray_DATA(in_place ? dst : src0),
-                                         .beside = src1 ? PyArray_DATA(src1) : NULL, .row_bias = bias ? PyArray_DATA(bias) : NULL,
-                                         .row_bias_ld = bias ? (size_t)dim(bias, 1) : 0, .gamma = PyArray_DATA(gamma),
-                                         .beta = PyArray_DATA(beta), .n = n, .hw = hw, .c = c0, .beside_c = c1, .groups = groups, .eps = eps,
-                                         .silu = silu, .scratch = scratch};
+        const dd_group_norm_call call = {.dst = PyArray_DATA(dst),
+                                         .src = PyArray_DATA(in_place ? dst : src0),
+                                         .beside = src1 ? PyArray_DATA(src1) : NULL,
+                                         .row_bias = bias ? PyArray_DATA(bias) : NULL,
+                                         .row_bias_ld = bias ? (size_t)dim(bias, 1) : 0,
+                                         .gamma = PyArray_DATA(gamma),
+                                         .beta = PyArray_DATA(beta),
+                                         .n = n,
+                                         .hw = hw,
+                                         .c = c0,
+                                         .beside_c = c1,
+                                         .groups = groups,
+                                         .eps = eps,
+                                         .silu = silu,
+                                         .scratch = scratch};
         WITH_THREADS(threads, dd_group_norm((dd_isa)isa, dtype, &call));
     }
     dd_free(scratch);
@@ -200,8 +210,8 @@ static PyObject *selftest_layer_norm(PyObject *Py_UNUSED(module), PyObject *args
     }
     dst = new_activations(dtype, 2, PyArray_DIMS(src));
     if (dst) {
-        WITH_THREADS(threads, dd_layer_norm((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(src), PyArray_DATA(gamma),
-                                            PyArray_DATA(beta), dim(src, 0), dim(src, 1), eps));
+        WITH_THREADS(threads, dd_layer_norm((dd_isa)isa, dtype, PyArray_DATA(dst), PyArray_DATA(src),
+                                            PyArray_DATA(gamma), PyArray_DATA(beta), dim(src, 0), dim(src, 1), eps));
     }
 done:
     Py_XDECREF(src);
@@ -219,7 +229,8 @@ static PyArrayObject *rows_view(PyObject *object, int type, int n, int channels,
         return NULL;
     }
     const npy_intp item = PyArray_ITEMSIZE(a), row = PyArray_STRIDE(a, 1);
-    if (!check(channels == 1 || PyArray_STRIDE(a, 2) == item, name) || !check(row >= item * channels && row % item == 0, name) ||
+    if (!check(channels == 1 || PyArray_STRIDE(a, 2) == item, name) ||
+        !check(row >= item * channels && row % item == 0, name) ||
         !check(n == 1 || PyArray_STRIDE(a, 0) == row * dim(a, 1), name)) {
         return NULL;
     }
@@ -252,8 +263,19 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
     }
     const dd_dtype dtype = type == NPY_UINT16 ? DD_BF16 : DD_F32;
     const int tk = dim(k, 1), d = channels / heads;
-    dd_attention_call call = {.q = PyArray_DATA(q), .k = PyArray_DATA(k), .v = PyArray_DATA(v), .dst_ld = (size_t)channels, .q_ld = q_ld,
-                              .k_ld = k_ld, .v_ld = v_ld, .n = n, .heads = heads, .tq = tq, .tk = tk, .d = d, .scale = scale,
+    dd_attention_call call = {.q = PyArray_DATA(q),
+                              .k = PyArray_DATA(k),
+                              .v = PyArray_DATA(v),
+                              .dst_ld = (size_t)channels,
+                              .q_ld = q_ld,
+                              .k_ld = k_ld,
+                              .v_ld = v_ld,
+                              .n = n,
+                              .heads = heads,
+                              .tq = tq,
+                              .tk = tk,
+                              .d = d,
+                              .scale = scale,
                               .causal = causal};
     void *scratch = scratch_of(dd_attention_scratch((dd_isa)isa, dtype, &call, threads));
     if (scratch && (dst = new_activations(dtype, 3, PyArray_DIMS(q)))) {
@@ -267,16 +289,18 @@ static PyObject *selftest_attention(PyObject *Py_UNUSED(module), PyObject *args,
 
 static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"src", "weights", "bias", "residual", "isa", "threads", "relu", "backward", "up", "in_place", NULL};
+    static char *names[] = {"src",  "weights",  "bias", "residual", "isa", "threads",
+                            "relu", "backward", "up",   "in_place", NULL};
     PyObject *o_src, *o_weights, *o_bias, *o_residual;
     int isa, threads, relu = 0, backward = 0, up = 0, in_place = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|pppp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa, &threads, &relu,
-                                     &backward, &up, &in_place) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOii|pppp", names, &o_src, &o_weights, &o_bias, &o_residual, &isa,
+                                     &threads, &relu, &backward, &up, &in_place) ||
         !check_isa(isa)) {
         return NULL;
     }
     dd_dtype dtype = DD_F32, residual_dtype = DD_F32;
-    PyArrayObject *src = activations(o_src, 4, &dtype, "src"), *weights = src ? array_of(o_weights, NPY_FLOAT32, 4, "weights") : NULL;
+    PyArrayObject *src = activations(o_src, 4, &dtype, "src"),
+                  *weights = src ? array_of(o_weights, NPY_FLOAT32, 4, "weights") : NULL;
     PyArrayObject *bias = NULL, *residual = NULL, *dst = NULL;
     void *packed = NULL, *scratch = NULL;
     if (!weights || (o_bias != Py_None && !(bias = array_of(o_bias, NPY_FLOAT32, 1, "bias"))) ||
@@ -284,13 +308,18 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         goto done;
     }
     const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oc = dim(weights, backward ? 1 : 0);
-    if (!check(dim(weights, backward ? 0 : 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3, "weights: expected (oc, ic, 3, 3)") ||
-        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
+    if (!check(dim(weights, backward ? 0 : 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3,
+               "weights: expected (oc, ic, 3, 3)") ||
+        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0,
+               "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
         !check(!(backward && up), "backward, up: one of them") ||
-        !check(!in_place || (!up && h % 2 == 0 && 2 * oc <= ic), "in_place: an even height, and at most half as many channels") ||
-        !check(!residual || (residual_dtype == dtype && PyArray_SIZE(residual) == (npy_intp)n * h * w * oc * (up ? 4 : 1)), "residual: like the result")) {
+        !check(!in_place || (!up && h % 2 == 0 && 2 * oc <= ic),
+               "in_place: an even height, and at most half as many channels") ||
+        !check(!residual ||
+                   (residual_dtype == dtype && PyArray_SIZE(residual) == (npy_intp)n * h * w * oc * (up ? 4 : 1)),
+               "residual: like the result")) {
         goto done;
     }
     const dd_winograd_kind kind = backward ? DD_WINOGRAD_BACKWARD : up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD;
@@ -300,9 +329,19 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
         dd_winograd_pack((dd_isa)isa, dtype, packed, PyArray_DATA(weights), backward ? oc : ic,
                          backward ? ic : oc, kind);
         void *to = in_place ? PyArray_DATA(src) : PyArray_DATA(dst);
-        const dd_winograd_call call = {.dst = to, .src = PyArray_DATA(src), .weights = packed, .bias = bias ? PyArray_DATA(bias) : NULL,
-                                       .residual = residual ? PyArray_DATA(residual) : NULL, .relu = relu, .up = up, .n = n, .h = h, .w = w,
-                                       .ic = ic, .oc = oc, .scratch = scratch};
+        const dd_winograd_call call = {.dst = to,
+                                       .src = PyArray_DATA(src),
+                                       .weights = packed,
+                                       .bias = bias ? PyArray_DATA(bias) : NULL,
+                                       .residual = residual ? PyArray_DATA(residual) : NULL,
+                                       .relu = relu,
+                                       .up = up,
+                                       .n = n,
+                                       .h = h,
+                                       .w = w,
+                                       .ic = ic,
+                                       .oc = oc,
+                                       .scratch = scratch};
         WITH_THREADS(threads, dd_winograd((dd_isa)isa, dtype, &call));
         if (in_place) {
             memcpy(PyArray_DATA(dst), to, (size_t)PyArray_NBYTES(dst));
@@ -323,30 +362,38 @@ static PyObject *selftest_weight_gradient(PyObject *Py_UNUSED(module), PyObject 
     static char *names[] = {"src", "d_dst", "kernel", "stride", "pad", "isa", "threads", NULL};
     PyObject *o_src, *o_d_dst;
     int kernel, stride, pad, isa, threads;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiiiii", names, &o_src, &o_d_dst, &kernel, &stride, &pad, &isa, &threads) ||
-        !check_isa(isa) || !check(kernel > 0 && kernel * kernel <= DD_WEIGHT_GRADIENT_TAPS && stride > 0 && pad >= 0 && pad < kernel, "window")) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiiiii", names, &o_src, &o_d_dst, &kernel, &stride, &pad, &isa,
+                                     &threads) ||
+        !check_isa(isa) ||
+        !check(kernel > 0 && kernel * kernel <= DD_WEIGHT_GRADIENT_TAPS && stride > 0 && pad >= 0 && pad < kernel,
+               "window")) {
         return NULL;
     }
     dd_dtype dtype = DD_F32, d_dtype = DD_F32;
-    PyArrayObject *src = activations(o_src, 4, &dtype, "src"), *d_dst = src ? activations(o_d_dst, 4, &d_dtype, "d_dst") : NULL;
+    PyArrayObject *src = activations(o_src, 4, &dtype, "src"),
+                  *d_dst = src ? activations(o_d_dst, 4, &d_dtype, "d_dst") : NULL;
     PyArrayObject *gradient = NULL;
     void *scratch = NULL;
     if (!d_dst) {
         goto done;
     }
-    const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oh = dim(d_dst, 1), ow = dim(d_dst, 2), oc = dim(d_dst, 3);
-    if (!check(d_dtype == dtype && dim(d_dst, 0) == n && oh == (h + 2 * pad - kernel) / stride + 1 && ow == (w + 2 * pad - kernel) / stride + 1,
+    const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oh = dim(d_dst, 1),
+              ow = dim(d_dst, 2), oc = dim(d_dst, 3);
+    if (!check(d_dtype == dtype && dim(d_dst, 0) == n && oh == (h + 2 * pad - kernel) / stride + 1 &&
+                   ow == (w + 2 * pad - kernel) / stride + 1,
                "d_dst: like the convolution's result") ||
-        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0, "channels: 16 and the panel's have to divide them") ||
+        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0,
+               "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
         goto done;
     }
-    const dd_window window = {.n = n, .h = h, .w = w, .ic = ic, .oh = oh, .ow = ow, .oc = oc, .kernel = kernel, .stride = stride, .pad = pad};
+    const dd_window window = {
+        .n = n, .h = h, .w = w, .ic = ic, .oh = oh, .ow = ow, .oc = oc, .kernel = kernel, .stride = stride, .pad = pad};
     if ((scratch = scratch_of(dd_weight_gradient_scratch((dd_isa)isa, dtype, &window, threads))) &&
         (gradient = new_activations(DD_F32, 4, (npy_intp[]){oc, ic, kernel, kernel}))) {
         memset(PyArray_DATA(gradient), 0, (size_t)PyArray_NBYTES(gradient));
-        WITH_THREADS(threads, dd_weight_gradient((dd_isa)isa, dtype, PyArray_DATA(gradient), PyArray_DATA(src), PyArray_DATA(d_dst), &window,
-                                                 scratch));
+        WITH_THREADS(threads, dd_weight_gradient((dd_isa)isa, dtype, PyArray_DATA(gradient), PyArray_DATA(src),
+                                                 PyArray_DATA(d_dst), &window, scratch));
     }
 done:
     dd_free(scratch);
@@ -383,8 +430,8 @@ static PyObject *selftest_upsample_nearest(PyObject *Py_UNUSED(module), PyObject
     dd_dtype dtype;
     PyArrayObject *src = activations(o_src, 4, &dtype, "src"), *dst = NULL;
     if (src && (dst = new_activations(dtype, 4, (npy_intp[]){dim(src, 0), oh, ow, dim(src, 3)}))) {
-        dd_upsample_nearest(dtype, PyArray_DATA(dst), PyArray_DATA(src), dim(src, 0), dim(src, 1), dim(src, 2), dim(src, 3),
-                            oh, ow);
+        dd_upsample_nearest(dtype, PyArray_DATA(dst), PyArray_DATA(src), dim(src, 0), dim(src, 1), dim(src, 2),
+                            dim(src, 3), oh, ow);
     }
     Py_XDECREF(src);
     return (PyObject *)dst;
@@ -589,9 +636,11 @@ static PyMethodDef methods[] = {
      "group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads); src (n, hw, c)"},
     {"layer_norm", KEYWORDS(selftest_layer_norm), "layer_norm(src, gamma, beta, eps, isa, threads); src (rows, c)"},
     {"weight_gradient", KEYWORDS(selftest_weight_gradient),
-     "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> (oc, ic, kernel, kernel)"},
+     "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> "
+     "(oc, ic, kernel, kernel)"},
     {"winograd", KEYWORDS(selftest_winograd),
-     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False, up=False, in_place=False); (n, h, w, ic), (oc, ic, 3, 3); in place: writes over src"},
+     "winograd(src, weights, bias, residual, isa, threads, relu=False, backward=False, up=False, "
+     "in_place=False); (n, h, w, ic), (oc, ic, 3, 3); in place: writes over src"},
     {"attention", KEYWORDS(selftest_attention),
      "attention(q, k, v, heads, scale, causal, isa, threads); (n, t, heads * d), rows may be apart"},
     {"timestep_embedding", KEYWORDS(selftest_timestep_embedding),
@@ -601,7 +650,8 @@ static PyMethodDef methods[] = {
     {"to_nchw", selftest_to_nchw, METH_O, "to_nchw(src); src (n, hw, c) -> (n, c, hw) float32"},
     {"add_noise", KEYWORDS(selftest_add_noise), "add_noise(src, scale, given, keys, threads); src (n, hw, c)"},
     {"embed", selftest_embed, METH_VARARGS, "embed(ids, tokens, positions, bf16)"},
-    {"convert", selftest_convert, METH_VARARGS, "convert(src, bf16); a vector of float32, uint16 (bfloat16) or float16"},
+    {"convert", selftest_convert, METH_VARARGS,
+     "convert(src, bf16); a vector of float32, uint16 (bfloat16) or float16"},
     {"plan_memory", selftest_plan_memory, METH_O, "plan_memory([(bytes, first, last), ...]) -> (offsets, arena bytes)"},
     {"best_isa", selftest_best_isa, METH_NOARGS, "0 AVX2, 1 AVX-512, 2 AVX512-BF16, -1 none of them"},
     {"live_bytes", selftest_live_bytes, METH_NOARGS, "bytes that the arena has handed out"},

@@ -26,8 +26,9 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     int batch = 0, height = 0, width = 0, threads = 0, slots = 1;
     dd_resnet_config c = {0};
     if (!dd_may_compute(state) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$O&O&O&sO&O&:Trainer", names, &PyDict_Type, &config, dd_int_in, &batch, dd_int_in,
-                                     &height, dd_int_in, &width, &dtype, dd_int_in, &threads, dd_int_in, &slots) ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$O&O&O&sO&O&:Trainer", names, &PyDict_Type, &config, dd_int_in,
+                                     &batch, dd_int_in, &height, dd_int_in, &width, &dtype, dd_int_in, &threads,
+                                     dd_int_in, &slots) ||
         !dd_read_resnet(config, &c)) {
         return NULL;
     }
@@ -37,8 +38,9 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     }
     if (threads < 1 || threads > 1024 || slots < 1 || slots > DD_MAX_SLOTS) {
-        PyErr_Format(PyExc_ValueError, "%d threads and %d slots are not possible: use 1 to 1024 threads and 1 to %d slots", threads, slots,
-                     DD_MAX_SLOTS);
+        PyErr_Format(PyExc_ValueError,
+                     "%d threads and %d slots are not possible: use 1 to 1024 threads and 1 to %d slots", threads,
+                     slots, DD_MAX_SLOTS);
         return NULL;
     }
     if (batch < 1 || batch > 65536 || height < 1 || height > 65536 || width < 1 || width > 65536) {
@@ -119,7 +121,8 @@ static bool may_compute(PyObject *self)
 static bool check_slot(const trainer_object *self, int slot)
 {
     if (slot < 0 || slot >= dd_trainer_slots(self->trainer)) {
-        PyErr_Format(PyExc_ValueError, "slot %d: this trainer has slots 0 to %d", slot, dd_trainer_slots(self->trainer) - 1);
+        PyErr_Format(PyExc_ValueError, "slot %d: this trainer has slots 0 to %d", slot,
+                     dd_trainer_slots(self->trainer) - 1);
         return false;
     }
     return true;
@@ -144,7 +147,8 @@ static PyObject *trainer_forward(PyObject *object, PyObject *args, PyObject *kwa
     PyObject *given;
     int slot = 0;
     if (!may_compute(object) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:forward", names, &given, dd_int_in, &slot) ||
+        !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp rows = (npy_intp)dd_trainer_input(self->trainer)->dims[0];
@@ -174,7 +178,8 @@ static PyObject *trainer_evaluate(PyObject *object, PyObject *given)
     }
     npy_intp rows = PyArray_NDIM(any) == 4 ? PyArray_DIM(any, 0) : batch;
     if (rows < 1 || rows > batch) {
-        PyErr_Format(PyExc_ValueError, "images: %zd given, but this trainer takes 1 to %zd at a time", (Py_ssize_t)rows, (Py_ssize_t)batch);
+        PyErr_Format(PyExc_ValueError, "images: %zd given, but this trainer takes 1 to %zd at a time", (Py_ssize_t)rows,
+                     (Py_ssize_t)batch);
         Py_DECREF(any);
         return NULL;
     }
@@ -202,7 +207,8 @@ static PyObject *trainer_backward(PyObject *object, PyObject *args, PyObject *kw
     PyObject *given;
     int slot = 0;
     if (!may_compute(object) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) || !check_slot(self, slot)) {
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O|O&:backward", names, &given, dd_int_in, &slot) ||
+        !check_slot(self, slot)) {
         return NULL;
     }
     npy_intp dims[2] = {(npy_intp)dd_trainer_input(self->trainer)->dims[0], dd_trainer_features(self->trainer)};
@@ -244,15 +250,19 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     trainer_object *self = (trainer_object *)object;
     int nesterov = 1;
     double lr, momentum, decay, clip_norm = 0;
-    if (!may_compute(object) ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay, &nesterov, &clip_norm)) {
+    if (!may_compute(object) || !PyArg_ParseTupleAndKeywords(args, kwargs, "ddd|pd:step", names, &lr, &momentum, &decay,
+                                                             &nesterov, &clip_norm)) {
         return NULL;
     }
     if (!(lr >= 0 && lr < 1e6 && momentum >= 0 && momentum < 1 && decay >= 0 && decay < 1e6 && clip_norm >= 0)) {
-        PyErr_SetString(PyExc_ValueError, "step: lr, weight_decay and clip_norm have to be 0 or more, momentum from 0 to below 1");
+        PyErr_SetString(PyExc_ValueError,
+                        "step: lr, weight_decay and clip_norm have to be 0 or more, momentum from 0 to below 1");
         return NULL;
     }
-    dd_trainer_options o = {.lr = (float)lr, .momentum = (float)momentum, .weight_decay = (float)decay, .nesterov = nesterov,
+    dd_trainer_options o = {.lr = (float)lr,
+                            .momentum = (float)momentum,
+                            .weight_decay = (float)decay,
+                            .nesterov = nesterov,
                             .clip_norm = clip_norm};
     LOCKED(self, dd_trainer_step(self->trainer, &o));
     Py_RETURN_NONE;
@@ -269,7 +279,8 @@ static const char *const lease_names[DD_TRAINER_PARTS] = {
 
 static void end_lease(PyObject *lease)
 {
-    const int part = PyCapsule_IsValid(lease, lease_names[DD_TRAINER_PARAMETERS]) ? DD_TRAINER_PARAMETERS : DD_TRAINER_STATISTICS;
+    const int part = PyCapsule_IsValid(lease, lease_names[DD_TRAINER_PARAMETERS]) ? DD_TRAINER_PARAMETERS
+                                                                                  : DD_TRAINER_STATISTICS;
     trainer_object *self = PyCapsule_GetPointer(lease, lease_names[part]);
     atomic_store(&self->views[part].touched, true); /* someone may have written since the last pass */
     atomic_fetch_sub(&self->views[part].lent, 1);
@@ -357,8 +368,8 @@ static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
         if (r.calls == 0) {
             continue;
         }
-        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:i,s:d}", "name", r.name, "phase", r.phase, "implementation", r.implementation,
-                                      "calls", r.calls, "ms", 1e3 * r.seconds);
+        PyObject *row = Py_BuildValue("{s:s,s:s,s:s,s:i,s:d}", "name", r.name, "phase", r.phase, "implementation",
+                                      r.implementation, "calls", r.calls, "ms", 1e3 * r.seconds);
         if (!row || PyList_Append(list, row) < 0) {
             Py_CLEAR(list);
         }
@@ -374,14 +385,17 @@ static PyObject *trainer_profile(PyObject *object, PyObject *Py_UNUSED(ignored))
 static PyMethodDef trainer_methods[] = {
     {"forward", FUNCTION(trainer_forward), KEYWORDS,
      "forward(images, slot=0) -> features (batch, features). Training mode; updates the running statistics."},
-    {"backward", FUNCTION(trainer_backward), KEYWORDS, "backward(d_features, slot=0): add to the gradients. Uses the slot's forward pass up."},
+    {"backward", FUNCTION(trainer_backward), KEYWORDS,
+     "backward(d_features, slot=0): add to the gradients. Uses the slot's forward pass up."},
     {"zero_grad", trainer_zero_grad, METH_NOARGS, "zero_grad(): all gradients become 0."},
     {"gradient_norm", trainer_gradient_norm, METH_NOARGS, "gradient_norm() -> the 2-norm of all gradients together."},
     {"step", FUNCTION(trainer_step), KEYWORDS,
      "step(lr, momentum, weight_decay, nesterov=True, clip_norm=0.0): one step of SGD as PyTorch defines it.\n\n"
      "No decay on norms. With clip_norm > 0 gradients count as scaled down to that norm; the arrays stay as they are."},
-    {"evaluate", trainer_evaluate, METH_O, "evaluate(images) -> features of 1 to `batch` images, with the running statistics."},
-    {"profile", trainer_profile, METH_NOARGS, "profile() -> list of dict: name, phase, implementation, calls and ms since the last profile."},
+    {"evaluate", trainer_evaluate, METH_O,
+     "evaluate(images) -> features of 1 to `batch` images, with the running statistics."},
+    {"profile", trainer_profile, METH_NOARGS,
+     "profile() -> list of dict: name, phase, implementation, calls and ms since the last profile."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -396,7 +410,8 @@ static PyGetSetDef trainer_getset[] = {
 };
 
 static PyType_Slot trainer_slots[] = {
-    {Py_tp_doc, "Trainer(config, *, batch, height, width, dtype, threads, slots=1): a backbone with gradients and optimiser."},
+    {Py_tp_doc,
+     "Trainer(config, *, batch, height, width, dtype, threads, slots=1): a backbone with gradients and optimiser."},
     {Py_tp_new, trainer_new},
     {Py_tp_dealloc, trainer_dealloc},
     {Py_tp_traverse, trainer_traverse},

@@ -5,8 +5,16 @@
 dd_conv_desc dd_convolution(const dd_graph *g, const dd_op *op, dd_value from, dd_dtype dtype)
 {
     const dd_value_info *src = dd_graph_value(g, from), *dst = dd_graph_value(g, op->dst);
-    return (dd_conv_desc){.dtype = dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c, .oc = dst->c, .kernel = op->kernel,
-                          .stride = op->stride, .pad_before = op->pad_before, .pad_after = op->pad_after};
+    return (dd_conv_desc){.dtype = dtype,
+                          .n = src->n,
+                          .h = src->h,
+                          .w = src->w,
+                          .ic = src->c,
+                          .oc = dst->c,
+                          .kernel = op->kernel,
+                          .stride = op->stride,
+                          .pad_before = op->pad_before,
+                          .pad_after = op->pad_after};
 }
 
 /* The first place of a window, along one axis, that sees anything but the border, and how many do. */
@@ -46,8 +54,9 @@ bool dd_convolution_by_winograd(const dd_conv_desc *d, dd_isa isa, dd_convolutio
     if (rule == DD_PER_BATCH) {
         return (int64_t)d->n * d->h * d->w >= 256;
     }
-    /* It pays where the weights are small beside the work, or small at all: not on the coarse levels of Stable Diffusion's U-Net, whose
-       weights are most of the model. Behind an upsampling it always does: a quarter of the multiplications, and no more weights. */
+    /* It pays where the weights are small beside the work, or small at all: not on the coarse levels of Stable
+       Diffusion's U-Net, whose weights are most of the model. Behind an upsampling it always does: a quarter of the
+       multiplications, and no more weights. */
     const bool fine = d->h >= 24 && d->w >= 24, small = d->h >= 8 && d->w >= 8;
     return up || fine || (small && dd_winograd_pack_bytes(d->dtype, d->ic, d->oc, DD_WINOGRAD_FORWARD) <= 2u << 20);
 }

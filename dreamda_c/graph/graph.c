@@ -104,8 +104,8 @@ static dd_value add_value(dd_graph *g, const dd_value_info *info)
     if (info->n < 1 || info->h < 1 || info->w < 1 || info->c < 1 ||
         !dd_size_mul(&elements, 4, (int64_t)info->n, (int64_t)info->h, (int64_t)info->w, (int64_t)info->c) ||
         elements > MAX_ELEMENTS || (int64_t)info->n * info->h * info->w > INT32_MAX) {
-        dd_graph_fail(g, DD_SHAPE, "a tensor of %d x %d x %d x %d elements (%s) is not possible: use smaller sizes", info->n,
-                      info->c, info->h, info->w, g->prefix);
+        dd_graph_fail(g, DD_SHAPE, "a tensor of %d x %d x %d x %d elements (%s) is not possible: use smaller sizes",
+                      info->n, info->c, info->h, info->w, g->prefix);
         return DD_NONE;
     }
     if (!dd_grow(&g->values, g->nvalues + 1, &g->values_capacity, sizeof *g->values)) {
@@ -196,7 +196,8 @@ static void set_external(dd_graph *g, dd_value v, const char *name, int ndim, co
     memcpy(value->dims, dims, (size_t)ndim * sizeof *dims);
 }
 
-dd_value dd_graph_input(dd_graph *g, const char *name, dd_dtype dtype, dd_input_kind kind, int ndim, const int64_t *dims)
+dd_value dd_graph_input(dd_graph *g, const char *name, dd_dtype dtype, dd_input_kind kind, int ndim,
+                        const int64_t *dims)
 {
     /* (n), (n, c), (n, t, c) or (n, c, h, w) */
     for (int i = 0; i < ndim; i++) {
@@ -246,18 +247,28 @@ static dd_value same_shape(dd_graph *g, dd_op_kind kind, const char *name, dd_va
     return add_op(g, &op, name, s->n, s->h, s->w, s->c, dtype);
 }
 
-dd_value dd_graph_from_nchw(dd_graph *g, dd_value src) { return same_shape(g, DD_OP_FROM_NCHW, "from_nchw", src, DD_ACTIVATION); }
+dd_value dd_graph_from_nchw(dd_graph *g, dd_value src)
+{
+    return same_shape(g, DD_OP_FROM_NCHW, "from_nchw", src, DD_ACTIVATION);
+}
 dd_value dd_graph_to_nchw(dd_graph *g, dd_value src) { return same_shape(g, DD_OP_TO_NCHW, "to_nchw", src, DD_F32); }
-dd_value dd_graph_from_rows(dd_graph *g, dd_value src) { return same_shape(g, DD_OP_CONVERT, "from_rows", src, DD_ACTIVATION); }
+dd_value dd_graph_from_rows(dd_graph *g, dd_value src)
+{
+    return same_shape(g, DD_OP_CONVERT, "from_rows", src, DD_ACTIVATION);
+}
 dd_value dd_graph_to_rows(dd_graph *g, dd_value src) { return same_shape(g, DD_OP_CONVERT, "to_rows", src, DD_F32); }
 
 dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_sin_to_cos, float freq_shift)
 {
     if (freq_shift >= (float)(dim / 2)) {
-        dd_graph_fail(g, DD_INVALID, "freq_shift %g leaves no frequency for a timestep embedding of %d channels", (double)freq_shift, dim);
+        dd_graph_fail(g, DD_INVALID, "freq_shift %g leaves no frequency for a timestep embedding of %d channels",
+                      (double)freq_shift, dim);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_TIMESTEP, .src = {[DD_SRC] = {.value = timestep}}, .nsrc = 1, .flip_sin_to_cos = flip_sin_to_cos,
+    dd_op op = {.kind = DD_OP_TIMESTEP,
+                .src = {[DD_SRC] = {.value = timestep}},
+                .nsrc = 1,
+                .flip_sin_to_cos = flip_sin_to_cos,
                 .freq_shift = freq_shift};
     return add_op(g, &op, "time_proj", info(g, timestep)->n, 1, 1, dim, DD_ACTIVATION);
 }
@@ -270,8 +281,10 @@ dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, c
     int n = s->n, t = s->c;
     op.token_table = (dd_slice){.parameter = parameter(g, token_table, ".weight", 2, (int64_t[]){vocabulary, channels}),
                                 .rows = vocabulary, .cols = channels};
-    op.position_table = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2, (int64_t[]){positions, channels}),
-                                   .rows = positions, .cols = channels};
+    op.position_table = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2,
+                                                          (int64_t[]){positions, channels}),
+                                   .rows = positions,
+                                   .cols = channels};
     if (t > positions) {
         dd_graph_fail(g, DD_SHAPE, "%d tokens, but the model has only %d positions", t, positions);
     }
@@ -292,12 +305,18 @@ dd_value dd_graph_conv(dd_graph *g, const dd_conv *c)
     int n = s->n, h = (s->h + pads) / c->stride + 1, w = (s->w + pads) / c->stride + 1;
     int64_t dims[4] = {c->out, s->c, c->kernel, c->kernel};
     if (s->h + pads < 0 || s->w + pads < 0) {
-        dd_graph_fail(g, DD_SHAPE, "'%s%s': an input of %d x %d is smaller than the %d x %d kernel", g->prefix, c->name, s->h,
-                      s->w, c->kernel, c->kernel);
+        dd_graph_fail(g, DD_SHAPE, "'%s%s': an input of %d x %d is smaller than the %d x %d kernel", g->prefix, c->name,
+                      s->h, s->w, c->kernel, c->kernel);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_CONV, .src = {[DD_SRC] = {.value = c->src}, [DD_SRC_ADD] = {.value = c->add}}, .nsrc = 3,
-                .kernel = c->kernel, .stride = c->stride, .pad_before = c->pad_before, .pad_after = c->pad_after, .act = c->act};
+    dd_op op = {.kind = DD_OP_CONV,
+                .src = {[DD_SRC] = {.value = c->src}, [DD_SRC_ADD] = {.value = c->add}},
+                .nsrc = 3,
+                .kernel = c->kernel,
+                .stride = c->stride,
+                .pad_before = c->pad_before,
+                .pad_after = c->pad_after,
+                .act = c->act};
     op.weights[0] = (dd_slice){.parameter = parameter(g, c->name, ".weight", 4, dims), .rows = c->out,
                                .cols = dims[1] * dims[2] * dims[3]};
     op.nweights = 1;
@@ -312,12 +331,18 @@ dd_value dd_graph_linear(dd_graph *g, const dd_linear *l)
     const dd_value_info *s = info(g, l->src.value);
     int in = l->src.channels ? l->src.channels : s->c, names = l->names ? l->names : 1, n = s->n, h = s->h, w = s->w;
     int64_t rows = l->weight_rows ? l->weight_rows : l->out, cols = l->weight_cols ? l->weight_cols : in;
-    dd_op op = {.kind = DD_OP_LINEAR, .nsrc = 3, .act = l->act, .nweights = names, .nbias = l->no_bias ? 0 : names,
-                .src = {[DD_SRC] = l->src, [DD_SRC_MULTIPLY] = {.value = l->multiply}, [DD_SRC_ADD] = {.value = l->add}}};
+    dd_op op = {
+        .kind = DD_OP_LINEAR,
+        .nsrc = 3,
+        .act = l->act,
+        .nweights = names,
+        .nbias = l->no_bias ? 0 : names,
+        .src = {[DD_SRC] = l->src, [DD_SRC_MULTIPLY] = {.value = l->multiply}, [DD_SRC_ADD] = {.value = l->add}}};
     for (int i = 0; i < names; i++) {
         int64_t dims[4] = {rows, cols, 1, 1};
         int id = parameter(g, l->name[i], ".weight", l->pointwise_conv ? 4 : 2, dims);
-        op.weights[i] = (dd_slice){.parameter = id, .row = l->first_row, .rows = l->out, .col = l->first_col, .cols = in};
+        op.weights[i] = (dd_slice){
+            .parameter = id, .row = l->first_row, .rows = l->out, .col = l->first_col, .cols = in};
         if (!l->no_bias) {
             op.bias[i] = vector(g, l->name[i], ".bias", rows);
             op.bias[i].row = l->first_row;
@@ -332,16 +357,25 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *a)
     const dd_value_info *s = info(g, a->src);
     int c = s->c + (a->beside ? info(g, a->beside)->c : 0), n = s->n, h = s->h, w = s->w;
     if (a->groups < 1 || c % a->groups) {
-        dd_graph_fail(g, DD_INVALID, "'%s%s': norm_num_groups %d does not divide %d channels", g->prefix, a->name, a->groups, c);
+        dd_graph_fail(g, DD_INVALID, "'%s%s': norm_num_groups %d does not divide %d channels", g->prefix, a->name,
+                      a->groups, c);
         return DD_NONE;
     }
     if (a->beside && g->status == DD_OK && (info(g, a->beside)->h != h || info(g, a->beside)->w != w)) {
-        dd_graph_fail(g, DD_SHAPE, "'%s%s': a skip of %d x %d beside %d x %d", g->prefix, a->name, info(g, a->beside)->h,
-                      info(g, a->beside)->w, h, w);
+        dd_graph_fail(g, DD_SHAPE, "'%s%s': a skip of %d x %d beside %d x %d", g->prefix, a->name,
+                      info(g, a->beside)->h, info(g, a->beside)->w, h, w);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_GROUP_NORM, .nsrc = 3, .groups = a->groups, .eps = a->eps, .silu = a->silu, .nweights = 1, .nbias = 1,
-                .src = {[DD_SRC] = {.value = a->src}, [DD_SRC_BESIDE] = {.value = a->beside}, [DD_SRC_ROW_BIAS] = {.value = a->row_bias}}};
+    dd_op op = {.kind = DD_OP_GROUP_NORM,
+                .nsrc = 3,
+                .groups = a->groups,
+                .eps = a->eps,
+                .silu = a->silu,
+                .nweights = 1,
+                .nbias = 1,
+                .src = {[DD_SRC] = {.value = a->src},
+                        [DD_SRC_BESIDE] = {.value = a->beside},
+                        [DD_SRC_ROW_BIAS] = {.value = a->row_bias}}};
     op.weights[0] = vector(g, a->name, ".weight", c);
     op.bias[0] = vector(g, a->name, ".bias", c);
     return add_op(g, &op, a->name, n, h, w, c, DD_ACTIVATION);
@@ -351,7 +385,8 @@ dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float 
 {
     const dd_value_info *s = info(g, src);
     int n = s->n, h = s->h, w = s->w, c = s->c;
-    dd_op op = {.kind = DD_OP_LAYER_NORM, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1, .eps = eps, .nweights = 1, .nbias = 1};
+    dd_op op = {
+        .kind = DD_OP_LAYER_NORM, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1, .eps = eps, .nweights = 1, .nbias = 1};
     op.weights[0] = vector(g, name, ".weight", c);
     op.bias[0] = vector(g, name, ".bias", c);
     return add_op(g, &op, name, n, h, w, c, DD_ACTIVATION);
@@ -365,7 +400,10 @@ dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int he
         dd_graph_fail(g, DD_INVALID, "'%s': %d heads do not divide %d channels", g->prefix, heads, channels);
         return DD_NONE;
     }
-    dd_op op = {.kind = DD_OP_ATTENTION, .src = {[DD_SRC_QUERY] = q, [DD_SRC_KEY] = k, [DD_SRC_VALUE] = v}, .nsrc = 3, .heads = heads,
+    dd_op op = {.kind = DD_OP_ATTENTION,
+                .src = {[DD_SRC_QUERY] = q, [DD_SRC_KEY] = k, [DD_SRC_VALUE] = v},
+                .nsrc = 3,
+                .heads = heads,
                 .causal = causal};
     return add_op(g, &op, "attention", s->n, s->h, s->w, channels, DD_ACTIVATION);
 }
@@ -374,8 +412,13 @@ dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *a)
 {
     const dd_value_info *s = info(g, a->src);
     int n = s->n, h = s->h, w = s->w, c = s->c;
-    dd_op op = {.kind = DD_OP_BATCH_NORM, .src = {[DD_SRC] = {.value = a->src}, [DD_SRC_ADD] = {.value = a->add}}, .nsrc = 3,
-                .eps = a->eps, .act = a->relu ? DD_ACT_RELU : DD_ACT_NONE, .nweights = 1, .nbias = 1};
+    dd_op op = {.kind = DD_OP_BATCH_NORM,
+                .src = {[DD_SRC] = {.value = a->src}, [DD_SRC_ADD] = {.value = a->add}},
+                .nsrc = 3,
+                .eps = a->eps,
+                .act = a->relu ? DD_ACT_RELU : DD_ACT_NONE,
+                .nweights = 1,
+                .nbias = 1};
     op.weights[0] = vector(g, a->name, ".weight", c);
     op.bias[0] = vector(g, a->name, ".bias", c);
     op.mean = vector(g, a->name, ".running_mean", c);
@@ -387,7 +430,12 @@ dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, in
 {
     const dd_value_info *s = info(g, src);
     int n = s->n, h = (s->h + 2 * pad - kernel) / stride + 1, w = (s->w + 2 * pad - kernel) / stride + 1, c = s->c;
-    dd_op op = {.kind = DD_OP_MAX_POOL, .src = {[DD_SRC] = {.value = src}}, .nsrc = 1, .kernel = kernel, .stride = stride, .pad_before = pad,
+    dd_op op = {.kind = DD_OP_MAX_POOL,
+                .src = {[DD_SRC] = {.value = src}},
+                .nsrc = 1,
+                .kernel = kernel,
+                .stride = stride,
+                .pad_before = pad,
                 .pad_after = pad};
     return add_op(g, &op, "maxpool", n, h, w, c, DD_ACTIVATION);
 }

@@ -1,20 +1,21 @@
-/* What a model computes, at one shape: append-only values and operations, with the parameters they name. No memory and no
- * oneDNN yet; a plan (plan.h) makes it run, and the graph may then be thrown away.
+/* What a model computes, at one shape: append-only values and operations, with the parameters they name. No memory and
+ * no oneDNN yet; a plan (plan.h) makes it run, and the graph may then be thrown away.
  *
  *     dd_graph *g;
  *     DD_TRY(dd_graph_create(&g, weights));
  *     dd_value x = dd_graph_input(g, "sample", DD_F32, DD_INPUT_REQUIRED, 4, (int64_t[]){rows, 4, 64, 64});
  *     x = dd_graph_from_nchw(g, x);
  *     dd_graph_push(g, "down_blocks.%d", 0);
- *     x = dd_graph_conv(g, &(dd_conv){.name = "conv1", .src = x, .out = 320, .kernel = 3, .stride = 1, .pad_before = 1, .pad_after = 1});
+ *     x = dd_graph_conv(g, &(dd_conv){.name = "conv1", .src = x, .out = 320, .kernel = 3, .stride = 1, .pad_before = 1,
+ *                                     .pad_after = 1});
  *     dd_graph_pop(g);
  *     dd_graph_output(g, "sample", dd_graph_to_nchw(g, x));
  *     DD_TRY(dd_graph_status(g));          // the first failure of all the calls above
  *     dd_graph_destroy(g);
  *
  * Values are channels-last rows: (n, h * w, c). Builders return a value, or DD_NONE after the first failure, and accept
- * DD_NONE then, so that models need no error handling; only a loop whose length a configuration decides asks for the status.
- * Parameter names are the prefix stack and the name, as diffusers has them.
+ * DD_NONE then, so that models need no error handling; only a loop whose length a configuration decides asks for the
+ * status. Parameter names are the prefix stack and the name, as diffusers has them.
  */
 #ifndef DD_GRAPH_H
 #define DD_GRAPH_H
@@ -37,10 +38,12 @@ void dd_graph_fail(dd_graph *g, dd_status status, const char *format, ...) __att
 void dd_graph_push(dd_graph *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void dd_graph_pop(dd_graph *g);
 
-/* Arrays that come from and go to the caller, in the caller's layout. An optional input may be left out of a run.
-   A constant input seldom changes: what depends on constant inputs alone is computed again only when their bytes changed. */
+/* Arrays that come from and go to the caller, in the caller's layout. An optional input may be left out of a run. A
+   constant input seldom changes: what depends on constant inputs alone is computed again only when their bytes
+   changed. */
 typedef enum { DD_INPUT_REQUIRED, DD_INPUT_OPTIONAL, DD_INPUT_CONSTANT } dd_input_kind;
-dd_value dd_graph_input(dd_graph *g, const char *name, dd_dtype dtype, dd_input_kind kind, int ndim, const int64_t *dims);
+dd_value dd_graph_input(dd_graph *g, const char *name, dd_dtype dtype, dd_input_kind kind, int ndim,
+                        const int64_t *dims);
 void dd_graph_output(dd_graph *g, const char *name, dd_value v);
 
 int dd_graph_channels(const dd_graph *g, dd_value v);
@@ -73,8 +76,9 @@ typedef struct {
     int offset, channels;
 } dd_view;
 
-/* dst = act(src w^T + b) [* multiply] [+ add]. Several names stack their rows into one product (q, k, v). A rectangle of
-   the weight is used where `weight_rows` / `weight_cols` say that the parameter is larger than out x src channels. */
+/* dst = act(src w^T + b) [* multiply] [+ add]. Several names stack their rows into one product (q, k, v). A rectangle
+   of the weight is used where `weight_rows` / `weight_cols` say that the parameter is larger than out x src
+   channels. */
 typedef struct {
     const char *name[DD_MAX_STACK];
     int names; /* 0 means 1 */
@@ -101,7 +105,8 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *args);
 dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float eps);
 dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int heads, bool causal);
 
-/* Follows a convolution without bias. A trainer runs both in training mode; plans and evaluation fold them into one convolution. */
+/* Follows a convolution without bias. A trainer runs both in training mode; plans and evaluation fold them into one
+   convolution. */
 typedef struct {
     const char *name; /* of weight, bias, running_mean and running_var */
     dd_value src, add; /* dst = [relu](norm(src) [+ add]) */
@@ -112,15 +117,29 @@ dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *args);
 dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, int pad);
 dd_value dd_graph_global_pool(dd_graph *g, dd_value src); /* mean over positions: (n, 1, 1, c) f32 */
 
-/* src + scale[row] * noise; `given` or `keys` (rows x 8 u32) are optional inputs, and so is scale (then a plain copy). */
+/* src + scale[row] * noise; `given` or `keys` (rows x 8 u32) are optional inputs, and so is scale (then a plain
+   copy). */
 dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value given, dd_value keys);
 
 /* ------------------------------------------------------------------------------------ what a plan reads */
 
 typedef enum {
-    DD_OP_FROM_NCHW, DD_OP_TO_NCHW, DD_OP_CONVERT, DD_OP_TIMESTEP, DD_OP_EMBED, DD_OP_UPSAMPLE, DD_OP_CONV, DD_OP_LINEAR,
-    DD_OP_GROUP_NORM, DD_OP_LAYER_NORM, DD_OP_ATTENTION, DD_OP_ADD_NOISE,
-    DD_OP_BATCH_NORM, DD_OP_MAX_POOL, DD_OP_GLOBAL_POOL, DD_OP_COUNT
+    DD_OP_FROM_NCHW,
+    DD_OP_TO_NCHW,
+    DD_OP_CONVERT,
+    DD_OP_TIMESTEP,
+    DD_OP_EMBED,
+    DD_OP_UPSAMPLE,
+    DD_OP_CONV,
+    DD_OP_LINEAR,
+    DD_OP_GROUP_NORM,
+    DD_OP_LAYER_NORM,
+    DD_OP_ATTENTION,
+    DD_OP_ADD_NOISE,
+    DD_OP_BATCH_NORM,
+    DD_OP_MAX_POOL,
+    DD_OP_GLOBAL_POOL,
+    DD_OP_COUNT
 } dd_op_kind;
 
 typedef struct {

@@ -19,9 +19,13 @@ static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 {
     const dd_value multiply = op->src[DD_SRC_MULTIPLY].value, add = op->src[DD_SRC_ADD].value;
     const bool relu_last = op->act == DD_ACT_RELU && add;
-    return (dd_epilogue){.bias = op->nbias > 0, .act = relu_last ? DD_ACT_NONE : op->act, .relu_last = relu_last,
-                         .multiply = multiply != DD_NONE, .multiply_ld = multiply ? (size_t)dd_step_value(p, multiply)->c : 0,
-                         .add = add != DD_NONE, .add_ld = add ? (size_t)dd_step_value(p, add)->c : 0};
+    return (dd_epilogue){.bias = op->nbias > 0,
+                         .act = relu_last ? DD_ACT_NONE : op->act,
+                         .relu_last = relu_last,
+                         .multiply = multiply != DD_NONE,
+                         .multiply_ld = multiply ? (size_t)dd_step_value(p, multiply)->c : 0,
+                         .add = add != DD_NONE,
+                         .add_ld = add ? (size_t)dd_step_value(p, add)->c : 0};
 }
 
 /* The packs of an operation with plain weights and bias, in the layout of its primitive or kernel. */
@@ -76,8 +80,15 @@ static dd_status create_batch_norm(dd_plan *p, dd_step *s)
     dd_conv_desc d = dd_convolution_cropped(p->graph, s->conv, p->dtype, &first);
     d.epilogue = epilogue(p, s->op);
     DD_TRY(create_convolution(p, s, &d, DD_PER_BATCH));
-    const dd_fold fold = {.weight = s->conv->weights[0], .gamma = s->op->weights[0], .beta = s->op->bias[0], .mean = s->op->mean,
-                          .variance = s->op->variance, .eps = s->op->eps, .kernel = s->conv->kernel, .first = first, .places = d.kernel};
+    const dd_fold fold = {.weight = s->conv->weights[0],
+                          .gamma = s->op->weights[0],
+                          .beta = s->op->bias[0],
+                          .mean = s->op->mean,
+                          .variance = s->op->variance,
+                          .eps = s->op->eps,
+                          .kernel = s->conv->kernel,
+                          .first = first,
+                          .places = d.kernel};
     const dd_layout *layout = s->primitive ? dd_primitive_weights(s->primitive) : s->winograd;
     DD_TRY(dd_weights_pack_folded(dd_graph_weights(p->graph), &fold, layout, &s->weights));
 fail:
@@ -93,7 +104,8 @@ bool dd_takes_upsampling(const dd_plan *p, int index)
     const dd_value_info *from = dd_step_value(p, up->src[DD_SRC].value), *between = dd_step_value(p, up->dst);
     dd_conv_desc d = dd_convolution(p->graph, op, up->dst, p->dtype);
     d.epilogue = epilogue(p, op);
-    if (between->h != 2 * from->h || between->w != 2 * from->w || !dd_convolution_by_winograd(&d, p->isa, DD_PER_IMAGE, true)) {
+    if (between->h != 2 * from->h || between->w != 2 * from->w ||
+        !dd_convolution_by_winograd(&d, p->isa, DD_PER_IMAGE, true)) {
         return false;
     }
     for (int i = index + 1; i < dd_graph_ops(p->graph); i++) {
@@ -113,17 +125,26 @@ static dd_status run_conv(const dd_plan *p, const dd_step *s, const dd_call *c)
         return dd_primitive_run(s->primitive);
     }
     dd_winograd(p->isa, p->dtype,
-                &(dd_winograd_call){.dst = c->dst, .src = c->src, .weights = c->weights, .bias = c->bias,
-                                    .residual = dd_step_data(p, s, DD_SRC_ADD), .relu = s->op->act == DD_ACT_RELU,
-                                    .up = s->upsampling != NULL, .n = c->in->n, .h = c->in->h, .w = c->in->w, .ic = c->in->c,
-                                    .oc = c->out->c, .scratch = p->scratch});
+                &(dd_winograd_call){.dst = c->dst,
+                                    .src = c->src,
+                                    .weights = c->weights,
+                                    .bias = c->bias,
+                                    .residual = dd_step_data(p, s, DD_SRC_ADD),
+                                    .relu = s->op->act == DD_ACT_RELU,
+                                    .up = s->upsampling != NULL,
+                                    .n = c->in->n,
+                                    .h = c->in->h,
+                                    .w = c->in->w,
+                                    .ic = c->in->c,
+                                    .oc = c->out->c,
+                                    .scratch = p->scratch});
     return DD_OK;
 }
 
 /* ---- matrix products */
 
-/* Long rows that are whole pages apart meet in the same sets of the caches: oneDNN's 1 x 1 convolutions before AVX-512 then take three times
-   as long, where a copy of the rows with a line more each takes a twentieth. */
+/* Long rows that are whole pages apart meet in the same sets of the caches: oneDNN's 1 x 1 convolutions before AVX-512
+   then take three times as long, where a copy of the rows with a line more each takes a twentieth. */
 static bool rows_collide(const dd_value_info *src)
 {
     return src->c > 2048 && (size_t)src->c * sizeof(float) % 4096 == 0;
@@ -153,13 +174,20 @@ static dd_status create_linear(dd_plan *p, dd_step *s)
     s->flops = 2.0 * (double)d.m * (double)d.k * (double)d.n;
     DD_TRY(dd_matmul_create(&s->primitive, engine, &d));
     if (strncmp(dd_primitive_implementation(s->primitive), "gemm", 4) == 0 && d.dst_dtype == d.dtype) {
-        /* Before AVX-512 oneDNN's products are a GEMM whose sums depend on where a row stands, so that a batch could change them. A 1 x 1
-           convolution computes the same, every row alike, and faster. */
+        /* Before AVX-512 oneDNN's products are a GEMM whose sums depend on where a row stands, so that a batch could
+           change them. A 1 x 1 convolution computes the same, every row alike, and faster. */
         dd_primitive_destroy(s->primitive);
         s->primitive = NULL;
         const bool pad = p->dtype == DD_F32 && rows_collide(src);
-        dd_conv_desc c = {.dtype = d.dtype, .n = src->n, .h = src->h, .w = src->w, .ic = src->c + (pad ? PAD : 0), .oc = dst->c, .kernel = 1,
-                          .stride = 1, .epilogue = d.epilogue};
+        dd_conv_desc c = {.dtype = d.dtype,
+                          .n = src->n,
+                          .h = src->h,
+                          .w = src->w,
+                          .ic = src->c + (pad ? PAD : 0),
+                          .oc = dst->c,
+                          .kernel = 1,
+                          .stride = 1,
+                          .epilogue = d.epilogue};
         DD_TRY(dd_conv_create(&s->primitive, engine, &c));
         if (pad) {
             s->padded = (dd_primitive_scratch(s->primitive) / DD_ALIGN + 1) * DD_ALIGN;
@@ -174,7 +202,8 @@ fail:
 static dd_status run_linear(const dd_plan *p, const dd_step *s, const dd_call *c)
 {
     if (s->padded) {
-        copy_padded((float *)(void *)((char *)p->scratch + s->padded), c->src, (int64_t)c->in->n * dd_tokens(c->in), (size_t)c->in->c);
+        copy_padded((float *)(void *)((char *)p->scratch + s->padded), c->src, (int64_t)c->in->n * dd_tokens(c->in),
+                    (size_t)c->in->c);
     }
     return dd_primitive_run(s->primitive);
 }
@@ -193,18 +222,28 @@ static dd_status run_group_norm(const dd_plan *p, const dd_step *s, const dd_cal
     const dd_op *op = s->op;
     const dd_value row_bias = op->src[DD_SRC_ROW_BIAS].value;
     dd_group_norm(p->isa, p->dtype,
-                  &(dd_group_norm_call){.dst = c->dst, .src = c->src, .beside = dd_step_data(p, s, DD_SRC_BESIDE),
+                  &(dd_group_norm_call){.dst = c->dst,
+                                        .src = c->src,
+                                        .beside = dd_step_data(p, s, DD_SRC_BESIDE),
                                         .row_bias = dd_step_data(p, s, DD_SRC_ROW_BIAS),
-                                        .row_bias_ld = row_bias ? (size_t)dd_step_value(p, row_bias)->c : 0, .gamma = c->weights,
-                                        .beta = c->bias, .n = c->in->n, .hw = dd_tokens(c->in), .c = c->in->c,
-                                        .beside_c = c->out->c - c->in->c, .groups = op->groups, .eps = op->eps, .silu = op->silu,
+                                        .row_bias_ld = row_bias ? (size_t)dd_step_value(p, row_bias)->c : 0,
+                                        .gamma = c->weights,
+                                        .beta = c->bias,
+                                        .n = c->in->n,
+                                        .hw = dd_tokens(c->in),
+                                        .c = c->in->c,
+                                        .beside_c = c->out->c - c->in->c,
+                                        .groups = op->groups,
+                                        .eps = op->eps,
+                                        .silu = op->silu,
                                         .scratch = p->scratch});
     return DD_OK;
 }
 
 static dd_status run_layer_norm(const dd_plan *p, const dd_step *s, const dd_call *c)
 {
-    dd_layer_norm(p->isa, p->dtype, c->dst, c->src, c->weights, c->bias, c->in->n * dd_tokens(c->in), c->in->c, s->op->eps);
+    dd_layer_norm(p->isa, p->dtype, c->dst, c->src, c->weights, c->bias, c->in->n * dd_tokens(c->in), c->in->c,
+                  s->op->eps);
     return DD_OK;
 }
 
@@ -213,11 +252,20 @@ static dd_status run_layer_norm(const dd_plan *p, const dd_step *s, const dd_cal
 /* Without pointers, which a run knows. */
 static dd_attention_call attention_sizes(const dd_plan *p, const dd_op *op)
 {
-    const dd_value_info *q = dd_step_value(p, op->src[DD_SRC_QUERY].value), *k = dd_step_value(p, op->src[DD_SRC_KEY].value);
+    const dd_value_info *q = dd_step_value(p, op->src[DD_SRC_QUERY].value),
+                        *k = dd_step_value(p, op->src[DD_SRC_KEY].value);
     const dd_value_info *v = dd_step_value(p, op->src[DD_SRC_VALUE].value), *dst = dd_step_value(p, op->dst);
     const int d = dst->c / op->heads;
-    return (dd_attention_call){.dst_ld = (size_t)dst->c, .q_ld = (size_t)q->c, .k_ld = (size_t)k->c, .v_ld = (size_t)v->c, .n = dst->n,
-                               .heads = op->heads, .tq = dd_tokens(dst), .tk = dd_tokens(k), .d = d, .scale = 1.f / sqrtf((float)d),
+    return (dd_attention_call){.dst_ld = (size_t)dst->c,
+                               .q_ld = (size_t)q->c,
+                               .k_ld = (size_t)k->c,
+                               .v_ld = (size_t)v->c,
+                               .n = dst->n,
+                               .heads = op->heads,
+                               .tq = dd_tokens(dst),
+                               .tk = dd_tokens(k),
+                               .d = d,
+                               .scale = 1.f / sqrtf((float)d),
                                .causal = op->causal};
 }
 
@@ -294,7 +342,7 @@ static dd_status run_embed(const dd_plan *p, const dd_step *s, const dd_call *c)
     const int32_t *ids = c->src;
     for (int64_t i = 0; i < (int64_t)c->in->n * c->in->c; i++) {
         if (ids[i] < 0 || ids[i] >= s->op->token_table.rows) { /* they index a table */
-            return dd_fail(DD_INVALID, "token id %d is outside of the vocabulary (0 to %lld)", ids[i],
+            return dd_fail(DD_INVALID, "token id %d is outside the vocabulary (0 to %lld)", ids[i],
                            (long long)s->op->token_table.rows - 1);
         }
     }

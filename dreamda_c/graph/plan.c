@@ -16,7 +16,8 @@ static const dd_value_info *value(const dd_plan *p, dd_value v)
     return dd_graph_value(p->graph, v);
 }
 
-/* Which convolution each batch norm is folded into: maker[v] is the convolution that makes v where its only reader is a batch norm. */
+/* Which convolution each batch norm is folded into: maker[v] is the convolution that makes v where its only reader is a
+   batch norm. */
 static dd_status find_folded(const dd_plan *p, const dd_op **maker)
 {
     dd_status status = DD_OK;
@@ -36,8 +37,8 @@ static dd_status find_folded(const dd_plan *p, const dd_op **maker)
         const dd_value src = op->src[DD_SRC].value;
         for (int j = i - 1; op->kind == DD_OP_BATCH_NORM && !maker[src] && j >= 0; j--) {
             const dd_op *conv = dd_graph_op(p->graph, j);
-            if (conv->dst == src && conv->kind == DD_OP_CONV && !conv->nbias && conv->act == DD_ACT_NONE && !conv->src[DD_SRC_ADD].value &&
-                readers[src] == 1 && !value(p, src)->name) {
+            if (conv->dst == src && conv->kind == DD_OP_CONV && !conv->nbias && conv->act == DD_ACT_NONE &&
+                !conv->src[DD_SRC_ADD].value && readers[src] == 1 && !value(p, src)->name) {
                 maker[src] = conv;
             }
         }
@@ -50,7 +51,8 @@ fail:
     return status;
 }
 
-/* The steps, constant ones first; an upsampling or a convolution that is folded into another step has none of its own. */
+/* The steps, constant ones first; an upsampling or a convolution that is folded into another step has none of its
+   own. */
 static dd_status order_steps(dd_plan *p)
 {
     dd_status status = DD_OK;
@@ -63,11 +65,14 @@ static dd_status order_steps(dd_plan *p)
     for (int constant = 1; constant >= 0; constant--) {
         for (int i = 0; i < nops; i++) {
             const dd_op *op = dd_graph_op(p->graph, i);
-            if (value(p, op->dst)->constant != constant || folded[op->dst] || (i + 1 < nops && dd_takes_upsampling(p, i + 1))) {
+            if (value(p, op->dst)->constant != constant || folded[op->dst] ||
+                (i + 1 < nops && dd_takes_upsampling(p, i + 1))) {
                 continue;
             }
-            p->steps[p->nsteps++] = (dd_step){.op = op, .conv = op->kind == DD_OP_BATCH_NORM ? folded[op->src[DD_SRC].value] : NULL,
-                                              .upsampling = dd_takes_upsampling(p, i) ? dd_graph_op(p->graph, i - 1) : NULL};
+            p->steps[p->nsteps++] = (dd_step){
+                .op = op,
+                .conv = op->kind == DD_OP_BATCH_NORM ? folded[op->src[DD_SRC].value] : NULL,
+                .upsampling = dd_takes_upsampling(p, i) ? dd_graph_op(p->graph, i - 1) : NULL};
         }
         p->nconstant = constant ? p->nsteps : p->nconstant;
     }
@@ -99,8 +104,8 @@ static bool ends_with(const dd_plan *p, int index, const dd_buffer *buffers, dd_
     return v && !value(p, v)->name && !value(p, v)->constant && buffers[v].last == index;
 }
 
-/* The source in whose buffer the result of a step is made, or DD_NONE: a norm's, a Winograd convolution's residual, or its source where
-   that is at least twice as large. */
+/* The source in whose buffer the result of a step is made, or DD_NONE: a norm's, a Winograd convolution's residual, or
+   its source where that is at least twice as large. */
 static dd_value replaces(const dd_plan *p, int index, const dd_buffer *buffers, const dd_value *home)
 {
     const dd_step *s = &p->steps[index];
@@ -119,7 +124,8 @@ static dd_value replaces(const dd_plan *p, int index, const dd_buffer *buffers, 
     if (ends_with(p, index, buffers, residual) && home[residual] != home[first]) {
         return residual;
     }
-    return !s->upsampling && src->h % 2 == 0 && 2 * dst->c <= src->c && ends_with(p, index, buffers, first) ? first : DD_NONE;
+    return !s->upsampling && src->h % 2 == 0 && 2 * dst->c <= src->c && ends_with(p, index, buffers, first) ? first
+                                                                                                            : DD_NONE;
 }
 
 /* Lifetimes from first and last use; inputs and outputs are the caller's memory. */
@@ -129,7 +135,8 @@ static dd_status plan_memory(dd_plan *p)
     int count = dd_graph_values(p->graph);
     size_t scratch = 0;
     dd_buffer *buffers = dd_calloc((size_t)count + 1, sizeof *buffers);
-    dd_value *home = dd_calloc((size_t)count + 1, sizeof *home); /* by value: whose buffer it takes, its own as a rule */
+    dd_value *home = dd_calloc((size_t)count + 1,
+                               sizeof *home); /* by value: whose buffer it takes, its own as a rule */
     if (!buffers || !home) {
         DD_FAIL(DD_NOMEM, "out of memory for a plan");
     }
@@ -312,8 +319,12 @@ static const float *bias_of(const dd_step *s)
 
 static dd_status run_step(const dd_plan *p, const dd_step *s)
 {
-    const dd_call call = {.dst = p->data[s->op->dst], .src = dd_step_data(p, s, DD_SRC), .in = value(p, dd_step_source(s, DD_SRC)),
-                          .out = value(p, s->op->dst), .weights = s->weights ? dd_pack_data(s->weights) : NULL, .bias = bias_of(s)};
+    const dd_call call = {.dst = p->data[s->op->dst],
+                          .src = dd_step_data(p, s, DD_SRC),
+                          .in = value(p, dd_step_source(s, DD_SRC)),
+                          .out = value(p, s->op->dst),
+                          .weights = s->weights ? dd_pack_data(s->weights) : NULL,
+                          .bias = bias_of(s)};
     return call.dst ? dd_operations[s->op->kind].run(p, s, &call) : DD_OK; /* NULL: an output that is not wanted */
 }
 
@@ -392,9 +403,10 @@ fail:
 dd_profile_row dd_plan_profile(const dd_plan *p, int index)
 {
     const dd_step *s = &p->steps[index];
-    static const char *const isa_names[] = {
-        [DD_ISA_AVX2] = "dreamda:avx2", [DD_ISA_AVX512] = "dreamda:avx512", [DD_ISA_AVX512_BF16] = "dreamda:avx512_bf16",
-        [DD_ISA_AMX] = "dreamda:amx"};
+    static const char *const isa_names[] = {[DD_ISA_AVX2] = "dreamda:avx2",
+                                            [DD_ISA_AVX512] = "dreamda:avx512",
+                                            [DD_ISA_AVX512_BF16] = "dreamda:avx512_bf16",
+                                            [DD_ISA_AMX] = "dreamda:amx"};
     static const char *const winograd_names[] = {
         [DD_ISA_AVX2] = "dreamda:winograd:avx2", [DD_ISA_AVX512] = "dreamda:winograd:avx512",
         [DD_ISA_AVX512_BF16] = "dreamda:winograd:avx512_bf16", [DD_ISA_AMX] = "dreamda:winograd:amx"};

@@ -1,5 +1,5 @@
-/* A graph made ready to run at its one shape, for one dtype and thread count: primitives created once, lifetimes planned
- * into one arena, then run many times without allocating.
+/* A graph made ready to run at its one shape, for one dtype and thread count: primitives created once, lifetimes
+ * planned into one arena, then run many times without allocating.
  *
  *     dd_plan *plan;
  *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));          // takes the graph
@@ -12,9 +12,9 @@
  *     DD_TRY(dd_plan_run(plan, inputs, outputs));
  *     dd_plan_destroy(plan);
  *
- * One run at a time for each plan (the caller locks); different plans, also of the same weights, may run at once. A run may
- * be made from any thread. Inputs and outputs are the caller's C-ordered arrays, never kept and never written beyond their
- * size; the results do not depend on earlier runs.
+ * One run at a time for each plan (the caller locks); different plans, also of the same weights, may run at once. A run
+ * may be made from any thread. Inputs and outputs are the caller's C-ordered arrays, never kept and never written
+ * beyond their size; the results do not depend on earlier runs.
  */
 #ifndef DD_PLAN_H
 #define DD_PLAN_H
@@ -35,7 +35,8 @@ int dd_plan_outputs(const dd_plan *plan);
 const dd_value_info *dd_plan_input(const dd_plan *plan, int index);
 const dd_value_info *dd_plan_output(const dd_plan *plan, int index);
 
-/* Binds the weights, once they are loaded; DD_INVALID names an op that still waits. Not beside a load; dd_plan_run does it if need be. */
+/* Binds the weights, once they are loaded; DD_INVALID names an op that still waits. Not beside a load; dd_plan_run does
+   it if need be. */
 dd_status dd_plan_bind(dd_plan *plan);
 
 /* inputs[i] may be NULL for optional inputs; outputs[i] NULL means not wanted. */

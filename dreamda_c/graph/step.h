@@ -1,4 +1,5 @@
-/* A plan's inside, shared by plan.c (order, memory, running) and operations.c (what each kind of operation needs); included by nothing else.
+/* A plan's inside, shared by plan.c (order, memory, running) and operations.c (what each kind of operation needs);
+ * included by nothing else.
  *
  *     const dd_operation *o = &dd_operations[step->op->kind];
  *     DD_TRY(o->create(plan, step));     // once: primitive, packs, scratch

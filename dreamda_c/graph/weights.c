@@ -13,13 +13,15 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A parameter is read, converted and packed a part at a time, so that a part is still in the cache when it is packed and the only fresh
-   memory is that of the packs: to get a page from the system takes longer than anything done with it here. */
+/* A parameter is read, converted and packed a part at a time, so that a part is still in the cache when it is packed
+   and the only fresh memory is that of the packs: to get a page from the system takes longer than anything done with it
+   here. */
 #define PART_BYTES (4 << 20)
-#define PART_ROWS 192 /* of which a part has a multiple: as many as any packed layout has in a block, or some of its blocks */
+#define PART_ROWS \
+    192 /* of which a part has a multiple: as many as any packed layout has in a block, or some of its blocks */
 
-/* One slice of a pack, in the list of what is made of its parameter: a configuration may ask for 20,000 packs, and to go through
-   them all for every parameter would take that many steps squared. */
+/* One slice of a pack, in the list of what is made of its parameter: a configuration may ask for 20,000 packs, and to
+   go through them all for every parameter would take that many steps squared. */
 typedef struct use {
     dd_pack *pack;
     int index;
@@ -196,8 +198,8 @@ static bool packs_parts(const dd_weights *w, const dd_pack *p)
         const dd_slice *s = &p->slices[i];
         const dd_parameter *q = &w->parameters[s->parameter];
         const bool parts = part_rows(q) < q->dims[0], dense = s->cols == parameter_cols(q);
-        if (!granule || !(dense || dd_layout_strided(p->layout)) || row % granule || (i + 1 < p->count && s->rows % granule) ||
-            (parts && (PART_ROWS % granule || s->row % granule))) {
+        if (!granule || !(dense || dd_layout_strided(p->layout)) || row % granule ||
+            (i + 1 < p->count && s->rows % granule) || (parts && (PART_ROWS % granule || s->row % granule))) {
             return false;
         }
         row += s->rows;
@@ -217,8 +219,8 @@ static bool same_pack(const dd_pack *p, const dd_slice *slices, int count, const
     return !layout || dd_layout_equal(p->layout, layout);
 }
 
-static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, const dd_fold *fold,
-                                   dd_pack **out)
+static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout,
+                                   const dd_fold *fold, dd_pack **out)
 {
     dd_status status = DD_OK;
     dd_pack *p = NULL;
@@ -243,8 +245,10 @@ static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int co
     p->cols = slices[0].cols;
     for (int i = 0; i < count; i++) {
         const dd_parameter *q = &w->parameters[slices[i].parameter];
-        const bool fits = fold ? slices[i].rows == slices[0].rows && (i == 0 || slices[i].cols == 1) : slices[i].cols == p->cols;
-        if (!fits || slices[i].row + slices[i].rows > q->dims[0] || slices[i].col + slices[i].cols > parameter_cols(q)) {
+        const bool fits = fold ? slices[i].rows == slices[0].rows && (i == 0 || slices[i].cols == 1)
+                               : slices[i].cols == p->cols;
+        if (!fits || slices[i].row + slices[i].rows > q->dims[0] ||
+            slices[i].col + slices[i].cols > parameter_cols(q)) {
             DD_FAIL(DD_SHAPE, "a slice of parameter '%s' does not fit", q->name);
         }
         p->rows += slices[i].rows;
@@ -331,7 +335,8 @@ static size_t gathered_at(const dd_pack *p, int index)
 static dd_status allocate_plain(dd_pack *p, const char *name)
 {
     size_t bytes;
-    if (!p->plain && (!dd_size_mul(&bytes, 2, (int64_t)gathered_at(p, p->count), (int64_t)sizeof(float)) || !(p->plain = dd_alloc(bytes)))) {
+    if (!p->plain && (!dd_size_mul(&bytes, 2, (int64_t)gathered_at(p, p->count), (int64_t)sizeof(float)) ||
+                      !(p->plain = dd_alloc(bytes)))) {
         return dd_fail(DD_NOMEM, "out of memory for parameter '%s'", name);
     }
     return DD_OK;
@@ -346,13 +351,15 @@ static dd_status allocate_packed(dd_pack *p, const char *name)
     return DD_OK;
 }
 
-/* Brings rows [first, first + rows) of a parameter to where the slice wants them: into the pack, or beside the other rows gathered. */
+/* Brings rows [first, first + rows) of a parameter to where the slice wants them: into the pack, or beside the other
+   rows gathered. */
 static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values, int64_t first, int64_t rows)
 {
     dd_status status = DD_OK;
     const dd_slice *s = &p->slices[index];
     const int64_t ld = parameter_cols(&w->parameters[s->parameter]), cols = s->cols;
-    const int64_t begin = first > s->row ? first : s->row, end = first + rows < s->row + s->rows ? first + rows : s->row + s->rows;
+    const int64_t begin = first > s->row ? first : s->row,
+                  end = first + rows < s->row + s->rows ? first + rows : s->row + s->rows;
     const float *src = values + (begin - first) * ld + s->col;
     if (begin >= end) {
         return DD_OK;
@@ -395,8 +402,12 @@ static dd_status pack_folded(dd_weights *w, dd_pack *p)
     const size_t filters = rows * cols / (kernel * kernel), corner = (size_t)p->first * (kernel + 1);
     float *bias = (float *)(void *)((char *)p->packed + p->bias_at), *vectors = p->plain + rows * cols;
     float *weights = dd_alloc(rows * cols * sizeof *weights);
-    const dd_batch_norm n = {.gamma = vectors, .beta = vectors + rows, .mean = vectors + 2 * rows, .variance = vectors + 3 * rows,
-                             .c = (int)rows, .eps = p->eps};
+    const dd_batch_norm n = {.gamma = vectors,
+                             .beta = vectors + rows,
+                             .mean = vectors + 2 * rows,
+                             .variance = vectors + 3 * rows,
+                             .c = (int)rows,
+                             .eps = p->eps};
     if (!weights) {
         DD_FAIL(DD_NOMEM, "out of memory for parameter '%s'", w->parameters[p->slices[0].parameter].name);
     }
@@ -405,9 +416,11 @@ static dd_status pack_folded(dd_weights *w, dd_pack *p)
         DD_FAIL(DD_INVALID, "parameter '%s' is negative, or too large: the file is damaged, fetch it again",
                 w->parameters[p->slices[4].parameter].name);
     }
-    for (size_t f = 0; f < filters && places < kernel; f++) { /* moves to the front, never over what is still to be read */
+    for (size_t f = 0; f < filters && places < kernel;
+         f++) { /* moves to the front, never over what is still to be read */
         for (size_t y = 0; y < places; y++) {
-            memmove(weights + (f * places + y) * places, weights + f * kernel * kernel + corner + y * kernel, places * sizeof *weights);
+            memmove(weights + (f * places + y) * places, weights + f * kernel * kernel + corner + y * kernel,
+                    places * sizeof *weights);
         }
     }
     const int64_t packed_cols = (int64_t)(cols / (kernel * kernel) * places * places);
@@ -423,8 +436,9 @@ static dd_status finish(dd_weights *w, dd_pack *p, int index)
     dd_status status = DD_OK;
     if (p->waiting == 1 && p->layout && !p->direct) {
         DD_TRY(allocate_packed(p, w->parameters[p->slices[index].parameter].name));
-        DD_TRY(p->folded ? pack_folded(w, p)
-                         : dd_layout_pack(p->layout, w->engine, p->plain, p->cols, (size_t)p->cols, 0, p->rows, p->packed));
+        DD_TRY(p->folded
+                   ? pack_folded(w, p)
+                   : dd_layout_pack(p->layout, w->engine, p->plain, p->cols, (size_t)p->cols, 0, p->rows, p->packed));
         dd_free(p->plain);
         p->plain = NULL;
     }
@@ -443,8 +457,8 @@ typedef struct {
     int64_t offset;
 } source;
 
-/* Bytes at the source's element `start`, in `room` or where they are; NULL where the file ends too early. */
-static const void *take(const source *from, size_t start, size_t count, char *room)
+/* Bytes at the source's element `start`, in `buffer` or where they are; NULL where the file ends too early. */
+static const void *take(const source *from, size_t start, size_t count, char *buffer)
 {
     const size_t size = dd_dtype_size(from->dtype), bytes = count * size;
     if (from->data) {
@@ -452,19 +466,19 @@ static const void *take(const source *from, size_t start, size_t count, char *ro
     }
     for (size_t done = 0; done < bytes;) {
         const uint64_t place = (uint64_t)from->offset + start * size + done; /* out of range: pread refuses it */
-        ssize_t got = pread(from->file, room + done, bytes - done, (off_t)place);
+        ssize_t got = pread(from->file, buffer + done, bytes - done, (off_t)place);
         if (got == 0 || (got < 0 && errno != EINTR)) {
             return NULL;
         }
         done += got > 0 ? (size_t)got : 0;
     }
-    return room;
+    return buffer;
 }
 
 enum { ENDS_EARLY = 1, NOT_FINITE = 2 };
 
-/* Elements [start, start + count) as f32: in w->part, which has room for them, or in the caller's memory. Returns what is wrong with
-   them. */
+/* Elements [start, start + count) as f32: in w->part, which is large enough, or in the caller's memory. Returns what is
+   wrong with them. */
 static int fetch(const dd_weights *w, const source *from, size_t start, size_t count, const float **values)
 {
     const size_t piece = 1 << 16;
@@ -517,7 +531,8 @@ static dd_status load(dd_weights *w, int parameter, const source *from)
         const float *values;
         const int wrong = fetch(w, from, (size_t)(first * cols), (size_t)(rows * cols), &values);
         if (wrong & ENDS_EARLY) {
-            DD_FAIL(DD_INVALID, "%s: tensor '%s' ends early: the file is truncated, fetch it again", from->path, q->name);
+            DD_FAIL(DD_INVALID, "%s: tensor '%s' ends early: the file is truncated, fetch it again", from->path,
+                    q->name);
         }
         if (wrong) {
             DD_FAIL(DD_INVALID, "%s%sparameter '%s' holds NaN or infinite values: the file is damaged, fetch it again",
@@ -553,8 +568,10 @@ dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const ch
 {
     source from = {.dtype = dtype, .path = path, .file = open(path, O_RDONLY | O_CLOEXEC), .offset = offset};
     if (from.file < 0) {
-        return dd_fail(DD_INVALID, "%s: it cannot be opened (%s); weights are read when a plan is made, so leave their file in its place",
-                       path, strerror(errno));
+        return dd_fail(
+            DD_INVALID,
+            "%s: it cannot be opened (%s); weights are read when a plan is made, so leave their file in its place",
+            path, strerror(errno));
     }
     dd_status status = load(w, parameter, &from);
     close(from.file);

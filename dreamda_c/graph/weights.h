@@ -47,9 +47,9 @@ int dd_weights_find(const dd_weights *w, const char *name); /* -1: no such param
    layout NULL: plain f32 (vectors and tables). The pack belongs to the weights. */
 dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, dd_pack **out);
 
-/* The packed form of a convolution and the batch norm behind it, folded into one convolution: weights scaled by the norm's running
-   statistics, and a bias. All slices have as many rows. Of a window of kernel x kernel places, `places` x `places` are packed, from place
-   (first, first) on. The layout is that of the smaller window. */
+/* The packed form of a convolution and the batch norm behind it, folded into one convolution: weights scaled by the
+   norm's running statistics, and a bias. All slices have as many rows. Of a window of kernel x kernel places, `places`
+   x `places` are packed, from place (first, first) on. The layout is that of the smaller window. */
 typedef struct {
     dd_slice weight, gamma, beta, mean, variance;
     float eps;
@@ -67,7 +67,8 @@ bool dd_weights_pending(const dd_weights *w, int parameter);
 /* Converts and packs a parameter (C order, whole). Refuses NaN and infinite values by name: DD_INVALID. */
 dd_status dd_weights_load(dd_weights *w, int parameter, dd_dtype dtype, const void *data);
 
-/* The same from a file, whose bytes begin at `offset`; read a part at a time, so that the parameter is never in memory whole. */
+/* The same from a file, whose bytes begin at `offset`; read a part at a time, so that the parameter is never in memory
+   whole. */
 dd_status dd_weights_read(dd_weights *w, int parameter, dd_dtype dtype, const char *path, int64_t offset);
 
 size_t dd_weights_bytes(const dd_weights *w); /* of all packs */

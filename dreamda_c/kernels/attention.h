@@ -1,12 +1,14 @@
 /* Attention without the matrix of scores. Part of kernels/template.h, compiled once per instruction set.
  *
- * Everything is transposed, so that a vector holds as many *queries*: scores S' = K Q' (keys x queries), weights P' = 2^(..),
- * result O' = V' P' (d x queries). Maxima, sums and rescaling are then plain vector operations, K and V are read as
- * broadcast scalars in their natural order, and no head size is padded.
+ * Everything is transposed, so that a vector holds as many *queries*: scores S' = K Q' (keys x queries), weights P' =
+ * 2^(..), result O' = V' P' (d x queries). Maxima, sums and rescaling are then plain vector operations, K and V are
+ * read as broadcast scalars in their natural order, and no head size is padded.
  *
- * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed over:
+ * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed
+ * over:
  *     K: (tk, steps) units, steps = d or (d + 1) / 2      V: (tk, d) units or ((tk + 1) / 2, d), pairs of keys
- *     Q: (steps, ATT_QUERIES)     S: (ATT_KEYS, ATT_QUERIES) floats, overwritten by P: (ATT_KEYS or ATT_KEYS / 2, ATT_QUERIES)     O: (d, ATT_QUERIES)
+ *     Q: (steps, ATT_QUERIES)     S: (ATT_KEYS, ATT_QUERIES) floats, overwritten by P: (ATT_KEYS [/ 2], ATT_QUERIES)
+ *     O: (d, ATT_QUERIES)
  * On AMX (DD_AMX, bf16 alone) tiles do the products, and K and V lie as kernels/tiles.h has it.
  *
  * The running maximum that softmax subtracts is rounded to an integer power of two: rescaling is then exact.
@@ -102,7 +104,8 @@ INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d
     }
 }
 
-/* What one strip carries from one block of keys to the next: per query, the power of two subtracted and the sum of weights. */
+/* What one strip carries from one block of keys to the next: per query, the power of two subtracted and the sum of
+   weights. */
 typedef struct {
     vf power[2], sum[2];
 } running;
@@ -120,9 +123,10 @@ INLINE vf pair_weights(vf even, vf odd)
 #endif
 }
 
-/* Turns the scores of `keys` keys into weights, in place, and brings O and the sums to the new maximum. The sums are of the
-   weights as rounded for the product with V, so that the weights that V really meets add up to one. */
-INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, const vf top[2], running *run, uint32_t *o, int d)
+/* Turns the scores of `keys` keys into weights, in place, and brings O and the sums to the new maximum. The sums are of
+   the weights as rounded for the product with V, so that the weights that V really meets add up to one. */
+INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, const vf top[2], running *run,
+                  uint32_t *o, int d)
 {
     vf power[2], factor[2];
     for (int v = 0; v < 2; v++) {
@@ -144,7 +148,8 @@ INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, co
     const vf ones = broadcast(&one), log2_scale = set1(c);
     vf least[2], base[2];
     for (int v = 0; v < 2; v++) {
-        /* Weights below 2^-120 of the largest are raised to that: it keeps the exponent in range, masked keys included. */
+        /* Weights below 2^-120 of the largest are raised to that: it keeps the exponent in range, masked keys
+           included. */
         least[v] = mul(sub(power[v], set1(120.0f)), set1(1.0f / c));
         base[v] = sub(set1(ROUND_BY_ADDING), power[v]);
         run->power[v] = power[v];
@@ -224,8 +229,8 @@ INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
     } while (0)
 
 /* One strip meets one block of keys. */
-INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const uint32_t *q, int keys, int key, int query,
-                   size_t steps, int d, float c, bool causal, uint32_t *s, uint32_t *o, running *run)
+INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const uint32_t *q, int keys, int key,
+                   int query, size_t steps, int d, float c, bool causal, uint32_t *s, uint32_t *o, running *run)
 {
     vf top[2] = {set1(-INFINITY), set1(-INFINITY)};
 #if DD_AMX
@@ -284,7 +289,8 @@ INLINE void units_of_two_rows(uint32_t *dst, size_t apart, const uint16_t *even,
 /* Units [j, j + 8) of a row of d elements; past its end they are zero. */
 INLINE __m256 load_units8(const bool dot, const dd_dtype t, const char *row, size_t j, size_t d)
 {
-    const size_t size = !dot && t == DD_BF16 ? 2 : 4, all = d * dd_dtype_size(t), bytes = j * size < all ? all - j * size : 0; /* of a unit; of the row; left */
+    const size_t size = !dot && t == DD_BF16 ? 2 : 4, all = d * dd_dtype_size(t),
+                 bytes = j * size < all ? all - j * size : 0; /* of a unit; of the row; left */
     uint32_t buffer[8] = {0};
     row += j * size;
     if (bytes < 8 * size) {
@@ -298,9 +304,9 @@ INLINE __m256 load_units8(const bool dot, const dd_dtype t, const char *row, siz
     return _mm256_loadu_ps((const float *)(const void *)row);
 }
 
-/* Q (steps, ATT_QUERIES) from ATT_QUERIES rows; rows past the end repeat the last one, and nobody reads their result. */
-INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows, int d,
-                         size_t steps)
+/* Q (steps, ATT_QUERIES) from ATT_QUERIES rows; rows past the end repeat the last one; their results are unused. */
+INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const char *src, size_t ld_bytes, int rows,
+                         int d, size_t steps)
 {
     for (int q = 0; q < ATT_QUERIES; q += 8) {
         for (size_t j = 0; j < steps; j += 8) {
@@ -322,7 +328,8 @@ INLINE void pack_queries(const bool dot, const dd_dtype t, uint32_t *dst, const 
 }
 
 /* dst rows = O' / sum. */
-INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uint32_t *o, const running *run, int rows, int d)
+INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uint32_t *o, const running *run, int rows,
+                         int d)
 {
     float inverse[ATT_QUERIES];
     store_f32(inverse, divide(set1(1.0f), run->sum[0]));
@@ -335,7 +342,8 @@ INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uin
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
                 const int last = i < some ? i : some - 1;
-                x[i] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(const void *)(o + (j + last) * ATT_QUERIES + q)), f);
+                x[i] = _mm256_mul_ps(_mm256_loadu_ps((const float *)(const void *)(o + (j + last) * ATT_QUERIES + q)),
+                                     f);
             }
             transpose8(x);
 #pragma GCC unroll 8
@@ -360,7 +368,10 @@ INLINE void write_result(const dd_dtype t, char *dst, size_t ld_bytes, const uin
 
 INLINE size_t whole_lines(size_t units) { return (units + 15) / 16 * 16; }
 INLINE size_t head_units_k(bool dot, int tk, int d) { return whole_lines((size_t)keys_of(dot, tk) * steps_of(dot, d)); }
-INLINE size_t head_units_v(bool dot, int tk, int d) { return whole_lines((size_t)keys_of(dot, tk) / (dot ? 2 : 1) * (size_t)rows_of(d)); }
+INLINE size_t head_units_v(bool dot, int tk, int d)
+{
+    return whole_lines((size_t)keys_of(dot, tk) / (dot ? 2 : 1) * (size_t)rows_of(d));
+}
 
 /* Units of a thread's own scratch: S, then Q and O of each strip. */
 INLINE size_t thread_units(bool dot, int d)
@@ -387,7 +398,8 @@ INLINE void pack_keys(const bool dot, const dd_dtype t, const attention_job *job
     const int end = job->tk - block * ATT_KEYS < ATT_KEYS ? job->tk : (block + 1) * ATT_KEYS;
     uint32_t *to_k = job->packed_k + (size_t)nh * job->k_units, *to_v = job->packed_v + (size_t)nh * job->v_units;
 #if DD_AMX
-    const size_t rows = (size_t)rows_of(job->d), missing = (size_t)(keys_of(dot, end) - end), begin = (size_t)block * ATT_KEYS;
+    const size_t rows = (size_t)rows_of(job->d), missing = (size_t)(keys_of(dot, end) - end),
+                 begin = (size_t)block * ATT_KEYS;
     memset(to_k + (size_t)end * job->steps, 0, missing * job->steps * 4);
     memset(to_v + begin / 2 * rows, 0, ((size_t)end + missing - begin) / 2 * rows * 4);
 #endif
@@ -423,8 +435,9 @@ INLINE void attend_queries(const bool dot, const dd_dtype t, const attention_job
     const size_t rows = (size_t)rows_of(d), o_units = ATT_QUERIES * rows;
     running run[ATT_STRIPS];
     for (int i = 0; i < strips; i++) {
-        pack_queries(dot, t, packed_q + (size_t)i * ATT_QUERIES * steps, job->q + (row0 + (size_t)i * ATT_QUERIES) * job->q_ld + column,
-                     job->q_ld, q1 - q0 - i * ATT_QUERIES, d, steps);
+        pack_queries(dot, t, packed_q + (size_t)i * ATT_QUERIES * steps,
+                     job->q + (row0 + (size_t)i * ATT_QUERIES) * job->q_ld + column, job->q_ld,
+                     q1 - q0 - i * ATT_QUERIES, d, steps);
         run[i].sum[0] = run[i].sum[1] = set1(0.0f);
     }
     memset(o, 0, (size_t)strips * o_units * 4);
@@ -434,8 +447,8 @@ INLINE void attend_queries(const bool dot, const dd_dtype t, const attention_job
         const uint32_t *v = job->packed_v + (size_t)nh * job->v_units + (size_t)(dot ? key / 2 : key) * rows;
         for (int i = 0; i < strips; i++) {
             if (!job->causal || key <= q0 + (i + 1) * ATT_QUERIES - 1) {
-                attend(dot, k, v, packed_q + (size_t)i * ATT_QUERIES * steps, keys, key, q0 + i * ATT_QUERIES, steps, d, job->c,
-                       job->causal, s, o + (size_t)i * o_units, &run[i]);
+                attend(dot, k, v, packed_q + (size_t)i * ATT_QUERIES * steps, keys, key, q0 + i * ATT_QUERIES, steps, d,
+                       job->c, job->causal, s, o + (size_t)i * o_units, &run[i]);
             }
         }
     }
@@ -460,7 +473,8 @@ static void attention(dd_dtype dtype, const dd_attention_call *call)
     };
     job.packed_v = job.packed_k + (size_t)n * (size_t)heads * job.k_units;
     job.own = job.packed_v + (size_t)n * (size_t)heads * job.v_units;
-    const int key_blocks = (tk + ATT_KEYS - 1) / ATT_KEYS, query_blocks = (tq + ATT_STRIPS * ATT_QUERIES - 1) / (ATT_STRIPS * ATT_QUERIES);
+    const int key_blocks = (tk + ATT_KEYS - 1) / ATT_KEYS,
+              query_blocks = (tq + ATT_STRIPS * ATT_QUERIES - 1) / (ATT_STRIPS * ATT_QUERIES);
 
     /* The type is told apart in here: it would be no constant in the function that OpenMP makes of the region. */
 #pragma omp parallel

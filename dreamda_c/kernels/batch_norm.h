@@ -2,8 +2,8 @@
  *
  *     batch_norm_forward(DD_F32, &n, dst, src, residual, scratch);
  *
- * Statistics come from chunks of rows whose number follows from the sizes alone, joined in f64. Backward reads everything
- * twice: for the two sums of each channel, then for the gradient.
+ * Statistics come from chunks of rows whose number follows from the sizes alone, joined in f64. Backward reads
+ * everything twice: for the two sums of each channel, then for the gradient.
  */
 #ifndef DD_KERNELS_BATCH_NORM_H
 #define DD_KERNELS_BATCH_NORM_H
@@ -58,8 +58,8 @@ static void normalizer(const dd_batch_norm *n, float *gain, float *shift)
     }
 }
 
-INLINE void normalize(const dd_dtype t, const bool relu, const bool residual, const dd_batch_norm *n, void *dst, const void *src,
-                      const void *other, const float *gain, const float *shift)
+INLINE void normalize(const dd_dtype t, const bool relu, const bool residual, const dd_batch_norm *n, void *dst,
+                      const void *src, const void *other, const float *gain, const float *shift)
 {
     const size_t c = (size_t)n->c;
 #pragma omp parallel for schedule(static)
@@ -75,8 +75,8 @@ INLINE void normalize(const dd_dtype t, const bool relu, const bool residual, co
     }
 }
 
-INLINE void normalize_as(const dd_dtype t, const dd_batch_norm *n, void *dst, const void *src, const void *other, const float *gain,
-                         const float *shift)
+INLINE void normalize_as(const dd_dtype t, const dd_batch_norm *n, void *dst, const void *src, const void *other,
+                         const float *gain, const float *shift)
 {
     if (n->relu && other) {
         normalize(t, true, true, n, dst, src, other, gain, shift);
@@ -87,7 +87,8 @@ INLINE void normalize_as(const dd_dtype t, const dd_batch_norm *n, void *dst, co
     }
 }
 
-static void batch_norm_forward(dd_dtype t, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch)
+static void batch_norm_forward(dd_dtype t, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
+                               void *scratch)
 {
     const size_t ld = dd_batch_norm_channels(n->c);
     float *gain = scratch, *shift = gain + ld;
@@ -109,7 +110,8 @@ typedef struct {
     const float *gain, *shift, *a, *b, *e; /* d_src = a g + b (x - mean) + e */
 } bn_gradient;
 
-INLINE vf gradient_at(const dd_dtype t, const bn_pass pass, const bool more, const bn_gradient *g, vf x, size_t at, size_t ch, size_t count)
+INLINE vf gradient_at(const dd_dtype t, const bn_pass pass, const bool more, const bn_gradient *g, vf x, size_t at,
+                      size_t ch, size_t count)
 {
     vf d = load_up_to(t, g->d_dst, at, count);
     if (more) {
@@ -118,13 +120,15 @@ INLINE vf gradient_at(const dd_dtype t, const bn_pass pass, const bool more, con
     if (pass == PASS_ALL) {
         return d;
     }
-    vf y = pass == PASS_STORED ? load_up_to(t, g->dst, at, count) : fma_(x, load_f32(g->gain + ch), load_f32(g->shift + ch));
+    vf y = pass == PASS_STORED ? load_up_to(t, g->dst, at, count)
+                               : fma_(x, load_f32(g->gain + ch), load_f32(g->shift + ch));
     return where_ge(set1(0.0f), y, set1(0.0f), d);
 }
 
 /* Adds up to 8 rows to the sums of g and of g (x - mean); with `keep`, g replaces d_dst. */
-INLINE void gradient_sums(const dd_dtype t, const bn_pass pass, const bool more, const bool keep, const dd_batch_norm *n, const bn_gradient *g,
-                          int64_t row, int rows, bool first, float *sum, float *product)
+INLINE void gradient_sums(const dd_dtype t, const bn_pass pass, const bool more, const bool keep,
+                          const dd_batch_norm *n, const bn_gradient *g, int64_t row, int rows, bool first, float *sum,
+                          float *product)
 {
     const size_t c = (size_t)n->c;
     for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
@@ -145,8 +149,8 @@ INLINE void gradient_sums(const dd_dtype t, const bn_pass pass, const bool more,
     }
 }
 
-INLINE void all_gradient_sums(const dd_dtype t, const bn_pass pass, const bool more, const bool keep, const dd_batch_norm *n,
-                              const bn_gradient *g, float *partial)
+INLINE void all_gradient_sums(const dd_dtype t, const bn_pass pass, const bool more, const bool keep,
+                              const dd_batch_norm *n, const bn_gradient *g, float *partial)
 {
     const size_t ld = dd_batch_norm_channels(n->c);
     const int64_t chunk = dd_batch_norm_chunk(n->c), chunks = (n->rows + chunk - 1) / chunk;
@@ -155,7 +159,8 @@ INLINE void all_gradient_sums(const dd_dtype t, const bn_pass pass, const bool m
         float *sum = partial + (size_t)k * 2 * ld, *product = sum + ld;
         const int64_t start = k * chunk, stop = start + chunk < n->rows ? start + chunk : n->rows;
         for (int64_t row = start; row < stop; row += 8) {
-            gradient_sums(t, pass, more, keep, n, g, row, stop - row < 8 ? (int)(stop - row) : 8, row == start, sum, product);
+            gradient_sums(t, pass, more, keep, n, g, row, stop - row < 8 ? (int)(stop - row) : 8, row == start, sum,
+                          product);
         }
     }
 }
@@ -169,16 +174,18 @@ INLINE void source_gradient(const dd_dtype t, const bn_pass pass, const dd_batch
             const size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR, at = (size_t)row * c + ch;
             const vf x = load_up_to(t, g->src, at, count), d = gradient_at(t, pass, false, g, x, at, ch, count);
             const vf deviation = sub(x, load_up_to(DD_F32, n->mean, ch, count));
-            store_up_to(t, g->d_src, at, fma_(d, load_f32(g->a + ch), fma_(deviation, load_f32(g->b + ch), load_f32(g->e + ch))), count);
+            store_up_to(t, g->d_src, at,
+                        fma_(d, load_f32(g->a + ch), fma_(deviation, load_f32(g->b + ch), load_f32(g->e + ch))), count);
         }
     }
 }
 
-INLINE void batch_norm_backward_as(const dd_dtype t, const dd_batch_norm *n, bn_gradient *g, float *d_gamma, float *d_beta, bool residual,
-                                   float *scratch)
+INLINE void batch_norm_backward_as(const dd_dtype t, const dd_batch_norm *n, bn_gradient *g, float *d_gamma,
+                                   float *d_beta, bool residual, float *scratch)
 {
     const size_t ld = dd_batch_norm_channels(n->c);
-    float *gain = scratch, *shift = gain + ld, *a = gain + 2 * ld, *b = gain + 3 * ld, *e = gain + 4 * ld, *partial = gain + 8 * ld;
+    float *gain = scratch, *shift = gain + ld, *a = gain + 2 * ld, *b = gain + 3 * ld, *e = gain + 4 * ld,
+          *partial = gain + 8 * ld;
     const int64_t chunk = dd_batch_norm_chunk(n->c), chunks = (n->rows + chunk - 1) / chunk;
     normalizer(n, gain, shift);
     g->gain = gain, g->shift = shift, g->a = a, g->b = b, g->e = e;
@@ -202,7 +209,8 @@ INLINE void batch_norm_backward_as(const dd_dtype t, const dd_batch_norm *n, bn_
             sum += (double)partial[(size_t)k * 2 * ld + (size_t)ch];
             product += (double)partial[((size_t)k * 2 + 1) * ld + (size_t)ch];
         }
-        const double inverse = 1.0 / sqrt((double)n->variance[ch] + (double)n->eps), scale = (double)n->gamma[ch] * inverse;
+        const double inverse = 1.0 / sqrt((double)n->variance[ch] + (double)n->eps),
+                     scale = (double)n->gamma[ch] * inverse;
         d_beta[ch] += (float)sum;
         d_gamma[ch] += (float)(product * inverse);
         a[ch] = (float)scale;

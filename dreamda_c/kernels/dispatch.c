@@ -1,4 +1,5 @@
-/* The kernels without vectors of their own (memory-bound or small), and the choice of instruction set for the others. */
+/* The kernels without vectors of their own (memory-bound or small), and the choice of instruction set for the
+   others. */
 #define _DEFAULT_SOURCE /* syscall */
 #include "kernels/kernels.h"
 
@@ -18,14 +19,17 @@ bool dd_cpu_supported(void)
 /* Linux keeps the tiles of a process only if it has asked; asking again is free, and threads inherit it. */
 static bool tiles_permitted(void)
 {
-    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: in the headers since Linux 5.16 alone */
+    enum {
+        REQUEST = 0x1023,
+        TILE_DATA = 18
+    }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA: in the headers since Linux 5.16 alone */
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
 dd_isa dd_best_isa(void)
 {
-    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-          __builtin_cpu_supports("avx512vl"))) {
+    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))) {
         return DD_ISA_AVX2;
     }
     if (!__builtin_cpu_supports("avx512bf16")) {
@@ -82,7 +86,8 @@ int dd_winograd_columns(dd_isa isa) { return isa == DD_ISA_AVX2 ? 16 : 32; }
 
 bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int pad_after, int ic, int oc)
 {
-    return kernel == 3 && stride == 1 && pad_before == 1 && pad_after == 1 && ic % 16 == 0 && oc % dd_winograd_columns(isa) == 0;
+    return kernel == 3 && stride == 1 && pad_before == 1 && pad_after == 1 && ic % 16 == 0 &&
+           oc % dd_winograd_columns(isa) == 0;
 }
 
 void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind)
@@ -109,9 +114,11 @@ static inline void put(dd_dtype t, void *p, size_t i, float x)
     }
 }
 
-/* As diffusers does it, every step rounded to float: t can be 1000, so an angle's rounding shows in its sine. expl, because glibc gave
- * exp a new version in 2.29, which would be the only thing that keeps a wheel from systems with 2.27. */
-void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int dim, bool flip_sin_to_cos, float freq_shift)
+/* As diffusers does it, every step rounded to float: t can be 1000, so an angle's rounding shows in its sine. expl,
+ * because glibc gave exp a new version in 2.29, which would be the only thing that keeps a wheel from systems with
+ * 2.27. */
+void dd_timestep_embedding(dd_dtype dtype, void *dst, const float *t, int n, int dim, bool flip_sin_to_cos,
+                           float freq_shift)
 {
     const int half = dim / 2;
     for (int i = 0; i < n; i++) {
@@ -135,7 +142,8 @@ void dd_upsample_nearest(dd_dtype dtype, void *dst, const void *src, int n, int 
 #pragma omp parallel for collapse(2) schedule(static)
     for (int i = 0; i < n; i++) {
         for (int y = 0; y < oh; y++) {
-            const char *from = (const char *)src + ((size_t)i * (size_t)h + (size_t)((int64_t)y * h / oh)) * (size_t)w * pixel;
+            const char *from = (const char *)src +
+                               ((size_t)i * (size_t)h + (size_t)((int64_t)y * h / oh)) * (size_t)w * pixel;
             char *to = (char *)dst + ((size_t)i * (size_t)oh + (size_t)y) * (size_t)ow * pixel;
             for (int x = 0; x < ow; x++) {
                 memcpy(to + (size_t)x * pixel, from + (size_t)((int64_t)x * w / ow) * pixel, pixel);
@@ -218,7 +226,8 @@ void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale
     }
 }
 
-void dd_embed(dd_dtype dtype, void *dst, const int32_t *ids, const float *tokens, const float *positions, int n, int t, int c)
+void dd_embed(dd_dtype dtype, void *dst, const int32_t *ids, const float *tokens, const float *positions, int n, int t,
+              int c)
 {
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < n * t; i++) {

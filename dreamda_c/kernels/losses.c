@@ -34,7 +34,8 @@ void dd_affine(float *y, const float *x, const float *w, const float *b, size_t 
     }
 }
 
-void dd_affine_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, size_t n, size_t f, size_t c)
+void dd_affine_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, size_t n,
+                        size_t f, size_t c)
 {
 #pragma omp parallel if (n * c * f > PARALLEL_WORK)
     {
@@ -142,8 +143,8 @@ static double mean(const double *rows, size_t n)
     return sum / (double)n;
 }
 
-double dd_softmax_cross_entropy(float *dz, double *rows, const float *z, const int64_t *labels, const float *weights, size_t n, size_t c,
-                                float smoothing)
+double dd_softmax_cross_entropy(float *dz, double *rows, const float *z, const int64_t *labels, const float *weights,
+                                size_t n, size_t c, float smoothing)
 {
 #pragma omp parallel for schedule(static) if (16 * n * c > PARALLEL_WORK)
     for (size_t i = 0; i < n; i++) {
@@ -152,13 +153,15 @@ double dd_softmax_cross_entropy(float *dz, double *rows, const float *z, const i
             memset(dz + i * c, 0, c * sizeof *dz);
             rows[i] = 0;
         } else {
-            rows[i] = weight * row_cross_entropy(dz + i * c, z + i * c, (size_t)labels[i], c, smoothing, weight / (float)n);
+            rows[i] = weight *
+                      row_cross_entropy(dz + i * c, z + i * c, (size_t)labels[i], c, smoothing, weight / (float)n);
         }
     }
     return mean(rows, n);
 }
 
-double dd_consistency(float *dz, double *rows, size_t *used, const float *strong, const float *weak, size_t n, size_t c, float threshold)
+double dd_consistency(float *dz, double *rows, size_t *used, const float *strong, const float *weak, size_t n, size_t c,
+                      float threshold)
 {
     size_t count = 0;
 #pragma omp parallel for schedule(static) reduction(+ : count) if (16 * n * c > PARALLEL_WORK)
@@ -177,7 +180,8 @@ double dd_consistency(float *dz, double *rows, size_t *used, const float *strong
     return mean(rows, n);
 }
 
-void dd_pseudo_label(int32_t *labels, float *confidence, const float *z, size_t heads, size_t n, size_t c, float threshold)
+void dd_pseudo_label(int32_t *labels, float *confidence, const float *z, size_t heads, size_t n, size_t c,
+                     float threshold)
 {
 #pragma omp parallel for schedule(static) if (16 * heads * n * c > PARALLEL_WORK)
     for (size_t i = 0; i < n; i++) {

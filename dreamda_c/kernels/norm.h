@@ -14,7 +14,8 @@
 /* ---- GroupNorm ------------------------------------------------------------------------------------------------ */
 
 /* Adds rows [row, row + rows) of one source, rows <= 8, to the mean and the sum of squared deviations of each channel.
-   `done` rows are in them already. The two-pass statistics of eight rows stay in registers, then Chan's formula joins them. */
+   `done` rows are in them already. The two-pass statistics of eight rows stay in registers, then Chan's formula joins
+   them. */
 INLINE void gather(const dd_dtype t, const void *src, size_t c, size_t row, int rows, int done, float *mean, float *m2)
 {
     const vf per_row = set1(1.0f / (float)rows);
@@ -56,8 +57,8 @@ INLINE void gather(const dd_dtype t, const void *src, size_t c, size_t row, int 
 }
 
 /* dst = [silu]((src - shift) * gain + beta) for `rows` rows of one source, `ld` channels apart in dst. */
-INLINE void apply(const dd_dtype t, const bool silu, void *dst, size_t ld, const void *src, size_t c, size_t row, int rows,
-                  size_t first, const float *shift, const float *gain, const float *beta)
+INLINE void apply(const dd_dtype t, const bool silu, void *dst, size_t ld, const void *src, size_t c, size_t row,
+                  int rows, size_t first, const float *shift, const float *gain, const float *beta)
 {
     for (size_t r = row; r < row + (size_t)rows; r++) {
         for (size_t ch = 0; ch < c; ch += DD_VECTOR) {
@@ -103,7 +104,7 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
     void *dst = call->dst;
     const int c = c0 + c1, chunk = dd_group_norm_chunk(c), chunks = (hw + chunk - 1) / chunk;
     const size_t pad = dd_group_norm_channels(c);
-    float *partial = call->scratch;                                   /* (n, chunks, 2, pad): mean, sum of squared deviations */
+    float *partial = call->scratch; /* (n, chunks, 2, pad): mean, sum of squared deviations */
     float *shift = partial + (size_t)n * (size_t)chunks * 2 * pad; /* (n, 2, pad): first the image's statistics, then */
                                                                 /* what to subtract and to multiply by */
     const ptrdiff_t tasks = (ptrdiff_t)n * chunks;
@@ -175,7 +176,8 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
             const float *shifts = shift + (size_t)(i / chunks) * 2 * pad, *gain = shifts + pad;
             apply_rows(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, beta);
             if (c1) {
-                apply_rows(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0, beta + c0);
+                apply_rows(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0,
+                           beta + c0);
             }
         }
     }
@@ -183,8 +185,8 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
 
 /* ---- LayerNorm ------------------------------------------------------------------------------------------------ */
 
-INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const float *gamma, const float *beta, size_t c,
-                           float eps)
+INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const float *gamma, const float *beta,
+                           size_t c, float eps)
 {
     /* Four accumulators hide the latency of the additions. */
     vf sum[4], squares[4];
@@ -219,7 +221,8 @@ INLINE void layer_norm_row(const dd_dtype t, void *dst, const void *src, const f
     for (ch = 0; ch < c; ch += DD_VECTOR) {
         size_t count = c - ch < DD_VECTOR ? c - ch : DD_VECTOR;
         vf e = mul(sub(load_up_to(t, src, ch, count), set1(mean)), set1(scale));
-        store_up_to(t, dst, ch, fma_(e, load_up_to(DD_F32, gamma, ch, count), load_up_to(DD_F32, beta, ch, count)), count);
+        store_up_to(t, dst, ch, fma_(e, load_up_to(DD_F32, gamma, ch, count), load_up_to(DD_F32, beta, ch, count)),
+                    count);
     }
 }
 

@@ -1,4 +1,5 @@
-/* The kernels that exist once per instruction set: kernels/template.h is compiled into one table for each, dispatch.c picks.
+/* The kernels that exist once per instruction set: kernels/template.h is compiled into one table for each, dispatch.c
+ * picks.
  *
  *     const dd_kernel_table *k = dd_kernels(DD_ISA_AVX512);
  *     k->layer_norm(DD_F32, dst, src, gamma, beta, rows, c, eps);
@@ -18,9 +19,11 @@ typedef struct {
     void (*winograd)(dd_dtype dtype, const dd_winograd_call *call);
     size_t (*winograd_scratch)(dd_dtype dtype, int ic, int threads, int in_place_width);
     void (*winograd_pack)(dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
-    void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
+    void (*weight_gradient)(dd_dtype dtype, float *gradient, const void *src, const void *d_dst,
+                            const dd_window *window, void *scratch);
     size_t (*weight_gradient_scratch)(dd_dtype dtype, const dd_window *window, int threads);
-    void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual, void *scratch);
+    void (*batch_norm_forward)(dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
+                               void *scratch);
     void (*batch_norm_backward)(dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch);
     void (*accumulate)(dd_dtype dtype, void *dst, const void *src, size_t count);
 } dd_kernel_table;
@@ -30,7 +33,9 @@ extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx5
 /* AMX has AVX512-BF16's kernels, but for attention in bf16: these two. */
 static inline const dd_kernel_table *dd_kernels(dd_isa isa)
 {
-    return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16 : isa == DD_ISA_AVX512 ? &dd_kernels_avx512 : &dd_kernels_avx2;
+    return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16
+           : isa == DD_ISA_AVX512    ? &dd_kernels_avx512
+                                     : &dd_kernels_avx2;
 }
 
 void dd_attention_amx(dd_dtype dtype, const dd_attention_call *call);

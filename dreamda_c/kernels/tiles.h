@@ -1,8 +1,12 @@
-/* The two products of attention on AMX tiles: what scores_tile and values_tile of kernels/attention.h are elsewhere. bf16 only.
+/* The two products of attention on AMX tiles: what scores_tile and values_tile of kernels/attention.h are elsewhere.
+ * bf16 only.
  *
- * Each tile is 16 rows of 16 units (a unit is a pair of bf16, or a float of a result), and everything is padded to whole tiles with zeros:
- *     K: (tk, steps) units, tk to 32 and steps to 16      V: (tk / 32, d, 16) units, the pairs of 32 keys beside each other, d to 16
- *     Q: (steps, ATT_QUERIES)     S: (ATT_KEYS, ATT_QUERIES) floats, overwritten by P: (ATT_KEYS / 2, ATT_QUERIES)     O: (d, ATT_QUERIES), d to 16
+ * Each tile is 16 rows of 16 units (a unit is a pair of bf16, or a float of a result), and everything is padded to
+ * whole tiles with zeros:
+ *     K: (tk, steps) units, tk to 32 and steps to 16
+ *     V: (tk / 32, d, 16) units, the pairs of 32 keys beside each other, d to 16
+ *     Q: (steps, ATT_QUERIES)     S: (ATT_KEYS, ATT_QUERIES) floats, overwritten by P: (ATT_KEYS / 2, ATT_QUERIES)
+ *     O: (d, ATT_QUERIES), d to 16
  *
  *     tiles_begin();                                      // in each thread
  *     tile_scores(s, k, q, keys, steps);
@@ -35,7 +39,8 @@ INLINE void tiles_begin(void)
 
 INLINE void tiles_end(void) { _tile_release(); }
 
-/* The results, tiles 0 to 3, take shape two by two: A (tiles 4 and 5) above each other, B (6 and 7) beside each other. */
+/* The results, tiles 0 to 3, take shape two by two: A (tiles 4 and 5) above each other, B (6 and 7) beside each
+   other. */
 #define AMX_LOAD_B(from, ld)                       \
     do {                                            \
         _tile_loadd(6, (from), (ld));               \

@@ -13,13 +13,14 @@ size_t dd_batch_norm_scratch(int64_t rows, int c)
     return (8 + 2 * (size_t)chunks) * dd_batch_norm_channels(c) * sizeof(float);
 }
 
-void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
-                           void *scratch)
+void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src,
+                           const void *residual, void *scratch)
 {
     dd_kernels(isa)->batch_norm_forward(dtype, n, dst, src, residual, scratch);
 }
 
-void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch)
+void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g,
+                            void *scratch)
 {
     dd_kernels(isa)->batch_norm_backward(dtype, n, g, scratch);
 }
@@ -29,7 +30,8 @@ void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_
     dd_kernels(isa)->accumulate(dtype, dst, src, count);
 }
 
-void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch)
+void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst,
+                        const dd_window *window, void *scratch)
 {
     dd_kernels(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
 }
@@ -111,7 +113,7 @@ void dd_sgd_step(float *p, float *m, const float *g, size_t count, const dd_sgd 
     }
 }
 
-/* Partial results of fixed parts, joined in order: the same bits for any number of threads. */
+/* Partial results of fixed parts, joined in order: bitwise identical for any number of threads. */
 enum { PARTS = 256 };
 
 double dd_sum_of_squares(const float *x, size_t count)

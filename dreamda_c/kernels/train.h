@@ -1,13 +1,15 @@
-/* The loops of training that oneDNN 3.2 lacks or has only without the fusion we need: batch norm with residual and ReLU,
- * pooling over all positions, the optimiser. Activations are channels-last rows of `dtype`; statistics, parameters and their
- * gradients are f32. All run in OpenMP over the caller's thread count, allocate nothing, and cut their work by size alone,
- * so the bits do not depend on the number of threads.
+/* The loops of training that oneDNN 3.2 lacks or has only without the fusion we need: batch norm with residual and
+ * ReLU, pooling over all positions, the optimiser. Activations are channels-last rows of `dtype`; statistics,
+ * parameters and their gradients are f32. All run in OpenMP over the caller's thread count, allocate nothing, and cut
+ * their work by size alone, so results are bitwise identical for any number of threads.
  *
  *     size_t bytes = dd_batch_norm_scratch(rows, c);         // of `scratch`, from the caller's arena, 64-byte aligned
- *     dd_batch_norm n = {.gamma = gamma, .beta = beta, .mean = mean, .variance = variance, .rows = rows, .c = c, .eps = 1e-5f, .relu = true};
+ *     dd_batch_norm n = {.gamma = gamma, .beta = beta, .mean = mean, .variance = variance, .rows = rows, .c = c,
+ *                        .eps = 1e-5f, .relu = true};
  *     dd_batch_norm_forward(isa, DD_BF16, &n, dst, src, residual, scratch);
- *     dd_batch_norm_backward(isa, DD_BF16, &n, &(dd_batch_norm_gradient){.d_src = d_src, .d_gamma = d_gamma, .d_beta = d_beta, .d_dst = d_dst,
- *                            .src = src, .dst = dst, .residual = true}, scratch);
+ *     dd_batch_norm_gradient g = {.d_src = d_src, .d_gamma = d_gamma, .d_beta = d_beta, .d_dst = d_dst, .src = src,
+ *                                 .dst = dst, .residual = true};
+ *     dd_batch_norm_backward(isa, DD_BF16, &n, &g, scratch);
  */
 #ifndef DD_KERNELS_TRAIN_H
 #define DD_KERNELS_TRAIN_H
@@ -27,9 +29,10 @@ typedef struct {
 
 size_t dd_batch_norm_scratch(int64_t rows, int c);
 
-/* dst = [relu]((src - mean) / sqrt(variance + eps) * gamma + beta [+ residual]); all (rows, c), residual may be NULL. */
-void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src, const void *residual,
-                           void *scratch);
+/* dst = [relu]((src - mean) / sqrt(variance + eps) * gamma + beta [+ residual]); all (rows, c), residual may be
+   NULL. */
+void dd_batch_norm_forward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, void *dst, const void *src,
+                           const void *residual, void *scratch);
 
 /* The gradient of dst is d_dst + d_dst_more (NULL: d_dst alone). */
 typedef struct {
@@ -37,10 +40,11 @@ typedef struct {
     float *d_gamma, *d_beta;     /* added to */
     void *d_dst;                 /* with `residual` it becomes the residual's gradient */
     const void *d_dst_more;
-    const void *src, *dst;       /* of the forward pass; dst tells where ReLU let pass, and is unused without `residual` */
+    const void *src, *dst; /* of the forward pass; dst tells where ReLU let pass, and is unused without `residual` */
     bool residual;
 } dd_batch_norm_gradient;
-void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g, void *scratch);
+void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g,
+                            void *scratch);
 
 /* running = (1 - momentum) running + momentum x the batch's mean and unbiased variance, as PyTorch does it. */
 void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum);
@@ -61,12 +65,13 @@ typedef struct {
     int n, h, w, ic, oh, ow, oc, kernel, stride, pad;
 } dd_window;
 
-/* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the gradient of its result.
-   16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS places, and bf16 needs DD_ISA_AVX512_BF16.
-   In f32 a 3 x 3 window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most that
-   given to dd_weight_gradient_scratch. */
+/* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the
+   gradient of its result. 16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS
+   places, and bf16 needs DD_ISA_AVX512_BF16. In f32 a 3 x 3 window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on
+   more than four positions. The thread count may be at most that given to dd_weight_gradient_scratch. */
 enum { DD_WEIGHT_GRADIENT_TAPS = 49 };
-void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *window, void *scratch);
+void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst,
+                        const dd_window *window, void *scratch);
 size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads);
 
 typedef struct {

@@ -1,4 +1,5 @@
-/* Vectors of DD_VECTOR floats under one set of names, and the exponential. Part of kernels/template.h, compiled once per instruction set.
+/* Vectors of DD_VECTOR floats under one set of names, and the exponential. Part of kernels/template.h, compiled once
+ * per instruction set.
  *
  *     vf x = load_up_to(DD_BF16, src, i, count);        // count <= DD_VECTOR elements, the other lanes zero
  *     store_up_to(DD_BF16, dst, i, silu_of(DD_BF16, x), count);
@@ -219,8 +220,8 @@ INLINE vf multiply_add(const bool dot, vf acc, vf a, vf b)
 
 #define ROUND_BY_ADDING 12582912.0f /* 1.5 * 2^23: x + this has the integer nearest to x in its low bits */
 
-/* 2^(f + r), |f| <= 1/2 and `shifted` = r + ROUND_BY_ADDING, -126 <= r <= 127. Least-maximum fits of 2^f with p(0) = 1: the
-   relative error is below 3e-6 for degree 4, one ulp of a float for 6. */
+/* 2^(f + r), |f| <= 1/2 and `shifted` = r + ROUND_BY_ADDING, -126 <= r <= 127. Least-maximum fits of 2^f with p(0) = 1:
+   the relative error is below 3e-6 for degree 4, one ulp of a float for 6. */
 INLINE vf exp2_reduced(vf f, vf shifted, const int degree)
 {
     static const float fit[2][6] = {
@@ -237,8 +238,8 @@ INLINE vf exp2_reduced(vf f, vf shifted, const int degree)
 }
 
 #if DD_BF16_DOT
-/* 2^x, to be rounded to bf16 (up to 2e-3): the least-maximum fit with p(0) = 1 over the fraction of x, relative error below 8.6e-5. Any x: 0
-   far below, at -inf too. */
+/* 2^x, to be rounded to bf16 (up to 2e-3): the least-maximum fit with p(0) = 1 over the fraction of x, relative error
+   below 8.6e-5. Any x: 0 far below, at -inf too. */
 INLINE vf exp2_for_bf16(vf x)
 {
     vf f = _mm512_reduce_ps(x, 9); /* x - floor(x) */

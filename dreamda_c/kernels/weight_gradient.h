@@ -1,16 +1,18 @@
-/* The gradient of a convolution's weights: for every place of the window a product of the source's rows, as that place sees them, with the
- * result's gradient. Part of kernels/template.h, compiled once per instruction set.
+/* The gradient of a convolution's weights: for every place of the window a product of the source's rows, as that place
+ * sees them, with the result's gradient. Part of kernels/template.h, compiled once per instruction set.
  *
- * A row is a position of the result in one image. Those of a position stand together, for all images, so that a place that sees the border
- * from there leaves them out. Products go over rows, in steps of one row (f32) or of two images' (bf16, a unit is a pair):
+ * A row is a position of the result in one image. Those of a position stand together, for all images, so that a place
+ * that sees the border from there leaves them out. Products go over rows, in steps of one row (f32) or of two images'
+ * (bf16, a unit is a pair):
  *
- *     Y: (oc / GRADIENT_COLS, steps, GRADIENT_COLS) units    the result's gradient of a stretch of rows, shared by all threads
- *     X: (channels / GRADIENT_ROWS, steps, GRADIENT_ROWS)    a few channels of the source at one place of the window; a thread's own, and its
- *                                                            blocks a line further apart, so that they do not meet in one set of the cache
+ *     Y: (oc / GRADIENT_COLS, steps, GRADIENT_COLS) units    the result's gradient of some rows, shared by threads
+ *     X: (channels / GRADIENT_ROWS, steps, GRADIENT_ROWS)    a few channels of the source at one place of the window; a
+ *                                                            thread's own, and its blocks a line further apart, so
+ *                                                            that they do not meet in one set of the cache
  *     sums: (kernel, kernel, ic, oc) floats                  added to the gradient, which is oihw, at the end
  *
- * A task is a place of the window and some channels, for a whole stretch. The order of summation depends on the shape alone, so the bits
- * depend neither on the tasks nor on the threads.
+ * A task is a place of the window and some channels, for a whole stretch. The order of summation depends on the shape
+ * alone, so results are bitwise identical for any number of tasks and threads.
  */
 #ifndef DD_KERNELS_WEIGHT_GRADIENT_H
 #define DD_KERNELS_WEIGHT_GRADIENT_H
@@ -21,7 +23,9 @@
 #include <omp.h>
 
 #define GRADIENT_COLS (2 * DD_VECTOR)
-#define GRADIENT_ROWS (DD_VECTOR / 2) /* by two vectors of columns: enough accumulators to hide the latency of a product, and whole vectors of X */
+#define GRADIENT_ROWS \
+    (DD_VECTOR /      \
+     2) /* by two vectors of columns: enough accumulators to hide the latency of a product, and whole vectors of X */
 #define GRADIENT_STEPS 128    /* of one product: its part of Y stays in L1 */
 #define GRADIENT_STRETCH (512 * 1024) /* units of Y at most, unless GRADIENT_STEPS need more */
 
@@ -56,7 +60,8 @@ INLINE vf gradient_units(const bool dot, const char *first, const char *second, 
 #if DD_BF16_DOT
     if (dot) {
         __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(first + 2 * c)));
-        __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(second + 2 * c))) : _mm512_setzero_si512();
+        __m512i high = second ? _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(second + 2 * c)))
+                              : _mm512_setzero_si512();
         return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
 #endif
@@ -65,7 +70,8 @@ INLINE vf gradient_units(const bool dot, const char *first, const char *second, 
 }
 
 /* sums += X' Y over `steps`; rows of sums are oc apart. */
-INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh, const uint32_t *x, const uint32_t *y, size_t steps)
+INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh, const uint32_t *x, const uint32_t *y,
+                             size_t steps)
 {
     vf acc[GRADIENT_ROWS][2];
 #pragma GCC unroll 8
@@ -91,7 +97,10 @@ INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh,
 
 /* Units from block to block of X, and of X for so many channels. */
 INLINE size_t gradient_block(int steps) { return (size_t)steps * GRADIENT_ROWS + 16; }
-INLINE size_t gradient_blocks(int channels, int steps) { return (size_t)(channels / GRADIENT_ROWS) * gradient_block(steps); }
+INLINE size_t gradient_blocks(int channels, int steps)
+{
+    return (size_t)(channels / GRADIENT_ROWS) * gradient_block(steps);
+}
 
 /* Step j of `steps`, DD_VECTOR units from channel c of a task on, into X. */
 INLINE void gradient_store(uint32_t *x, int steps, int j, int c, vf units)
@@ -109,13 +118,16 @@ INLINE void gradient_result_step(const bool dot, const gradient_job *job, int fi
     const char *one = job->d_dst + (size_t)image * image_bytes + (size_t)((first + step) / job->images) * pixel;
     const char *two = dot && image + 1 < s->n ? one + image_bytes : NULL;
     for (int c = 0; c < s->oc; c += DD_VECTOR) {
-        uint32_t *to = job->y + ((size_t)(c / GRADIENT_COLS) * (size_t)steps + (size_t)step) * GRADIENT_COLS + c % GRADIENT_COLS;
+        uint32_t *to = job->y + ((size_t)(c / GRADIENT_COLS) * (size_t)steps + (size_t)step) * GRADIENT_COLS +
+                       c % GRADIENT_COLS;
         store_f32(to, gradient_units(dot, one, two, (size_t)c));
     }
 }
 
-/* X of `count` steps from `from` on, all of which place (ky, kx) of the window sees: `channels` of them, from `channel` on. */
-INLINE void gradient_source(const bool dot, const gradient_job *job, int from, int count, int ky, int kx, int channel, int channels, uint32_t *x)
+/* X of `count` steps from `from` on, all of which place (ky, kx) of the window sees: `channels` of them, from `channel`
+   on. */
+INLINE void gradient_source(const bool dot, const gradient_job *job, int from, int count, int ky, int kx, int channel,
+                            int channels, uint32_t *x)
 {
     const dd_window *s = &job->window;
     const size_t pixel = (size_t)s->ic * (dot ? 2 : 4), image_bytes = (size_t)s->h * (size_t)s->w * pixel;
@@ -130,16 +142,19 @@ INLINE void gradient_source(const bool dot, const gradient_job *job, int from, i
     }
 }
 
-INLINE void gradient_task(const bool dot, const gradient_job *job, int first, int steps, int tap, int channel, int channels, uint32_t *x)
+INLINE void gradient_task(const bool dot, const gradient_job *job, int first, int steps, int tap, int channel,
+                          int channels, uint32_t *x)
 {
     const dd_window *s = &job->window;
     const int ky = tap / s->kernel, kx = tap % s->kernel;
-    const gradient_range rows = gradient_seen(ky, s->pad, s->stride, s->h, s->oh), cols = gradient_seen(kx, s->pad, s->stride, s->w, s->ow);
+    const gradient_range rows = gradient_seen(ky, s->pad, s->stride, s->h, s->oh),
+                         cols = gradient_seen(kx, s->pad, s->stride, s->w, s->ow);
     float *sums = job->sums + ((size_t)tap * (size_t)s->ic + (size_t)channel) * (size_t)s->oc;
     const int begin = (rows.first * s->ow + cols.first) * job->images; /* the first step that the place sees */
     const int lines = cols.first == 0 && cols.end == s->ow ? rows.end - rows.first : 1; /* of the result in one go */
     for (int row = rows.first; row < rows.end; row += lines) {
-        const int low = (row * s->ow + cols.first) * job->images, high = ((row + lines - 1) * s->ow + cols.end) * job->images;
+        const int low = (row * s->ow + cols.first) * job->images,
+                  high = ((row + lines - 1) * s->ow + cols.end) * job->images;
         const int end = high < first + steps ? high : first + steps;
         for (int from = low > first ? low : first; from < end; from += GRADIENT_STEPS) {
             const int count = end - from < GRADIENT_STEPS ? end - from : GRADIENT_STEPS;
@@ -147,8 +162,8 @@ INLINE void gradient_task(const bool dot, const gradient_job *job, int first, in
             for (int panel = 0; panel < s->oc / GRADIENT_COLS; panel++) {
                 const uint32_t *y = job->y + ((size_t)panel * (size_t)steps + (size_t)(from - first)) * GRADIENT_COLS;
                 for (int c = 0; c < channels; c += GRADIENT_ROWS) {
-                    gradient_product(dot, sums + (size_t)c * (size_t)s->oc + (size_t)panel * GRADIENT_COLS, (size_t)s->oc, from == begin,
-                                     x + gradient_blocks(c, count), y, (size_t)count);
+                    gradient_product(dot, sums + (size_t)c * (size_t)s->oc + (size_t)panel * GRADIENT_COLS,
+                                     (size_t)s->oc, from == begin, x + gradient_blocks(c, count), y, (size_t)count);
                 }
             }
         }
@@ -158,7 +173,8 @@ INLINE void gradient_task(const bool dot, const gradient_job *job, int first, in
 /* gradient (oihw) += sums (hwio) for DD_VECTOR output channels from o on. */
 INLINE void gradient_add(const gradient_job *job, float *gradient, const bool *seen, int o)
 {
-    const size_t taps = (size_t)job->window.kernel * (size_t)job->window.kernel, oc = (size_t)job->window.oc, ic = (size_t)job->window.ic;
+    const size_t taps = (size_t)job->window.kernel * (size_t)job->window.kernel, oc = (size_t)job->window.oc,
+                 ic = (size_t)job->window.ic;
     for (size_t c = 0; c < ic; c++) {
         for (size_t tap = 0; tap < taps; tap++) {
             if (seen[tap]) {
@@ -189,9 +205,11 @@ INLINE int gradient_channels(int ic, int tasks, int threads)
     return channels;
 }
 
-static void plain_gradient(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *s, void *scratch)
+static void plain_gradient(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *s,
+                           void *scratch)
 {
-    const int taps = s->kernel * s->kernel, stretch = gradient_stretch(s->oc), images = dtype == DD_BF16 ? (s->n + 1) / 2 : s->n;
+    const int taps = s->kernel * s->kernel, stretch = gradient_stretch(s->oc),
+              images = dtype == DD_BF16 ? (s->n + 1) / 2 : s->n;
     const int all = s->oh * s->ow * images;
     gradient_job job = {.window = *s, .src = src, .d_dst = d_dst, .sums = scratch, .images = images};
     job.y = (uint32_t *)scratch + (size_t)taps * (size_t)s->ic * (size_t)s->oc;
@@ -242,8 +260,9 @@ static void plain_gradient(dd_dtype dtype, float *gradient, const void *src, con
 
 static size_t plain_gradient_scratch(const dd_window *s, int threads)
 {
-    return ((size_t)s->kernel * (size_t)s->kernel * (size_t)s->ic * (size_t)s->oc + (size_t)gradient_stretch(s->oc) * (size_t)s->oc +
-            (size_t)threads * gradient_blocks(64, GRADIENT_STEPS)) * sizeof(float);
+    return ((size_t)s->kernel * (size_t)s->kernel * (size_t)s->ic * (size_t)s->oc +
+            (size_t)gradient_stretch(s->oc) * (size_t)s->oc + (size_t)threads * gradient_blocks(64, GRADIENT_STEPS)) *
+           sizeof(float);
 }
 
 #endif

@@ -1,17 +1,20 @@
-/* 3 x 3 convolutions by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2015): 16 multiplications where the sum over the window takes 36.
- * Part of kernels/template.h, compiled once per instruction set.
+/* 3 x 3 convolutions by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2015): 16 multiplications where the sum over the
+ * window takes 36. Part of kernels/template.h, compiled once per instruction set.
  *
- * A tile is 4 x 4 positions of the source around 2 x 2 of the result. Of every tile, B' d B gives 16 numbers a channel (V), which meet the
- * 16 transformed weights U in 16 matrix products; A' (..) A of their sums is the result. A task is some neighbouring tiles of the batch:
+ * A tile is 4 x 4 positions of the source around 2 x 2 of the result. Of every tile, B' d B gives 16 numbers a channel
+ * (V), which meet the 16 transformed weights U in 16 matrix products; A' (..) A of their sums is the result. A task is
+ * some neighbouring tiles of the batch:
  *
  *     V: (16, tiles, ic) of the data's type          filled once a task, read once a panel: L2 and L3
- *     U: (panels, 16, steps, WIN_COLS) units             a panel is WIN_COLS output channels; the unit is a float or a pair of bf16, see attention
- *     M: (16, tiles, WIN_COLS) floats                    one panel's sums, in L2; transformed back before the next panel
+ *     U: (panels, 16, steps, WIN_COLS) units         a panel: WIN_COLS output channels; a unit: a float or two bf16
+ *     M: (16, tiles, WIN_COLS) floats                one panel's sums, in L2; transformed back before the next panel
  *
- * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never made. The middle two of a tile's four lines
- * are one line of the source, their difference is zero, and 9 of the 16 products are left: in both directions lines 0, 1 and 3.
+ * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never made. The middle two of
+ * a tile's four lines are one line of the source, their difference is zero, and 9 of the 16 products are left: in both
+ * directions lines 0, 1 and 3.
  *
- * A tile's bits depend on nothing but its own window. Rounding V and U to bf16 costs about twice the error of rounding plain weights.
+ * A tile's result depends on nothing but its own window. Rounding V and U to bf16 costs about twice the error of
+ * rounding plain weights.
  *
  *     winograd(DD_BF16, &(dd_winograd_call){.dst = dst, .src = src, .weights = u, ...});
  */
@@ -32,7 +35,8 @@
 #define WIN_TASK_TILES 48 /* tiles of a task: U is read once for all of them */
 
 /* M[0 .. m) = V[0 .. m) U: rows of V are `steps` units apart. */
-INLINE void winograd_product(const bool dot, const int m, float *sums, const uint32_t *v, const uint32_t *u, size_t steps)
+INLINE void winograd_product(const bool dot, const int m, float *sums, const uint32_t *v, const uint32_t *u,
+                             size_t steps)
 {
     vf acc[WIN_ROWS][2];
 #pragma GCC unroll 12
@@ -94,7 +98,8 @@ INLINE void winograd_source(const bool up, const dd_dtype t, const winograd_job 
     const size_t pixel = (size_t)job->ic * dd_dtype_size(t);
     for (int i = 0; i < count; i++) {
         const int tile = first + i, y = tile / job->across % job->down * stride, x = tile % job->across * stride;
-        const char *image = job->src + (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w * pixel;
+        const char *image = job->src +
+                            (size_t)(tile / job->across / job->down) * (size_t)job->h * (size_t)job->w * pixel;
         for (int c = 0; c < job->ic; c += DD_VECTOR) {
             vf d[4][4];
 #pragma GCC unroll 4
@@ -103,7 +108,8 @@ INLINE void winograd_source(const bool up, const dd_dtype t, const winograd_job 
                 for (int l = 0; l < lines; l++) {
                     const int yy = y + k - 1, xx = x + l - 1;
                     const bool inside = yy >= 0 && yy < job->h && xx >= 0 && xx < job->w;
-                    d[k][l] = inside ? load(t, image + ((size_t)yy * (size_t)job->w + (size_t)xx) * pixel, (size_t)c) : set1(0.0f);
+                    d[k][l] = inside ? load(t, image + ((size_t)yy * (size_t)job->w + (size_t)xx) * pixel, (size_t)c)
+                                     : set1(0.0f);
                 }
                 winograd_in(up, d[k]);
             }
@@ -126,7 +132,8 @@ INLINE void winograd_source(const bool up, const dd_dtype t, const winograd_job 
 }
 
 /* The results of one panel: A' M A, bias, residual, ReLU. */
-INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job *job, int first, int count, int panel, const float *sums)
+INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job *job, int first, int count, int panel,
+                            const float *sums)
 {
     const int lines = up ? 3 : 4;
     const size_t pixel = (size_t)job->oc * dd_dtype_size(t);
@@ -170,10 +177,17 @@ INLINE void winograd_result(const bool up, const dd_dtype t, const winograd_job 
 }
 
 /* Bytes of V and of M for one thread. */
-INLINE size_t winograd_v_bytes(dd_dtype t, int ic) { return (size_t)16 * WIN_TASK_TILES * (size_t)ic * dd_dtype_size(t); }
-INLINE size_t winograd_thread_bytes(dd_dtype t, int ic) { return winograd_v_bytes(t, ic) + (size_t)16 * WIN_TASK_TILES * WIN_COLS * sizeof(float); }
+INLINE size_t winograd_v_bytes(dd_dtype t, int ic)
+{
+    return (size_t)16 * WIN_TASK_TILES * (size_t)ic * dd_dtype_size(t);
+}
+INLINE size_t winograd_thread_bytes(dd_dtype t, int ic)
+{
+    return winograd_v_bytes(t, ic) + (size_t)16 * WIN_TASK_TILES * WIN_COLS * sizeof(float);
+}
 
-INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const winograd_job *job, int first, int count, char *own)
+INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const winograd_job *job, int first,
+                          int count, char *own)
 {
     const int points = dd_winograd_points(up);
     const size_t steps = (size_t)(dot ? job->ic / 2 : job->ic);
@@ -182,7 +196,8 @@ INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const
     winograd_source(up, t, job, first, count, own);
     for (int panel = 0; panel < job->oc / WIN_COLS; panel++) {
         for (int p = 0; p < points; p++) {
-            const uint32_t *u = job->u + ((size_t)panel * (size_t)points + (size_t)p) * steps * WIN_COLS, *rows = v + (size_t)p * (size_t)count * steps;
+            const uint32_t *u = job->u + ((size_t)panel * (size_t)points + (size_t)p) * steps * WIN_COLS,
+                           *rows = v + (size_t)p * (size_t)count * steps;
             float *to = sums + (size_t)p * (size_t)count * WIN_COLS;
             int i = 0;
             for (; i + WIN_ROWS <= count; i += WIN_ROWS) {
@@ -232,14 +247,19 @@ static void winograd_tiles(dd_dtype dtype, bool up, const winograd_job *job, int
 }
 
 /* Of the lines that an in-place convolution copies, to a whole number of cache lines. */
-INLINE size_t winograd_copy_bytes(dd_dtype t, int ic, int width) { return (5 * (size_t)width * (size_t)ic * dd_dtype_size(t) + 63) / 64 * 64; }
+INLINE size_t winograd_copy_bytes(dd_dtype t, int ic, int width)
+{
+    return (5 * (size_t)width * (size_t)ic * dd_dtype_size(t) + 63) / 64 * 64;
+}
 
-/* In place, for at most half as many output channels and an even height. Lines of tiles, of all images, write over source lines [s, e) at
-   most while lines [s, e) of tiles read source lines from 2 s - 1 on: nothing is lost as long as e < 2 s. The first two lines read a copy. */
+/* In place, for at most half as many output channels and an even height. Lines of tiles, of all images, write over
+   source lines [s, e) at most while lines [s, e) of tiles read source lines from 2 s - 1 on: nothing is lost as long as
+   e < 2 s. The first two lines read a copy. */
 static void winograd_in_place(dd_dtype dtype, winograd_job *job, int n, char *scratch)
 {
     const char *src = job->src;
-    const size_t line = (size_t)job->w * (size_t)job->ic * dd_dtype_size(dtype), read = (size_t)(n * job->h < 5 ? n * job->h : 5);
+    const size_t line = (size_t)job->w * (size_t)job->ic * dd_dtype_size(dtype),
+                 read = (size_t)(n * job->h < 5 ? n * job->h : 5);
     memcpy(scratch, src, read * line);
     job->src = scratch;
     scratch += winograd_copy_bytes(dtype, job->ic, job->w);
@@ -252,8 +272,18 @@ static void winograd_in_place(dd_dtype dtype, winograd_job *job, int n, char *sc
 static void winograd(dd_dtype dtype, const dd_winograd_call *call)
 {
     const int scale = call->up ? 2 : 1;
-    winograd_job job = {.dst = call->dst, .src = call->src, .add = call->residual, .u = call->weights, .bias = call->bias, .relu = call->relu,
-                        .h = call->h, .w = call->w, .ic = call->ic, .oh = scale * call->h, .ow = scale * call->w, .oc = call->oc};
+    winograd_job job = {.dst = call->dst,
+                        .src = call->src,
+                        .add = call->residual,
+                        .u = call->weights,
+                        .bias = call->bias,
+                        .relu = call->relu,
+                        .h = call->h,
+                        .w = call->w,
+                        .ic = call->ic,
+                        .oh = scale * call->h,
+                        .ow = scale * call->w,
+                        .oc = call->oc};
     job.down = (job.oh + 1) / 2;
     job.across = (job.ow + 1) / 2;
     if (call->dst == call->src) {

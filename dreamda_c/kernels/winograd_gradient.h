@@ -1,16 +1,17 @@
-/* The gradient of a 3 x 3 convolution's weights by Winograd's F(3 x 3, 2 x 2): 16 multiplications where the sum over the window takes 36.
- * Part of kernels/template.h, compiled once per instruction set.
+/* The gradient of a 3 x 3 convolution's weights by Winograd's F(3 x 3, 2 x 2): 16 multiplications where the sum over
+ * the window takes 36. Part of kernels/template.h, compiled once per instruction set.
  *
- * kernels/winograd.h computes A' ((G g G') o (B' d B)) A of a tile's source d; its derivative by the filter g is G' (sum over all tiles of
- * (B' d B) o (A y A')) G, where y is the gradient of the tile's result. The sum is a product of 16 pairs of matrices over tiles, of the
- * kind of kernels/weight_gradient.h, where a step is a tile:
+ * kernels/winograd.h computes A' ((G g G') o (B' d B)) A of a tile's source d; its derivative by the filter g is G'
+ * (sum over all tiles of (B' d B) o (A y A')) G, where y is the gradient of the tile's result. The sum is a product of
+ * 16 pairs of matrices over tiles, of the kind of kernels/weight_gradient.h, where a step is a tile:
  *
- *     Y: (oc / GRADIENT_COLS, 16, steps, GRADIENT_COLS)      A y A' of a stretch of tiles, shared by all threads; a step more apart, so
+ *     Y: (oc / GRADIENT_COLS, 16, steps, GRADIENT_COLS)      A y A' of some tiles, shared by threads; a step apart, so
  *                                                            that the 16 do not meet in one set of the cache
  *     X: (4, channels / GRADIENT_ROWS, steps, GRADIENT_ROWS) a line of B' d B, a few channels of it; a thread's own
- *     sums: (16, ic, oc) floats                              G' (..) G of them is added to the gradient, which is oihw, at the end
+ *     sums: (16, ic, oc) floats                              G' (..) G of them is added to the oihw gradient
  *
- * A task is a line of the 16 and some channels, for a whole stretch. The bits depend neither on the tasks nor on the threads.
+ * A task is a line of the 16 and some channels, for a whole stretch. Results are bitwise identical for any number of
+ * tasks and threads.
  */
 #ifndef DD_KERNELS_WINOGRAD_GRADIENT_H
 #define DD_KERNELS_WINOGRAD_GRADIENT_H
@@ -44,7 +45,8 @@ INLINE void winograd_gather(const vf m[4], vf g[3])
 }
 
 /* Position (y, x) of an image of h x w and `channels`; zeros beyond its border. */
-INLINE const float *winograd_at(const winograd_gradient_job *job, const float *image, int h, int w, int channels, int y, int x)
+INLINE const float *winograd_at(const winograd_gradient_job *job, const float *image, int h, int w, int channels, int y,
+                                int x)
 {
     const bool inside = y >= 0 && y < h && x >= 0 && x < w;
     return inside ? image + ((size_t)y * (size_t)w + (size_t)x) * (size_t)channels : job->zeros;
@@ -57,14 +59,16 @@ INLINE void winograd_gradient_result(const winograd_gradient_job *job, int first
 {
     const dd_window *s = &job->window;
     const int tile = first + step, y = tile / job->across % job->down * 2, x = tile % job->across * 2;
-    const float *image = job->d_dst + (size_t)(tile / job->across / job->down) * (size_t)s->oh * (size_t)s->ow * (size_t)s->oc;
+    const float *image = job->d_dst +
+                         (size_t)(tile / job->across / job->down) * (size_t)s->oh * (size_t)s->ow * (size_t)s->oc;
     const size_t plane = winograd_gradient_plane(steps);
     const float *at[2][2];
     for (int i = 0; i < 4; i++) {
         at[i / 2][i % 2] = winograd_at(job, image, s->oh, s->ow, s->oc, y + i / 2, x + i % 2);
     }
     for (int c = 0; c < s->oc; c += DD_VECTOR) {
-        float *to = job->y + (size_t)(c / GRADIENT_COLS) * 16 * plane + (size_t)step * GRADIENT_COLS + c % GRADIENT_COLS;
+        float *to = job->y + (size_t)(c / GRADIENT_COLS) * 16 * plane + (size_t)step * GRADIENT_COLS +
+                    c % GRADIENT_COLS;
         vf half[2][4];
 #pragma GCC unroll 2
         for (int k = 0; k < 2; k++) {
@@ -85,13 +89,16 @@ INLINE void winograd_gradient_result(const winograd_gradient_job *job, int first
 }
 
 /* X of `count` tiles from `first` on: line `k` of their B' d B, `channels` of it from `channel` on. */
-INLINE void winograd_gradient_source(const int k, const winograd_gradient_job *job, int first, int count, int channel, int channels, float *x)
+INLINE void winograd_gradient_source(const int k, const winograd_gradient_job *job, int first, int count, int channel,
+                                     int channels, float *x)
 {
-    static const int plus[4] = {0, 1, 2, 1}, other[4] = {2, 2, 1, 3}; /* lines of d whose sum or difference is a line of B' d */
+    static const int plus[4] = {0, 1, 2, 1},
+                     other[4] = {2, 2, 1, 3}; /* lines of d whose sum or difference is a line of B' d */
     const dd_window *s = &job->window;
     for (int j = 0; j < count; j++) {
         const int tile = first + j, y = tile / job->across % job->down * 2 - 1, left = tile % job->across * 2 - 1;
-        const float *image = job->src + (size_t)(tile / job->across / job->down) * (size_t)s->h * (size_t)s->w * (size_t)s->ic;
+        const float *image = job->src +
+                             (size_t)(tile / job->across / job->down) * (size_t)s->h * (size_t)s->w * (size_t)s->ic;
         const float *at[2][4];
         for (int l = 0; l < 4; l++) {
             at[0][l] = winograd_at(job, image, s->h, s->w, s->ic, y + plus[k], left + l) + channel;
@@ -113,7 +120,8 @@ INLINE void winograd_gradient_source(const int k, const winograd_gradient_job *j
     }
 }
 
-INLINE void winograd_gradient_task(const int k, const winograd_gradient_job *job, int first, int steps, int channel, int channels, float *x)
+INLINE void winograd_gradient_task(const int k, const winograd_gradient_job *job, int first, int steps, int channel,
+                                   int channels, float *x)
 {
     const dd_window *s = &job->window;
     const size_t ic = (size_t)s->ic, oc = (size_t)s->oc;
@@ -123,12 +131,13 @@ INLINE void winograd_gradient_task(const int k, const winograd_gradient_job *job
         for (size_t panel = 0; panel < oc / GRADIENT_COLS; panel++) {
             for (size_t l = 0; l < 4; l++) {
                 const size_t point = (size_t)(4 * k) + l;
-                const float *y = job->y + (panel * 16 + point) * winograd_gradient_plane(steps) + (size_t)from * GRADIENT_COLS;
+                const float *y = job->y + (panel * 16 + point) * winograd_gradient_plane(steps) +
+                                 (size_t)from * GRADIENT_COLS;
                 float *sums = job->sums + (point * ic + (size_t)channel) * oc + panel * GRADIENT_COLS;
                 for (int c = 0; c < channels; c += GRADIENT_ROWS) {
                     const float *rows = x + l * gradient_blocks(channels, count) + gradient_blocks(c, count);
-                    gradient_product(false, sums + (size_t)c * oc, oc, first + from == 0, (const uint32_t *)rows, (const uint32_t *)y,
-                                     (size_t)count);
+                    gradient_product(false, sums + (size_t)c * oc, oc, first + from == 0, (const uint32_t *)rows,
+                                     (const uint32_t *)y, (size_t)count);
                 }
             }
         }
@@ -161,7 +170,8 @@ INLINE void winograd_gradient_add(const winograd_gradient_job *job, float *gradi
                 store_f32(g[3 * k + l], whole[k]);
             }
         }
-        for (size_t first = 0; first < DD_VECTOR; first += 8) { /* filters are nine floats: eight at once, and the last */
+        for (size_t first = 0; first < DD_VECTOR;
+             first += 8) { /* filters are nine floats: eight at once, and the last */
             float *to = gradient + (((size_t)o + first) * ic + c) * 9;
             __m256 filters[8];
 #pragma GCC unroll 8
@@ -181,7 +191,8 @@ INLINE void winograd_gradient_add(const winograd_gradient_job *job, float *gradi
 
 static void winograd_gradient(float *gradient, const void *src, const void *d_dst, const dd_window *s, void *scratch)
 {
-    winograd_gradient_job job = {.window = *s, .src = src, .d_dst = d_dst, .sums = scratch, .across = (s->ow + 1) / 2, .down = (s->oh + 1) / 2};
+    winograd_gradient_job job = {
+        .window = *s, .src = src, .d_dst = d_dst, .sums = scratch, .across = (s->ow + 1) / 2, .down = (s->oh + 1) / 2};
     const int tiles = s->n * job.down * job.across, stretch = gradient_stretch(16 * s->oc);
     job.y = job.sums + (size_t)16 * (size_t)s->ic * (size_t)s->oc;
     job.zeros = job.y + (size_t)16 * (size_t)(s->oc / GRADIENT_COLS) * winograd_gradient_plane(stretch);
@@ -219,7 +230,9 @@ static size_t winograd_gradient_scratch(const dd_window *s, int threads)
 {
     const size_t planes = 16 * (size_t)(s->oc / GRADIENT_COLS) * winograd_gradient_plane(gradient_stretch(16 * s->oc));
     const size_t zeros = (size_t)(s->ic > s->oc ? s->ic : s->oc);
-    return (16 * (size_t)s->oc * (size_t)s->ic + planes + zeros + (size_t)threads * 4 * gradient_blocks(64, GRADIENT_STEPS)) * sizeof(float);
+    return (16 * (size_t)s->oc * (size_t)s->ic + planes + zeros +
+            (size_t)threads * 4 * gradient_blocks(64, GRADIENT_STEPS)) *
+           sizeof(float);
 }
 
 /* Which of the two forms: plain ones skip the border, which small images are mostly made of. */
@@ -228,7 +241,8 @@ INLINE bool gradient_by_winograd(dd_dtype dtype, const dd_window *s)
     return dtype == DD_F32 && s->kernel == 3 && s->stride == 1 && s->pad == 1 && s->oh * s->ow > 4;
 }
 
-static void weight_gradient(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *s, void *scratch)
+static void weight_gradient(dd_dtype dtype, float *gradient, const void *src, const void *d_dst, const dd_window *s,
+                            void *scratch)
 {
     if (gradient_by_winograd(dtype, s)) {
         winograd_gradient(gradient, src, d_dst, s, scratch);

@@ -1,4 +1,5 @@
-/* The weights of kernels/winograd.h: U = G g G' of every filter g. Part of kernels/template.h, compiled once per instruction set.
+/* The weights of kernels/winograd.h: U = G g G' of every filter g. Part of kernels/template.h, compiled once per
+ * instruction set.
  *
  *     winograd_pack(DD_BF16, u, plain, ic, oc, DD_WINOGRAD_FORWARD);
  */
@@ -7,13 +8,15 @@
 
 #include "kernels/winograd.h"
 
-/* One input channel's filters of a panel, `stride` floats apart, to a vector a place of the window; `turned`: by half. */
+/* One input channel's filters of a panel, `stride` floats apart, to a vector a place of the window; `turned`: by
+   half. */
 INLINE void winograd_filters(float g[9][WIN_COLS], const float *from, size_t stride, bool turned)
 {
     for (int o = 0; o < WIN_COLS; o += 4) {
         const float *row[4] = {from, from + stride, from + 2 * stride, from + 3 * stride};
         for (int i = 0; i < 8; i += 4) {
-            __m128 x[4] = {_mm_loadu_ps(row[0] + i), _mm_loadu_ps(row[1] + i), _mm_loadu_ps(row[2] + i), _mm_loadu_ps(row[3] + i)};
+            __m128 x[4] = {_mm_loadu_ps(row[0] + i), _mm_loadu_ps(row[1] + i), _mm_loadu_ps(row[2] + i),
+                           _mm_loadu_ps(row[3] + i)};
             _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
             for (int j = 0; j < 4; j++) {
                 _mm_storeu_ps(g[turned ? 8 - i - j : i + j] + o, x[j]);
@@ -51,8 +54,8 @@ INLINE void winograd_transform(vf u[16], float g[9][WIN_COLS], int o)
 }
 
 /* A step of a panel: one channel of floats, or two of bf16 whose units are pairs. */
-INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, const float *from, size_t stride, size_t next_channel,
-                               dd_winograd_kind kind)
+INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, const float *from, size_t stride,
+                               size_t next_channel, dd_winograd_kind kind)
 {
     const bool turned = kind == DD_WINOGRAD_BACKWARD;
     float g[2][9][WIN_COLS];

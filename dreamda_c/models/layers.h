@@ -7,8 +7,9 @@
 
 #include "graph/graph.h"
 
-/* norm1, SiLU, conv1 [+ time_emb_proj(time)], norm2, SiLU, conv2, + (conv_shortcut of) the input. `beside` is concatenated
-   to src without a copy: the norm reads both, and the shortcut's weight is split between them. `time` is SiLU(embedding). */
+/* norm1, SiLU, conv1 [+ time_emb_proj(time)], norm2, SiLU, conv2, + (conv_shortcut of) the input. `beside` is
+   concatenated to src without a copy: the norm reads both, and the shortcut's weight is split between them. `time` is
+   SiLU(embedding). */
 typedef struct {
     dd_value src, beside, time;
     int out, groups;
@@ -19,7 +20,8 @@ dd_value dd_resnet_block(dd_graph *g, const char *name, const dd_resnet *r);
 /* 3 x 3 convolution, padding 1, with diffusers' own names. */
 dd_value dd_conv3x3(dd_graph *g, const char *name, dd_value src, int out);
 
-/* Transformer2DModel: norm, proj_in, `layers` x (self-attention, cross-attention to context, GEGLU), proj_out, + src. */
+/* Transformer2DModel: norm, proj_in, `layers` x (self-attention, cross-attention to context, GEGLU), proj_out, +
+   src. */
 typedef struct {
     dd_value src, context;
     int heads, layers, groups;

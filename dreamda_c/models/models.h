@@ -5,7 +5,8 @@
  *     DD_TRY(dd_unet_build(graph, &config, &shape));
  *     DD_TRY(dd_plan_create(&plan, graph, DD_BF16, 2));
  *
- * Configurations come from checked JSON, but shapes that contradict each other are still refused here (DD_INVALID, DD_SHAPE).
+ * Configurations come from checked JSON, but shapes that contradict each other are still refused here (DD_INVALID,
+ * DD_SHAPE).
  */
 #ifndef DD_MODELS_H
 #define DD_MODELS_H
@@ -31,7 +32,8 @@ typedef struct {
     int decoders;                    /* 2: both the clean and the perturbed bottleneck are decoded */
 } dd_unet_shape;
 
-/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row]; optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
+/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row]; optional noise_scale,
+   noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape);
 
 /* AutoencoderKL, one half at a time. */
@@ -67,7 +69,8 @@ typedef struct {
 } dd_clip_config;
 dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int tokens);
 
-/* ResNet without its class head; parameter names as in torchvision and timm. The small stem is one 3 x 3 convolution. */
+/* ResNet without its class head; parameter names as in torchvision and timm. The small stem is one 3 x 3
+   convolution. */
 typedef struct {
     int depth; /* 18, 34 or 50 */
     bool small_stem;

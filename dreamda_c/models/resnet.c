@@ -15,13 +15,20 @@ static const struct {
 
 static dd_value conv(dd_graph *g, const char *name, dd_value src, int out, int kernel, int stride)
 {
-    return dd_graph_conv(g, &(dd_conv){.name = name, .src = src, .out = out, .kernel = kernel, .stride = stride, .pad_before = kernel / 2,
-                                       .pad_after = kernel / 2, .no_bias = true});
+    return dd_graph_conv(g, &(dd_conv){.name = name,
+                                       .src = src,
+                                       .out = out,
+                                       .kernel = kernel,
+                                       .stride = stride,
+                                       .pad_before = kernel / 2,
+                                       .pad_after = kernel / 2,
+                                       .no_bias = true});
 }
 
 static dd_value norm(dd_graph *g, const char *name, dd_value src, dd_value add, bool relu)
 {
-    return dd_graph_batch_norm(g, &(dd_batch_norm_args){.name = name, .src = src, .add = add, .relu = relu, .eps = 1e-5f});
+    return dd_graph_batch_norm(g,
+                               &(dd_batch_norm_args){.name = name, .src = src, .add = add, .relu = relu, .eps = 1e-5f});
 }
 
 static dd_value block(dd_graph *g, dd_value x, int width, bool bottleneck, int stride)
@@ -57,7 +64,8 @@ dd_status dd_resnet_build(dd_graph *g, const dd_resnet_config *c, int rows, int 
                       c->small_stem ? "the small" : "the ImageNet", smallest, smallest);
         return dd_graph_status(g);
     }
-    dd_value x = dd_graph_input(g, "images", DD_F32, DD_INPUT_REQUIRED, 4, (int64_t[]){rows, c->in_channels, height, width});
+    dd_value x = dd_graph_input(g, "images", DD_F32, DD_INPUT_REQUIRED, 4,
+                                (int64_t[]){rows, c->in_channels, height, width});
     x = dd_graph_from_nchw(g, x);
     x = norm(g, "bn1", conv(g, "conv1", x, c->width, c->small_stem ? 3 : 7, c->small_stem ? 1 : 2), DD_NONE, true);
     if (!c->small_stem) {

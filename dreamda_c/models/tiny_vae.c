@@ -13,8 +13,15 @@ static dd_value conv(sequence *s, dd_value x, int out, int stride, bool bias, dd
 {
     char name[32];
     snprintf(name, sizeof name, "layers.%d", s->index++);
-    return dd_graph_conv(s->g, &(dd_conv){.name = name, .src = x, .out = out, .kernel = 3, .stride = stride, .pad_before = 1, .pad_after = 1,
-                                          .no_bias = !bias, .act = act});
+    return dd_graph_conv(s->g, &(dd_conv){.name = name,
+                                          .src = x,
+                                          .out = out,
+                                          .kernel = 3,
+                                          .stride = stride,
+                                          .pad_before = 1,
+                                          .pad_after = 1,
+                                          .no_bias = !bias,
+                                          .act = act});
 }
 
 /* AutoencoderTinyBlock: relu(x + conv(relu(conv(relu(conv(x)))))), `count` times. */
@@ -25,8 +32,15 @@ static dd_value blocks(sequence *s, dd_value x, int count)
         const dd_value input = x;
         dd_graph_push(s->g, "layers.%d", s->index++);
         for (int j = 0; j < 3; j++) {
-            x = dd_graph_conv(s->g, &(dd_conv){.name = names[j], .src = x, .out = dd_graph_channels(s->g, x), .kernel = 3, .stride = 1,
-                                               .pad_before = 1, .pad_after = 1, .act = DD_ACT_RELU, .add = j == 2 ? input : DD_NONE});
+            x = dd_graph_conv(s->g, &(dd_conv){.name = names[j],
+                                               .src = x,
+                                               .out = dd_graph_channels(s->g, x),
+                                               .kernel = 3,
+                                               .stride = 1,
+                                               .pad_before = 1,
+                                               .pad_after = 1,
+                                               .act = DD_ACT_RELU,
+                                               .add = j == 2 ? input : DD_NONE});
         }
         dd_graph_pop(s->g);
     }
@@ -36,7 +50,8 @@ static dd_value blocks(sequence *s, dd_value x, int count)
 dd_status dd_tiny_vae_encoder_build(dd_graph *g, const dd_tiny_vae_config *config, int rows, int height, int width)
 {
     sequence s = {.g = g};
-    dd_value x = dd_graph_input(g, "image", DD_F32, DD_INPUT_REQUIRED, 4, (int64_t[]){rows, config->in_channels, height, width});
+    dd_value x = dd_graph_input(g, "image", DD_F32, DD_INPUT_REQUIRED, 4,
+                                (int64_t[]){rows, config->in_channels, height, width});
     x = dd_graph_from_nchw(g, x);
     dd_graph_push(g, "encoder");
     for (int level = 0; level < config->levels; level++) {

@@ -25,10 +25,13 @@ static dd_value transformer(dd_graph *g, const unet_state *u, int index, dd_valu
 {
     char name[32];
     snprintf(name, sizeof name, "attentions.%d", index);
-    return dd_transformer_block(g, name, &(dd_transformer){.src = src, .context = u->context, .heads = u->config->heads[level],
-                                                           .layers = u->config->transformer_layers[level],
-                                                           .groups = u->config->norm_num_groups,
-                                                           .linear_projection = u->config->linear_projection});
+    return dd_transformer_block(g, name,
+                                &(dd_transformer){.src = src,
+                                                  .context = u->context,
+                                                  .heads = u->config->heads[level],
+                                                  .layers = u->config->transformer_layers[level],
+                                                  .groups = u->config->norm_num_groups,
+                                                  .linear_projection = u->config->linear_projection});
 }
 
 static void save_skip(dd_graph *g, unet_state *u, dd_value x)
@@ -54,8 +57,13 @@ static dd_value down(dd_graph *g, unet_state *u, dd_value x)
             save_skip(g, u, x);
         }
         if (level + 1 < config->levels) {
-            x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv", .src = x, .out = config->block_out_channels[level],
-                                            .kernel = 3, .stride = 2, .pad_before = 1, .pad_after = 1});
+            x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv",
+                                            .src = x,
+                                            .out = config->block_out_channels[level],
+                                            .kernel = 3,
+                                            .stride = 2,
+                                            .pad_before = 1,
+                                            .pad_after = 1});
             save_skip(g, u, x);
         }
         dd_graph_pop(g);
@@ -94,14 +102,18 @@ static dd_value up(dd_graph *g, const unet_state *u, dd_value x)
         }
         dd_graph_pop(g);
     }
-    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "conv_norm_out", .src = x, .groups = config->norm_num_groups,
-                                                     .eps = config->norm_eps, .silu = true});
+    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "conv_norm_out",
+                                                     .src = x,
+                                                     .groups = config->norm_num_groups,
+                                                     .eps = config->norm_eps,
+                                                     .silu = true});
     return dd_graph_to_nchw(g, dd_conv3x3(g, "conv_out", x, config->out_channels));
 }
 
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape)
 {
-    int rows = shape->rows, channels = config->block_out_channels[0], embedding = 4 * channels, last = config->levels - 1;
+    int rows = shape->rows, channels = config->block_out_channels[0], embedding = 4 * channels,
+        last = config->levels - 1;
     unet_state u = {.config = config};
     dd_value sample = dd_graph_input(g, "sample", DD_F32, DD_INPUT_REQUIRED, 4,
                                      (int64_t[]){rows, config->in_channels, shape->height, shape->width});
@@ -117,19 +129,29 @@ dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet
     dd_value time = dd_graph_timestep(g, timestep, channels, config->flip_sin_to_cos, config->freq_shift);
     if (guidance) { /* latent consistency models: the sine comes first, and the last frequency is 1 / 10000 */
         guidance = dd_graph_timestep(g, guidance, config->time_cond_proj_dim, false, 1.f);
-        time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.cond_proj"}, .src = {.value = guidance}, .out = channels,
-                                               .no_bias = true, .add = time});
+        time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.cond_proj"},
+                                               .src = {.value = guidance},
+                                               .out = channels,
+                                               .no_bias = true,
+                                               .add = time});
     }
-    time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_1"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});
+    time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_1"},
+                                           .src = {.value = time},
+                                           .out = embedding,
+                                           .act = DD_ACT_SILU});
     /* Every reader of the embedding applies SiLU first, so it is stored that way. */
-    u.time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_2"}, .src = {.value = time}, .out = embedding, .act = DD_ACT_SILU});
+    u.time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_2"},
+                                             .src = {.value = time},
+                                             .out = embedding,
+                                             .act = DD_ACT_SILU});
 
     dd_value x = dd_conv3x3(g, "conv_in", dd_graph_from_nchw(g, sample), channels);
     x = down(g, &u, x);
     x = middle(g, &u, x);
 
     dd_value noise = dd_graph_input(g, "noise", DD_F32, DD_INPUT_OPTIONAL, 4,
-                                    (int64_t[]){rows, config->block_out_channels[last], dd_graph_height(g, x), dd_graph_width(g, x)});
+                                    (int64_t[]){rows, config->block_out_channels[last], dd_graph_height(g, x),
+                                                dd_graph_width(g, x)});
     dd_value perturbed = dd_graph_add_noise(g, x, scale, noise, keys);
     if (shape->decoders == 2) {
         dd_graph_output(g, "sample", up(g, &u, x));

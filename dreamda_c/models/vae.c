@@ -31,14 +31,16 @@ static dd_value middle(dd_graph *g, const dd_vae_config *config, dd_value x)
 
 static dd_value head(dd_graph *g, const dd_vae_config *config, dd_value x, int out)
 {
-    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "conv_norm_out", .src = x, .groups = config->norm_num_groups,
-                                                     .eps = eps, .silu = true});
+    x = dd_graph_group_norm(
+        g, &(dd_group_norm_args){
+               .name = "conv_norm_out", .src = x, .groups = config->norm_num_groups, .eps = eps, .silu = true});
     return dd_conv3x3(g, "conv_out", x, out);
 }
 
 dd_status dd_vae_encoder_build(dd_graph *g, const dd_vae_config *config, int rows, int height, int width)
 {
-    dd_value x = dd_graph_input(g, "image", DD_F32, DD_INPUT_REQUIRED, 4, (int64_t[]){rows, config->in_channels, height, width});
+    dd_value x = dd_graph_input(g, "image", DD_F32, DD_INPUT_REQUIRED, 4,
+                                (int64_t[]){rows, config->in_channels, height, width});
     dd_graph_push(g, "encoder");
     x = dd_conv3x3(g, "conv_in", dd_graph_from_nchw(g, x), config->block_out_channels[0]);
     for (int level = 0; level < config->levels; level++) {
@@ -46,15 +48,22 @@ dd_status dd_vae_encoder_build(dd_graph *g, const dd_vae_config *config, int row
         dd_graph_push(g, "down_blocks.%d", level);
         x = resnets(g, config, x, config->layers_per_block, channels);
         if (level + 1 < config->levels) { /* padded at the right and the bottom only */
-            x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv", .src = x, .out = channels, .kernel = 3, .stride = 2,
-                                            .pad_before = 0, .pad_after = 1});
+            x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv",
+                                            .src = x,
+                                            .out = channels,
+                                            .kernel = 3,
+                                            .stride = 2,
+                                            .pad_before = 0,
+                                            .pad_after = 1});
         }
         dd_graph_pop(g);
     }
     x = head(g, config, middle(g, config, x), 2 * config->latent_channels);
     dd_graph_pop(g);
     if (config->quant_conv) {
-        x = dd_graph_linear(g, &(dd_linear){.name = {"quant_conv"}, .src = {.value = x}, .out = 2 * config->latent_channels,
+        x = dd_graph_linear(g, &(dd_linear){.name = {"quant_conv"},
+                                            .src = {.value = x},
+                                            .out = 2 * config->latent_channels,
                                             .pointwise_conv = true});
     }
     dd_graph_output(g, "moments", dd_graph_to_nchw(g, x));
@@ -71,7 +80,9 @@ dd_status dd_vae_decoder_build(dd_graph *g, const dd_vae_config *config, int row
                                 (int64_t[]){rows, config->latent_channels, height / factor, width / factor});
     x = dd_graph_from_nchw(g, x);
     if (config->post_quant_conv) {
-        x = dd_graph_linear(g, &(dd_linear){.name = {"post_quant_conv"}, .src = {.value = x}, .out = config->latent_channels,
+        x = dd_graph_linear(g, &(dd_linear){.name = {"post_quant_conv"},
+                                            .src = {.value = x},
+                                            .out = config->latent_channels,
                                             .pointwise_conv = true});
     }
     dd_graph_push(g, "decoder");

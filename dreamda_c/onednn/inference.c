@@ -9,7 +9,8 @@ static dd_status append_activation(dnnl_post_ops_t ops, dd_activation act)
     case DD_ACT_SILU:
         return dd_onednn_result(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_swish, 1.f, 0.f), "a SiLU epilogue");
     case DD_ACT_QUICK_GELU:
-        return dd_onednn_result(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_swish, 1.702f, 0.f), "a quick-GELU epilogue");
+        return dd_onednn_result(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_swish, 1.702f, 0.f),
+                                "a quick-GELU epilogue");
     case DD_ACT_GELU:
         return dd_onednn_result(dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_gelu_erf, 0.f, 0.f), "a GELU epilogue");
     case DD_ACT_RELU:
@@ -64,15 +65,18 @@ static dd_status finish(dd_primitive *p, const dd_epilogue *epilogue, const_dnnl
     CHECK(dnnl_memory_desc_clone(&p->weights.md, dnnl_primitive_desc_query_md(p->pd, dnnl_query_weights_md, 0)));
     const_dnnl_memory_desc_t scratch = dnnl_primitive_desc_query_md(p->pd, dnnl_query_scratchpad_md, 0);
     p->scratch = dnnl_memory_desc_get_size(scratch);
-    DD_TRY(dd_onednn_add_argument(p, DD_ARG_SRC, DNNL_ARG_SRC, dnnl_primitive_desc_query_md(p->pd, dnnl_query_src_md, 0)));
+    DD_TRY(
+        dd_onednn_add_argument(p, DD_ARG_SRC, DNNL_ARG_SRC, dnnl_primitive_desc_query_md(p->pd, dnnl_query_src_md, 0)));
     DD_TRY(dd_onednn_add_argument(p, DD_ARG_WEIGHTS, DNNL_ARG_WEIGHTS, p->weights.md));
-    DD_TRY(dd_onednn_add_argument(p, DD_ARG_DST, DNNL_ARG_DST, dnnl_primitive_desc_query_md(p->pd, dnnl_query_dst_md, 0)));
+    DD_TRY(
+        dd_onednn_add_argument(p, DD_ARG_DST, DNNL_ARG_DST, dnnl_primitive_desc_query_md(p->pd, dnnl_query_dst_md, 0)));
     if (epilogue->bias) {
         DD_TRY(dd_onednn_add_argument(p, DD_ARG_BIAS, DNNL_ARG_BIAS, bias));
     }
     int index = epilogue->act != DD_ACT_NONE;
     if (epilogue->multiply) {
-        DD_TRY(dd_onednn_add_argument(p, DD_ARG_MULTIPLY, DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1, multiply));
+        DD_TRY(dd_onednn_add_argument(p, DD_ARG_MULTIPLY, DNNL_ARG_ATTR_MULTIPLE_POST_OP(index) | DNNL_ARG_SRC_1,
+                                      multiply));
         index++;
     }
     if (epilogue->add) {
@@ -118,7 +122,8 @@ dd_status dd_matmul_create(dd_primitive **out, dd_engine *engine, const dd_matmu
         CHECK(dnnl_memory_desc_create_with_strides(&add, 2, dst_dims, t, strides));
     }
     DD_TRY(make_attributes(&attr, e, multiply, add));
-    DD_TRY(dd_onednn_result(dnnl_matmul_primitive_desc_create(&p->pd, engine->engine, src, weights, bias, dst, attr), "a matrix product"));
+    DD_TRY(dd_onednn_result(dnnl_matmul_primitive_desc_create(&p->pd, engine->engine, src, weights, bias, dst, attr),
+                            "a matrix product"));
     DD_TRY(finish(p, e, bias, multiply, add));
     *out = p;
     p = NULL;
@@ -144,7 +149,8 @@ dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_de
     const dd_epilogue *e = &d->epilogue;
     dnnl_data_type_t t = dd_onednn_data_type(d->dtype);
     int pads = d->pad_before + d->pad_after - d->kernel;
-    dnnl_dims_t src_dims = {d->n, d->ic, d->h, d->w}, weights_dims = {d->oc, d->ic, d->kernel, d->kernel}, bias_dims = {d->oc};
+    dnnl_dims_t src_dims = {d->n, d->ic, d->h, d->w}, weights_dims = {d->oc, d->ic, d->kernel, d->kernel},
+                bias_dims = {d->oc};
     dnnl_dims_t dst_dims = {d->n, d->oc, (d->h + pads) / d->stride + 1, (d->w + pads) / d->stride + 1};
     dnnl_dims_t strides = {d->stride, d->stride}, dilates = {0, 0};
     dnnl_dims_t before = {d->pad_before, d->pad_before}, after = {d->pad_after, d->pad_after};
@@ -164,10 +170,11 @@ dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_de
         CHECK(dnnl_memory_desc_create_with_tag(&bias, 1, bias_dims, dnnl_f32, dnnl_a));
     }
     DD_TRY(make_attributes(&attr, e, dst, dst));
-    DD_TRY(dd_onednn_result(dnnl_convolution_forward_primitive_desc_create(&p->pd, engine->engine, dnnl_forward_inference,
-                                                                dnnl_convolution_direct, src, weights, bias, dst, strides,
-                                                                dilates, before, after, attr),
-                 "a convolution"));
+    DD_TRY(
+        dd_onednn_result(dnnl_convolution_forward_primitive_desc_create(&p->pd, engine->engine, dnnl_forward_inference,
+                                                                        dnnl_convolution_direct, src, weights, bias,
+                                                                        dst, strides, dilates, before, after, attr),
+                         "a convolution"));
     DD_TRY(finish(p, e, bias, dst, dst));
     *out = p;
     p = NULL;

@@ -51,11 +51,13 @@ dd_status dd_onednn_result(dnnl_status_t code, const char *what);
 
 #define CHECK(call) DD_TRY(dd_onednn_result((call), #call))
 
-/* DD_NOMEM unless there is far more memory than the creation of a primitive takes. oneDNN 3.2 does not survive a failed allocation there: its
-   classes are constructed on the NULL that their operator new returned, and std::bad_alloc leaves through its C functions. */
+/* DD_NOMEM unless there is far more memory than the creation of a primitive takes. oneDNN 3.2 does not survive a failed
+   allocation there: its classes are constructed on the NULL that their operator new returned, and std::bad_alloc leaves
+   through its C functions. */
 dd_status dd_onednn_ask_for_memory(void);
 
-/* *threads = those of the team that a primitive is created for: its work is split for them, and only that team does all of it. */
+/* *threads = those of the team that a primitive is created for: its work is split for them, and only that team does all
+   of it. */
 dd_status dd_onednn_team(int *threads);
 
 dnnl_data_type_t dd_onednn_data_type(dd_dtype t);

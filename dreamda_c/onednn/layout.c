@@ -10,7 +10,8 @@ dd_status dd_layout_winograd(dd_layout **out, dd_isa isa, dd_dtype dtype, int ic
     if (!layout) {
         return dd_fail(DD_NOMEM, "out of memory for a layout");
     }
-    *layout = (dd_layout){.isa = isa, .dtype = dtype, .ic = ic, .oc = oc, .winograd = up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD};
+    *layout = (dd_layout){
+        .isa = isa, .dtype = dtype, .ic = ic, .oc = oc, .winograd = up ? DD_WINOGRAD_UP : DD_WINOGRAD_FORWARD};
     *out = layout;
     return DD_OK;
 }
@@ -26,7 +27,8 @@ size_t dd_layout_bytes(const dd_layout *layout)
 bool dd_layout_equal(const dd_layout *a, const dd_layout *b)
 {
     if (!a->md || !b->md) {
-        return !a->md && !b->md && a->isa == b->isa && a->dtype == b->dtype && a->ic == b->ic && a->oc == b->oc && a->winograd == b->winograd;
+        return !a->md && !b->md && a->isa == b->isa && a->dtype == b->dtype && a->ic == b->ic && a->oc == b->oc &&
+               a->winograd == b->winograd;
     }
     return a->convolution == b->convolution && dnnl_memory_desc_equal(a->md, b->md);
 }
@@ -92,8 +94,8 @@ int64_t dd_layout_cols(const dd_layout *layout)
     return layout->convolution ? (*whole)[1] * (*whole)[2] * (*whole)[3] : (*whole)[0];
 }
 
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld, int64_t row, int64_t rows,
-                         void *dst)
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld,
+                         int64_t row, int64_t rows, void *dst)
 {
     dd_status status = DD_OK;
     dnnl_memory_desc_t plain_md = NULL, part = NULL;
@@ -120,7 +122,9 @@ dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float
         CHECK(dnnl_memory_desc_create_with_strides(&plain_md, 2, dims, dnnl_f32, strides));
         CHECK(dnnl_memory_desc_create_submemory(&part, layout->md, dims, offsets));
     }
-    DD_TRY(dd_onednn_result(dnnl_reorder_primitive_desc_create(&pd, plain_md, engine->engine, part, engine->engine, NULL), "packing of weights"));
+    DD_TRY(
+        dd_onednn_result(dnnl_reorder_primitive_desc_create(&pd, plain_md, engine->engine, part, engine->engine, NULL),
+                         "packing of weights"));
     CHECK(dnnl_primitive_create(&reorder, pd));
     CHECK(dnnl_memory_create(&from, plain_md, engine->engine, (void *)(uintptr_t)plain));
     CHECK(dnnl_memory_create(&to, part, engine->engine, dst));

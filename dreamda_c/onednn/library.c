@@ -23,7 +23,9 @@ dd_status dd_onednn_result(dnnl_status_t code, const char *what)
 dd_status dd_onednn_ask_for_memory(void)
 {
     const size_t bytes = (size_t)64 << 20;
-    return dd_headroom(bytes) ? DD_OK : dd_fail(DD_NOMEM, "out of memory: oneDNN needs %zu MiB to make a primitive", bytes >> 20);
+    return dd_headroom(bytes)
+               ? DD_OK
+               : dd_fail(DD_NOMEM, "out of memory: oneDNN needs %zu MiB to make a primitive", bytes >> 20);
 }
 
 dd_status dd_onednn_team(int *threads)
@@ -36,11 +38,13 @@ dd_status dd_onednn_check(void)
 {
     const dnnl_version_t *v = dnnl_version();
     if (v->major != DNNL_VERSION_MAJOR || v->minor < DNNL_VERSION_MINOR) {
-        return dd_fail(DD_ONEDNN, "dreamda was built for oneDNN %d.%d but found %d.%d: pip install onednn-cpu-gomp==2023.2.0",
+        return dd_fail(DD_ONEDNN,
+                       "dreamda was built for oneDNN %d.%d but found %d.%d: pip install onednn-cpu-gomp==2023.2.0",
                        DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, v->major, v->minor);
     }
     if (v->cpu_runtime != DNNL_RUNTIME_OMP) {
-        return dd_fail(DD_ONEDNN, "this oneDNN has CPU runtime %u, not OpenMP (%u): pip install onednn-cpu-gomp==2023.2.0",
+        return dd_fail(DD_ONEDNN,
+                       "this oneDNN has CPU runtime %u, not OpenMP (%u): pip install onednn-cpu-gomp==2023.2.0",
                        v->cpu_runtime, DNNL_RUNTIME_OMP);
     }
     return DD_OK;
@@ -101,7 +105,8 @@ dd_isa dd_onednn_isa(void)
 dd_status dd_onednn_check_dtype(dd_dtype dtype)
 {
     if (dtype == DD_BF16 && dd_onednn_isa() < DD_ISA_AVX512_BF16) {
-        return dd_fail(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32", dd_onednn_isa_name());
+        return dd_fail(DD_INVALID, "dtype bf16 needs a processor with AVX512-BF16 or AMX (this one: %s): use f32",
+                       dd_onednn_isa_name());
     }
     return DD_OK;
 }

@@ -2,7 +2,8 @@
  *
  *     dd_engine *engine;
  *     DD_TRY(dd_engine_create(&engine));
- *     dd_matmul_desc d = {.dtype = DD_BF16, .m = 8192, .k = 320, .n = 320, .src_ld = 320, .dst_dtype = DD_BF16, .dst_ld = 320};
+ *     dd_matmul_desc d = {.dtype = DD_BF16, .m = 8192, .k = 320, .n = 320, .src_ld = 320, .dst_dtype = DD_BF16,
+ *                         .dst_ld = 320};
  *     dd_primitive *p;
  *     DD_TRY(dd_matmul_create(&p, engine, &d));
  *     DD_TRY(dd_layout_pack(dd_primitive_weights(p), engine, plain, 320, 320, 0, 320, packed)); // once
@@ -72,17 +73,19 @@ dd_status dd_conv_create(dd_primitive **out, dd_engine *engine, const dd_conv_de
 
 /* The three directions of a convolution without epilogue. Weights are of `dtype`, DIFF_WEIGHTS f32.
    forward: SRC, WEIGHTS -> DST; data: DIFF_DST, WEIGHTS -> DIFF_SRC; weights: SRC, DIFF_DST -> DIFF_WEIGHTS.
-   `data` may be NULL where nobody wants the source's gradient. */
+   `data` may be NULL where the source's gradient is unused. */
 dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_primitive **weights, dd_engine *engine,
                                const dd_conv_desc *desc);
 
-/* Max pooling, channels-last. With `backward`, both take a WORKSPACE (dd_primitive_workspace bytes) that tells where the
-   maxima were; forward: SRC -> DST, backward: DIFF_DST -> DIFF_SRC. NULL: for inference. desc's oc and epilogue are unused. */
-dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd_engine *engine, const dd_conv_desc *desc);
+/* Max pooling, channels-last. With `backward`, both take a WORKSPACE (dd_primitive_workspace bytes) that tells where
+   the maxima were; forward: SRC -> DST, backward: DIFF_DST -> DIFF_SRC. NULL: for inference. desc's oc and epilogue are
+   unused. */
+dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd_engine *engine,
+                             const dd_conv_desc *desc);
 size_t dd_primitive_workspace(const dd_primitive *p);
 
-/* Reorders between plain f32 oihw weights and a layout, to be run many times: SRC -> DST. Unpacking adds to DST. The plain weights are of
-   `kernel` x `kernel` places; a layout of fewer means those from the bound pointer on. */
+/* Reorders between plain f32 oihw weights and a layout, to be run many times: SRC -> DST. Unpacking adds to DST. The
+   plain weights are of `kernel` x `kernel` places; a layout of fewer means those from the bound pointer on. */
 dd_status dd_pack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel);
 dd_status dd_unpack_create(dd_primitive **out, dd_engine *engine, const dd_layout *layout, int kernel);
 void dd_primitive_destroy(dd_primitive *p);
@@ -105,12 +108,13 @@ bool dd_layout_equal(const dd_layout *a, const dd_layout *b);
 dd_status dd_layout_copy(dd_layout **out, const dd_layout *layout);
 void dd_layout_destroy(dd_layout *layout);
 
-/* Packs rows [row, row + rows) of PyTorch-ordered f32 weights (matmul: (n, k); convolution: oihw) into `dst`, where all of them go. `plain`
-   points at the first of them; each is `ld` elements after the one before, Winograd's without a gap. `row` and, except for the last ones,
-   `rows` are multiples of dd_layout_granule, which is 0 where only all rows at once can be packed. `cols` of a row are there; the layout may
-   have more (dd_layout_cols), and those stay as they are. */
-dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld, int64_t row, int64_t rows,
-                         void *dst);
+/* Packs rows [row, row + rows) of PyTorch-ordered f32 weights (matmul: (n, k); convolution: oihw) into `dst`, where all
+   of them go. `plain` points at the first of them; each is `ld` elements after the one before, Winograd's without a
+   gap. `row` and, except for the last ones, `rows` are multiples of dd_layout_granule, which is 0 where only all rows
+   at once can be packed. `cols` of a row are there; the layout may have more (dd_layout_cols), and those stay as they
+   are. */
+dd_status dd_layout_pack(const dd_layout *layout, dd_engine *engine, const float *plain, int64_t cols, size_t ld,
+                         int64_t row, int64_t rows, void *dst);
 int64_t dd_layout_cols(const dd_layout *layout);
 int dd_layout_granule(const dd_layout *layout);
 bool dd_layout_strided(const dd_layout *layout); /* whether `ld` may be more than the length of a row */

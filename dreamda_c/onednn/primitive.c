@@ -6,7 +6,8 @@
 
 dd_status dd_onednn_add_argument(dd_primitive *p, dd_arg arg, int dnnl_arg, const_dnnl_memory_desc_t md)
 {
-    dd_status status = dd_onednn_result(dnnl_memory_create(&p->memory[arg], md, p->engine, DNNL_MEMORY_NONE), "a memory object");
+    dd_status status = dd_onednn_result(dnnl_memory_create(&p->memory[arg], md, p->engine, DNNL_MEMORY_NONE),
+                                        "a memory object");
     if (status == DD_OK) {
         p->exec[p->nexec++] = (dnnl_exec_arg_t){dnnl_arg, p->memory[arg]};
     }
@@ -111,7 +112,8 @@ void dd_primitive_bind(dd_primitive *p, dd_arg arg, void *data)
 dd_status dd_primitive_run(dd_primitive *p)
 {
     if (dd_team_exact() != p->threads) {
-        return dd_fail(DD_TEAM, "oneDNN's %s was created for %d threads, but would run on %d", p->implementation, p->threads, dd_team_exact());
+        return dd_fail(DD_TEAM, "oneDNN's %s was created for %d threads, but would run on %d", p->implementation,
+                       p->threads, dd_team_exact());
     }
     return dd_onednn_result(dnnl_primitive_execute(p->primitive, p->stream, p->nexec, p->exec), p->implementation);
 }

@@ -22,20 +22,23 @@ dd_status dd_conv_train_create(dd_primitive **forward, dd_primitive **data, dd_p
     CHECK(dnnl_memory_desc_create_with_tag(&diff_wei, 4, wei_dims, dnnl_f32, dnnl_format_tag_any));
     CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
     DD_TRY(dd_onednn_user_scratch(&attr));
-    DD_TRY(dd_onednn_result(dnnl_convolution_forward_primitive_desc_create(&pd, engine->engine, dnnl_forward_training, dnnl_convolution_direct,
-                                                                src, wei, NULL, dst, strides, dilates, before, after, attr),
-                 "a convolution"));
+    DD_TRY(dd_onednn_result(dnnl_convolution_forward_primitive_desc_create(&pd, engine->engine, dnnl_forward_training,
+                                                                           dnnl_convolution_direct, src, wei, NULL, dst,
+                                                                           strides, dilates, before, after, attr),
+                            "a convolution"));
     DD_TRY(dd_onednn_make_primitive(&f, engine, pd));
     const_dnnl_primitive_desc_t hint = f->pd;
     if (data) {
-        DD_TRY(dd_onednn_result(dnnl_convolution_backward_data_primitive_desc_create(&pd, engine->engine, dnnl_convolution_direct, src, wei, dst,
-                                                                          strides, dilates, before, after, hint, attr),
-                     "the gradient of a convolution's source"));
+        DD_TRY(dd_onednn_result(
+            dnnl_convolution_backward_data_primitive_desc_create(&pd, engine->engine, dnnl_convolution_direct, src, wei,
+                                                                 dst, strides, dilates, before, after, hint, attr),
+            "the gradient of a convolution's source"));
         DD_TRY(dd_onednn_make_primitive(&b, engine, pd));
     }
-    DD_TRY(dd_onednn_result(dnnl_convolution_backward_weights_primitive_desc_create(&pd, engine->engine, dnnl_convolution_direct, src, diff_wei, NULL,
-                                                                         dst, strides, dilates, before, after, hint, attr),
-                 "the gradient of a convolution's weights"));
+    DD_TRY(dd_onednn_result(dnnl_convolution_backward_weights_primitive_desc_create(
+                                &pd, engine->engine, dnnl_convolution_direct, src, diff_wei, NULL, dst, strides,
+                                dilates, before, after, hint, attr),
+                            "the gradient of a convolution's weights"));
     DD_TRY(dd_onednn_make_primitive(&w, engine, pd));
     *forward = f;
     *weights = w;
@@ -74,14 +77,16 @@ dd_status dd_max_pool_create(dd_primitive **forward, dd_primitive **backward, dd
     CHECK(dnnl_memory_desc_create_with_tag(&src, 4, src_dims, t, dnnl_nhwc));
     CHECK(dnnl_memory_desc_create_with_tag(&dst, 4, dst_dims, t, dnnl_nhwc));
     DD_TRY(dd_onednn_user_scratch(&attr));
-    DD_TRY(dd_onednn_result(dnnl_pooling_forward_primitive_desc_create(&pd, engine->engine, backward ? dnnl_forward_training : dnnl_forward_inference,
-                                                            dnnl_pooling_max, src, dst, strides, kernel, dilates, before, after, attr),
-                 "max pooling"));
+    DD_TRY(dd_onednn_result(dnnl_pooling_forward_primitive_desc_create(
+                                &pd, engine->engine, backward ? dnnl_forward_training : dnnl_forward_inference,
+                                dnnl_pooling_max, src, dst, strides, kernel, dilates, before, after, attr),
+                            "max pooling"));
     DD_TRY(dd_onednn_make_primitive(&f, engine, pd));
     if (backward) {
-        DD_TRY(dd_onednn_result(dnnl_pooling_backward_primitive_desc_create(&pd, engine->engine, dnnl_pooling_max, src, dst, strides, kernel, dilates,
-                                                                 before, after, f->pd, attr),
-                     "the gradient of max pooling"));
+        DD_TRY(dd_onednn_result(dnnl_pooling_backward_primitive_desc_create(&pd, engine->engine, dnnl_pooling_max, src,
+                                                                            dst, strides, kernel, dilates, before,
+                                                                            after, f->pd, attr),
+                                "the gradient of max pooling"));
         DD_TRY(dd_onednn_make_primitive(&b, engine, pd));
         *backward = b;
         b = NULL;
@@ -118,9 +123,9 @@ static dd_status make_reorder(dd_primitive **out, dd_engine *engine, const dd_la
         CHECK(dnnl_post_ops_append_sum(ops, 1.f, 0, dnnl_data_type_undef));
         CHECK(dnnl_primitive_attr_set_post_ops(attr, ops));
     }
-    DD_TRY(dd_onednn_result(dnnl_reorder_primitive_desc_create(&pd, pack ? plain : layout->md, engine->engine, pack ? layout->md : plain,
-                                                    engine->engine, attr),
-                 "packing of weights"));
+    DD_TRY(dd_onednn_result(dnnl_reorder_primitive_desc_create(&pd, pack ? plain : layout->md, engine->engine,
+                                                               pack ? layout->md : plain, engine->engine, attr),
+                            "packing of weights"));
     DD_TRY(dd_onednn_make_primitive(&p, engine, pd));
     *out = p;
 fail:

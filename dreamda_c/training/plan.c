@@ -1,6 +1,6 @@
-/* Memory: one block of state (parameters, gradients, momentum, running statistics), one of packed weights, one arena. The arena
- * holds for each slot what forward leaves for backward, then the gradients of activations (planned by lifetime), then the
- * activations of evaluation (likewise), then scratch. */
+/* Memory: one block of state (parameters, gradients, momentum, running statistics), one of packed weights, one arena.
+ * The arena holds for each slot what forward leaves for backward, then the gradients of activations (planned by
+ * lifetime), then the activations of evaluation (likewise), then scratch. */
 #include "training/plan.h"
 
 #include "base/team.h"
@@ -19,7 +19,8 @@ static size_t parameter_floats(const dd_parameter *p)
     return count;
 }
 
-/* Offsets of every parameter: convolution weights first (they decay), then norms; running statistics in a block of their own. */
+/* Offsets of every parameter: convolution weights first (they decay), then norms; running statistics in a block of
+   their own. */
 static dd_status lay_out_parameters(dd_trainer *t)
 {
     dd_status status = DD_OK;
@@ -105,8 +106,9 @@ static bool is_image(const dd_trainer *t, dd_value v)
     return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
 }
 
-/* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own is kept. In f32 a
-   3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride before AVX-512, where oneDNN's is slow. */
+/* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own
+   is kept. In f32 a 3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride before AVX-512, where
+   oneDNN's is slow. */
 static bool weight_gradient_fits(const dd_trainer *t, const dd_op *op)
 {
     const dd_window w = window_of(t, op);
@@ -181,7 +183,8 @@ static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
     }
     dd_conv_desc d = dd_trainer_conv(t, t->steps[s->convolution].op);
     bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[DD_SRC_ADD].value != DD_NONE;
-    d.epilogue = (dd_epilogue){.bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
+    d.epilogue = (dd_epilogue){
+        .bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
     s->bias_evaluate = take(packed, (size_t)d.oc * sizeof(float));
     s->winograd_evaluate = dd_convolution_by_winograd(&d, t->isa, DD_PER_BATCH, false);
     if (s->winograd_evaluate) {
@@ -203,8 +206,8 @@ static void larger(size_t *most, const dd_primitive *p)
     }
 }
 
-/* What a slot keeps: the sources of convolutions and of batch norms, results of a batch norm with a residual (where ReLU let
-   pass), statistics and workspaces. The rest lives from its first to its last use. */
+/* What a slot keeps: the sources of convolutions and of batch norms, results of a batch norm with a residual (where
+   ReLU let pass), statistics and workspaces. The rest lives from its first to its last use. */
 static dd_status plan_forward(dd_trainer *t)
 {
     dd_status status = DD_OK;
@@ -279,7 +282,8 @@ static dd_status plan_backward(dd_trainer *t, size_t *bytes)
             bool residual = op->src[DD_SRC_ADD].value != DD_NONE;
             given[0] = d[1] >= 0 ? d[1] : residual ? new_buffer(t, value_bytes(t, op->dst), when) : d[0];
             given[1] = residual ? d[0] : -1;
-        } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL || (op->kind == DD_OP_CONV && (s->backward || s->winograd_backward))) {
+        } else if (op->kind == DD_OP_GLOBAL_POOL || op->kind == DD_OP_MAX_POOL ||
+                   (op->kind == DD_OP_CONV && (s->backward || s->winograd_backward))) {
             given[0] = new_buffer(t, value_bytes(t, op->src[DD_SRC].value), when);
         }
         s->d_src = given[0];
@@ -313,7 +317,8 @@ static dd_status plan_evaluation(dd_trainer *t, size_t *bytes)
         if (op->kind == DD_OP_CONV) {
             continue;
         }
-        dd_value src = op->kind == DD_OP_BATCH_NORM ? t->steps[t->steps[i].convolution].op->src[DD_SRC].value : op->src[DD_SRC].value;
+        dd_value src = op->kind == DD_OP_BATCH_NORM ? t->steps[t->steps[i].convolution].op->src[DD_SRC].value
+                                                    : op->src[DD_SRC].value;
         b[op->dst] = (dd_buffer){.bytes = value_bytes(t, op->dst), .first = i, .last = i};
         b[src].last = i;
         if (op->kind == DD_OP_BATCH_NORM) {
@@ -340,7 +345,8 @@ static dd_status plan_memory(dd_trainer *t)
         if (s->op->kind == DD_OP_CONV) {
             DD_TRY(create_convolution(t, s, &packed));
             if (s->winograd) {
-                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[DD_SRC].value)->c, t->threads, 0);
+                size_t wanted = dd_winograd_scratch(t->isa, t->dtype, value(t, s->op->src[DD_SRC].value)->c, t->threads,
+                                                    0);
                 size_t wanted_backward = dd_winograd_scratch(t->isa, t->dtype, dst->c, t->threads, 0);
                 wanted = wanted_backward > wanted ? wanted_backward : wanted;
                 scratch = wanted > scratch ? wanted : scratch;
@@ -356,7 +362,8 @@ static dd_status plan_memory(dd_trainer *t)
             folded = gradient > folded ? gradient : folded;
         } else if (s->op->kind == DD_OP_BATCH_NORM) {
             if ((int64_t)dst->n * dst->h * dst->w < 2) {
-                DD_FAIL(DD_SHAPE, "'%s': batch norm needs more than one value a channel: use a larger batch or image", s->op->name);
+                DD_FAIL(DD_SHAPE, "'%s': batch norm needs more than one value a channel: use a larger batch or image",
+                        s->op->name);
             }
             DD_TRY(create_evaluation(t, s, &packed));
             size_t wanted = dd_batch_norm_scratch((int64_t)dst->n * dst->h * dst->w, dst->c);
@@ -368,8 +375,8 @@ static dd_status plan_memory(dd_trainer *t)
         } else if (s->op->kind != DD_OP_FROM_NCHW && s->op->kind != DD_OP_GLOBAL_POOL) {
             DD_FAIL(DD_INVALID, "op '%s' cannot be trained", s->op->name);
         }
-        const dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
-                                     s->unpack};
+        const dd_primitive *all[] = {s->forward,      s->backward,      s->weights,       s->evaluate,
+                                     s->pack_forward, s->pack_backward, s->pack_evaluate, s->unpack};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
             larger(&scratch, all[k]);
         }
@@ -399,8 +406,8 @@ static void bind(dd_trainer *t)
 {
     for (int i = 0; i < t->nsteps; i++) {
         step *s = &t->steps[i];
-        dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
-                               s->unpack};
+        dd_primitive *all[] = {s->forward,      s->backward,      s->weights,       s->evaluate,
+                               s->pack_forward, s->pack_backward, s->pack_evaluate, s->unpack};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
             if (all[k]) {
                 dd_primitive_bind(all[k], DD_ARG_SCRATCH, t->scratch);
@@ -450,7 +457,8 @@ static void bind(dd_trainer *t)
     }
 }
 
-dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *graph, dd_dtype dtype, int threads, int slots)
+dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *graph, dd_dtype dtype, int threads,
+                            int slots)
 {
     dd_status status = DD_OK;
     dd_team team;
@@ -502,8 +510,8 @@ void dd_trainer_destroy(dd_trainer *t)
     }
     for (int i = 0; t->steps && i < t->nsteps; i++) {
         step *s = &t->steps[i];
-        dd_primitive *all[] = {s->forward, s->backward, s->weights, s->evaluate, s->pack_forward, s->pack_backward, s->pack_evaluate,
-                               s->unpack};
+        dd_primitive *all[] = {s->forward,      s->backward,      s->weights,       s->evaluate,
+                               s->pack_forward, s->pack_backward, s->pack_evaluate, s->unpack};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
             dd_primitive_destroy(all[k]);
         }

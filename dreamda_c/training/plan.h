@@ -12,19 +12,29 @@
 #include "base/planner.h"
 #include "kernels/train.h"
 
-typedef enum { PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHTS, PHASE_PACK, PHASE_UNPACK, PHASE_EVALUATE, PHASE_FOLD, PHASES } phase;
+typedef enum {
+    PHASE_FORWARD,
+    PHASE_BACKWARD,
+    PHASE_WEIGHTS,
+    PHASE_PACK,
+    PHASE_UNPACK,
+    PHASE_EVALUATE,
+    PHASE_FOLD,
+    PHASES
+} phase;
 
 /* Indices below are into t->buffers or offsets into a block; -1: none. */
 typedef struct {
     const dd_op *op;
-    dd_primitive *forward, *backward, *weights, *evaluate; /* convolutions and pools; backward NULL: nobody needs it */
+    dd_primitive *forward, *backward, *weights, *evaluate; /* convolutions and pools; backward NULL: unused */
     dd_primitive *pack_forward, *pack_backward, *pack_evaluate, *unpack;
     size_t packed_forward, packed_backward, packed_evaluate, bias_evaluate; /* in t->packed */
     size_t weight;                                                          /* in parameters and gradients */
-    size_t gamma, beta, mean, variance;                                     /* of a batch norm; the latter two in running statistics */
-    size_t saved;                                                           /* in a slot: statistics, or a pool's workspace */
-    bool winograd, winograd_backward, winograd_evaluate, own_weights;       /* ours in place of `forward`, `backward`, `evaluate`, `weights` */
-    int convolution;                                                        /* of a batch norm: the step that feeds it */
+    size_t gamma, beta, mean, variance; /* of a batch norm; the latter two in running statistics */
+    size_t saved;                       /* in a slot: statistics, or a pool's workspace */
+    bool winograd, winograd_backward, winograd_evaluate,
+        own_weights; /* ours in place of `forward`, `backward`, `evaluate`, `weights` */
+    int convolution; /* of a batch norm: the step that feeds it */
     int d_dst[2], d_src;                                                    /* gradient buffers */
     double seconds[PHASES];
     int calls[PHASES];
@@ -49,7 +59,8 @@ struct dd_trainer {
     int nbuffers;
     size_t bytes;
     bool alive[DD_MAX_SLOTS];
-    bool packed_fresh, folded_fresh; /* made from what the values still are: weights of forward and backward, of evaluation */
+    bool packed_fresh,
+        folded_fresh; /* made from what the values still are: weights of forward and backward, of evaluation */
 };
 
 static inline const dd_value_info *value(const dd_trainer *t, dd_value v)
@@ -74,8 +85,16 @@ dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op);
 static inline dd_window window_of(const dd_trainer *t, const dd_op *op)
 {
     const dd_value_info *in = value(t, op->src[DD_SRC].value), *out = value(t, op->dst);
-    return (dd_window){.n = in->n, .h = in->h, .w = in->w, .ic = in->c, .oh = out->h, .ow = out->w, .oc = out->c, .kernel = op->kernel,
-                       .stride = op->stride, .pad = op->pad_before};
+    return (dd_window){.n = in->n,
+                       .h = in->h,
+                       .w = in->w,
+                       .ic = in->c,
+                       .oh = out->h,
+                       .ow = out->w,
+                       .oc = out->c,
+                       .kernel = op->kernel,
+                       .stride = op->stride,
+                       .pad = op->pad_before};
 }
 
 #endif

@@ -26,9 +26,14 @@ static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
 {
     const dd_value_info *dst = value(t, s->op->dst);
     char *saved = in_slot(t, slot, s->saved);
-    return (dd_batch_norm){.gamma = t->parameter + s->gamma, .beta = t->parameter + s->beta, .mean = (float *)(void *)saved,
+    return (dd_batch_norm){.gamma = t->parameter + s->gamma,
+                           .beta = t->parameter + s->beta,
+                           .mean = (float *)(void *)saved,
                            .variance = (float *)(void *)(saved + aligned((size_t)dst->c * sizeof(float))),
-                           .rows = (int64_t)dst->n * dst->h * dst->w, .c = dst->c, .eps = s->op->eps, .relu = s->op->act == DD_ACT_RELU};
+                           .rows = (int64_t)dst->n * dst->h * dst->w,
+                           .c = dst->c,
+                           .eps = s->op->eps,
+                           .relu = s->op->act == DD_ACT_RELU};
 }
 
 /* Packs the weights of forward and backward, unless they were made from what the parameters still hold. */
@@ -85,8 +90,15 @@ static dd_status forward_step(dd_trainer *t, step *s, int slot, const float *ima
     default:
         if (s->winograd) {
             dd_winograd(t->isa, t->dtype,
-                        &(dd_winograd_call){.dst = dst, .src = src, .weights = t->packed + s->packed_forward, .n = in->n, .h = in->h,
-                                            .w = in->w, .ic = in->c, .oc = value(t, op->dst)->c, .scratch = t->scratch});
+                        &(dd_winograd_call){.dst = dst,
+                                            .src = src,
+                                            .weights = t->packed + s->packed_forward,
+                                            .n = in->n,
+                                            .h = in->h,
+                                            .w = in->w,
+                                            .ic = in->c,
+                                            .oc = value(t, op->dst)->c,
+                                            .scratch = t->scratch});
             return DD_OK;
         }
         dd_primitive_bind(s->forward, DD_ARG_SRC, src);
@@ -134,9 +146,14 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         break;
     case DD_OP_BATCH_NORM: {
         dd_batch_norm n = norm_of(t, s, slot);
-        const dd_batch_norm_gradient g = {.d_src = part(t, s->d_src), .d_gamma = t->gradient + s->gamma, .d_beta = t->gradient + s->beta,
-                                          .d_dst = part(t, s->d_dst[0]), .d_dst_more = part(t, s->d_dst[1]), .src = src,
-                                          .dst = in_slot(t, slot, t->kept[op->dst]), .residual = op->src[DD_SRC_ADD].value != DD_NONE};
+        const dd_batch_norm_gradient g = {.d_src = part(t, s->d_src),
+                                          .d_gamma = t->gradient + s->gamma,
+                                          .d_beta = t->gradient + s->beta,
+                                          .d_dst = part(t, s->d_dst[0]),
+                                          .d_dst_more = part(t, s->d_dst[1]),
+                                          .src = src,
+                                          .dst = in_slot(t, slot, t->kept[op->dst]),
+                                          .residual = op->src[DD_SRC_ADD].value != DD_NONE};
         dd_batch_norm_backward(t->isa, t->dtype, &n, &g, t->scratch);
         break;
     }
@@ -146,7 +163,8 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
     case DD_OP_CONV:
         if (s->own_weights) {
             const dd_window window = window_of(t, op);
-            dd_weight_gradient(t->isa, t->dtype, t->gradient + s->weight, src, part(t, s->d_dst[0]), &window, t->scratch);
+            dd_weight_gradient(t->isa, t->dtype, t->gradient + s->weight, src, part(t, s->d_dst[0]), &window,
+                               t->scratch);
             since = add_time(s, PHASE_WEIGHTS, since);
         } else {
             dd_primitive_bind(s->weights, DD_ARG_SRC, src);
@@ -157,8 +175,14 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         }
         if (s->winograd_backward) {
             dd_winograd(t->isa, t->dtype,
-                        &(dd_winograd_call){.dst = part(t, s->d_src), .src = part(t, s->d_dst[0]), .weights = t->packed + s->packed_backward,
-                                            .n = in->n, .h = in->h, .w = in->w, .ic = value(t, op->dst)->c, .oc = in->c,
+                        &(dd_winograd_call){.dst = part(t, s->d_src),
+                                            .src = part(t, s->d_dst[0]),
+                                            .weights = t->packed + s->packed_backward,
+                                            .n = in->n,
+                                            .h = in->h,
+                                            .w = in->w,
+                                            .ic = value(t, op->dst)->c,
+                                            .oc = in->c,
                                             .scratch = t->scratch});
         } else if (s->backward) {
             DD_TRY(dd_primitive_run(s->backward));
@@ -166,7 +190,8 @@ static dd_status backward_step(dd_trainer *t, step *s, int slot, const float *d_
         break;
     default:
         if (s->d_dst[1] >= 0) {
-            dd_accumulate(t->isa, t->dtype, part(t, s->d_dst[0]), part(t, s->d_dst[1]), dd_value_elements(value(t, op->dst)));
+            dd_accumulate(t->isa, t->dtype, part(t, s->d_dst[0]), part(t, s->d_dst[1]),
+                          dd_value_elements(value(t, op->dst)));
         }
         dd_primitive_bind(s->backward, DD_ARG_WORKSPACE, in_slot(t, slot, s->saved));
         DD_TRY(dd_primitive_run(s->backward));
@@ -184,7 +209,8 @@ dd_status dd_trainer_backward(dd_trainer *t, int slot, const float *d_features)
         return status;
     }
     if (!t->alive[slot]) {
-        DD_FAIL(DD_INVALID, "backward: slot %d holds no forward pass that was made since the last step and not used yet", slot);
+        DD_FAIL(DD_INVALID,
+                "backward: slot %d holds no forward pass that was made since the last step and not used yet", slot);
     }
     t->alive[slot] = false;
     for (int i = t->nsteps - 1; i >= 0; i--) {
@@ -208,12 +234,17 @@ static dd_status fold_weights(dd_trainer *t)
         if (s->op->kind == DD_OP_BATCH_NORM) {
             const step *conv = &t->steps[s->convolution];
             const dd_value_info *in = value(t, conv->op->src[DD_SRC].value);
-            dd_batch_norm n = {.gamma = t->parameter + s->gamma, .beta = t->parameter + s->beta, .mean = t->statistic + s->mean,
-                               .variance = t->statistic + s->variance, .c = value(t, s->op->dst)->c, .eps = s->op->eps};
-            dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight, &n, n.c,
-                               (size_t)in->c * (size_t)conv->op->kernel * (size_t)conv->op->kernel);
+            dd_batch_norm n = {.gamma = t->parameter + s->gamma,
+                               .beta = t->parameter + s->beta,
+                               .mean = t->statistic + s->mean,
+                               .variance = t->statistic + s->variance,
+                               .c = value(t, s->op->dst)->c,
+                               .eps = s->op->eps};
+            dd_fold_batch_norm(t->folded, (float *)(void *)(t->packed + s->bias_evaluate), t->parameter + conv->weight,
+                               &n, n.c, (size_t)in->c * (size_t)conv->op->kernel * (size_t)conv->op->kernel);
             if (s->winograd_evaluate) {
-                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_evaluate, t->folded, in->c, n.c, DD_WINOGRAD_FORWARD);
+                dd_winograd_pack(t->isa, t->dtype, t->packed + s->packed_evaluate, t->folded, in->c, n.c,
+                                 DD_WINOGRAD_FORWARD);
             } else {
                 DD_TRY(dd_primitive_run(s->pack_evaluate));
             }
@@ -240,7 +271,8 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
             continue; /* part of the batch norm that it feeds */
         }
         const dd_value_info *in = value(t, s->op->src[DD_SRC].value);
-        char *src = t->activations + t->evaluated[s->op->src[DD_SRC].value], *dst = t->activations + t->evaluated[s->op->dst];
+        char *src = t->activations + t->evaluated[s->op->src[DD_SRC].value],
+             *dst = t->activations + t->evaluated[s->op->dst];
         if (s->op->kind == DD_OP_FROM_NCHW) {
             dd_from_nchw(t->dtype, dst, images, rows, in->c, in->h * in->w);
             size_t row = value_bytes(t, s->op->dst) / (size_t)in->n;
@@ -250,11 +282,18 @@ dd_status dd_trainer_evaluate(dd_trainer *t, const float *images, int rows, floa
         } else if (s->winograd_evaluate) {
             dd_value from = t->steps[s->convolution].op->src[DD_SRC].value, add = s->op->src[DD_SRC_ADD].value;
             dd_winograd(t->isa, t->dtype,
-                        &(dd_winograd_call){.dst = dst, .src = t->activations + t->evaluated[from], .weights = t->packed + s->packed_evaluate,
+                        &(dd_winograd_call){.dst = dst,
+                                            .src = t->activations + t->evaluated[from],
+                                            .weights = t->packed + s->packed_evaluate,
                                             .bias = (float *)(void *)(t->packed + s->bias_evaluate),
                                             .residual = add ? t->activations + t->evaluated[add] : NULL,
-                                            .relu = s->op->act == DD_ACT_RELU, .n = in->n, .h = in->h, .w = in->w, .ic = value(t, from)->c,
-                                            .oc = value(t, s->op->dst)->c, .scratch = t->scratch});
+                                            .relu = s->op->act == DD_ACT_RELU,
+                                            .n = in->n,
+                                            .h = in->h,
+                                            .w = in->w,
+                                            .ic = value(t, from)->c,
+                                            .oc = value(t, s->op->dst)->c,
+                                            .scratch = t->scratch});
         } else {
             DD_TRY(dd_primitive_run(s->evaluate));
         }
@@ -284,7 +323,8 @@ double dd_trainer_gradient_norm(const dd_trainer *t)
 void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
 {
     dd_team team;
-    dd_sgd sgd = {.lr = o->lr, .momentum = o->momentum, .weight_decay = o->weight_decay, .nesterov = o->nesterov, .scale = 1.0f};
+    dd_sgd sgd = {
+        .lr = o->lr, .momentum = o->momentum, .weight_decay = o->weight_decay, .nesterov = o->nesterov, .scale = 1.0f};
     if (o->clip_norm > 0) {
         double ratio = o->clip_norm / (dd_trainer_gradient_norm(t) + 1e-6); /* as torch.nn.utils.clip_grad_norm_ */
         sgd.scale = ratio < 1 ? (float)ratio : 1.0f;
@@ -292,7 +332,8 @@ void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
     dd_team_ask(&team, t->threads);
     dd_sgd_step(t->parameter, t->moment, t->gradient, t->decayed, &sgd);
     sgd.weight_decay = 0;
-    dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed, &sgd);
+    dd_sgd_step(t->parameter + t->decayed, t->moment + t->decayed, t->gradient + t->decayed, t->parameters - t->decayed,
+                &sgd);
     dd_team_end(&team);
     memset(t->alive, 0, sizeof t->alive);
     dd_trainer_touched(t, DD_TRAINER_PARAMETERS);
@@ -332,9 +373,12 @@ dd_trainer_row dd_trainer_profile(const dd_trainer *t, int index)
 {
     static const char *const phases[PHASES] = {"forward", "backward", "weights", "pack", "unpack", "evaluate", "fold"};
     const step *s = &t->steps[index / PHASES];
-    const dd_primitive *by_phase[PHASES] = {s->forward, s->backward, s->weights, s->pack_forward, s->unpack, s->evaluate, s->pack_evaluate};
+    const dd_primitive *by_phase[PHASES] = {s->forward, s->backward, s->weights,      s->pack_forward,
+                                            s->unpack,  s->evaluate, s->pack_evaluate};
     const dd_primitive *p = by_phase[index % PHASES];
-    const char *ours = index % PHASES == PHASE_WEIGHTS ? "dreamda:weight_gradient" : s->winograd ? "dreamda:winograd" : "dreamda";
+    const char *ours = index % PHASES == PHASE_WEIGHTS ? "dreamda:weight_gradient"
+                       : s->winograd                   ? "dreamda:winograd"
+                                                       : "dreamda";
     return (dd_trainer_row){.name = s->op->name, .phase = phases[index % PHASES],
                             .implementation = p ? dd_primitive_implementation(p) : ours,
                             .calls = s->calls[index % PHASES], .seconds = s->seconds[index % PHASES]};
