@@ -41,12 +41,13 @@ def divide(photos: Path, work: Path) -> tuple[Path, Path]:
 
 def ours(work: Path, dtype: str, seed: int) -> dict:
     from dreamda.training.recipe import Recipe
-    from dreamda.runs.train import TrainSettings, train_dataset
+    from dreamda.runs.train import train_dataset
 
     out = work / f"ours-{dtype}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    recipe = Recipe("real-only", epochs=EPOCHS, batch=BATCH, lr=LR, momentum=MOMENTUM, weight_decay=DECAY, warmup_epochs=WARMUP, seed=seed)
-    report = train_dataset(work / "train", None, out, recipe, TrainSettings(size=(SIZE, SIZE), stem="imagenet", dtype=dtype), test=work / "test")
+    recipe = Recipe(method="real-only", epochs=EPOCHS, batch_size=BATCH, learning_rate=LR, momentum=MOMENTUM, weight_decay=DECAY, warmup_epochs=WARMUP,
+                    random_state=seed, image_size=SIZE, stem="imagenet", width=64, dtype=dtype)
+    report = train_dataset(work / "train", None, out, recipe, test=work / "test")
     epochs = [e for e in report.events if e["event"] == "epoch"]
     return dict(accuracy=report.metrics.accuracy, loss=epochs[-1]["loss"], seconds=sum(e["seconds"] for e in epochs))
 

@@ -40,7 +40,8 @@ VARIANTS = 10
 PARTS = {"final": (-10_000, -5_000), "sweep": (-5_000, -3_000), "validation": (-3_000, None)}
 
 # The network and its steps, the same for every method.
-TRAINING = dict(backbone="resnet18", width=16, batch=32, epochs=25, steps_per_epoch=20, lr=0.05, warmup_epochs=1.0)
+TRAINING = dict(backbone="resnet18", width=16, batch_size=32, epochs=25, steps_per_epoch=20, learning_rate=0.05, warmup_epochs=1.0,
+                threshold=0.9, hint="ignore", relabel=0, consistency_on="rest")
 
 # Kinds of synthetic images: arguments of Pipeline.augment, each the best of the sweep. "text" starts from pure noise, so that it knows
 # nothing of its seed. "dreamda" perturbs the bottleneck without the tie to the seed's own trajectory (see EFFICACY.md).
@@ -145,7 +146,9 @@ def train(data: str, work: str, kind: dict | None, recipe: dict, part: str, draw
     synthetic, hints = load_images(work, kind, part, draw, size) if kind else (None, None)
     recipe = dict(recipe)
     given = flip(hints, recipe.pop("wrong_labels", 0.0), draw)
-    classifier = AMSTClassifier(**{**TRAINING, **recipe}, threads=1, workers=1, random_state=draw)
+    settings = {**TRAINING, **recipe}
+    settings.setdefault("pretrain_epochs", max(1, settings["epochs"] // 3))
+    classifier = AMSTClassifier(**settings, threads=1, workers=1, random_state=draw)
     classifier.fit(images[members], labels[members], synthetic, given)
     test, test_labels = fashion(data, tested)
     record = dict(accuracy=classifier.score(test, test_labels))
@@ -181,7 +184,7 @@ def make_judge(data: str, work: str) -> float:
     from dreamda import AMSTClassifier
 
     images, labels = fashion(data, "seen")
-    classifier = AMSTClassifier(**{**TRAINING, "batch": 64, "epochs": 20, "steps_per_epoch": 150}, method="real-only", threads=1, workers=1)
+    classifier = AMSTClassifier(**{**TRAINING, "batch_size": 64, "epochs": 20, "steps_per_epoch": 150}, method="real-only", threads=1, workers=1)
     classifier.fit(images, labels)
     Path(work).mkdir(parents=True, exist_ok=True)
     classifier.save(judge_file(work))

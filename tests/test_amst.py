@@ -5,26 +5,28 @@ import numpy as np
 import pytest
 from standin import StandIn, pictures
 
+from dreamda.options import ParameterError
 from dreamda.training.backbone import initialise
 from dreamda.training.batches import Batch, Data, Pool, mix
 from dreamda.training.heads import AMSTHeads
-from dreamda.training.recipe import RECIPE_FIELDS, Recipe, learning_rate
-from dreamda.training.stages import DivergenceError, Network, Training
+from dreamda.training.recipe import Recipe, natural_size, rate_at
+from dreamda.training.stages import DivergenceError, Network, Training, describe
 from dreamda.training.views import Views
 
 REAL, LABELS = pictures(30)
 SYNTHETIC, HINTS = pictures(90, seed=1)
 TEST, TEST_LABELS = pictures(300, seed=2)
 VIEWS = Views((16, 16), (0.4,) * 3, (0.25,) * 3, crop_scale=(0.9, 1.0), operations=1, magnitude=0.3)
-FAST = dict(epochs=6, batch=16, lr=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7)
+PAPER = dict(hint="ignore", consistency_on="rest", relabel=0)  # what the paper says, or leaves out
+FAST = dict(epochs=6, pretrain_epochs=2, batch_size=16, learning_rate=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7, **PAPER)
 
 
 def make(workers=0, data=None, classes=3, **recipe):
     recipe = Recipe(**{**FAST, **recipe})
-    backbone = StandIn(batch=recipe.batch)
-    initialise(backbone, recipe.seed)
+    backbone = StandIn(batch=recipe.batch_size)
+    initialise(backbone, recipe.random_state)
     data = data or Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS)
-    return Training(backbone, AMSTHeads(backbone.features, classes, recipe.seed), recipe, VIEWS, data, workers=workers)
+    return Training(backbone, AMSTHeads(backbone.features, classes, recipe.random_state), recipe, VIEWS, data, workers=workers)
 
 
 def finish(run, **options):
@@ -43,7 +45,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("recipe", [
     {}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"}, {"view": "randaugment"},
-    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"relabel": 2, "seed": 2**64 - 1}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
+    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"relabel": 2, "random_state": 2**64 - 1}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
 def test_every_method_learns(recipe):
     run = make(**recipe)
     events = finish(run)
@@ -55,19 +57,20 @@ def test_every_method_learns(recipe):
 
 def test_labelling_again_takes_batches_without_real_images():
     data = Data(REAL[:2], LABELS[:2], SYNTHETIC, HINTS, HINTS)
-    events = finish(make(data=data, relabel=1, real_share=0.0, hint="keep", threshold=1.0, batch=4, epochs=3))
-    assert [e["accepted"] for e in events if e["event"] == "labelling"] == [90, 90]
+    events = finish(make(data=data, relabel=1, real_share=0.0, hint="keep", threshold=1.0, batch_size=4, epochs=3, pretrain_epochs=1))
+    labellings = [e for e in events if e["event"] == "labelling"]
+    assert [e["accepted"] for e in labellings] == [90, 90]
 
 
 def test_the_log_of_amst():
     run = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS, TEST[:60], TEST_LABELS[:60]), relabel=2, threshold=0.9)
     events = finish(run)
     assert [e["event"] + e.get("stage", "") for e in events] == (
-        ["epochpretrain"] * 2 + ["labelling"] + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
-    labelling = events[2]
+        ["stagepretrain"] + ["epochpretrain"] * 2 + ["stagetrain", "labelling"] + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
+    labelling = events[4]
     assert labelling["images"] == 90 and sum(labelling["per_class"]) == labelling["accepted"] > 30
     assert labelling["precision"] > 0.9 and labelling["precision"] == labelling["agree_with_seed"] and labelling["epoch"] == 2
-    assert (run.assigned >= 0).sum() == events[5]["accepted"]
+    assert (run.assigned >= 0).sum() == events[7]["accepted"]
     epochs = [e for e in events if e["event"] == "epoch"]
     for e in epochs:
         assert e["loss"] > 0 and 0 <= e["train_accuracy"] <= 1 and e["gradient_norm"] > 0 and 0 <= e["validation_accuracy"] <= 1
@@ -83,7 +86,7 @@ def test_workers_do_not_change_a_bit():
         finish(run)
         states.append(run.network.state())
     assert same(states[0], states[1]) and same(states[0], states[2])
-    other = make(seed=1)
+    other = make(random_state=1)
     finish(other)
     assert not same(states[0], other.network.state())
 
@@ -114,7 +117,7 @@ def test_wrong_hints_hurt_amst_less_than_plain_training(part):
         chosen = rng.permutation(90)[: round(90 * part)]
         flipped[chosen] = (flipped[chosen] + rng.integers(1, 3, len(chosen))) % 3
         for method in lost:
-            clean, wrong = (make(method=method, seed=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS)) for hints in (HINTS, flipped))
+            clean, wrong = (make(method=method, random_state=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS)) for hints in (HINTS, flipped))
             for run in (clean, wrong):
                 finish(run)
             lost[method].append(np.mean(clean.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS])
@@ -171,7 +174,7 @@ def test_the_consistency_loss_may_see_every_synthetic_image():
     events = finish(run)
     assert (run.assigned >= 0).sum() > 75, "too few are left for a batch, and yet"
     assert events[-1]["used"] > 0
-    with pytest.raises(ValueError, match="--consistency-on must be rest or all"):
+    with pytest.raises(ValueError, match="consistency_on: 'some' is not possible; use one of rest, all"):
         make(consistency_on="some")
 
 
@@ -226,16 +229,16 @@ def test_divergence_stops_with_the_step_and_harms_nothing(recipe):
         return forward(images, slot) * np.float32(np.nan if len(calls) > 20 else 1)
 
     backbone.forward = poisoned
-    with pytest.raises(DivergenceError, match="training diverged in stage .*, step .*learning rate.*--lr") as error:
+    with pytest.raises(DivergenceError, match="training diverged in stage .*, step .*learning rate.*take a lower learning_rate") as error:
         run.run()
     assert error.value.step == (11 if not recipe else 21)
     assert all(np.isfinite(v).all() for v in run.network.state().values())
     with pytest.raises(DivergenceError, match="the loss is|not finite"):
-        make(lr=9e5, warmup_epochs=0, **recipe).run()
+        make(learning_rate=9e5, warmup_epochs=0, **recipe).run()
 
 
 def test_clipping_is_of_both_gradients_together():
-    run = make(clip_norm=1e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0.0, lr=1.0, method="real-only")
+    run = make(clip_norm=1e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0.0, learning_rate=1.0, method="real-only")
     before = run.network.state()
     run.run(stop=lambda: True)
     after = run.network.state()
@@ -244,12 +247,12 @@ def test_clipping_is_of_both_gradients_together():
 
 
 def test_learning_rate_warms_up_and_falls_to_nothing():
-    recipe = Recipe(lr=0.5, warmup_epochs=2)
-    rates = [learning_rate(recipe, i, 100, 10) for i in range(100)]
+    recipe = Recipe(learning_rate=0.5, warmup_epochs=2)
+    rates = [rate_at(recipe, i, 100, 10) for i in range(100)]
     assert rates[0] == 0.5 / 20 and rates[19] == rates[20] == 0.5 and max(rates) == 0.5
     assert all(a > b for a, b in zip(rates[20:], rates[21:])) and rates[-1] < 0.001 and rates[60] == pytest.approx(0.25)
-    assert learning_rate(recipe, 0, 10, 10) == 0.25  # never more than a fifth of a stage
-    assert learning_rate(Recipe(lr=1, warmup_epochs=0), 0, 4, 4) == 1
+    assert rate_at(recipe, 0, 10, 10) == 0.25  # never more than a fifth of a stage
+    assert rate_at(Recipe(learning_rate=1, warmup_epochs=0), 0, 4, 4) == 1
 
 
 def test_a_pool_is_one_random_order_after_another():
@@ -287,26 +290,51 @@ def test_initial_weights():
 
 
 @pytest.mark.parametrize("recipe, message", [
-    ({"method": "x"}, "--method must be amst, plain or real-only; it is 'x'"), ({"mix": "x"}, "--mix"), ({"hint": "x"}, "--hint"),
-    ({"view": "x"}, "--view"), ({"threshold": 1.1}, "--threshold"), ({"threshold": float("nan")}, "--threshold"), ({"lr": 0}, "--lr"),
-    ({"epochs": 1}, "--epochs must be 2 or more with --method amst"), ({"epochs": 0, "method": "plain"}, "--epochs"),
-    ({"pretrain_epochs": 6}, "--pretrain-epochs must be 1 to 5"), ({"batch": 1}, "--batch"), ({"steps_per_epoch": 0}, "--steps-per-epoch"),
-    ({"relabel": -1}, "--relabel"), ({"relabel": 1, "mix": "mixup"}, "exclude each other"), ({"seed": -1}, "--seed"),
-    ({"momentum": 1}, "--momentum"), ({"weight_decay": -1}, "--weight-decay"), ({"clip_norm": float("inf")}, "--clip-norm")])
+    ({"method": "x"}, "method: 'x' is not possible; use one of amst, plain, real-only"), ({"mix": "x"}, "mix: "), ({"hint": "x"}, "hint: "),
+    ({"view": "x"}, "view: "), ({"threshold": 1.1}, "threshold: "), ({"threshold": float("nan")}, "threshold: "), ({"learning_rate": 0}, "learning_rate: 0 is not"),
+    ({"epochs": 1}, "epochs: 1 is too few: method=amst has two stages"), ({"epochs": 0, "method": "plain"}, "epochs: "),
+    ({"pretrain_epochs": 6}, "pretrain_epochs: 6 leaves none of 6 epochs for the second stage; use 1 to 5"), ({"batch_size": 1}, "batch_size: "),
+    ({"steps_per_epoch": 0}, "steps_per_epoch: "), ({"relabel": -1}, "relabel: "), ({"relabel": 1, "mix": "mixup"}, "relabel: does not go with mix"),
+    ({"random_state": -1}, "random_state: "), ({"momentum": 1}, "momentum: 1.0 is not possible; use a number from 0 to below 1"),
+    ({"weight_decay": -1}, "weight_decay: "), ({"clip_norm": float("inf")}, "clip_norm: "), ({"crop_scale": (0.9, 0.1)}, "crop_scale: .* smaller one first"),
+    ({"crop_scale": (0, 1)}, "crop_scale: "), ({"image_size": (8,)}, "image_size: .* a whole number of 1 or more, or 2 of them"),
+    ({"mean": (0.5, 0.5)}, "mean: .* 3 numbers, each a number from 0 to 1"), ({"validation_fraction": 1}, "validation_fraction: 1.0 leaves no image")])
 def test_a_recipe_that_cannot_be_meant(recipe, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ParameterError, match=message):
         Recipe(**{**FAST, **recipe})
-    assert set(FAST) <= set(RECIPE_FIELDS)
+
+
+@pytest.mark.parametrize("recipe, stages", [({}, [("pretrain", 3), ("train", 27)]), ({"epochs": 12}, [("pretrain", 2), ("train", 10)]),
+                                            ({"epochs": 2}, [("pretrain", 1), ("train", 1)]), ({"method": "plain", "epochs": 1}, [("train", 1)]),
+                                            ({"epochs": 5, "pretrain_epochs": 4}, [("pretrain", 4), ("train", 1)])])
+def test_stages(recipe, stages):
+    assert Recipe(**recipe).stages() == stages
+
+
+def test_defaults_that_depend_on_others():
+    assert (Recipe().relabel, Recipe(mix="mixup").relabel, Recipe(relabel=2).relabel) == (3, 0, 2)
+    assert (Recipe().rate, Recipe(pretrained="x").rate, Recipe(pretrained="x", learning_rate=1).rate) == (0.05, 0.01, 1)
+    widths = [recipe.width_for(stem) for recipe in (Recipe(), Recipe(pretrained="x"), Recipe(width=32)) for stem in ("small", "imagenet")]
+    assert widths == [16, 64, 64, 64, 32, 32]
+
+
+@pytest.mark.parametrize("given, sizes, size, why", [
+    (None, [(32, 32)] * 3, (32, 32), "the images are 32 x 32"), (None, [(48, 40)] + [(300, 500)] * 4, (224, 224), "their median is 300 x 500"),
+    (None, [(32, 32)] * 3 + [(900, 900)], (32, 32), "the median of images from 32 x 32 to 900 x 900"), (None, [(100, 100)], (224, 224), "the images are 100 x 100"),
+    (48, [], (48, 48), "as given"), ((48, 40), [], (48, 40), "as given")])
+def test_the_size_is_the_median_and_not_that_of_the_first_image(given, sizes, size, why):
+    found, reason = natural_size(given, sizes)
+    assert found == size and why in reason
 
 
 def test_data_that_does_not_fit():
     with pytest.raises(ValueError, match="no real images"):
         make(data=Data((), np.zeros(0, np.int64), SYNTHETIC))
     for method in ("amst", "plain"):
-        with pytest.raises(ValueError, match=f"method {method} needs synthetic images"):
+        with pytest.raises(ValueError, match=f"method: {method} needs synthetic images"):
             make(method=method, data=Data(REAL, LABELS))
     for recipe in ({"method": "plain"}, {"hint": "agree"}):
-        with pytest.raises(ValueError, match="90 synthetic images have no label, but"):
+        with pytest.raises(ValueError, match="but 90 synthetic images have none"):
             make(data=Data(REAL, LABELS, SYNTHETIC), **recipe)
     run = make()
     arrays, position = run.state()
@@ -316,3 +344,46 @@ def test_data_that_does_not_fit():
         run.load_state({k: v for k, v in arrays.items() if k != "backbone.conv1.weight"}, position)
     with pytest.raises(ValueError, match="yields 24 features, but the heads are for 7"):
         Network(StandIn(), AMSTHeads(7, 3), 16)
+
+
+@pytest.mark.parametrize("event, text", [
+    (dict(images=400, accepted=400, confident=350, contradicted=0), "labelling 400 synthetic images: 350 confident at threshold 0.7, 50 kept with their source "
+                                                                    "label; mean confidence 0.64"),
+    (dict(images=400, accepted=380, confident=330, contradicted=15), "330 confident at threshold 0.7, 50 kept with their source label, 20 without a label "
+                                                                     "(15 contradicted); mean"),
+    (dict(images=9, accepted=0, confident=0, contradicted=0), "0 confident at threshold 0.7, 9 without a label; mean confidence 0.64. None is used as a labelled "
+                                                              "image, as the highest confidence is 0.690: training goes on")])
+def test_a_labelling_in_words(event, text):
+    assert text in describe({"event": "labelling", "threshold": 0.7, "confidence_mean": 0.64, "confidence_max": 0.69, **event})
+
+
+def test_a_stage_in_words():
+    events = finish(make())
+    lines = [describe(e) for e in events]
+    assert lines[0].startswith("Stage 1 (pretrain), 2 epochs:") and "the loss is another one" in next(line for line in lines if line.startswith("Stage 2"))
+    assert not any(e["event"] == "stage" for e in finish(make(method="plain")))
+
+
+def test_confident_and_kept_are_counted_apart():
+    flipped = HINTS.copy()
+    flipped[:30] = (flipped[:30] + 1) % 3
+    run = make(hint="keep", data=Data(REAL, LABELS, SYNTHETIC, flipped, HINTS))
+    labelling = next(e for e in finish(run) if e["event"] == "labelling")
+    assert 20 < labelling["contradicted"] == 90 - labelling["accepted"] and 40 < labelling["confident"] <= labelling["accepted"]
+
+
+def test_weights_of_images():
+    """An image of weight 0 has no part in the loss; equal weights change nothing."""
+    def weighted(weights, labels=LABELS):
+        data = Data(REAL, labels, SYNTHETIC, HINTS, weights=None if weights is None else np.asarray(weights, np.float32))
+        run = make(data=data, method="plain", epochs=3)
+        finish(run)
+        return run
+
+    plain = weighted(None)
+    assert same(plain.network.state(), weighted(np.ones(30)).network.state())
+    wrong = (LABELS + (np.arange(30) < 15)) % 3
+    assert accuracy(weighted(np.arange(30) >= 15, wrong)) > accuracy(weighted(None, wrong)) + 0.02
+    batches = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, weights=np.full(30, 0.5, np.float32)), method="plain").batches(0)
+    batch = batches.train(0)
+    assert (batch.weights[: batch.real] == 0.5).all() and (batch.weights[batch.real:] == 1).all()

@@ -6,16 +6,17 @@ import pytest
 from standin import FoldedStandIn, StandIn, pictures
 
 import dreamda
-from dreamda.training import classifier as module
-from dreamda.training import saved
+from dreamda.training import saved, setup
 from dreamda.training.backbone import choose_stem, create_backbone, load_pretrained
+from dreamda.training.holdout import split
 from dreamda.training.saved import TrainedModel
 
 X, CODES = pictures(30)
 Y = np.array(["bag", "coat", "shirt"])[CODES]
 SYNTHETIC, HINTS = pictures(60, seed=1)
 TEST, TEST_CODES = pictures(200, seed=2)
-FAST = dict(epochs=6, batch=16, lr=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7, crop_scale=(0.9, 1.0), validation_fraction=0.0)
+PAPER = dict(hint="ignore", consistency_on="rest", relabel=0)
+FAST = dict(epochs=6, pretrain_epochs=2, batch_size=16, learning_rate=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7, crop_scale=(0.9, 1.0), validation_fraction=0.0, **PAPER)
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def standin(monkeypatch):
     def create(name, *, size, batch, slots, **_):
         return StandIn(batch=batch, height=size[0], width=size[1], slots=slots)
 
-    monkeypatch.setattr(module, "create_backbone", create)
+    monkeypatch.setattr(setup, "create_backbone", create)
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
 
 
@@ -39,7 +40,7 @@ def test_fit_predict_score_save_load_pickle(standin, tmp_path):
     probabilities = clf.predict_proba(TEST)
     assert probabilities.shape == (200, 3) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert (clf.predict(TEST) == clf.classes_[probabilities.argmax(axis=1)]).all()
-    assert {e["event"] for e in clf.history_} == {"epoch", "labelling"} and clf.best_epoch_ == 6 and len(clf.pseudo_labels_) == 60
+    assert {e["event"] for e in clf.history_} == {"epoch", "labelling", "stage"} and clf.best_epoch_ == 6 and len(clf.pseudo_labels_) == 60
     clf.save(tmp_path / "m.safetensors")
     clf.save(tmp_path / "m.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
@@ -50,12 +51,12 @@ def test_fit_predict_score_save_load_pickle(standin, tmp_path):
 
 
 def test_parameters_out_of_numpy_are_saved(standin, tmp_path):
-    clf = make(method="real-only", epochs=np.int64(2), lr=np.float32(0.125), width=np.int64(8), image_size=np.int64(16), flip=np.bool_(False), mean=np.full(3, 0.5), std=np.array([0.25] * 3), random_state=np.int64(3))
+    clf = make(method="real-only", epochs=np.int64(2), learning_rate=np.float32(0.125), width=np.int64(8), image_size=np.int64(16), flip=np.bool_(False), mean=np.full(3, 0.5), std=np.array([0.25] * 3), random_state=np.int64(3))
     clf.fit(X, Y)
     assert "epochs=" in repr(clf) and "mean=array([0.5" in repr(clf)
     clf.save(tmp_path / "m.safetensors")
     other = dreamda.AMSTClassifier.load(tmp_path / "m.safetensors")
-    assert (other.epochs, other.lr, other.flip, other.mean, other.random_state) == (2, 0.125, False, (0.5, 0.5, 0.5), 3)
+    assert (other.epochs, other.learning_rate, other.flip, other.mean, other.random_state) == (2, 0.125, False, (0.5, 0.5, 0.5), 3)
     np.testing.assert_array_equal(other.predict_proba(TEST[:5]), clf.predict_proba(TEST[:5]))
 
 
@@ -65,10 +66,12 @@ def test_conventions_of_scikit_learn(standin):
     assert params["method"] == "real-only" and params["random_state"] == 4 and len(params) > 25
     copy = type(clf)(**params)                                     # what sklearn.base.clone does
     assert all(copy.get_params()[k] is params[k] for k in params)
-    assert clf.set_params(lr=0.2) is clf and clf.lr == 0.2 and copy.lr == 0.1
+    assert clf.set_params(learning_rate=0.2) is clf and clf.learning_rate == 0.2 and copy.learning_rate == 0.1
     with pytest.raises(ValueError, match="no parameter 'rate'"):
         clf.set_params(rate=1)
-    assert repr(make()) == "AMSTClassifier(epochs=6, steps_per_epoch=12, batch=16, lr=0.1, warmup_epochs=1, threshold=0.7, crop_scale=(0.9, 1.0))"
+    assert repr(dreamda.AMSTClassifier(epochs=6, crop_scale=(0.9, 1.0))) == "AMSTClassifier(epochs=6, crop_scale=(0.9, 1.0))"
+    with pytest.raises(TypeError, match="AMSTClassifier has no parameter 'lr'; there are: method, epochs"):
+        dreamda.AMSTClassifier(lr=0.1)
     first, second = copy.fit(X, CODES), make(method="real-only", random_state=4, workers=0).fit(X, CODES)
     np.testing.assert_array_equal(first.predict_proba(TEST), second.predict_proba(TEST))
     assert first.predict(TEST).dtype.kind == "i"
@@ -77,11 +80,11 @@ def test_conventions_of_scikit_learn(standin):
 
 def test_best_epoch_on_held_back_images(standin):
     clf = make(validation_fraction=0.3).fit(X, Y, SYNTHETIC)
-    accuracies = {e["epoch"]: e["validation_accuracy"] for e in clf.history_ if e.get("stage") == "train"}
+    accuracies = {e["epoch"]: e["validation_accuracy"] for e in clf.history_ if e["event"] == "epoch" and e["stage"] == "train"}
     assert clf.best_epoch_ == max(accuracies, key=accuracies.get)
-    train, held = module.split(CODES, 0.3, 0)
+    train, held = split(CODES, 0.3, 0)
     assert len(held) == 9 and np.bincount(CODES[held]).tolist() == [3, 3, 3] and sorted([*train, *held]) == list(range(30))
-    assert module.split(np.array([0, 1, 1]), 0.9, 0)[0].tolist()[0] == 0
+    assert split(np.array([0, 1, 1]), 0.9, 0)[0].tolist()[0] == 0
 
 
 def test_grey_and_other_sizes(standin):
@@ -92,12 +95,16 @@ def test_grey_and_other_sizes(standin):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: make().fit(X / 255, Y), "X must be uint8"), (lambda: make().fit(X[0, 0], Y), "X must be images"),
-    (lambda: make().fit(X, Y[:5]), "y has shape"), (lambda: make().fit(X, ["a"] * 30), "1 class; a classifier needs 2"),
-    (lambda: make().fit(X, Y), "method amst needs synthetic images"), (lambda: make().fit(X, Y, X, Y[:5]), "y_synthetic has shape"),
-    (lambda: make().fit(X, Y, X, ["hat"] * 30), "classes that no real image has: 'hat'"), (lambda: make(method="z").fit(X, Y), "--method"),
-    (lambda: make(method="plain").fit(X, Y, X), "30 synthetic images have no label"), (lambda: make().predict(X), "not fitted"),
-    (lambda: make().save("x"), "not fitted"), (lambda: make(validation_fraction=1).fit(X, Y, X), "--validation"),
+    (lambda: make().fit(X / 255, Y), "X: holds float64; images must be uint8"), (lambda: make().fit(X[0, 0], Y), "X: is one image"),
+    (lambda: make().fit(X[0], [1]), r"X: is one image of shape \(16, 16, 3\); give a batch"), (lambda: make().fit(X[..., :2], Y), "X: has shape"),
+    (lambda: make().fit(X, Y[:5]), "y: has 5 values, but X has 30 images"), (lambda: make().fit(X, ["a"] * 30), "y: has 1 class, .*; a classifier needs 2"),
+    (lambda: make().fit(X, Y), "method: amst needs synthetic images"), (lambda: make().fit(X, Y, X, Y[:5]), "y_synthetic: has 5 values"),
+    (lambda: make().fit(X, Y, X, ["hat"] * 30), "classes that no real image has: 'hat'"), (lambda: make(method="z").fit(X, Y), "method: 'z'"),
+    (lambda: make(method="plain").fit(X, Y, X), "30 synthetic images have none"), (lambda: make().predict(X), "not fitted"),
+    (lambda: make().save("x"), "not fitted"), (lambda: make(validation_fraction=1).fit(X, Y, X), "validation_fraction: 1.0"),
+    (lambda: make().fit(X, Y, X, groups_synthetic=range(30)), "groups_synthetic: needs groups"),
+    (lambda: make().fit(X, Y, X, sample_weight=[-1] * 30), "sample_weight: must be finite numbers, 0 or more"),
+    (lambda: make().fit(X, Y, X, groups=range(30), groups_synthetic=[99] * 30), "groups_synthetic: has no group of the real images"),
     (lambda: make(crop_scale=(0, 1)).fit(X, Y, X), "crop_scale"), (lambda: make(std=(0, 0, 0)).fit(X, Y, X), "std")])
 def test_bad_arguments(standin, call, message):
     with pytest.raises(ValueError, match=message):
@@ -109,7 +116,7 @@ def test_stems():
     for stem, size in (("imagenet", (31, 64)), ("auto", (7, 7))):
         with pytest.raises(ValueError, match="too small for the .* stem"):
             choose_stem(stem, size)
-    with pytest.raises(ValueError, match="--backbone must be resnet18, resnet34 or resnet50"):
+    with pytest.raises(ValueError, match="backbone: 'vgg' is not possible; use resnet18, resnet34 or resnet50"):
         create_backbone("vgg", size=(32, 32), batch=4)
 
 

@@ -16,7 +16,7 @@ import dreamda
 from dreamda import cli
 from dreamda.cli import train as cli_train
 from dreamda.runs import train as train_run
-from dreamda.training import saved
+from dreamda.training import saved, setup
 from dreamda.data import load_bundled
 from dreamda.runs.pictures import contact_sheet
 
@@ -159,7 +159,7 @@ def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys)
     monkeypatch.setattr(cli.common, "load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
     monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
-    monkeypatch.setattr(train_run, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
+    monkeypatch.setattr(setup, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})
     assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0

@@ -18,7 +18,7 @@ from dreamda.data import importers as datasets
 
 from dreamda.runs import train as train_run
 
-from dreamda.training import saved
+from dreamda.training import saved, setup
 from dreamda.data import ImageFolder, own_prompt_files, prompts_from_file, prompts_from_template
 from dreamda.generation.recipes import load_recipe, names
 
@@ -217,16 +217,16 @@ def test_stl10_and_amst_on_its_unlabelled_images(tmp_path, capsys, monkeypatch):
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
     create = lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots)  # noqa: E731
-    monkeypatch.setattr(train_run, "create_backbone", create)
+    monkeypatch.setattr(setup, "create_backbone", create)
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
-    options = ["--epochs", "2", "--batch", "4", "--steps-per-epoch", "2", "--threshold", "0", "--size", "32", "--threads", "1"]
+    options = ["--epochs", "2", "--batch-size", "4", "--steps-per-epoch", "2", "--threshold", "0", "--size", "32", "--threads", "1"]
     job = ["train", tmp_path / "out/train", tmp_path / "out/unlabelled", "--test", tmp_path / "out/test"]
     assert run(*job, "--out", tmp_path / "run", *options) in (0, 1)
-    labelling = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[1])
+    labelling = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[3])
     assert labelling["images"] == 12 and "agree_with_seed" not in labelling
     capsys.readouterr()
     assert run(*job, "--out", tmp_path / "plain", "--method", "plain", *options) == 2
-    assert "12 synthetic images have no label, but method plain trains on them" in capsys.readouterr().err
+    assert "--method: plain trains on their labels, but 12 synthetic images have none" in capsys.readouterr().err
     assert run("train", tmp_path / "out/train", tmp_path / "out/unlabelled", "--test", tmp_path / "out/unlabelled", "--out", tmp_path / "no", *options) == 2
     assert 'must have the texts "file_name" and "label"' in capsys.readouterr().err
 

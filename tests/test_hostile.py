@@ -21,6 +21,7 @@ from standin import StandIn, pictures
 import dreamda
 from dreamda import _core
 from dreamda.runs import train as train_run
+from dreamda.runs.labelled import scan_labelled
 from dreamda.training.backbone import load_pretrained
 from dreamda.training.batches import Data
 from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config
@@ -279,7 +280,7 @@ def test_pretrained_weights_with_nan_are_named(tmp_path):
     wanted = {k: np.zeros(v.shape, np.float32) for k, v in {**backbone.parameters, **backbone.buffers}.items()}
     wanted["bn1.bias"][3] = np.nan
     (tmp_path / "p.safetensors").write_bytes(save(wanted))
-    with pytest.raises(ValueError, match="--pretrained .*p.safetensors: parameter 'bn1.bias' holds NaN"):
+    with pytest.raises(ValueError, match="pretrained: .*p.safetensors: parameter 'bn1.bias' holds NaN"):
         load_pretrained(backbone, tmp_path / "p.safetensors")
 
 
@@ -291,7 +292,7 @@ def test_pretrained_weights_with_nan_are_named(tmp_path):
     ({"assigned": np.full(6, 0.5, np.float32)}, "labels of the synthetic images"), ({"backbone.bn1.bias": np.full(24, np.inf, np.float32)}, "holds NaN or infinite")])
 def test_positions_and_arrays_of_checkpoints(tmp_path, change, message):
     images, labels = pictures(6)
-    run = Training(StandIn(batch=4), AMSTHeads(24, 3), Recipe(epochs=3, batch=4), Views((16, 16), (0.5,) * 3, (0.2,) * 3),
+    run = Training(StandIn(batch=4), AMSTHeads(24, 3), Recipe(epochs=3, batch_size=4), Views((16, 16), (0.5,) * 3, (0.2,) * 3),
                    Data(images, labels, images), workers=0)
     arrays, position = run.state()
     arrays |= {k: v for k, v in change.items() if isinstance(v, np.ndarray)}
@@ -381,7 +382,7 @@ def test_class_folders_with_any_name(tmp_path):
     folder = ImageFolder.scan(tmp_path / "real")
     generate_dataset(folder, tmp_path / "out", Grey(), GenerationOptions(variants=1))
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == sorted(NAMES)
-    assert train_run.scan_labelled(tmp_path / "out", sorted(NAMES), "X").labels.tolist() == list(range(len(NAMES)))
+    assert scan_labelled(tmp_path / "out", sorted(NAMES), "X").labels.tolist() == list(range(len(NAMES)))
     metrics = evaluate_predictions(np.eye(len(NAMES)), np.arange(len(NAMES)), NAMES)
     table = metrics.table()
     assert len(table.splitlines()) == len(NAMES) + 2 and all(line.isprintable() and len(line) < 200 for line in table.splitlines())

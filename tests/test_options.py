@@ -164,7 +164,7 @@ def test_a_command_with_the_fields_as_options(capsys):
     assert made == [Shape(sides=4, size=2, style="bold", round=True)]
     invoke("--help")
     text = " ".join((shown := capsys.readouterr().out).split())
-    for part in ("Outline: --sides N How many sides; not with --round. [default: 3]", "--size X How large. [default: as wide as --width 2]",
+    for part in ("Outline: --sides N How many sides; not with --soft. [default: 3]", "--size X How large. [default: as wide as --width 2]",
                  "Ink: --style [thin|bold] How it is drawn; --style bold stands out. [default: thin]", "--soft / --no-soft Whether corners are round."):
         assert part in text
     assert shown.endswith("Examples:\n  draw square\n  draw circle --soft\n") and "<" not in shown.split("Outline:")[1]

@@ -17,7 +17,7 @@ from dreamda.training.stages import Training
 X, Y = pictures(30)
 SYNTHETIC, HINTS = pictures(60, seed=1)
 TEST, TEST_LABELS = pictures(200, seed=2)
-FAST = dict(width=8, epochs=4, pretrain_epochs=2, steps_per_epoch=12, batch=16, lr=0.05, warmup_epochs=1, threshold=0.6, crop_scale=(0.9, 1.0),
+FAST = dict(width=8, epochs=4, pretrain_epochs=2, steps_per_epoch=12, batch_size=16, learning_rate=0.05, warmup_epochs=1, threshold=0.6, crop_scale=(0.9, 1.0),
             threads=1, dtype="f32")
 
 
@@ -36,7 +36,7 @@ def test_it_learns_and_predicts_the_same_after_a_file(fitted, tmp_path):
 
 
 def test_two_fits_have_the_same_bits(fitted):
-    again = dreamda.AMSTClassifier(**FAST, workers=0).fit(X, Y, SYNTHETIC)
+    again = dreamda.AMSTClassifier(**FAST, workers=0).fit(X, Y, SYNTHETIC, HINTS)
     for name, array in fitted.model_.weights.items():
         np.testing.assert_array_equal(array, again.model_.weights[name], err_msg=name)
 
@@ -67,7 +67,7 @@ def test_a_trained_backbone_is_a_pretrained_one(fitted, tmp_path):
         initialise(other, 0)
         with pytest.raises(ValueError, match="another architecture.*conv1.weight"):
             load_pretrained(other, tmp_path / "m.safetensors")
-    start = dreamda.AMSTClassifier(**{**FAST, "epochs": 1, "pretrain_epochs": None, "method": "real-only", "lr": 1e-6, "mean": fitted.model_.mean,
+    start = dreamda.AMSTClassifier(**{**FAST, "epochs": 1, "pretrain_epochs": None, "method": "real-only", "learning_rate": 1e-6, "mean": fitted.model_.mean,
                                       "std": fitted.model_.std}, pretrained=tmp_path / "m.safetensors").fit(X, Y)
     assert np.abs(start.model_.weights["conv1.weight"] - fitted.model_.weights["conv1.weight"]).max() < 1e-4
 
@@ -79,7 +79,7 @@ def test_command_line_interrupted_equals_undisturbed(tmp_path, monkeypatch, caps
 
     def train(out):
         return cli.main(["train", str(tmp_path / "real"), str(tmp_path / "synthetic"), "--out", str(tmp_path / out), "--width", "8", "--epochs", "4", "--pretrain-epochs", "3",
-                         "--steps-per-epoch", "12", "--batch", "16", "--lr", "0.05", "--threshold", "0.4", "--threads", "1", "--dtype", "f32",
+                         "--steps-per-epoch", "12", "--batch-size", "16", "--learning-rate", "0.05", "--threshold", "0.4", "--hint", "ignore", "--threads", "1", "--dtype", "f32",
                          "--test", str(tmp_path / "test")])
 
     assert train("one") == 0
@@ -93,7 +93,7 @@ def test_command_line_interrupted_equals_undisturbed(tmp_path, monkeypatch, caps
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_update", interrupting)
         assert train("two") == 130
-    assert not (tmp_path / "two/model.safetensors").exists()
+    assert cli.main(["evaluate", str(tmp_path / "two"), str(tmp_path / "test")]) == 0
     assert train("two") == 0
     for name in ("checkpoint.safetensors", "model.safetensors", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

@@ -13,13 +13,14 @@ from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
 from dreamda import cli
-from dreamda.training import saved
+from dreamda.training import saved, setup
 from dreamda.runs import train as train_run
-from dreamda.runs.train import FolderImages
+from dreamda.runs import labelled
+from dreamda.runs.labelled import FolderImages
 
 NAMES = ("bag", "coat", "shirt")
-FAST = ["--epochs", "4", "--batch", "16", "--lr", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12", "--threshold", "0.6",
-        "--crop-scale", "0.9,1", "--threads", "1"]
+FAST = ["--epochs", "4", "--batch-size", "16", "--learning-rate", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12", "--threshold", "0.6",
+        "--crop-scale", "0.9,1", "--threads", "1", "--pretrain-epochs", "1", "--hint", "ignore", "--consistency-on", "rest", "--relabel", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def standin(monkeypatch):
         made.append(StandIn(batch=batch, height=size[0], width=size[1], slots=slots))
         return made[-1]
 
-    monkeypatch.setattr(train_run, "create_backbone", create)
+    monkeypatch.setattr(setup, "create_backbone", create)
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     return made
 
@@ -66,10 +67,10 @@ def content(folder: Path, *names: str) -> dict[str, bytes]:
 def test_the_whole_run(data, capsys):
     assert train(data, "out", "--test", data / "test") == 0
     captured = capsys.readouterr()
-    assert "accuracy" in captured.out and "out/model.safetensors" in captured.out and "labelling:" in captured.err
+    assert "accuracy" in captured.out and "out/model.safetensors" in captured.out and "labelling 45 synthetic images:" in captured.err
     assert {p.name for p in (data / "out").iterdir()} >= {*train_run.FILES} - {"confusion.png", "curves.png"}
     log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in log] == ["epoch", "labelling", "epoch", "epoch", "epoch"] and log[1]["agree_with_seed"] > 0.7
+    assert [e["event"] for e in log] == ["stage", "epoch", "stage", "labelling", "epoch", "epoch", "epoch"] and log[3]["agree_with_seed"] > 0.7
     metrics = json.loads((data / "out/metrics.json").read_text())
     assert metrics["images"] == 60 and metrics["accuracy"] > 0.75 and metrics["per_class"][0]["class"] == "bag"
     before = content(data / "out")
@@ -102,10 +103,11 @@ def test_two_runs_and_an_interrupted_one_write_the_same_bytes(data, capsys, stan
         with monkeypatch.context() as patch:
             patch.setattr(StandIn, "step", step)
             assert train(data, "part", *options) == 130
-        assert "the same command goes on from here" in capsys.readouterr().err
-        assert not (data / "part/model.safetensors").exists() or "--validation" in options
+        assert "run the same command again to resume" in capsys.readouterr().err
+        assert run("evaluate", data / "part", data / "test") == 0    # the model is what was learned until then
+        assert "this training was stopped in epoch" in capsys.readouterr().err or "--validation" in options
     assert train(data, "part", *options) == 0
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     assert content(data / "one") == content(data / "part")
     without_times = [[{**json.loads(line), "seconds": 0} for line in (data / f"{name}/log.jsonl").read_text().splitlines()] for name in ("one", "part")]
     assert without_times[0] == without_times[1]
@@ -141,14 +143,18 @@ def test_labels_come_from_metadata_not_from_names(data, capsys):
     rows = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[(i + (i < 9)) % 3], "truth": NAMES[i % 3]} for i in range(45)]
     (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert train(data) == 0
-    labelling = json.loads((data / "out/log.jsonl").read_text().splitlines()[1])
+    labelling = json.loads((data / "out/log.jsonl").read_text().splitlines()[3])
     assert labelling["precision"] > labelling["agree_with_seed"] > 0.5
 
 
-def test_nothing_accepted_says_so(data, capsys):
-    assert train(data, "out", "--threshold", "1") == 1
+def test_nothing_accepted_is_said_when_labelling_ends_and_training_goes_on(data, capsys):
+    assert train(data, "out", "--threshold", "1") == 0
     err = capsys.readouterr().err
-    assert "no synthetic image was ever accepted at --threshold 1" in err and "0 of 45 synthetic images accepted at threshold 1" in err
+    assert "0 confident at threshold 1, 45 without a label" in err and "Lower --threshold, raise --pretrain-epochs, or use --hint keep" in err
+    assert err.index("0 confident at threshold 1") < err.index("epoch   2 (train)") and "no synthetic image ever got a label at --threshold 1" in err
+    capsys.readouterr()
+    assert train(data, "kept", "--threshold", "1", "--hint", "keep") == 0
+    assert "0 confident at threshold 1, 45 kept with their source label" in capsys.readouterr().err
 
 
 def test_divergence_names_the_step_and_the_checkpoint(data, capsys, monkeypatch):
@@ -169,20 +175,20 @@ def tree(folder: Path) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["{real}", "{synthetic}"], "--out is missing"), (["{real}", "--out", "{out}"], "--method amst needs SYNTHETIC"),
+    (["{real}", "{synthetic}"], "--out is missing"), (["{real}", "--out", "{out}"], "SYNTHETIC: is missing: --method amst needs the output of dreamda generate"),
     (["{none}", "{synthetic}", "--out", "{out}"], "no such folder"), (["{real}", "{none}", "--out", "{out}"], "no such folder"),
     (["{one}", "{synthetic}", "--out", "{out}"], "1 class ('bag'); a classifier needs 2 or more"),
     (["{empty}", "{synthetic}", "--out", "{out}"], "class 'hat' has no real image"),
     (["{real}", "{more}", "--out", "{out}"], "SYNTHETIC {more} has class 'hat' that the others lack"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "--test {more} has class 'hat'"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "TEST {more} has class 'hat'"),
     (["{real}", "{broken}", "--out", "{out}"], "broken/bag/x.png: not an image"), (["{real}", "{real}", "--out", "{real}/x"], "lies in the data set"),
     (["{real}", "{synthetic}", "--out", "{real}"], "lies in the data set"), (["{real}", "{synthetic}", "--out", "{other}"], "no run.json"),
     (["{real}", "{synthetic}", "--out", "{out}", "--size", "7"], "too small for the small stem"),
     (["{real}", "{synthetic}", "--out", "{out}", "--stem", "imagenet"], "too small for the imagenet stem"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"), (["{real}", "{synthetic}", "--out", "{out}", "--lr", "nan"], "--lr"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"), (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "nan"], "--learning-rate"),
     (["{real}", "{synthetic}", "--out", "{out}", "--mean", "1,2"], "--mean"), (["{real}", "{synthetic}", "--out", "{out}", "--validation", "1"], "--validation"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--validation", "0.001"], "--validation 0.001 holds back no image"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--lr", "1e6"], "--lr must be above 0 and below 1000000"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--validation", "0.001"], "--validation: 0.001 holds back no image"),
+    (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "1e7"], "--learning-rate: 10000000.0 is not possible; use a number above 0, at most 1000000"),
     (["{real}", "{synthetic}", "--out", "{out}", "--std", "0,0,0"], "std"), (["{real}", "{synthetic}", "--out", "{out}", "--epochs", "1"], "--epochs"),
     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{none}"], "No such file"),
     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{weights}"], "another architecture"),
@@ -208,7 +214,7 @@ def test_bad_input_is_one_sentence_exit_2_nothing_written(data, capsys, argument
 
 def test_another_run_in_out_is_refused(data, capsys):
     assert train(data) == 0
-    for options, message in ((["--lr", "0.2"], "another --lr: 0.1, now 0.2"), (["--seed", "1"], "another --seed"), (["--no-flip"], "another --flip")):
+    for options, message in ((["--learning-rate", "0.2"], "another --learning-rate: 0.1, now 0.2"), (["--seed", "1"], "another --seed"), (["--no-flip"], "another --flip")):
         assert train(data, "out", *options) == 2
         assert message in capsys.readouterr().err
     Image.fromarray(pictures(1, seed=9)[0][0]).save(data / "synthetic/bag/000.png")
@@ -232,13 +238,13 @@ def test_a_full_disk_exits_1_and_goes_on_later(data, capsys, monkeypatch):
         patch.setattr(os, "fsync", full)
         assert train(data, "two") == 1
     err = capsys.readouterr().err
-    assert "No space left on device" in err and "goes on from the last checkpoint" in err and not list((data / "two").glob(".*"))
+    assert "No space left on device" in err and "run the same command again to resume from the last checkpoint" in err and not list((data / "two").glob(".*"))
     assert train(data, "two") == 0
     assert content(data / "one") == content(data / "two")
 
 
 def short(data, out, *options):
-    return train(data, out, "--epochs", "3", "--steps-per-epoch", "4", "--batch", "6", "--threshold", "0.3", *options)
+    return train(data, out, "--epochs", "3", "--steps-per-epoch", "4", "--batch-size", "6", "--threshold", "0.3", *options)
 
 
 def test_what_a_kill_in_the_middle_of_a_write_leaves_is_removed(data):
@@ -286,7 +292,7 @@ def test_another_instruction_set_is_mentioned(data, capsys, monkeypatch):
 
 @pytest.mark.parametrize("how", ["vanished", "changed"])
 def test_an_image_lost_during_the_run_is_named_and_the_run_goes_on_when_it_is_back(data, capsys, monkeypatch, how):
-    monkeypatch.setattr(train_run, "CACHE_BYTES", 0)                # every image is read whenever it is drawn
+    monkeypatch.setattr(labelled, "CACHE_BYTES", 0)                # every image is read whenever it is drawn
     assert short(data, "one") == 0
     lost, kept = data / "real/coat/001.png", (data / "real/coat/001.png").read_bytes()
     step, count = StandIn.step, iter(range(1000))
@@ -301,7 +307,7 @@ def test_an_image_lost_during_the_run_is_named_and_the_run_goes_on_when_it_is_ba
         capsys.readouterr()
         assert short(data, "two") == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"{lost}: " in message and "put it back as it was, then the same command goes on from the last checkpoint" in message
+    assert f"{lost}: " in message and "put it back as it was, then run the same command again to resume from the last checkpoint" in message
     assert short(data, "two") == 2                                  # another data set REAL
     lost.write_bytes(kept)
     assert short(data, "two") == 0
@@ -331,7 +337,7 @@ def test_a_file_size_limit_is_one_sentence_and_the_run_goes_on_without_it(data, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1 and "cannot be written (File too large)" in capsys.readouterr().err.splitlines()[-1]
-    assert {p.name for p in (data / "two").iterdir()} == {"run.json", "log.jsonl"}
+    assert {p.name for p in (data / "two").iterdir()} - {"model.safetensors"} == {"run.json", "log.jsonl"}
     assert short(data, "two") == 0
     assert tree_of(data / "one") == tree_of(data / "two")
 
@@ -348,16 +354,16 @@ def test_a_read_only_disk_is_one_sentence(data, capsys, disk):  # noqa: F811
 
 def test_another_run_that_began_and_ended_meanwhile_is_noticed(data, capsys, monkeypatch):
     """Both find a new folder; the one that comes second must not go on from the other's checkpoint."""
-    create = train_run.create_backbone
+    create = setup.create_backbone
 
     def slowly(*args, **kwargs):
-        monkeypatch.setattr(train_run, "create_backbone", create)
-        assert short(data, "out", "--lr", "0.2") == 0
+        monkeypatch.setattr(setup, "create_backbone", create)
+        assert short(data, "out", "--learning-rate", "0.2") == 0
         return create(*args, **kwargs)
 
-    monkeypatch.setattr(train_run, "create_backbone", slowly)
+    monkeypatch.setattr(setup, "create_backbone", slowly)
     assert short(data, "out") == 2
-    assert "another --lr: 0.2, now 0.1" in capsys.readouterr().err
+    assert "another --learning-rate: 0.2, now 0.1" in capsys.readouterr().err
 
 
 def test_a_run_in_use_is_refused(data, capsys):
@@ -434,7 +440,7 @@ def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
     images = FolderImages(sorted(tmp_path.rglob("*.png")), (16, 16))
     images.read_all()
     assert [images[i].shape for i in (0, 1)] == [(32, 48, 3), (20, 30, 3)] and images[0] is images[0]
-    monkeypatch.setattr(train_run, "CACHE_BYTES", 0)
+    monkeypatch.setattr(labelled, "CACHE_BYTES", 0)
     again = FolderImages(images.paths, (16, 16))
     again.read_all()
     np.testing.assert_array_equal(images[0], again[0])

@@ -70,6 +70,10 @@ class Option:
         The smallest value; the largest value that is too small.
     high : number or None
         The largest value.
+    count : int
+        How many numbers a value has; 0: it is no tuple.
+    broadcast : bool
+        Whether one number stands for `count` equal ones.
     shown_default : str
         What to show as the default where None stands for something.
     spelling : str
@@ -81,6 +85,8 @@ class Option:
     kind: type = str
     choices: tuple[Any, ...] = ()
     optional: bool = False
+    count: int = 0
+    broadcast: bool = False
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -97,6 +103,9 @@ class Option:
         if self.kind is str:
             return "a text"
         noun, high = "whole number" if self.kind is int else "number", _number(self.high)
+        if self.count:
+            one = dataclasses.replace(self, count=0).possible
+            return f"{one}, or {self.count} of them" if self.broadcast else f"{self.count} numbers, each {one}"
         if self.above is not None:
             return f"a {noun} above {self.above}" + (f", at most {high}" if high else "")
         if self.low is not None:
@@ -113,6 +122,8 @@ class Option:
         """
         if value is None and self.optional:
             return None
+        if self.count:
+            return self._several(name, value)
         if self.kind is bool and isinstance(value, (bool, np.bool_)):
             return bool(value)
         if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
@@ -121,6 +132,35 @@ class Option:
         if self.kind in (int, float) and isinstance(value, numbers) and not isinstance(value, bool) and self._has(value):
             return self.kind(value)
         raise ParameterError(name, f"{value!r} is not possible; use {self.possible}")
+
+    def _several(self, name: str, value: Any) -> tuple[Any, ...]:
+        one = dataclasses.replace(self, count=0, optional=False)
+        values = value.tolist() if isinstance(value, np.ndarray) else value
+        if self.broadcast and isinstance(values, (int, np.integer)):
+            values = [values] * self.count
+        if isinstance(values, (tuple, list)) and len(values) == self.count:
+            try:
+                return tuple(one.checked(name, each) for each in values)
+            except ParameterError:
+                pass
+        raise ParameterError(name, f"{value!r} is not possible; use {self.possible}")
+
+    def read(self, name: str, text: str) -> tuple[Any, ...] | None:
+        """The numbers of a text, ``0.5,0.5,0.5`` or ``480x640``; None for an empty one.
+
+        Raises
+        ------
+        ParameterError
+            It holds something else.
+        """
+        if not text:
+            return None
+        parts = re.split("[x,]", text.lower())
+        try:
+            numbers = [self.kind(part) for part in parts]
+            return self._several(name, numbers[0] if self.broadcast and len(numbers) == 1 else numbers)
+        except ValueError:  # a ParameterError, too
+            raise ParameterError(name, f"{text!r} is not possible; use {self.possible}") from None
 
     def _has(self, value: Any) -> bool:
         return bool(math.isfinite(value) and (self.low is None or value >= self.low) and (self.above is None or value > self.above)
@@ -135,17 +175,17 @@ def _number(value: float | None) -> str:
 
 
 def option(default: Any, help: str, *, group: str, low: float | None = None, above: float | None = None, high: float | None = None,
-           shown_default: str = "", spelling: str = "") -> Any:
+           count: int = 0, shown_default: str = "", spelling: str = "") -> Any:
     """A field of an `Options` dataclass; its type and its choices (``Literal``) come from the annotation.
 
     Parameters
     ----------
     default : object
         The field's default.
-    help, group, low, above, high, shown_default, spelling
+    help, group, low, above, high, count, shown_default, spelling
         As in `Option`.
     """
-    about = Option(help, group, low=low, above=above, high=high, shown_default=shown_default, spelling=spelling)
+    about = Option(help, group, low=low, above=above, high=high, count=count, shown_default=shown_default, spelling=spelling)
     return field(default=default, metadata={"option": about})
 
 
@@ -165,10 +205,12 @@ def options_of(cls: type[Options]) -> Mapping[str, Option]:
     hints, found = get_type_hints(cls), {}
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, as its docstring says
         kinds = get_args(hints[each.name]) if get_origin(hints[each.name]) in (Union, types.UnionType) else (hints[each.name],)
-        kind = next(k for k in kinds if k is not type(None))
+        several = [k for k in kinds if get_origin(k) is tuple]
+        single = [k for k in kinds if k is not type(None) and k not in several]
+        kind = single[0] if single else get_args(several[0])[0]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         found[each.name] = dataclasses.replace(each.metadata["option"], kind=type(choices[0]) if choices else kind, choices=choices,
-                                               optional=type(None) in kinds)
+                                               optional=type(None) in kinds, broadcast=bool(several and single))
     return types.MappingProxyType(found)
 
 
@@ -209,6 +251,8 @@ def documentation(cls: type[Options], defaults: Mapping[str, Any], indent: str =
     lines = []
     for name, about in options_of(cls).items():
         kind = "{" + ", ".join(f'"{c}"' for c in about.choices) + "}" if about.choices else about.kind.__name__
+        if about.count:
+            kind = f"{kind} or " * about.broadcast + f"tuple of {about.count} {about.kind.__name__}"
         default = f"default {spelled(about.shown_default) or repr(defaults[name])}"
         lines += [f"{indent}{name} : {kind}, {default}\n", f"{indent}    {spelled(about.help)}\n"]
     return "".join(lines)

@@ -282,7 +282,7 @@ def checkpoint(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from standin import StandIn, pictures
 
     images, labels = pictures(6)
-    recipe = Recipe(epochs=3, batch=4)
+    recipe = Recipe(epochs=3, batch_size=4)
     run_ = Training(StandIn(batch=4), AMSTHeads(24, 3), recipe, Views((16, 16), (0.5,) * 3, (0.2,) * 3), Data(images, labels, images), workers=0)
     arrays, position = run_.state()
     file = folder / "checkpoint.safetensors"
@@ -342,7 +342,7 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from dreamda.data import own_prompt_files, prompts_from_file
     from dreamda.runs.generate import GenerationOptions, generate_dataset
     from dreamda.runs.pictures import contact_sheet_of_run
-    from dreamda.runs.train import scan_labelled
+    from dreamda.runs.labelled import scan_labelled
 
     data_set = _data_set(folder)
     rows = [{"file_name": f"{c}/{n}-000.png", "label": c, "seed_file": f"{c}/{n}.png", "seed_sha256": "0" * 64, "variant": 0, "prompt": "x",

@@ -58,10 +58,10 @@ class Command(typer.core.TyperCommand):
         try:
             return super().invoke(ctx)
         except ParameterError as error:
-            option = self._spell(error.parameter, None) or error.parameter
-            raise ValueError(f"{option}: {spelled(error.reason, self._spell)}") from error
+            option = self.spell(error.parameter) or error.parameter
+            raise ValueError(f"{option}: {spelled(error.reason, self.spell)}") from error
 
-    def _spell(self, name: str, value: str | None) -> str | None:
+    def spell(self, name: str, value: str | None = None) -> str | None:
         """How a parameter (and a value of it) is written on the command line; None where the command has no such option."""
         for param in self.params:
             if param.name == name:
@@ -84,7 +84,7 @@ def accepts_options(cls: type[Options]) -> Callable[[F], F]:
         own = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in inspect.signature(function).parameters.values()
                if p.kind is not inspect.Parameter.VAR_KEYWORD]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        added = [_parameter(name, about, defaults_of(cls)[name]) for name, about in options_of(cls).items()]
+        added = [_parameter(cls, name) for name in options_of(cls)]
         function.__signature__ = inspect.Signature(own + added, return_annotation=hints.get("return"))  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in own + added} | {"return": hints.get("return")}
         return function
@@ -92,25 +92,39 @@ def accepts_options(cls: type[Options]) -> Callable[[F], F]:
     return decorate
 
 
-def _parameter(name: str, about: Option, default: Any) -> inspect.Parameter:
+def _parameter(cls: type[Options], name: str) -> inspect.Parameter:
     """The option of a field, as Typer reads it from a signature."""
-    option = about.spelling or "--" + name.replace("_", "-")
+    about, default = options_of(cls)[name], defaults_of(cls)[name]
+    option = _option(cls, name)
     names = (f"{option}/--no-{option[2:]}",) if about.kind is bool else (option,)
 
     def spell(other: str, value: str | None) -> str:
-        dashed = other.replace("_", "-")
-        return f"--no-{dashed}" if value == "False" else f"--{dashed}" if value in (None, "True") else f"--{dashed} {value}"
+        written = _option(cls, other)
+        return f"--no-{written[2:]}" if value == "False" else written if value in (None, "True") else f"{written} {value}"
 
     help = spelled(about.help, spell) + (f"  [default: {spelled(about.shown_default, spell)}]" if about.shown_default else "")
     info = typer.Option(*names, help=help, rich_help_panel=about.group, show_default=not about.shown_default and default != "",
-                        metavar=None if about.kind is bool else f"[{'|'.join(map(str, about.choices))}]" if about.choices else METAVARS[about.kind])
+                        metavar=_metavar(about))
+    if about.count:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default="", annotation=Annotated[str, info])
     kind: Any = Optional[about.kind] if about.optional else about.kind
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
+def _option(cls: type[Options], name: str) -> str:
+    fields = options_of(cls)
+    return fields[name].spelling if name in fields and fields[name].spelling else "--" + name.replace("_", "-")
+
+
+def _metavar(about: Option) -> str | None:
+    if about.count:
+        return "N|HxW" if about.broadcast else ",".join([METAVARS[about.kind]] * about.count)
+    return None if about.kind is bool else f"[{'|'.join(map(str, about.choices))}]" if about.choices else METAVARS[about.kind]
+
+
 def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
     """The dataclass of those of a command's options that are its fields."""
-    return cls(**{name: options[name] for name in options_of(cls)})
+    return cls(**{name: about.read(name, options[name]) if about.count else options[name] for name, about in options_of(cls).items()})
 
 
 def _set_debug(value: bool) -> None:
@@ -121,7 +135,7 @@ def _set_debug(value: bool) -> None:
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
 Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
                                     help="What is computed in; auto is bf16 where the CPU has it.")]
-Threads = Annotated[int, typer.Option(min=0, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
+Threads = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
@@ -168,21 +182,39 @@ def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
 
 
 class Progress:
-    """A bar on stderr where that is a terminal; takes `generate_dataset`'s progress calls."""
+    """A bar on stderr where that is a terminal; takes the progress calls of the library, and lines to print above the bar.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    unit : {"image", "step"}
+        What is counted; of images also parts.
+    spell : callable
+        How the names of parameters in those lines are written; see `dreamda.options.spelled`.
+    """
+
+    def __init__(self, unit: str = "image", spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> None:
+        self._unit, self._spell = unit, spell
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
         return self
 
     def __call__(self, done: float, total: int) -> None:
-        """So many of so many images are done."""
+        """So many of so many are done."""
         if self._bar is None:
             from tqdm import tqdm
-            self._bar = tqdm(total=total, initial=int(done), unit="image", disable=not sys.stderr.isatty(), dynamic_ncols=True,
-                             bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+            count = "{n:.1f}" if self._unit == "image" else "{n_fmt}"
+            self._bar = tqdm(total=total, initial=int(done) if self._unit == "image" else int(done) - 1, unit=self._unit, disable=not sys.stderr.isatty(),
+                             dynamic_ncols=True, bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
         self._bar.update(done - self._bar.n)
+
+    def tell(self, text: str) -> None:
+        """Print a line on stderr, above the bar."""
+        line = printable(spelled(text, self._spell))
+        if self._bar is not None and not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -44,11 +44,11 @@ def report(
 ) -> None:
     """How true and how varied the synthetic images are: one HTML page with measures, the nearest and the farthest, and a contact sheet."""
     from ..runs.report import report_page
-    from ..runs.train import find_model
+    from ..runs.train import model_file
     from ..training.saved import TrainedModel
 
     page = page if page is not None else out.absolute().with_name(f"{out.absolute().name}-report.html")
     check_result("--page", page)
-    text = report_page(real, out, TrainedModel.load(find_model(classifier)) if classifier is not None else None)
+    text = report_page(real, out, TrainedModel.load(model_file(classifier)) if classifier is not None else None)
     write_result("--page", page, text.encode())
     print(printable(f"Look at: {page}"))

@@ -4,121 +4,105 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Command, Debug, Dtype, Threads, check_result, complain, complain_of, parse_size, printable, write_result
+from ..options import spelled
+from ..training.recipe import Recipe
+from .common import (OTHER, RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, check_result, chosen, complain, complain_of, printable,
+                     write_result)
 
-DEMO_WIDTH = 16
-# The settings that did best on validation images (benchmarks/EFFICACY.md).
-DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25, "batch": 32, "lr": 0.05, "warmup_epochs": 1.0,
-                               "threshold": 0.7, "hint": "keep", "relabel": 3, "consistency_on": "all"}
+if TYPE_CHECKING:
+    from ..training.saved import TrainedModel
 
-Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a finished dreamda train.")]
-Workers = Annotated[int, typer.Option(min=0, help="Threads that decode and augment images; they do not change the result.")]
+# A short run: the defaults' 30 epochs of 500 images take as long again, for about a point more.
+DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25}
+
+Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a dreamda train.")]
+Workers = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=RUNNING,
+                                      help="Threads that decode and change images; they do not change the result.")]
+EXAMPLES = {
+    "train": "dreamda train REAL SYNTHETIC --out RUN --test TEST\n"
+             "dreamda train REAL SYNTHETIC --out RUN --pretrained resnet18.safetensors --validation 0.2",
+    "evaluate": "dreamda evaluate RUN TEST\ndreamda evaluate RUN TEST --out RESULTS",
+    "predict": "dreamda predict RUN photo.jpg\ndreamda predict RUN PHOTOS --out predictions.jsonl"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command in (train, evaluate, predict):
-        app.command(cls=Command)(command)
+        app.command(cls=Command, epilog=EXAMPLES[command.__name__])(command)
 
 
+@accepts_options(Recipe)
 def train(
-    real: Annotated[Path, typer.Argument(help="The real images: REAL/<class>/*.png|jpg|webp|bmp|tif.")],
-    synthetic: Annotated[Path | None, typer.Argument(help="The output of dreamda generate, or class folders; not for --method real-only.")] = None,
-    out: Annotated[Path | None, typer.Option(help="New or empty, or the folder of the same run, which then goes on.  [required]")] = None,
-    method: Annotated[str, typer.Option(help="amst, plain (trust the labels of the seeds) or real-only.")] = "amst",
-    test: Annotated[Path | None, typer.Option(help="Images of the same classes to test the finished classifier on.")] = None,
-    backbone: Annotated[str, typer.Option(help="resnet18, resnet34 or resnet50.")] = "resnet18",
-    pretrained: Annotated[Path | None, typer.Option(help="timm or torchvision weights to start from (safetensors).")] = None,
-    stem: Annotated[str, typer.Option(help="auto, imagenet, or small (3 x 3, stride 1); auto is small up to 64 pixels.")] = "auto",
-    width: Annotated[int, typer.Option(min=8, help="Channels of the first stage.")] = 64,
-    size: Annotated[str, typer.Option(help="Training size, N or HEIGHTxWIDTH. [default: small images' own, else 224]")] = "",
-    epochs: Annotated[int, typer.Option(help="Epochs of all stages together.")] = 30,
-    pretrain_epochs: Annotated[int | None, typer.Option(help="Of the first stage of amst. [default: a third]")] = None,
-    steps_per_epoch: Annotated[int | None, typer.Option(help="[default: images / batch] Set it to compare methods at equal steps.")] = None,
-    batch: Annotated[int, typer.Option(help="Labelled images in a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.01,
-    momentum: Annotated[float, typer.Option(help="Nesterov momentum.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Not on norms and biases.")] = 1e-4,
-    warmup_epochs: Annotated[float, typer.Option(help="Linear warm-up, at most a fifth of a stage; then a cosine.")] = 5.0,
-    smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0,
-    clip_norm: Annotated[float, typer.Option(help="Largest norm of the gradient; 0: no clipping.")] = 0.0,
-    threshold: Annotated[float, typer.Option(help="Confidence that a pseudo-label needs.")] = 0.9,
-    consistency_weight: Annotated[float, typer.Option(help="Lambda of the consistency loss.")] = 1.0,
-    consistency_on: Annotated[str, typer.Option(help="rest: the synthetic images that were not accepted; or all of them.")] = "rest",
-    relabel: Annotated[int, typer.Option(help="Label again every so many epochs; 0: only once.")] = 0,
-    hint: Annotated[str, typer.Option(help="Of the seeds' labels: ignore them; agree: accept no other; keep: until contradicted.")] = "ignore",
-    real_share: Annotated[float, typer.Option(help="Least part of real images in a labelled batch.")] = 0.5,
-    mix: Annotated[str, typer.Option(help="none, mixup or cutmix.")] = "none",
-    view: Annotated[str, typer.Option(help="Of labelled images: weak, randaugment or strong.")] = "weak",
-    crop_scale: Annotated[str, typer.Option(help="LOW,HIGH: area of random crops. [default: 0.08,1; up to 64 pixels 0.5,1]")] = "",
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Random horizontal flips; wrong for digits and X-rays.")] = True,
-    mean: Annotated[str, typer.Option(help="R,G,B from 0 to 1. [default: of the real images]")] = "",
-    std: Annotated[str, typer.Option(help="R,G,B from 0 to 1. [default: of the real images]")] = "",
-    validation: Annotated[float, typer.Option(help="Part of the real images held back to choose the best epoch.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of weights, views, order and split.")] = 0,
-    dtype: Dtype = "auto",
+    context: typer.Context,
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="The real images, in a folder for each class: REAL/<class>/*.")],
+    synthetic: Annotated[Path | None, typer.Argument(metavar="SYNTHETIC", help="The output of dreamda generate, or class folders. Not with --method real-only.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is written: new or empty, or the folder of the same run, which is then "
+                                                                    "resumed.  [required]")] = None,
+    test: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Images of the same classes to test the finished classifier on.")] = None,
     threads: Threads = 0,
     workers: Workers = 2,
     debug: Debug = False,
+    **options: Any,
 ) -> int:
     """Train a classifier on real and synthetic images (AMST), or on the real ones alone.
 
-    The same command again goes on where the last one stopped. The classifier is OUT/model.safetensors, the record OUT/log.jsonl.
+    Run the same command again to resume a run that was stopped. OUT/model.safetensors is the classifier, OUT/log.jsonl the record.
     """
-    from ..runs.train import TrainSettings, train_dataset
-    from ..training.recipe import Recipe
+    from ..runs.train import train_dataset
     from ..training.stages import DivergenceError
 
     if out is None:
         raise ValueError("--out is missing; name a folder for the run")
-    recipe = Recipe(method, epochs, pretrain_epochs, steps_per_epoch, batch, lr, momentum, weight_decay, warmup_epochs, smoothing, clip_norm,
-                    threshold, consistency_weight, consistency_on, relabel, hint, real_share, mix, view, seed)
-    if method != "real-only" and synthetic is None:
-        raise ValueError(f"--method {method} needs SYNTHETIC, the output of dreamda generate; or take --method real-only")
-    settings = TrainSettings(backbone, stem, width, dtype, parse_size(size), _numbers("--mean", mean, 3), _numbers("--std", std, 3),
-                             _numbers("--crop-scale", crop_scale, 2), flip, validation, pretrained)
-    with _Steps() as steps:
+    recipe = chosen(Recipe, options)
+    spell = _spell(context)
+    with Progress("step", spell) as progress:
         try:
-            report = train_dataset(real, synthetic, out, recipe, settings, test=test, threads=threads or None, workers=workers, tell=steps.tell,
-                                   progress=steps)
+            report = train_dataset(real, synthetic, out, recipe, test=test, threads=threads or None, workers=workers, tell=progress.tell,
+                                   progress=progress)
         except DivergenceError as error:
-            complain(str(error))
+            complain(spelled(error.args[0], spell))
             return 1
     complain_of(report.skipped, [])
     if report.signal:
-        complain(f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; the same command goes on from here")
+        complain(f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; run the same command again to resume")
         return 128 + report.signal
     for note in report.notes:
-        complain(note)
+        complain(spelled(note, spell))
     if report.metrics is not None:
         print(_printable_lines(report.metrics.table()))
     best = f" (best epoch {report.best['epoch']}, validation accuracy {report.best['accuracy']:.4f})" if report.best else ""
     print(printable(f"model: {out / 'model.safetensors'}{best}"))
-    return 1 if report.skipped or any("no synthetic image was ever accepted" in note for note in report.notes) else 0
+    return 1 if report.skipped else 0
+
+
+def _spell(context: typer.Context) -> Callable[[str, str | None], str | None]:
+    """How the command writes the name of a parameter."""
+    assert isinstance(context.command, Command)  # as `register` makes them
+    return context.command.spell
 
 
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Argument(help="Test images: DATA/<class>/*, classes as in training.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and confusion.png.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to write metrics.json and confusion.png.")] = None,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
     debug: Debug = False,
 ) -> int:
     """Test a classifier: accuracy, macro-F1, AUC for two classes, a table and a confusion matrix."""
+    from ..runs.train import evaluate_dataset
     from ..training.metrics import confusion_picture
-    from ..runs.train import evaluate_dataset, find_model
-    from ..training.saved import TrainedModel
 
     if out is not None:
         check_result("--out", out / "metrics.json")
-    metrics, skipped = evaluate_dataset(TrainedModel.load(find_model(model)), data, dtype=dtype, threads=threads or None, workers=workers)
+    metrics, skipped = evaluate_dataset(_load(model), data, dtype=dtype, threads=threads or None, workers=workers)
     complain_of(skipped, [])
     print(_printable_lines(metrics.table()))
     if out is not None:
@@ -133,7 +117,7 @@ def evaluate(
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    out: Annotated[Path | None, typer.Option(help="JSON Lines file. [default: standard output]")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the lines.  [default: standard output]")] = None,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
@@ -142,9 +126,8 @@ def predict(
     """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each."""
     from ..data.files import BrokenImageError, is_utf8
     from ..data.folders import list_images
-    from ..data.images import FORMATS, read_image
-    from ..runs.train import find_model
-    from ..training.saved import TrainedModel
+    from ..data.images import FORMATS
+    from ..runs.labelled import FolderImages
 
     if out is not None:
         check_result("--out", out)
@@ -158,24 +141,23 @@ def predict(
         skipped += [(str(place / name), reason) for name, reason in ignored]
     if not paths:
         raise ValueError(f"{images[0]} holds no images; the formats read are {', '.join(FORMATS)}")
-    trained = TrainedModel.load(find_model(model))
+    trained = _load(model)
+    unwritable = [path for path in paths if not is_utf8(str(path))]  # JSON cannot hold such a name
+    skipped += [(str(path), "its name is not UTF-8; rename it") for path in unwritable]
+    files = FolderImages([path for path in paths if path not in set(unwritable)], trained.size)
     lines = []
-    for start in range(0, len(paths), 64):
-        good, pixels = [], []
-        for path in paths[start: start + 64]:
-            try:
-                if not is_utf8(str(path)):  # what JSON cannot say is refused before the work is done
-                    raise BrokenImageError("its name is not UTF-8; rename it")
-                pixels.append(read_image(path).pixels)
-                good.append(path)
-            except BrokenImageError as error:
-                skipped.append((str(path), str(error)))
+    for start in range(0, len(files), 64):
+        part = range(start, min(start + 64, len(files)))
+        found = dict(zip(part, files.load_many(part, workers), strict=True))
+        good = {index: loaded[0] for index, loaded in found.items() if not isinstance(loaded, BrokenImageError)}
+        skipped += [(str(files.paths[index]), str(error)) for index, error in found.items() if isinstance(error, BrokenImageError)]
         if not good:
             continue
-        for path, row in zip(good, trained.predict_proba(pixels, dtype=dtype, threads=threads or None, workers=workers), strict=True):
+        rows = trained.predict_proba(list(good.values()), dtype=dtype, threads=threads or None, workers=workers)
+        for index, row in zip(good, rows, strict=True):
             probabilities = {str(name): round(float(p), 6) for name, p in zip(trained.classes, row, strict=True)}
-            lines.append(json.dumps({"file_name": str(path), "label": str(trained.classes[int(row.argmax())]), "probability": float(row.max()),
-                                     "probabilities": probabilities}, ensure_ascii=False))
+            lines.append(json.dumps({"file_name": str(files.paths[index]), "label": str(trained.classes[int(row.argmax())]),
+                                     "probability": float(row.max()), "probabilities": probabilities}, ensure_ascii=False))
     complain_of(skipped, [])
     text = "".join(f"{line}\n" for line in lines)
     if out is None:
@@ -189,23 +171,33 @@ def predict(
     return 1 if skipped else 0
 
 
+def _load(path: Path) -> TrainedModel:
+    """The model of a file or a run; says so where the run was stopped."""
+    from ..runs.train import model_file
+    from ..training.saved import TrainedModel
+
+    model = TrainedModel.load(model_file(path))
+    if (epoch := model.about.get("stopped_in_epoch")) is not None:
+        complain(f"{path}: this training was stopped in epoch {epoch}, and the model is what it had learned until then")
+    return model
+
+
 def compare(out: Path, dtype: str, threads: int) -> int:
     """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and print both results."""
-    from ..training.recipe import Recipe
-    from ..runs.train import TrainSettings, train_dataset
+    from ..runs.train import train_dataset
 
-    rows = {}
+    rows: dict[str, Any] = {}
+    notes: dict[str, None] = {}
     for method, title in (("real-only", "real images alone"), ("amst", "DreamDA + AMST")):
         print(f"Training:         {title}", flush=True)
-        recipe = Recipe(method, **DEMO_RECIPE)
-        with _Steps() as steps:
-            report = train_dataset(out / "real", out / "synthetic", out / method, recipe, TrainSettings(width=DEMO_WIDTH, dtype=dtype),
-                                   test=out / "test", threads=threads or None, tell=steps.tell, progress=steps)
+        recipe = Recipe(**{"method": method, "dtype": dtype, **DEMO_RECIPE})
+        with Progress("step") as progress:
+            report = train_dataset(out / "real", out / "synthetic" if method == "amst" else None, out / method, recipe, test=out / "test",
+                                   threads=threads or None, tell=progress.tell, progress=progress)
         if report.signal:
-            complain(f"stopped by {signal.Signals(report.signal).name}; the same command goes on from here")
+            complain(f"stopped by {signal.Signals(report.signal).name}; run the same command again to resume")
             return 128 + report.signal
-        for note in report.notes:
-            complain(note)
+        notes |= dict.fromkeys(report.notes)
         assert report.metrics is not None  # of every finished run that was given a test folder
         rows[title] = report.metrics
     total = DEMO_RECIPE["epochs"] * DEMO_RECIPE["steps_per_epoch"]
@@ -214,46 +206,10 @@ def compare(out: Path, dtype: str, threads: int) -> int:
         print(f"{title:18}  {metrics.accuracy:8.1%}  {metrics.macro_f1:8.3f}")
     pictures = ", curves and confusion matrices" if (out / "amst" / "curves.png").exists() else ""
     print(f"Models, logs{pictures}: {out / 'real-only'} and {out / 'amst'}")
+    for note in notes:
+        complain(spelled(note))
     return 0
-
-
-def _numbers(option: str, text: str, count: int) -> tuple[Any, ...] | None:
-    if not text:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count or not all(0 <= n <= 1 for n in numbers):
-        raise ValueError(f"{option} {text!r} must be {count} numbers from 0 to 1 with commas between them")
-    return numbers
 
 
 def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
-
-
-class _Steps:
-    """A bar of steps on stderr where that is a terminal, with the lines of the log above it."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-            self._bar = tqdm(total=total, initial=done - 1, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self._bar.update(done - self._bar.n)
-
-    def tell(self, text: str) -> None:
-        if self._bar is not None and not self._bar.disable:
-            self._bar.write(printable(text), file=sys.stderr)
-        else:
-            print(printable(text), file=sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

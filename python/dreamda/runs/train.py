@@ -1,87 +1,52 @@
-"""The run folder of `dreamda train`: checkpoints that go on to the same bits, a log, the model, its metrics and pictures.
+"""The run folder of `dreamda train`: checkpoints that a run goes on from, a log, the model, its metrics and pictures.
 
     RUN/run.json                  every parameter, the hashes of the data, the threads: a run with others is refused; and the machine
-    RUN/log.jsonl                 a line per epoch and per labelling
+    RUN/log.jsonl                 a line per epoch, stage and labelling
     RUN/checkpoint.safetensors    arrays, and as JSON in its header the position; after every epoch and on Ctrl-C
-    RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last
+    RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last one so far
     RUN/metrics.json, confusion.png, curves.png      when the run is over (the first two with test images)
 
-Every file but the log is replaced as a whole. A run that was stopped or killed goes on with the same command from its last checkpoint; the
-checkpoints and the model end with the same bytes as those of an undisturbed run on the same machine with the same number of threads: with
-another number it is refused.
+Every file but the log is replaced as a whole. A run that was stopped or killed goes on from its last checkpoint when the same command is run
+again; the checkpoints and the model end with the same bytes as those of an undisturbed run on the same machine with the same number of
+threads: with another number it is refused.
 """
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..data.files import BrokenImageError, LostImageError, digest_of_file, read_bounded, read_json_lines, temporary_name, write_atomically
-from ..data.folders import ImageFolder, ImageRef, shown
-from ..data.images import decode_image
+from ..data.files import LostImageError, digest_of_file, temporary_name, write_atomically
 from ..networks.config import read_json
-from ..training.backbone import choose_stem, create_backbone, initialise, load_pretrained
+from ..options import ParameterError, options_of
 from ..training.batches import Data
-from ..training.classifier import describe, split
-from ..training.heads import AMSTHeads
+from ..training.holdout import split
 from ..training.metrics import Metrics, confusion_picture, curves_picture, evaluate_predictions
-from ..training.recipe import Recipe
+from ..training.recipe import Recipe, natural_size
 from ..training.saved import TrainedModel, load_arrays, save_arrays
-from ..training.stages import DivergenceError, Event, Training
-from ..training.views import IMAGENET_MEAN, IMAGENET_STD, SMALL, Views, channel_statistics, is_grey
+from ..training.setup import Setup
+from ..training.stages import DivergenceError, Event, Training, describe
+from ..training.views import is_grey
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences, environment
+from .labelled import FolderImages, LabelledFolder, dimensions, scan_labelled, scan_real
 
-CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
 FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png", "curves.png")
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What a run needs beside its `Recipe`.
-
-    Attributes
-    ----------
-    backbone, stem, width, dtype
-        See `dreamda.training.backbone.create_backbone`.
-    size : (height, width), optional
-        Default: that of the first real image where it has at most 64 pixels a side, else 224 x 224.
-    mean, std : three floats each, optional
-        Default: of the real images; ImageNet's with `pretrained`.
-    crop_scale, flip
-        See `dreamda.training.views.Views`.
-    validation : float
-        Part of every class that is held back to choose the best epoch; 0: the last epoch is taken.
-    pretrained : path, optional
-    """
-
-    backbone: str = "resnet18"
-    stem: str = "auto"
-    width: int = 64
-    dtype: str = "auto"
-    size: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    crop_scale: tuple[float, float] | None = None
-    flip: bool = True
-    validation: float = 0.0
-    pretrained: Path | None = None
+Paths = str | os.PathLike[str]
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainReport:
     """What `train_dataset` did.
 
@@ -98,7 +63,7 @@ class TrainReport:
     signal : int or None
         The signal that ended the run early.
     notes : list of str
-        What the user should know.
+        What the user should know; other parameters are named in backticks (see `dreamda.options`).
     skipped : list of (str, str)
         Files of the data sets that were left out, each with the reason.
     """
@@ -111,183 +76,15 @@ class TrainReport:
     notes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-
-class FolderImages:
-    """The images of a folder as uint8 arrays (H, W, 3), decoded when they are asked for.
-
-    An image with a shorter side of more than twice the training size is reduced to that (Lanczos), so that a crop of 8 % of a photo costs no
-    more than it shows. Up to `CACHE_BYTES` of decoded images are kept. One that is lost or changed after `read_all` is a `LostImageError`.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-    size : (height, width)
-        Of the views.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
-        self.paths, self._size = list(paths), size
-        self._cache: dict[int, NDArray[np.uint8]] = {}
-        self._cached = 0
-        self.hashes: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        kept = self._cache.get(index)
-        if kept is not None:
-            return kept
-        try:
-            pixels, digest = self._load(index)
-        except BrokenImageError as error:
-            raise LostImageError(f"{self.paths[index]}: {error}; put it back as it was") from None
-        if self.hashes and digest != self.hashes[index]:
-            raise LostImageError(f"{self.paths[index]}: has changed since the run began; put it back as it was")
-        return pixels
-
-    def _load(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        data = read_bounded(self.paths[index])
-        pixels = decode_image(data)
-        height, width = pixels.shape[:2]
-        scale = max(2 * self._size[0] / height, 2 * self._size[1] / width)
-        if scale < 1:
-            reduced = (max(1, round(width * scale)), max(1, round(height * scale)))
-            pixels = np.asarray(Image.fromarray(pixels).resize(reduced, Image.Resampling.LANCZOS))
-        return pixels, hashlib.sha256(data).hexdigest()
-
-    def read_all(self, workers: int = 2) -> None:
-        """Decode every image once: fills the cache and `hashes`, and finds what is broken.
-
-        Raises
-        ------
-        ValueError
-            Naming the first images that cannot be read.
-        """
-        def load(index: int) -> tuple[NDArray[np.uint8], str] | str:
-            try:
-                return self._load(index)
-            except BrokenImageError as error:
-                return f"{self.paths[index]}: {error}"
-
-        broken = []
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for index, found in enumerate(pool.map(load, range(len(self)))):
-                if isinstance(found, str):
-                    broken.append(found)
-                    continue
-                pixels, digest = found
-                self.hashes.append(digest)
-                if self._cached + pixels.nbytes <= CACHE_BYTES:
-                    self._cache[index] = pixels
-                    self._cached += pixels.nbytes
-        if broken:
-            more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
-            raise ValueError(f"{broken[0]}{more}; repair or remove it")
-
-    def subset(self, which: NDArray[np.int64]) -> _Subset:
-        """Some of the images, in this order."""
-        return _Subset(self, which)
+    def __repr__(self) -> str:
+        best = f", best epoch {self.best['epoch']} with validation accuracy {self.best['accuracy']:.4f}" if self.best else ""
+        return (f"TrainReport({self.epochs} epochs{best}, {self.metrics!r}, {len(self.events)} events, {len(self.notes)} notes, "
+                f"{len(self.skipped)} files skipped)")
 
 
-class _Subset:
-    def __init__(self, images: FolderImages, which: NDArray[np.int64]) -> None:
-        self._images, self._which = images, which
-
-    def __len__(self) -> int:
-        return len(self._which)
-
-    def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self._images[int(self._which[index])]
-
-
-@dataclass
-class LabelledFolder:
-    """A scanned data set: files, and each one's position in `classes` (-1: none given), and what is really there where that is known.
-
-    `ignored` are the files that look like data and are not read, each with the reason.
-    """
-
-    paths: list[Path]
-    labels: NDArray[np.int64]
-    classes: list[str]
-    truth: NDArray[np.int64] | None = None
-    ignored: list[tuple[str, str]] = field(default_factory=list)
-
-
-def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
-    """A folder of real images, ``root/<class>/<image>``; ValueError for fewer than 2 classes or a class without images."""
-    folder = ImageFolder.scan(root)
-    there = {image.label for image in folder.images}
-    empty = [label for label in folder.classes if label not in there]
-    if empty:
-        raise ValueError(f"{root}: class {empty[0]!r} has no real image; add some, or remove the folder")
-    if len(folder.classes) < 2:
-        raise ValueError(f"{root} has 1 class ({folder.classes[0]!r}); a classifier needs 2 or more")
-    return _labelled(folder, list(folder.classes), str(root))
-
-
-def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
-    """Images whose labels must be among `classes`: an output of `dreamda generate` (labels from metadata.jsonl), or class folders.
-
-    In the metadata.jsonl of SYNTHETIC a label may be null: an image that nobody has labelled, which AMST may label (-1 here).
-
-    Raises
-    ------
-    ValueError
-        A class that is not among `classes`, or a line of metadata.jsonl that names no image.
-    """
-    folder = ImageFolder.scan(root)
-    path = folder.root / "metadata.jsonl"
-    if path.is_file() and any("label" in row for _, row in read_json_lines(path)):
-        return _from_metadata(folder, path, list(classes), what)
-    return _labelled(folder, list(classes), what)
-
-
-def _labelled(folder: ImageFolder, classes: list[str], what: str) -> LabelledFolder:
-    number = {label: i for i, label in enumerate(classes)}
-    unknown = sorted({image.label for image in folder.images} - number.keys())
-    if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; remove them or rename the folders")
-    return LabelledFolder([folder.path(i) for i in folder.images], np.array([number[i.label] for i in folder.images]), classes,
-                          ignored=_ignored(folder))
-
-
-def _classes(names: list[str], known: list[str]) -> str:
-    first = ", ".join(shown(name, known) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"class{'es' if len(names) > 1 else ''} {first}"
-
-
-def _ignored(folder: ImageFolder) -> list[tuple[str, str]]:
-    return [(str(folder.root / name), reason) for name, reason in folder.ignored]
-
-
-def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: str) -> LabelledFolder:
-    number = {label: i for i, label in enumerate(classes)}
-    there = {image.key: image for image in folder.images}
-    chosen: dict[str, tuple[ImageRef, int, int]] = {}
-    unknown: set[str] = set()
-    for line, row in read_json_lines(path):
-        name, label, truth = row.get("file_name"), row.get("label"), row.get("truth")
-        unlabelled = what == "SYNTHETIC" and "label" in row and label is None
-        if not isinstance(name, str) or not (isinstance(label, str) or unlabelled):
-            raise ValueError(f'{path} line {line} must have the texts "file_name" and "label"')
-        if name not in there:
-            raise ValueError(f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
-        unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
-        chosen[name] = there[name], number.get(label, -1) if isinstance(label, str) else -1, number.get(truth, -1) if isinstance(truth, str) else -1
-    if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; remove them from {path.name}, or add real images")
-    truths = np.array([t for _, _, t in chosen.values()])
-    ignored = _ignored(folder) + [(str(folder.root / name), f"{path.name} has no line for it") for name in there if name not in chosen]
-    return LabelledFolder([folder.path(i) for i, _, _ in chosen.values()], np.array([n for _, n, _ in chosen.values()]), classes,
-                          truths if (truths >= 0).all() else None, ignored)
-
-
-def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str] | None, out: str | os.PathLike[str], recipe: Recipe = Recipe(),
-                  settings: TrainSettings = TrainSettings(), *, test: str | os.PathLike[str] | None = None, threads: int | None = None,
-                  workers: int = 2, tell: Callable[[str], None] = lambda text: None, progress: Callable[[int, int], None] = lambda done, total: None
-                  ) -> TrainReport:
+def train_dataset(real: Paths, synthetic: Paths | None, out: Paths, recipe: Recipe = Recipe(), *, test: Paths | None = None,
+                  threads: int | None = None, workers: int = 2, tell: Callable[[str], None] = lambda text: None,
+                  progress: Callable[[int, int], None] = lambda done, total: None) -> TrainReport:
     """Train a classifier into the folder `out`, or go on where the last call stopped.
 
     On SIGINT or SIGTERM (in the main thread) the step in hand is finished and the state saved; a second signal acts at once.
@@ -295,20 +92,19 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     Parameters
     ----------
     real, synthetic, test : paths
-        Data sets; `synthetic` may be None for method real-only.
+        Data sets; `synthetic` is None for method real-only.
     out : path
         New, empty, or the folder of the same run.
     recipe : Recipe
-    settings : TrainSettings
     threads, workers : int
         Of the core, and for making views. Only the former may change a bit of the result; a run goes on with no other number.
     tell, progress : callable
-        Take lines for people, and the steps done with their total.
+        Take lines for people (which name other parameters in backticks, see `dreamda.options`), and the steps done with their total.
 
     Raises
     ------
     ValueError, OSError
-        The data, the settings or `out` cannot be used; nothing was written.
+        The data, the recipe or `out` cannot be used; nothing was written.
     DivergenceError
         With the last good checkpoint in its text.
     LostImageError
@@ -316,106 +112,179 @@ def train_dataset(real: str | os.PathLike[str], synthetic: str | os.PathLike[str
     OutputError
         `out` could not be written any more.
     """
-    from .. import __version__
-    from ..networks.models import resolve_dtype
-    from ..networks.threads import resolve_threads
+    run = _Run(recipe, Path(out), tell, threads, workers)
+    run.scan(real, synthetic, test)
+    run.read()
+    run.prepare()
+    return run.train(progress)
 
-    out = Path(out)
-    found = scan_real(real)
-    size = settings.size or _natural_size(found.paths[0])
-    stem = choose_stem(settings.stem, size)
-    made = scan_labelled(synthetic, found.classes, "SYNTHETIC") if synthetic is not None and recipe.method != "real-only" else None
-    tested = scan_labelled(test, found.classes, "--test") if test is not None else None
-    train, held = split(found.labels, settings.validation, recipe.seed)
-    if settings.validation and not len(held):
-        most = max(np.bincount(found.labels))
-        raise ValueError(f"--validation {settings.validation} holds back no image, as no class has more than {most}; "
-                         + (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
-    _check_out(out, [Path(p) for p in (real, synthetic, test) if p is not None])
 
-    images = FolderImages(found.paths, size)
-    images.read_all(workers)
-    synthetic_images = FolderImages(made.paths if made else [], size)
-    synthetic_images.read_all(workers)
-    test_images = FolderImages(tested.paths if tested else [], size)
-    test_images.read_all(workers)
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if settings.pretrained else channel_statistics(images[int(i)] for i in train)
-    mean, std = settings.mean or mean, settings.std or std
-    views = Views(size, mean, std, seed=recipe.seed, crop_scale=settings.crop_scale, flip=settings.flip,
-                  grey=is_grey(images[i] for i in range(len(images))))
+class _Run:
+    """One call of `train_dataset`, phase by phase: `scan`, `read`, `prepare`, `train`. Before the last nothing is written."""
 
-    dtype, used = resolve_dtype(settings.dtype), resolve_threads(threads)
-    identity = {"format": 1, "dreamda": __version__, "classes": found.classes, "real": _digest(found, images),
-                "synthetic": _digest(made, synthetic_images), **asdict(recipe), **asdict(settings), "size": list(size), "stem": stem, "dtype": dtype,
-                "mean": list(map(float, mean)), "std": list(map(float, std)), "crop_scale": list(views.crop_scale),
-                "pretrained": digest_of_file(settings.pretrained) if settings.pretrained else None, "threads": used, "environment": environment()}
-    _check_same(out, identity)
-    backbone = create_backbone(settings.backbone, size=size, batch=recipe.batch, stem=stem, width=settings.width, dtype=dtype, threads=used,
-                               slots=2 if recipe.method == "amst" else 1)
-    initialise(backbone, recipe.seed)
-    if settings.pretrained is not None:
-        load_pretrained(backbone, settings.pretrained)
-    data = Data(images.subset(train), found.labels[train], synthetic_images, made.labels if made else None, made.truth if made else None,
-                images.subset(held), found.labels[held])
-    run = Training(backbone, AMSTHeads(backbone.features, len(found.classes), recipe.seed), recipe, views, data, workers=workers)
-    about = {"backbone": settings.backbone, "stem": stem, "width": settings.width, "size": size, "mean": tuple(map(float, mean)),
-             "std": tuple(map(float, std)), "classes": found.classes}
+    def __init__(self, recipe: Recipe, out: Path, tell: Callable[[str], None], threads: int | None, workers: int) -> None:
+        self.recipe, self.out, self.tell, self.threads, self.workers = recipe, out, tell, threads, workers
 
-    with StopOnSignals("finishing the step in hand and saving; a second signal stops at once, and loses the epoch") as stop, _writing(out), _Folder(out, identity) as folder:
-        kept = folder.checkpoint()
+    # ---- before anything is written
+
+    def scan(self, real: Paths, synthetic: Paths | None, test: Paths | None) -> None:
+        """Find the files, check that they fit together, and hold images back."""
+        recipe = self.recipe
+        self.real = scan_real(real)
+        if recipe.method == "real-only" and synthetic is not None:
+            raise ParameterError("synthetic", f"{synthetic} would not be used, as `method=real-only` leaves synthetic images out; leave it off, or "
+                                              "use another `method`")
+        if recipe.method != "real-only" and synthetic is None:
+            raise ParameterError("synthetic", f"is missing: `method={recipe.method}` needs the output of dreamda generate; or use `method=real-only`")
+        self.synthetic = scan_labelled(synthetic, self.real.classes, "SYNTHETIC") if synthetic is not None else None
+        self.test = scan_labelled(test, self.real.classes, "TEST") if test is not None else None
+        self.kept, self.held = split(self.real.labels, recipe.validation_fraction, recipe.random_state)
+        if recipe.validation_fraction and not len(self.held):
+            most = max(np.bincount(self.real.labels))
+            raise ParameterError("validation_fraction", f"{recipe.validation_fraction} holds back no image, as no class has more than {most}; "
+                                 + (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
+        _check_out(self.out, [Path(p) for p in (real, synthetic, test) if p is not None])
+        sizes = [dimensions(path) for path in self.real.paths] if recipe.image_size is None else []
+        self.size, self.why = natural_size(recipe.image_size, sizes)
+
+    def read(self) -> None:
+        """Decode every image once, and leave out synthetic images that were made from images held back or tested on."""
+        self.images, self.made, self.tested = (FolderImages(part.paths if part else [], self.size) for part in (self.real, self.synthetic, self.test))
+        for images in (self.images, self.made, self.tested):
+            images.read_all(self.workers)
+        self.used = np.arange(len(self.made))
+        self.leaks = 0
+        if self.synthetic is not None:
+            names, hashes = self.real.names, self.images.hashes
+            of_held = self.synthetic.made_from({names[i] for i in self.held}, {hashes[i] for i in self.held})
+            of_tested = self.synthetic.made_from(set(), set(self.tested.hashes) - {hashes[i] for i in self.kept})
+            self.used, self.leaks = np.flatnonzero(~(of_held | of_tested)), int((of_held | of_tested).sum())
+            if not len(self.used):
+                raise ParameterError("synthetic", "every synthetic image was made from a real image that is held back or tested on; none is left")
+
+    def prepare(self) -> None:
+        """Resolve the recipe, refuse a folder that holds another run, and take memory for the network."""
+        from .. import __version__
+        from ..networks.models import resolve_dtype
+        from ..networks.threads import resolve_threads
+
+        recipe, real, synthetic = self.recipe, self.real, self.synthetic
+        self.setup = Setup.of(recipe, self.size, (self.images[int(i)] for i in self.kept), is_grey(self.images[i] for i in range(len(self.images))))
+        self.dtype, self.threads = resolve_dtype(recipe.dtype), resolve_threads(self.threads)
+        self.identity = {
+            "format": 2, "dreamda": __version__, "classes": real.classes, "real": real.digest(self.images.hashes),
+            "synthetic": synthetic.digest(self.made.hashes) if synthetic else None, **asdict(recipe), **self.setup.resolved(), "dtype": self.dtype,
+            "pretrained": digest_of_file(recipe.pretrained) if recipe.pretrained else None, "threads": self.threads, "environment": environment()}
+        _check_same(self.out, self.identity)
+        made = synthetic.subset(self.used) if synthetic else None
+        data = Data(self.images.subset(self.kept), real.labels[self.kept], self.made.subset(self.used), made.labels if made else None,
+                    made.truth if made else None, self.images.subset(self.held), real.labels[self.held])
+        self.training = self.setup.training(data, len(real.classes), threads=self.threads, workers=self.workers)
+
+    def header(self) -> list[str]:
+        """What is trained, on what, in a few lines."""
+        recipe, training, setup = self.recipe, self.training, self.setup
+        held = f", {len(self.held)} of them held back for validation" if len(self.held) else ""
+        lines = [f"real images: {len(self.images)} of {len(self.real.classes)} classes{held}"]
+        if self.synthetic is not None:
+            lines.append(f"synthetic images: {len(self.made)}"
+                         + (f", {self.leaks} of them left out: they were made from images that are held back or tested on" if self.leaks else ""))
+        if self.test is not None:
+            lines.append(f"test images: {len(self.tested)}")
+        lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
+        parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (training.network.backbone.features + 1) * len(self.real.classes)
+        lines.append(f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads")
+        lines.append(f"weights: {recipe.pretrained}" if recipe.pretrained else f"weights: random, seed {recipe.random_state}")
+        steps = training.steps_per_epoch
+        lines.append(f"training: method {recipe.method}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images: {recipe.epochs * steps:,} steps")
+        return lines
+
+    # ---- in the folder
+
+    def train(self, progress: Callable[[int, int], None]) -> TrainReport:
+        """Train in the folder, from its checkpoint if it has one."""
+        parts = [part for part in (self.real, self.synthetic, self.test) if part is not None]
+        self.report = TrainReport(skipped=[skipped for part in parts for skipped in part.ignored])
+        words = "finishing the step in hand and saving; a second signal stops at once and loses what was done since the last epoch"
+        with StopOnSignals(words) as stop, _writing(self.out), _Folder(self.out, self.identity) as self.folder:
+            self._resume()
+            try:
+                finished = self.training.run(self._on_event, self._save, lambda: stop.signal is not None, progress)
+            except DivergenceError as error:
+                error.args = (f"{error.args[0]}; {self._last_good()}",)
+                raise
+            except LostImageError as error:
+                error.args = (f"{error}, then run the same command again to resume from the last checkpoint",)
+                raise
+            self.report.epochs, self.report.best = self.training.epoch, self.training.best
+            if finished:
+                self._finish()
+            else:
+                self._save()
+                self.report.signal = stop.signal
+        return self.report
+
+    def _resume(self) -> None:
+        """Show the header, and load the checkpoint and the log up to it."""
+        kept = self.folder.checkpoint()
+        path = self.folder.path("checkpoint.safetensors")
         if kept is not None:
             try:
-                run.load_state(*kept)
+                self.training.load_state(*kept)
             except ValueError as error:
-                raise ValueError(f"{folder.path('checkpoint.safetensors')}: {error}; remove it to begin again, or give another --out") from None
-        events = folder.log(kept[1]["events"] if kept else 0)
-        report = TrainReport(events=events, skipped=[skipped for part in (found, made, tested) if part for skipped in part.ignored])
-        if kept is not None and run.epoch < recipe.epochs:
-            if differing := differences(folder.begun.get("environment"), identity["environment"], BITS):
-                tell(f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
-            tell(f"going on from {folder.path('checkpoint.safetensors')}: epoch {run.epoch + 1}, step {run.step + 1} of {run.steps_per_epoch}")
+                raise ValueError(f"{path}: {error}; remove it to begin again, or give another `out`".replace("`", "")) from None
+        self.report.events = self.folder.log(kept[1]["events"] if kept else 0)
+        if self.training.epoch == self.recipe.epochs:
+            return
+        for line in self.header():
+            self.tell(line)
+        if self.recipe.validation_fraction and self.synthetic is not None and not self.synthetic.seeds:
+            self.report.notes.append("SYNTHETIC does not say which real image each image was made from (it has no metadata.jsonl), so images made from "
+                                     "those held back are trained on, and the validation accuracy is too high")
+            self.tell(self.report.notes[-1])
+        if kept is not None:
+            if differing := differences(self.folder.begun.get("environment"), self.identity["environment"], BITS):
+                self.tell(f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
+            self.tell(f"resuming from {path}: epoch {self.training.epoch + 1}, step {self.training.step + 1} of {self.training.steps_per_epoch}")
 
-        def on_event(event: Event) -> None:
-            events.append(event)
-            folder.append(event)
-            tell(describe(event))
+    def _on_event(self, event: Event) -> None:
+        self.report.events.append(event)
+        self.folder.append(event)
+        self.tell(describe(event))
 
-        def save(best: bool = False) -> None:
-            if best or run.epoch == recipe.epochs and not len(held):
-                epoch = {"epoch": run.epoch, "seed": recipe.seed, "method": recipe.method}
-                TrainedModel.of(run.network, **about, about=epoch).save(folder.path("model.safetensors"))
-            arrays, position = run.state()
-            save_arrays(folder.path("checkpoint.safetensors"), arrays, {"format": 1, "kind": "checkpoint", **position, "events": len(events),
-                                                                         "classes": found.classes})
+    def _save(self, best: bool = False) -> None:
+        """The checkpoint; and the model, where this is the best epoch, or no epoch has been judged yet."""
+        training, recipe = self.training, self.recipe
+        if best or training.best is None:
+            about: dict[str, Any] = {"epoch": training.epoch, "seed": recipe.random_state, "method": recipe.method}
+            if not best and training.epoch < recipe.epochs:
+                about["stopped_in_epoch"] = training.epoch + 1
+            self.setup.model(training.network, self.real.classes, about=about, pretraining=training.is_pretraining).save(self.folder.path("model.safetensors"))
+        arrays, position = training.state()
+        save_arrays(self.folder.path("checkpoint.safetensors"), arrays, {"format": 1, "kind": "checkpoint", **position,
+                                                                         "events": len(self.report.events), "classes": self.real.classes})
 
-        try:
-            finished = run.run(on_event, save, lambda: stop.signal is not None, progress)
-        except DivergenceError as error:
-            good = folder.path("checkpoint.safetensors")
-            where = f"the last good checkpoint is {good}, of epoch {_epoch_of(good)}" if good.is_file() else "there is no checkpoint yet"
-            error.args = (f"{error}; {where}",)
-            raise
-        except LostImageError as error:
-            error.args = (f"{error}, then the same command goes on from the last checkpoint",)
-            raise
-        if not finished:
-            save()
-        report.epochs, report.best = run.epoch, run.best
-        report.signal = None if finished else stop.signal
-        if finished:
-            if recipe.method == "amst" and not any(e.get("accepted") for e in events):
-                report.notes.append(f"no synthetic image was ever accepted at --threshold {recipe.threshold:g}: the model learned from the real images "
-                                    "and the consistency loss alone; lower --threshold or raise --pretrain-epochs")
-            if tested is not None:
-                model = TrainedModel.load(folder.path("model.safetensors"))
-                report.metrics = evaluate_predictions(model.predict_proba(test_images, dtype=dtype, threads=used, workers=workers),
-                                                      tested.labels, found.classes)
-                folder.replace("metrics.json", (json.dumps(report.metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-            report.notes += folder.pictures(events, report.metrics)
-    return report
+    def _finish(self) -> None:
+        """Test the model and draw the pictures."""
+        report, recipe = self.report, self.recipe
+        if recipe.method == "amst" and not any(e.get("accepted") for e in report.events):
+            report.notes.append(f"no synthetic image ever got a label at `threshold={recipe.threshold:g}`: the model learned from the real images and the "
+                                "consistency loss alone")
+        if self.test is not None:
+            model = TrainedModel.load(self.folder.path("model.safetensors"))
+            report.metrics = evaluate_predictions(model.predict_proba(self.tested, dtype=self.dtype, threads=self.threads, workers=self.workers),
+                                                  self.test.labels, self.real.classes)
+            self.folder.replace("metrics.json", (json.dumps(report.metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        report.notes += self.folder.pictures(report.events, report.metrics)
+
+    def _last_good(self) -> str:
+        path = self.folder.path("checkpoint.safetensors")
+        if not path.is_file():
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {path}, of epoch {int(load_arrays(path, 'checkpoint')[1]['epoch'])}"
 
 
-def evaluate_dataset(model: TrainedModel, data: str | os.PathLike[str], *, dtype: str = "auto", threads: int | None = None, workers: int = 2
+def evaluate_dataset(model: TrainedModel, data: Paths, *, dtype: str = "auto", threads: int | None = None, workers: int = 2
                      ) -> tuple[Metrics, list[tuple[str, str]]]:
     """Test a model on a labelled folder, and list the files in it that were left out, each with the reason.
 
@@ -431,30 +300,14 @@ def evaluate_dataset(model: TrainedModel, data: str | os.PathLike[str], *, dtype
     return metrics, folder.ignored
 
 
-def find_model(path: str | os.PathLike[str]) -> Path:
+def model_file(path: Paths) -> Path:
     """The model file: the path itself, or model.safetensors in a run folder."""
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors, or the folder of a finished dreamda train")
+        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors, or the folder of a dreamda train")
     return path
-
-
-def _natural_size(path: Path) -> tuple[int, int]:
-    try:
-        height, width = decode_image(read_bounded(path)).shape[:2]
-    except BrokenImageError as error:
-        raise ValueError(f"{path}: {error}; repair or remove it") from None
-    return (height, width) if max(height, width) <= SMALL else (224, 224)
-
-
-def _digest(folder: LabelledFolder | None, images: FolderImages) -> str | None:
-    """A hash of all files with their labels, in order; where they lie does not matter."""
-    if folder is None:
-        return None
-    lines = [f"{path.parent.name}/{path.name} {label} {digest}" for path, label, digest in zip(folder.paths, folder.labels, images.hashes, strict=True)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 # ---- the folder
@@ -462,11 +315,11 @@ def _digest(folder: LabelledFolder | None, images: FolderImages) -> str | None:
 def _check_out(out: Path, inputs: list[Path]) -> None:
     for place in inputs:
         if out.resolve() == place.resolve() or place.resolve() in out.resolve().parents:
-            raise ValueError(f"--out {out} lies in the data set {place}; give a folder elsewhere")
+            raise ParameterError("out", f"{out} lies in the data set {place}; give a folder elsewhere")
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is no folder; give a new or an empty one")
+        raise ParameterError("out", f"{out} is no folder; give a new or an empty one")
     if out.is_dir() and not (out / "run.json").is_file() and any(path.name not in _TEMPORARY for path in out.iterdir()):
-        raise ValueError(f"--out {out} holds files but no run.json of dreamda train; give a new or an empty folder")
+        raise ParameterError("out", f"{out} holds files but no run.json of dreamda train; give a new or an empty folder")
 
 
 _TEMPORARY = {temporary_name(name) for name in FILES}  # what a kill in the middle of a write may leave
@@ -482,20 +335,20 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         there = {}
     if "epochs" not in there:
-        raise ValueError(f"{path} is not a run of dreamda train; give another --out")
+        raise ParameterError("out", f"{path} is not a run of dreamda train; give another folder")
     for name, value in identity.items():
         if name == "threads" and there.get(name, value) != value:
-            raise ValueError(f"--out {out} holds a run begun with {there[name]} threads, now there are {value}, and its bits depend on that; "
-                             f"go on with --threads {there[name]}, or give another --out")
+            raise ParameterError("out", f"{out} holds a run begun with {there[name]} threads, now there are {value}, and its result depends on that; "
+                                        f"resume with `threads={there[name]}`, or give another folder")
         if name not in ("threads", "environment") and there.get(name) != value:
             values = "" if name in ("real", "synthetic", "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
-            option = _NAMES.get(name, "--" + name.replace("_", "-"))
-            raise ValueError(f"--out {out} holds a run with another {option}{values}; repeat that one or give another --out")
+            other = _NAMES.get(name) or (f"`{name}`" if name in options_of(Recipe) else name)
+            raise ParameterError("out", f"{out} holds a run with another {other}{values}; repeat that one or give another folder")
     return there
 
 
 _NAMES = {"real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda": "version of dreamda",
-          "format": "format of run.json", "pretrained": "--pretrained file"}
+          "format": "format of run.json", "pretrained": "`pretrained` file"}
 
 
 @contextlib.contextmanager
@@ -506,8 +359,8 @@ def _writing(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if isinstance(error, BlockingIOError):
-            raise ValueError(f"--out {out} is being written by another process; wait for it, or give another folder") from None
-        raise OutputError(error.errno, f"--out {out} cannot be written ({error.strerror}); put that right, then the same command goes on "
+            raise ParameterError("out", f"{out} is being written by another process; wait for it, or give another folder") from None
+        raise OutputError(error.errno, f"{out} cannot be written ({error.strerror}); put that right, then run the same command again to resume "
                                        "from the last checkpoint") from error
 
 
@@ -548,9 +401,9 @@ class _Folder:
             return None
         arrays, about = load_arrays(path, "checkpoint")
         if about.get("classes") != self.identity["classes"]:
-            raise ValueError(f"{path} is of another list of classes; give another --out")
+            raise ValueError(f"{path} is of another list of classes; give another folder")
         if type(about.get("events")) is not int or about["events"] < 0:
-            raise ValueError(f"{path} does not say how long its log is; give another --out")
+            raise ValueError(f"{path} does not say how long its log is; give another folder")
         return arrays, about
 
     def log(self, count: int) -> list[Event]:
@@ -562,7 +415,7 @@ class _Folder:
         except (ValueError, RecursionError):
             events = [None]
         if not all(isinstance(e, dict) and isinstance(e.get("event"), str) for e in events):
-            raise ValueError(f"{path} holds a line that is no record of a training run; put it right, or give another --out")
+            raise ValueError(f"{path} holds a line that is no record of a training run; put it right, or give another folder")
         self.replace("log.jsonl", b"".join(lines))
         return events
 
@@ -585,7 +438,3 @@ class _Folder:
             figure.savefig(buffer, format="png", dpi=120)
             self.replace(name, buffer.getvalue())
         return []
-
-
-def _epoch_of(path: Path) -> int:
-    return int(load_arrays(path, "checkpoint")[1]["epoch"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..networks.weights import CONVERT_TORCHVISION, WeightFile, listed
+from ..options import ParameterError
 from .views import SMALL
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
@@ -25,6 +26,7 @@ STEMS = ("auto", "imagenet", "small")
 SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
 LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
 STREAM = 17  # of the keyed normals: initial weights of backbones
+ARCHITECTURES = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}  # blocks, bottlenecks
 _OTHER_HEADS = ("fc.", "head.", "classifier.")
 
 Floats = NDArray[np.float32]
@@ -62,14 +64,14 @@ def choose_stem(stem: str, size: tuple[int, int]) -> str:
         An unknown stem, or images too small for it, or larger than any batch could be.
     """
     if stem not in STEMS:
-        raise ValueError(f"--stem must be auto, imagenet or small; it is {stem!r}")
+        raise ParameterError("stem", f"{stem!r} is not possible; use auto, imagenet or small")
     if stem == "auto":
         stem = "small" if max(size) <= SMALL else "imagenet"
     if max(size) > LARGEST:
-        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too large to train on; give a --size up to {LARGEST}")
+        raise ParameterError("image_size", f"images of {size[0]} x {size[1]} pixels are too large to train on; give a size up to {LARGEST}")
     if min(size) < SMALLEST[stem]:
-        raise ValueError(f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
-                         + ("use --stem small or a larger --size" if stem == "imagenet" else "give a larger --size"))
+        raise ParameterError("image_size", f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
+                             + ("use `stem=small` or a larger size" if stem == "imagenet" else "give a larger size"))
     return stem
 
 
@@ -103,7 +105,7 @@ def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str =
 
 def _config(name: str, stem: str, size: tuple[int, int], width: int) -> dict[str, str | int]:
     if name not in BACKBONES:
-        raise ValueError(f"--backbone must be {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}; it is {name!r}")
+        raise ParameterError("backbone", f"{name!r} is not possible; use {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}")
     return {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
 
 
@@ -168,23 +170,42 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    ValueError
-        The file is of another architecture: every tensor that differs is named. Or it holds no safetensors.
+    ParameterError
+        The file is of another architecture (the message says which option fits it, or names tensors that differ), is no safetensors file,
+        or holds NaN or infinite values.
     FileNotFoundError
     """
     file = WeightFile(path, convert=CONVERT_TORCHVISION)
     wanted = {**backbone.parameters, **backbone.buffers}
     there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
+    shapes = {name: file.shape(name) for name in there}
     problems = {
         "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
-        "other shapes": [f"{n} {file.shape(n)} instead of {wanted[n].shape}" for n in wanted if n in there and file.shape(n) != wanted[n].shape]}
+        "other shapes": [f"{n} {shapes[n]} instead of {wanted[n].shape}" for n in wanted if n in there and shapes[n] != wanted[n].shape]}
     if any(problems.values()):
         found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"--pretrained {path} is of another architecture than this backbone and stem ({found})")
+        raise ParameterError("pretrained", f"{path} is of another architecture than this backbone and stem{_advice(shapes, wanted)} ({found})")
     for name, array in wanted.items():
         values = file.read(name)
         if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         if not np.isfinite(values).all():
-            raise ValueError(f"--pretrained {path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
+            raise ParameterError("pretrained", f"{path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
         array[...] = values
+
+
+def _advice(shapes: Mapping[str, tuple[int, ...]], wanted: Arrays) -> str:
+    """Which option would fit the file, as the end of a clause; nothing where it is no ResNet that is known."""
+    def blocks(names: Iterable[str]) -> tuple[int, ...]:
+        return tuple(len({n.split(".")[1] for n in names if n.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4))
+
+    first, own = shapes.get("conv1.weight"), wanted["conv1.weight"].shape
+    if first is None or len(first) != 4:
+        return ""
+    kind = (blocks(shapes), "layer1.0.conv3.weight" in shapes)
+    if kind != (blocks(wanted), "layer1.0.conv3.weight" in wanted):
+        return f": it is a {ARCHITECTURES[kind]}; use `backbone={ARCHITECTURES[kind]}`" if kind in ARCHITECTURES else ""
+    if first[2:] != own[2:]:
+        stem = "imagenet" if first[2] == 7 else "small"
+        return f": it has the {stem} stem; use `stem={stem}`" if first[2] in (3, 7) else ""
+    return f": it has width {first[0]}; use `width={first[0]}`" if first[0] != own[0] else ""

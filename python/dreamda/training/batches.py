@@ -46,6 +46,8 @@ class Data:
         What the synthetic images really show, for the log alone.
     validation, validation_labels : images, int64, optional
         For choosing the best epoch.
+    weights : float32 (N,), optional
+        Of the real images' losses; of synthetic images they are 1.
     """
 
     real: Images
@@ -55,6 +57,7 @@ class Data:
     truth: NDArray[np.int64] | None = None
     validation: Images = ()
     validation_labels: NDArray[np.int64] | None = None
+    weights: Floats | None = None
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Batch:
     weak: Floats | None = None        # of the unlabelled images
     mixed_labels: NDArray[np.int64] | None = None
     mixed: float = 0.0
+    weights: Floats | None = None     # of the rows' losses
 
 
 class Batches:
@@ -90,39 +94,43 @@ class Batches:
 
     def __init__(self, recipe: Recipe, data: Data, views: Views, *, number: int, assigned: NDArray[np.int32], n_classes: int, first: int) -> None:
         self.recipe, self.data, self.views, self.number, self.first = recipe, data, views.with_stage(number), number, first
-        accepted, real, size = int((assigned >= 0).sum()), len(data.real), recipe.batch
+        accepted, real, size = int((assigned >= 0).sum()), len(data.real), recipe.batch_size
         self._rest = np.arange(len(assigned)) if recipe.consistency_on == "all" else np.flatnonzero(assigned < 0)
-        self._labelled = Pool(recipe.seed, number, LABELLED_REAL, real)
-        self._unlabelled = Pool(recipe.seed, number, UNLABELLED, len(self._rest))
+        self._labelled = Pool(recipe.random_state, number, LABELLED_REAL, real)
+        self._unlabelled = Pool(recipe.random_state, number, UNLABELLED, len(self._rest))
         self._of_class = [np.flatnonzero(assigned == label) for label in range(n_classes)]
         self._n_real = size if not accepted else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + accepted))))
 
     def pretrain(self, step: int) -> Batch:
         """Real images in a weak and a strong view."""
-        size, data = self.recipe.batch, self.data
+        size, data = self.recipe.batch_size, self.data
         drawn = self._labelled.take((self.first + step) * size, size)
-        return Batch(np.stack(self._views(WEAK, data.real, drawn, 0)), data.labels[[i for _, i in drawn]],
-                     strong=np.stack(self._views(STRONG, data.real, drawn, 0)))
+        which = [i for _, i in drawn]
+        return Batch(np.stack(self._views(WEAK, data.real, drawn, 0)), data.labels[which],
+                     strong=np.stack(self._views(STRONG, data.real, drawn, 0)), weights=None if data.weights is None else data.weights[which])
 
     def train(self, step: int) -> Batch:
         """Real and labelled synthetic images; for amst also unlabelled ones in a weak and a strong view."""
         recipe, data, step = self.recipe, self.data, self.first + step
-        size, real = recipe.batch, len(data.real)
+        size, real = recipe.batch_size, len(data.real)
         drawn = self._labelled.take(step * size, size)
-        labels = data.labels[[i for _, i in drawn]]
+        which = [i for _, i in drawn]
+        labels, weights = data.labels[which], None if data.weights is None else data.weights[which]
         images = self._views(recipe.view, data.real, drawn[: self._n_real], 0)
         # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
-        random = _random(recipe.seed, self.number, LABELLED_SYNTHETIC, step).random(size)
+        random = _random(recipe.random_state, self.number, LABELLED_SYNTHETIC, step).random(size)
         for row in range(self._n_real, size):
             there = self._of_class[labels[row]]
             if len(there):
                 image = int(there[int(random[row] * len(there))])
                 images += self._views(recipe.view, data.synthetic, [(step * size + row, image)], real)
+                if weights is not None:
+                    weights[row] = 1
             else:
                 images += self._views(recipe.view, data.real, drawn[row: row + 1], 0)
-        batch = Batch(np.stack(images), labels, self._n_real)
+        batch = Batch(np.stack(images), labels, self._n_real, weights=weights)
         if recipe.mix != "none":
-            mix(batch, recipe.mix, _random(recipe.seed, self.number, MIX, step))
+            mix(batch, recipe.mix, _random(recipe.random_state, self.number, MIX, step))
         if recipe.method == "amst" and len(self._rest) >= size and recipe.consistency_weight > 0:
             drawn = [(draw, int(self._rest[i])) for draw, i in self._unlabelled.take(step * size, size)]
             batch.weak = np.stack(self._views(WEAK, data.synthetic, drawn, real))

@@ -1,60 +1,57 @@
 """`AMSTClassifier`: the whole of AMST behind scikit-learn's conventions, without needing scikit-learn."""
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from typing import Any
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .backbone import choose_stem, create_backbone, initialise, load_pretrained
+from ..options import ParameterError, accepts, documented, option, spelled
 from .batches import Data
-from .heads import AMSTHeads
-from .recipe import RECIPE_FIELDS, Recipe
+from .holdout import may_train, split
+from .recipe import RUNNING, Recipe, natural_size
 from .saved import TrainedModel
-from .stages import Event, Training
-from .views import IMAGENET_MEAN, IMAGENET_STD, Views, channel_statistics, is_grey, keyed
+from .setup import Setup
+from .stages import Event, describe
+from .views import is_grey, reduced
 
 
-class AMSTClassifier:
+class NotFittedError(ValueError, AttributeError):
+    """The classifier is used before `fit`. Where scikit-learn is loaded, its own exception of this name is raised instead."""
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class ClassifierParameters(Recipe):
+    """The parameters of `AMSTClassifier`: a recipe, and how the work is done here."""
+
+    threads: int | None = option(None, "Threads of the core.", group=RUNNING, low=1, shown_default="all cores")
+    workers: int = option(2, "Threads that make views. They do not change the result.", group=RUNNING, low=0)
+    verbose: bool = option(False, "Print a line per epoch on stderr.", group=RUNNING)
+
+
+if TYPE_CHECKING:
+    _Parameters = ClassifierParameters  # type checkers see the parameters as typed attributes and keywords
+else:
+    _Parameters = object
+
+
+@accepts(ClassifierParameters)
+class AMSTClassifier(_Parameters):
     """A ResNet trained on real and synthetic images with AMST, plainly, or on the real images alone.
 
     Follows scikit-learn's estimator conventions: parameters are stored as given and checked by `fit`; what `fit` finds ends in an
-    underscore; instances can be cloned and pickled. Two fits with the same arguments give the same bits on the same machine.
+    underscore; instances can be cloned and pickled. Two fits with the same arguments are bitwise identical on the same machine. There is no
+    `n_features_in_`, as `predict` takes images of any size.
 
     Parameters
     ----------
-    backbone : {"resnet18", "resnet34", "resnet50"}
-    method : {"amst", "plain", "real-only"}
-        plain trains on the synthetic images with `y_synthetic` as labels; real-only ignores them.
-    epochs, pretrain_epochs, steps_per_epoch, batch, lr, momentum, weight_decay, warmup_epochs, smoothing, clip_norm, threshold, \
-consistency_weight, consistency_on, relabel, hint, real_share, mix, view
-        See `dreamda.training.recipe.Recipe`.
-    image_size : int or (int, int), optional
-        Height and width that images are resized to; default: those of `X`.
-    stem : {"auto", "imagenet", "small"}
-        auto: small (3 x 3, stride 1) up to 64 pixels.
-    width : int
-        Channels of the first stage; 64 is the published network.
-    pretrained : path, optional
-        A timm or torchvision safetensors file to start from.
-    mean, std : three floats each, optional
-        Of the channels, in units of 0 to 1. Default: computed from `X`, with `pretrained` ImageNet's.
-    crop_scale : (float, float), optional
-    flip : bool
-        See `dreamda.training.views.Views`. Switch the flip off for digits, letters and chest X-rays.
-    validation_fraction : float
-        Part of every class of `X` that is held back to choose the best epoch; 0: the last epoch is taken.
-    dtype : {"auto", "f32", "bf16"}
-    threads : int, optional
-    workers : int
-        Threads that make views. Does not change the result.
-    random_state : int
-        Seed of weights, views, order and split.
-    verbose : bool
-        Print a line per epoch on stderr.
+    ClassifierParameters
+        The options of training.
 
     Attributes
     ----------
@@ -62,73 +59,35 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         The distinct labels, sorted.
     model_ : TrainedModel
     history_ : list of dict
-        One record per epoch and per labelling, as in the log of ``dreamda train``.
+        One record per epoch, stage and labelling, as in the log of ``dreamda train``.
     best_epoch_ : int
         The epoch (from 1) that was taken.
     pseudo_labels_ : array (M,) of int
-        Positions in `classes_` that the synthetic images ended with, -1 where none was accepted.
+        Positions in `classes_` that the synthetic images ended with, -1 where they have no label or were left out.
+    left_out_ : array of int
+        Positions of the synthetic images that were left out, as they come from images that are held back (see `fit`).
 
     Examples
     --------
-    >>> clf = AMSTClassifier(backbone="resnet18", epochs=20, lr=0.05)                # doctest: +SKIP
-    >>> clf.fit(X, y, X_synthetic)                                                   # doctest: +SKIP
+    >>> clf = AMSTClassifier(backbone="resnet18", epochs=20)                         # doctest: +SKIP
+    >>> clf.fit(X, y, X_synthetic, y_synthetic)                                      # doctest: +SKIP
     >>> clf.score(X_test, y_test); clf.save("coats.safetensors")                     # doctest: +SKIP
     """
 
     _estimator_type = "classifier"
 
-    backbone: str
-    method: str
-    epochs: int
-    pretrain_epochs: int | None
-    steps_per_epoch: int | None
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    warmup_epochs: float
-    smoothing: float
-    clip_norm: float
-    threshold: float
-    consistency_weight: float
-    consistency_on: str
-    relabel: int
-    hint: str
-    real_share: float
-    mix: str
-    view: str
-    image_size: int | tuple[int, int] | None
-    stem: str
-    width: int
-    pretrained: str | os.PathLike[str] | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    crop_scale: tuple[float, float] | None
-    flip: bool
-    validation_fraction: float
-    dtype: str
-    threads: int | None
-    workers: int
-    random_state: int
-    verbose: bool
-
-    def __init__(self, backbone: str = "resnet18", *, method: str = "amst", epochs: int = 30, pretrain_epochs: int | None = None,
-                 steps_per_epoch: int | None = None, batch: int = 64, lr: float = 0.01, momentum: float = 0.9, weight_decay: float = 1e-4,
-                 warmup_epochs: float = 5.0, smoothing: float = 0.0, clip_norm: float = 0.0, threshold: float = 0.9,
-                 consistency_weight: float = 1.0, consistency_on: str = "rest", relabel: int = 0, hint: str = "ignore",
-                 real_share: float = 0.5, mix: str = "none", view: str = "weak",
-                 image_size: int | tuple[int, int] | None = None, stem: str = "auto", width: int = 64,
-                 pretrained: str | os.PathLike[str] | None = None, mean: tuple[float, ...] | None = None,
-                 std: tuple[float, ...] | None = None, crop_scale: tuple[float, float] | None = None, flip: bool = True,
-                 validation_fraction: float = 0.0, dtype: str = "auto", threads: int | None = None, workers: int = 2, random_state: int = 0,
-                 verbose: bool = False) -> None:
-        arguments = locals()
-        for name in self._parameter_names():
-            setattr(self, name, arguments[name])
+    if not TYPE_CHECKING:
+        def __init__(self, **parameters: Any) -> None:
+            shown = type(self).__options__
+            for name in parameters:
+                if name not in shown:
+                    raise TypeError(f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(shown)}")
+            for name, default in shown.items():
+                setattr(self, name, parameters.get(name, default))
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        return list(getattr(cls, "__options__"))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's parameters as they are now.
@@ -169,9 +128,9 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         return self
 
     def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
-        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if repr(v) != repr(defaults[k].default)]
-        return f"AMSTClassifier({', '.join(changed)})"
+        defaults = getattr(type(self), "__options__")
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if repr(value) != repr(defaults[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # only scikit-learn itself asks
@@ -179,7 +138,11 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         return Tags(estimator_type="classifier", target_tags=TargetTags(required=True), classifier_tags=ClassifierTags(),
                     input_tags=InputTags(two_d_array=False, three_d_array=True))
 
-    def fit(self, X: ArrayLike, y: ArrayLike, X_synthetic: ArrayLike | None = None, y_synthetic: ArrayLike | None = None) -> AMSTClassifier:
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def fit(self, X: ArrayLike, y: ArrayLike, X_synthetic: ArrayLike | None = None, y_synthetic: ArrayLike | None = None, *,
+            sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None, groups_synthetic: ArrayLike | None = None) -> AMSTClassifier:
         """Train.
 
         Parameters
@@ -187,11 +150,20 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         X : uint8 (N, H, W, 3) or (N, H, W)
             Real images.
         y : (N,)
-            Their labels, numbers or texts, of two classes or more.
+            Their labels of two classes or more: texts, whole numbers or booleans.
         X_synthetic : uint8 (M, h, w, 3) or (M, h, w), optional
-            Not needed by method real-only.
+            Not used by `method="real-only"`.
         y_synthetic : (M,), optional
-            Labels of the seeds; needed by method plain and by hint agree, otherwise for the record.
+            Labels of the real images that the synthetic ones were made from. Needed by `method="plain"` and `hint="agree"`.
+        sample_weight : (N,), optional
+            Weights of the real images' losses, 0 or more; a synthetic image has weight 1.
+        groups : (N,), optional
+            Which real images belong together, such as the photographs of one patient, or simply ``np.arange(N)``. With
+            `validation_fraction` a group is held back as a whole.
+        groups_synthetic : (M,), optional
+            The groups of the real images that the synthetic ones were made from. A synthetic image is left out unless its group is among
+            those of the real images that are trained on: so nothing made from an image that is held back, here or by the cross-validation
+            that calls this, can leak into training.
 
         Returns
         -------
@@ -201,55 +173,69 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         Raises
         ------
         ValueError
-            A parameter or the data cannot be used; the sentence says which and how to mend it.
+            A parameter or the data cannot be used; the message says which and what is possible.
         dreamda.training.stages.DivergenceError
         """
-        recipe = Recipe(**{name: _plain(getattr(self, "random_state" if name == "seed" else name)) for name in RECIPE_FIELDS})
-        real, labels = _images(X, "X"), np.asarray(y)
-        if labels.shape != (len(real),):
-            raise ValueError(f"y has shape {labels.shape}; the {len(real)} images of X need ({len(real)},)")
+        parameters = ClassifierParameters(**{name: _plain(value) for name, value in self.get_params().items()} | {"random_state": self._seed()})
+        real = _images(X, "X")
+        labels = _labels(y, "y", len(real), "X")
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"y has {len(classes)} class; a classifier needs 2 or more")
-        synthetic: NDArray[np.uint8] | tuple[()] = ()
-        hints = None
-        if X_synthetic is not None and recipe.method != "real-only":
+            raise ParameterError("y", f"has 1 class, {classes[0]!r}; a classifier needs 2 or more")
+        synthetic, hints = np.zeros((0, *real.shape[1:]), np.uint8), None
+        if X_synthetic is not None and parameters.method != "real-only":
             synthetic = _images(X_synthetic, "X_synthetic")
             hints = _codes(y_synthetic, classes, len(synthetic)) if y_synthetic is not None else None
-        train, held = split(codes, self.validation_fraction, recipe.seed)
-        size = _pair(self.image_size, real.shape[1:3])
-        views = Views(size, *self._statistics(real[train]), seed=recipe.seed, crop_scale=self.crop_scale, flip=self.flip, grey=is_grey(real))
-        data = Data(real[train], codes[train], synthetic, hints, None, real[held], codes[held])
-        backbone = create_backbone(self.backbone, size=size, batch=recipe.batch, stem=self.stem, width=self.width, dtype=self.dtype,
-                                   threads=self.threads, slots=2 if recipe.method == "amst" else 1)
-        initialise(backbone, recipe.seed)
-        if self.pretrained is not None:
-            load_pretrained(backbone, self.pretrained)
-        run = Training(backbone, AMSTHeads(backbone.features, len(classes), recipe.seed), recipe, views, data, workers=self.workers)
-
-        about = {"backbone": self.backbone, "stem": choose_stem(self.stem, size), "width": _plain(self.width), "size": tuple(map(int, size)),
-                 "mean": tuple(map(float, views.mean)), "std": tuple(map(float, views.std)), "classes": classes.tolist()}
+        weights = _weights(sample_weight, len(real)) if sample_weight is not None else None
+        groups = _groups(groups, "groups", len(real), "X")
+        groups_synthetic = _groups(groups_synthetic, "groups_synthetic", len(synthetic), "X_synthetic") if len(synthetic) else None
+        if groups_synthetic is not None and groups is None:
+            raise ParameterError("groups_synthetic", "needs `groups`, those of the real images")
+        train, held = split(codes, parameters.validation_fraction, parameters.random_state,
+                            None if groups is None else np.unique(groups, return_inverse=True)[1])
+        used = np.arange(len(synthetic))
+        if groups is not None and groups_synthetic is not None:
+            used = np.flatnonzero(may_train(groups_synthetic, groups[train]))
+            if not len(used):
+                raise ParameterError("groups_synthetic", "has no group of the real images that are trained on, so no synthetic image is left")
+        size, _ = natural_size(parameters.image_size, [(real.shape[1], real.shape[2])])
+        real, synthetic = reduced(real, size), reduced(synthetic, size)
+        setup = Setup.of(parameters, size, real[train], is_grey(real))
+        data = Data(real[train], codes[train], synthetic[used], hints[used] if hints is not None else None, None, real[held], codes[held],
+                    weights[train] if weights is not None else None)
+        run = setup.training(data, len(classes), threads=parameters.threads, workers=parameters.workers)
         history: list[Event] = []
         best: list[TrainedModel] = []
 
         def on_epoch(is_best: bool) -> None:
             if is_best:
-                best[:] = [TrainedModel.of(run.network, **about)]
+                best[:] = [setup.model(run.network, classes.tolist())]
+
+        def tell(text: str) -> None:
+            if parameters.verbose:
+                print(spelled(text), file=sys.stderr)
 
         def on_event(event: Event) -> None:
             history.append(event)
-            if self.verbose:
-                print(describe(event), file=sys.stderr)
+            tell(describe(event))
 
+        if len(used) < len(synthetic):
+            tell(f"{len(synthetic) - len(used)} of {len(synthetic)} synthetic images are left out: they come from images that are held back")
         run.run(on_event, on_epoch)
-        self.model_ = best[0] if best else TrainedModel.of(run.network, **about)
-        self.best_epoch_ = run.best["epoch"] if run.best else recipe.epochs
-        self.classes_, self.history_, self.pseudo_labels_ = classes, history, run.assigned
+        self.model_ = best[0] if best else setup.model(run.network, classes.tolist())
+        self.best_epoch_ = run.best["epoch"] if run.best else parameters.epochs
+        self.classes_, self.history_ = classes, history
+        self.left_out_ = np.setdiff1d(np.arange(len(synthetic)), used)
+        self.pseudo_labels_ = np.full(len(synthetic), -1, np.int32)
+        self.pseudo_labels_[used] = run.assigned
         return self
 
-    def _statistics(self, images: NDArray[np.uint8]) -> tuple[Any, Any]:
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if self.pretrained is not None else channel_statistics(images)
-        return self.mean if self.mean is not None else mean, self.std if self.std is not None else std
+    def _seed(self) -> int:
+        """`random_state` as a seed: scikit-learn's None and RandomState draw one."""
+        given: Any = self.random_state
+        if given is None:
+            return int(np.random.randint(2**31 - 1))
+        return int(given.randint(2**31 - 1)) if isinstance(given, np.random.RandomState) else given
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Probabilities of the classes.
@@ -266,11 +252,11 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
         Raises
         ------
+        NotFittedError
         ValueError
-            It is not fitted, or `X` holds no such images.
+            `X` holds no such images.
         """
-        if not hasattr(self, "model_"):
-            raise ValueError("this AMSTClassifier is not fitted yet; call fit or load first")
+        self._check_fitted()
         return self.model_.predict_proba(_images(X, "X"), dtype=self.dtype, threads=self.threads, workers=self.workers)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -288,21 +274,34 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(axis=1)]
 
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:
-        """The part of the images that are given their right label.
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """The share of the images that are given their right label.
 
         Parameters
         ----------
         X : uint8 (N, H, W, 3) or (N, H, W)
         y : (N,)
             The right labels.
+        sample_weight : (N,), optional
+            How much each image counts, 0 or more.
 
         Returns
         -------
         float
             Accuracy, 0 to 1.
+
+        Raises
+        ------
+        NotFittedError
+        ValueError
+            There is not one label for each image, or the labels are of another kind than those of `fit`.
         """
-        return float(np.mean(self.predict(X) == np.asarray(y)))
+        predicted = self.predict(X)
+        labels = _labels(y, "y", len(predicted), "X")
+        if (labels.dtype.kind in "UO") != (self.classes_.dtype.kind in "UO"):
+            raise ParameterError("y", f"has labels such as {labels[0]!r}, but the classifier knows such as {self.classes_[0]!r}")
+        weights = None if sample_weight is None else _weights(sample_weight, len(predicted))
+        return float(np.average(predicted == labels, weights=weights))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted classifier as one safetensors file; `dreamda evaluate` and `predict` take it too.
@@ -313,14 +312,14 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
 
         Raises
         ------
-        ValueError
-            It is not fitted.
+        NotFittedError
         """
-        if not hasattr(self, "model_"):
-            raise ValueError("this AMSTClassifier is not fitted yet; there is nothing to save")
+        self._check_fitted()
         params = {k: _plain(v) for k, v in self.get_params().items()}
+        if isinstance(params["random_state"], np.random.RandomState):
+            params["random_state"] = None
         self.model_.about = {"params": params, "history": self.history_, "best_epoch": self.best_epoch_,
-                             "pseudo_labels": self.pseudo_labels_.tolist()}
+                             "pseudo_labels": self.pseudo_labels_.tolist(), "left_out": self.left_out_.tolist()}
         self.model_.save(path)
 
     @classmethod
@@ -344,46 +343,19 @@ consistency_weight, consistency_on, relabel, hint, real_share, mix, view
         try:
             params = {k: tuple(v) if isinstance(v, list) else v for k, v in model.about.get("params", {}).items()}
             pseudo_labels = np.asarray(model.about.get("pseudo_labels", []), np.int32)
+            left_out = np.asarray(model.about.get("left_out", []), np.int64)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} was not saved by AMSTClassifier ({error})") from None
         arguments: dict[str, Any] = {k: v for k, v in params.items() if k in cls._parameter_names()}
         self = cls(**{"backbone": model.backbone, **arguments})
-        self.model_, self.classes_, self.pseudo_labels_ = model, np.asarray(model.classes), pseudo_labels
+        self.model_, self.classes_, self.pseudo_labels_, self.left_out_ = model, np.asarray(model.classes), pseudo_labels, left_out
         self.history_, self.best_epoch_ = model.about.get("history", []), model.about.get("best_epoch")
         return self
 
-
-def describe(event: Event) -> str:
-    """One line of the log, for people."""
-    if event["event"] == "labelling":
-        text = f"labelling: {event['accepted']} of {event['images']} synthetic images accepted at threshold {event['threshold']:g}"
-        for name, words in (("precision", "labels right"), ("agree_with_seed", "as their seeds")):
-            if name in event:
-                text += f", {event[name]:.1%} {words}"
-        if not event["accepted"]:
-            text += (f"; the highest confidence was {event['confidence_max']:.3f}: lower --threshold or raise --pretrain-epochs, or this trains on "
-                     "the real images and the consistency loss alone")
-        return text
-    text = f"epoch {event['epoch']:3d} ({event['stage']}): loss {event['loss']:.4f}, training accuracy {event['train_accuracy']:.1%}"
-    if "validation_accuracy" in event:
-        text += f", validation accuracy {event['validation_accuracy']:.1%}"
-    return text + f", {event['seconds']:.1f} s"
-
-
-def split(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to train on and to hold back: of every class `fraction` of the images, rounded, and never all of them.
-
-    >>> [part.tolist() for part in split(np.array([0, 0, 1, 1, 1]), 0.0, 0)]
-    [[0, 1, 2, 3, 4], []]
-    """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"--validation must be a part from 0 to below 1; it is {fraction}")
-    held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        random = keyed(seed, 1 << 48, (0, int(label), 0, 0)).random(len(members))
-        held[members[np.argsort(random, kind="stable")[: min(round(fraction * len(members)), len(members) - 1)]]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            error = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
+            raise error("this AMSTClassifier is not fitted yet; call fit or load first")
 
 
 def _plain(value: Any) -> Any:
@@ -394,26 +366,67 @@ def _plain(value: Any) -> Any:
 def _images(X: ArrayLike, name: str) -> NDArray[np.uint8]:
     array = np.asarray(X)
     if array.dtype != np.uint8:
-        raise ValueError(f"{name} must be uint8 images, 0 to 255; it is {array.dtype}")
+        raise ParameterError(name, f"holds {array.dtype}; images must be uint8, 0 to 255")
+    if array.ndim == 2 or array.ndim == 3 and array.shape[-1] in (1, 3, 4):
+        raise ParameterError(name, f"is one image of shape {array.shape}; give a batch of images, such as {name}[None]")
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 3:
         array = np.repeat(array[..., None], 3, axis=3)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
-        raise ValueError(f"{name} must be images (N, height, width, 3) or (N, height, width); it has shape {np.shape(X)}")
+        raise ParameterError(name, f"has shape {np.shape(X)}; images must be (N, height, width, 3) or (N, height, width), N at least 1")
+    return array
+
+
+def _labels(y: ArrayLike, name: str, count: int, images: str) -> NDArray[Any]:
+    """Labels of one kind: texts, whole numbers or booleans."""
+    if y is None:
+        raise ParameterError(name, "is missing: this classifier requires y to be passed, but the target y is None")
+    array = _column(np.asarray(y), name, count, images)
+    if array.dtype.kind == "O":
+        kinds = {type(label) for label in array.tolist()}
+        if len(kinds) > 1 or not kinds <= {str, int, bool, float}:
+            raise ParameterError(name, f"has labels of the types {', '.join(sorted(k.__name__ for k in kinds))}; give texts, whole numbers or booleans, "
+                                       "and only one kind of them")
+        array = array if kinds == {str} else np.array(array.tolist())
+    if array.dtype.kind not in "biufUO":
+        raise ParameterError(name, f"has labels of type {array.dtype}; give texts, whole numbers or booleans")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ParameterError(name, f"holds NaN or infinity for {int((~np.isfinite(array)).sum())} images; leave those out, or label them")
+        if (array != np.rint(array)).any():
+            raise ParameterError(name, f"holds numbers such as {array[array != np.rint(array)][0]}. Unknown label type: continuous. A classifier needs "
+                                       "classes: texts, whole numbers or booleans")
+    return array
+
+
+def _column(array: NDArray[Any], name: str, count: int, images: str) -> NDArray[Any]:
+    """One value for each image; a column vector is flattened with scikit-learn's warning."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        kind = getattr(sys.modules.get("sklearn.exceptions"), "DataConversionWarning", UserWarning)
+        warnings.warn(f"A column-vector {name} was passed when a 1d array was expected; it is taken as {name}.ravel()", kind, stacklevel=4)
+        array = array.ravel()
+    if array.ndim != 1:
+        raise ParameterError(name, f"should be a 1d array, got an array of shape {array.shape} instead")
+    if len(array) != count:
+        raise ParameterError(name, f"has {len(array)} values, but {images} has {count} images")
     return array
 
 
 def _codes(labels: ArrayLike, classes: NDArray[Any], count: int) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.shape != (count,):
-        raise ValueError(f"y_synthetic has shape {array.shape}; the {count} images of X_synthetic need ({count},)")
-    unknown = sorted(set(array.tolist()) - set(classes.tolist()))
+    array = _labels(labels, "y_synthetic", count, "X_synthetic")
+    unknown = sorted(set(array.tolist()) - set(classes.tolist()), key=str)
     if unknown:
-        raise ValueError(f"y_synthetic has classes that no real image has: {', '.join(map(repr, unknown[:8]))}")
+        raise ParameterError("y_synthetic", f"has classes that no real image has: {', '.join(map(repr, unknown[:8]))}")
     return np.searchsorted(classes, array)
 
 
-def _pair(size: int | tuple[int, int] | None, default: tuple[int, int]) -> tuple[int, int]:
-    pair = default if size is None else (size, size) if isinstance(size, (int, np.integer)) else size
-    return int(pair[0]), int(pair[1])
+def _weights(weights: ArrayLike, count: int) -> NDArray[np.float32]:
+    array = _column(np.asarray(weights, np.float32), "sample_weight", count, "X")
+    if not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
+        raise ParameterError("sample_weight", "must be finite numbers, 0 or more, and not all 0")
+    return array
+
+
+def _groups(groups: ArrayLike | None, name: str, count: int, images: str) -> NDArray[Any] | None:
+    return None if groups is None else _column(np.asarray(groups), name, count, images)

@@ -1,134 +1,153 @@
-"""What decides a training run beside its data, views and backbone: method, schedule, thresholds.
+"""The options of training: `Recipe`, their one definition. `AMSTClassifier`, the command line and run.json use it.
 
-    recipe = Recipe(method="amst", epochs=30, lr=0.05)
-    recipe.stages()                                    # [("pretrain", 10), ("train", 20)]
-    learning_rate(recipe, step=0, steps=400, steps_per_epoch=20)
+    recipe = Recipe(method="amst", epochs=30)
+    recipe.stages()                                    # [("pretrain", 3), ("train", 27)]
+    rate_at(recipe, step=0, steps=400, steps_per_epoch=20)
 """
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from .views import KINDS, WEAK
+import numpy as np
 
-METHODS = ("amst", "plain", "real-only")
-MIXES = ("none", "mixup", "cutmix")
-CONSISTENCY = ("rest", "all")
-HINTS = ("ignore", "agree", "keep")
+from ..options import Options, ParameterError, documented, option
+from .views import SMALL
+
 MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
+COMMON, AMST, OPTIMISER, VIEWS, NETWORK, RUNNING = "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running"
+SMALL_WIDTH, PUBLISHED_WIDTH = 16, 64
+LARGE_SIZE = 224
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything about a training run but the data, the views and the backbone.
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Options):
+    """Everything that decides a trained classifier, besides the images.
 
-    Parameters
-    ----------
-    method : {"amst", "plain", "real-only"}
-        plain: the synthetic images are trained on with their hints as labels. real-only: they are not used.
-    epochs : int
-        Of all stages together.
-    pretrain_epochs : int, optional
-        Of the first stage of amst; default: a third of `epochs`.
-    steps_per_epoch : int, optional
-        Default: the images that the method uses, divided by `batch`. Set it to give methods the same number of optimiser steps.
-    batch : int
-        Labelled images in a step; the train stage of amst adds as many unlabelled ones, in two views.
-    lr, momentum, weight_decay, warmup_epochs
-        SGD with Nesterov momentum, linear warm-up (at most a fifth of a stage), then a cosine to 0. Norms and biases do not decay. The
-        defaults are the authors'.
-    smoothing : float
-        Label smoothing of f5's supervised loss.
-    clip_norm : float
-        Largest norm of the gradients of backbone and heads together; 0: no clipping.
-    threshold, consistency_weight : float
-        Confidence needed by a pseudo-label and by the consistency loss, and lambda.
-    consistency_on : {"rest", "all"}
-        Synthetic images that the consistency loss sees: those that were not accepted, as in the paper, or all of them (ours).
-    relabel : int
-        Repeat the labelling every so many epochs of the train stage; 0: never.
-    hint : {"ignore", "agree", "keep"}
-        What the seeds' labels are worth (ours; the paper ignores them). agree: accept a synthetic image only if its pseudo-label is its
-        seed's label. keep: a synthetic image keeps its seed's label unless the heads agree, with confidence, on another; those that they
-        contradict stay unlabelled.
-    real_share : float
-        Least part of real images in a labelled batch; more where they are more (ours).
-    mix : {"none", "mixup", "cutmix"}
-        Of the labelled images that f5 learns from; the share is uniform, Beta(1, 1).
-    view : {"weak", "randaugment", "strong"}
-        Of the labelled images that f5 learns from.
-    seed : int
+    The defaults for synthetic images, learning rate, batch size and width are those that did best on validation images in
+    benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
-    method: str = "amst"
-    epochs: int = 30
-    pretrain_epochs: int | None = None
-    steps_per_epoch: int | None = None
-    batch: int = 64
-    lr: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 5.0
-    smoothing: float = 0.0
-    clip_norm: float = 0.0
-    threshold: float = 0.9
-    consistency_weight: float = 1.0
-    consistency_on: str = "rest"
-    relabel: int = 0
-    hint: str = "ignore"
-    real_share: float = 0.5
-    mix: str = "none"
-    view: str = WEAK
-    seed: int = 0
+    method: Literal["amst", "plain", "real-only"] = option(
+        "amst", "amst (learn which synthetic images to trust), plain (trust the label of every one) or real-only (leave them out).", group=COMMON)
+    epochs: int = option(30, "Passes over the images, of all stages together.", group=COMMON, low=1, high=MOST)
+    validation_fraction: float = option(
+        0.0, "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made from them are left "
+             "out. 0: the last epoch is taken.", group=COMMON, low=0, high=1, spelling="--validation")
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = option("resnet18", "The network.", group=COMMON)
+    pretrained: str | None = option(None, "Weights to start from: a timm or torchvision file (safetensors).", group=COMMON,
+                                    shown_default="random weights")
+    image_size: int | tuple[int, int] | None = option(
+        None, "Height and width that images are resized to.", group=COMMON, low=1, count=2, spelling="--size",
+        shown_default="the median of the real images up to 64 pixels, else 224")
+    flip: bool = option(True, "Flip half of the training views from left to right. Wrong for digits, letters and chest X-rays.", group=COMMON)
+    random_state: int = option(0, "Seed of initial weights, views, order and split.", group=COMMON, low=0, high=(1 << 64) - 1, spelling="--seed")
+
+    hint: Literal["ignore", "agree", "keep"] = option(
+        "keep", "What the label of the real image that a synthetic one was made from is worth. keep: the synthetic image keeps it unless the "
+                "network is confident of another. agree: both must agree. ignore: the network alone decides, as in the paper.", group=AMST)
+    threshold: float = option(0.7, "Confidence, 0 to 1, from which on the network's opinion of a synthetic image counts.", group=AMST, low=0, high=1)
+    relabel: int | None = option(None, "Decide about the synthetic images again every so many epochs; 0: only once.", group=AMST, low=0,
+                                 shown_default="3, and 0 with `mix`")
+    pretrain_epochs: int | None = option(None, "Epochs of the first stage, on real images alone (`method=amst`).", group=AMST, low=1,
+                                         shown_default="a tenth of `epochs`, at least 2")
+    consistency_weight: float = option(1.0, "Weight of the consistency loss: two views of a synthetic image should be classified alike.",
+                                       group=AMST, low=0, high=MOST)
+    consistency_on: Literal["rest", "all"] = option(
+        "all", "Synthetic images that the consistency loss sees: all, or the rest, which has no label (as in the paper).", group=AMST)
+    real_share: float = option(0.5, "Least share of real images in a batch of labelled images.", group=AMST, low=0, high=1)
+
+    batch_size: int = option(32, "Batch size: labelled images in a step.", group=OPTIMISER, low=2, high=MOST)
+    learning_rate: float | None = option(None, "Highest learning rate.", group=OPTIMISER, above=0, high=MOST,
+                                         shown_default="0.05, and 0.01 with `pretrained`")
+    steps_per_epoch: int | None = option(None, "Steps of an epoch. Set it to give methods the same number of steps.", group=OPTIMISER, low=1, high=MOST,
+                                         shown_default="images / batch size")
+    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises, at most a fifth of a stage; then it falls as a cosine.",
+                                  group=OPTIMISER, low=0, high=MOST)
+    momentum: float = option(0.9, "Nesterov momentum, below 1.", group=OPTIMISER, low=0, high=1)
+    weight_decay: float = option(1e-4, "Weight decay; not of norms and biases.", group=OPTIMISER, low=0, high=MOST)
+    clip_norm: float = option(0.0, "Largest norm of the gradient; 0: no clipping.", group=OPTIMISER, low=0, high=MOST)
+    smoothing: float = option(0.0, "Label smoothing of the classifier's loss.", group=OPTIMISER, low=0, high=1)
+
+    view: Literal["weak", "randaugment", "strong"] = option(
+        "weak", "How labelled images are changed: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).", group=VIEWS)
+    mix: Literal["none", "mixup", "cutmix"] = option("none", "Mix pairs of labelled images.", group=VIEWS)
+    crop_scale: tuple[float, ...] | None = option(None, "Smallest and largest area of random crops, as a share of the image.", group=VIEWS,
+                                                  above=0, high=1, count=2, shown_default="0.08,1; up to 64 pixels 0.5,1")
+    mean: tuple[float, ...] | None = option(None, "Mean of the red, green and blue channels, 0 to 1.", group=VIEWS, low=0, high=1, count=3,
+                                            shown_default="of the real images; ImageNet's with `pretrained`")
+    std: tuple[float, ...] | None = option(None, "Standard deviation of the channels.", group=VIEWS, above=0, high=1, count=3,
+                                           shown_default="of the real images; ImageNet's with `pretrained`")
+
+    stem: Literal["auto", "imagenet", "small"] = option(
+        "auto", "First layers: imagenet (stride 4), or small (3 x 3, stride 1); auto is small up to 64 pixels.", group=NETWORK)
+    width: int | None = option(None, "Channels of the first stage; 64 is the published network.", group=NETWORK, low=8, high=1024,
+                               shown_default="16 with the small stem, else 64; 64 with `pretrained`")
+    dtype: Literal["auto", "f32", "bf16"] = option("auto", "What is computed in; auto is bf16 where the CPU has it.", group=RUNNING)
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("mix", MIXES), ("hint", HINTS), ("view", KINDS), ("consistency_on", CONSISTENCY)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{_option(name)} must be {', '.join(choices[:-1])} or {choices[-1]}; it is {getattr(self, name)!r}")
-        for name in ("smoothing", "threshold", "real_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{_option(name)} must be 0 to 1; it is {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum must be 0 to below 1; it is {self.momentum}")
-        if not 0 < self.lr < MOST:
-            raise ValueError(f"--lr must be above 0 and below {MOST}; it is {self.lr}")
-        for name in ("weight_decay", "warmup_epochs", "clip_norm", "consistency_weight"):
-            if not 0 <= getattr(self, name) < MOST:
-                raise ValueError(f"{_option(name)} must be 0 or more and below {MOST}; it is {getattr(self, name)}")
-        least = 2 if self.method == "amst" else 1
-        if self.epochs < least:
-            raise ValueError(f"--epochs must be {least} or more with --method {self.method}; it is {self.epochs}")
-        if self.pretrain_epochs is not None and not 1 <= self.pretrain_epochs < self.epochs and self.method == "amst":
-            raise ValueError(f"--pretrain-epochs must be 1 to {self.epochs - 1}, so that each stage has one; it is {self.pretrain_epochs}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
-            raise ValueError(f"--steps-per-epoch must be 1 or more; it is {self.steps_per_epoch}")
-        if self.batch < 2:
-            raise ValueError(f"--batch must be 2 or more (batch norm needs company); it is {self.batch}")
-        if self.relabel < 0:
-            raise ValueError(f"--relabel must be 0 or more; it is {self.relabel}")
+        super().__post_init__()
+        if self.relabel is None:
+            object.__setattr__(self, "relabel", 0 if self.mix != "none" else 3)
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", 0.01 if self.pretrained is not None else 0.05)
         if self.relabel and self.mix != "none":
-            raise ValueError("--relabel and --mix exclude each other: the labelling heads learn from unmixed images")
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"--seed must be 0 to 2^64 - 1; it is {self.seed}")
+            raise ParameterError("relabel", "does not go with `mix`, as the labelling heads learn from unmixed images; leave one of them off")
+        if self.momentum >= 1:
+            raise ParameterError("momentum", f"{self.momentum} is not possible; use a number from 0 to below 1")
+        if self.validation_fraction >= 1:
+            raise ParameterError("validation_fraction", f"{self.validation_fraction} leaves no image to train on; use a number from 0 to below 1")
+        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
+            raise ParameterError("crop_scale", f"{self.crop_scale} has the larger number first; give the smaller one first")
+        if self.method == "amst" and self.epochs < 2:
+            raise ParameterError("epochs", f"{self.epochs} is too few: `method=amst` has two stages of at least one epoch each")
+        if self.method == "amst" and self.pretrain_epochs is not None and self.pretrain_epochs >= self.epochs:
+            raise ParameterError("pretrain_epochs", f"{self.pretrain_epochs} leaves none of {self.epochs} `epochs` for the second stage; use 1 to "
+                                                    f"{self.epochs - 1}")
+
+    @property
+    def rate(self) -> float:
+        """`learning_rate` as a number."""
+        assert self.learning_rate is not None  # resolved on creation
+        return self.learning_rate
 
     def stages(self) -> list[tuple[str, int]]:
         """The stages that train, each with its epochs."""
         if self.method != "amst":
             return [("train", self.epochs)]
-        first = self.pretrain_epochs if self.pretrain_epochs is not None else max(1, self.epochs // 3)
+        first = self.pretrain_epochs or min(max(2, round(self.epochs / 10)), self.epochs - 1)
         return [("pretrain", first), ("train", self.epochs - first)]
 
-
-RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    def width_for(self, stem: str) -> int:
+        """Channels of the first stage: small images get a small network, unless `width` or a pretrained one says otherwise."""
+        return self.width or (SMALL_WIDTH if stem == "small" and self.pretrained is None else PUBLISHED_WIDTH)
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach 0 after the last step."""
+def natural_size(given: int | tuple[int, int] | None, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], str]:
+    """The size of the views, and why: as given; else the median of the images' sizes up to 64 pixels, and 224 beyond.
+
+    >>> natural_size(None, [(30, 40), (32, 32), (32, 32)])
+    ((32, 32), 'the median of images from 30 x 40 to 32 x 32')
+    """
+    if given is not None:
+        return (given if isinstance(given, tuple) else (given, given)), "as given"
+    height, width = (int(np.median([size[side] for size in sizes])) for side in (0, 1))
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    if ordered[0] == ordered[-1]:
+        why = f"the images are {height} x {width}"
+    else:
+        why = "the median of images from {} x {} to {} x {}".format(*ordered[0], *ordered[-1])
+    if max(height, width) <= SMALL:
+        return (height, width), why
+    return (LARGE_SIZE, LARGE_SIZE), f"the usual size; {why}" if ordered[0] == ordered[-1] else f"the usual size; their median is {height} x {width}"
+
+
+def rate_at(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach 0 after the last."""
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 5)
     if step < warmup:
-        return recipe.lr * (step + 1) / warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        return recipe.rate * (step + 1) / warmup
+    return recipe.rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

@@ -19,6 +19,7 @@ from .. import _core
 from ..data.files import write_atomically
 from .backbone import BACKBONES, LARGEST, SMALLEST, FoldedBackbone
 from .batches import Images, ahead
+from .heads import LABELLING
 from .views import Views
 
 if TYPE_CHECKING:
@@ -68,11 +69,15 @@ class TrainedModel:
         self.__post_init__()
 
     @classmethod
-    def of(cls, network: Network, **about: Any) -> TrainedModel:
-        """The classifier that a `Network` is now; the other attributes are given."""
+    def of(cls, network: Network, pretraining: bool = False, **about: Any) -> TrainedModel:
+        """The classifier that a `Network` is now; the other attributes are given.
+
+        f5 learns nothing in the pretrain stage: while `pretraining`, the mean of the labelling heads takes its place.
+        """
         backbone, heads = network.backbone, network.heads
         weights = {name: array.copy() for name, array in (*backbone.parameters.items(), *backbone.buffers.items())}
-        weights["fc.weight"], weights["fc.bias"] = heads.parameters["f5.weight"].copy(), heads.parameters["f5.bias"].copy()
+        for kind in ("weight", "bias"):
+            weights[f"fc.{kind}"] = np.mean([heads.parameters[f"{name}.{kind}"] for name in (LABELLING if pretraining else ("f5",))], axis=0, dtype=np.float32)
         return cls(weights=weights, **about)
 
     def predict_proba(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2

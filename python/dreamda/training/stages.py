@@ -14,7 +14,7 @@ Every batch is a function of (seed, round, step), where a round begins with each
 position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
 
 What the paper (arXiv 2403.12803) leaves open, and is decided here:
-- each stage has a warm-up and a cosine of its own, and starts without momentum; a third of the epochs is pretraining;
+- each stage has a warm-up and a cosine of its own, and starts without momentum; a tenth of the epochs is pretraining;
 - at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the classes that are
   easy to accept would crowd out the others);
 - the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none, because batch norm
@@ -35,10 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..options import ParameterError, spelled
 from .backbone import Backbone
 from .batches import Batch, Batches, Data, Images, ahead
 from .heads import LABELLING, AMSTHeads
-from .recipe import Recipe, learning_rate
+from .recipe import Recipe, rate_at
 from .views import Views
 
 SUMS = ("loss", "supervised", "consistency", "used", "correct", "seen", "norm")  # over an epoch's steps
@@ -48,12 +49,18 @@ Event = dict[str, Any]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only running statistics."""
+    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only running statistics.
+
+    Its text names other parameters in backticks (see `dreamda.options`).
+    """
 
     def __init__(self, stage: str, step: int, what: str, lr: float) -> None:
         self.stage, self.step = stage, step
-        super().__init__(f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower --lr, "
-                         "a longer --warmup-epochs or --clip-norm 1")
+        super().__init__(f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower `learning_rate`, "
+                         "a longer `warmup_epochs` or `clip_norm=1`")
+
+    def __str__(self) -> str:
+        return spelled(self.args[0])
 
 
 class Network:
@@ -139,20 +146,20 @@ class Training:
     """
 
     def __init__(self, backbone: Backbone, heads: AMSTHeads, recipe: Recipe, views: Views, data: Data, *, workers: int = 2) -> None:
-        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads, recipe.batch), recipe, views, data, workers
+        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads, recipe.batch_size), recipe, views, data, workers
         synthetic = len(data.synthetic)
         if not len(data.real):
             raise ValueError("there are no real images; training needs some of every class")
         if recipe.method != "real-only" and not synthetic:
-            raise ValueError(f"method {recipe.method} needs synthetic images; give some, or take method real-only")
+            raise ParameterError("method", f"{recipe.method} needs synthetic images; give some, or use `method=real-only`")
         hints = data.hints if data.hints is not None else np.full(synthetic, -1)
         if (recipe.method == "plain" or recipe.hint == "agree") and recipe.method != "real-only" and (hints < 0).any():
-            why = "method plain trains on them" if recipe.method == "plain" else "hint agree compares with them"
-            raise ValueError(f"{int((hints < 0).sum())} synthetic images have no label, but {why}")
+            name, why = ("method", "plain trains on their labels") if recipe.method == "plain" else ("hint", "agree compares with their labels")
+            raise ParameterError(name, f"{why}, but {int((hints < 0).sum())} synthetic images have none; use `method=amst` with `hint=keep`")
         self.hints = hints
         self.assigned = (hints if recipe.method == "plain" else np.full(synthetic, -1)).astype(np.int32)
         used = len(data.real) + (synthetic if recipe.method != "real-only" else 0)
-        self.steps_per_epoch = recipe.steps_per_epoch or -(-used // recipe.batch)
+        self.steps_per_epoch = recipe.steps_per_epoch or -(-used // recipe.batch_size)
         self.epoch = self.step = self.round = 0
         self.best: dict[str, Any] | None = None
         self._sums: dict[str, float] = {}
@@ -189,7 +196,7 @@ class Training:
             batches = ahead(made.pretrain if stage == "pretrain" else made.train, self.step, self.steps_per_epoch, self.workers)
             try:
                 for batch in batches:
-                    lr = learning_rate(self.recipe, first + self.step, epochs * self.steps_per_epoch, self.steps_per_epoch)
+                    lr = rate_at(self.recipe, first + self.step, epochs * self.steps_per_epoch, self.steps_per_epoch)
                     (self._pretrain_step if stage == "pretrain" else self._train_step)(batch, lr)
                     self.step += 1
                     progress(self.epoch * self.steps_per_epoch + self.step, total)
@@ -207,6 +214,11 @@ class Training:
         return Batches(self.recipe, self.data, self.views, number=self.round, assigned=self.assigned, n_classes=self.network.heads.n_classes,
                        first=epoch * self.steps_per_epoch)
 
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether f5 has not begun to learn."""
+        return len(self.recipe.stages()) > 1 and self.epoch < self.recipe.stages()[0][1] + (self.step == 0)
+
     def _stage(self) -> tuple[str, int, int]:
         """The stage of the next epoch, its number in the stage, and the stage's epochs."""
         before = 0
@@ -218,6 +230,8 @@ class Training:
 
     def _begin_epoch(self, stage: str, epoch: int, on_event: Callable[[Event], None]) -> None:
         self._sums = dict.fromkeys(SUMS, 0.0)
+        if epoch == 0 and len(self.recipe.stages()) > 1:
+            on_event({"event": "stage", "stage": stage, "epoch": self.epoch, "epochs": dict(self.recipe.stages())[stage]})
         if epoch == 0 and self.epoch > 0:
             self.network.reset_moments()
         if stage == "train" and self.recipe.method == "amst" and (epoch == 0 or self.recipe.relabel and epoch % self.recipe.relabel == 0):
@@ -255,8 +269,8 @@ class Training:
     def _label(self) -> Event:
         recipe, data = self.recipe, self.data
         features = self.network.features(data.synthetic, self.views, self.workers)
-        labels, accepted, confidence = self.network.heads.label(features, recipe.threshold)
-        agreeing = labels == self.hints
+        labels, confident, confidence = self.network.heads.label(features, recipe.threshold)
+        accepted, agreeing = confident.copy(), labels == self.hints
         if recipe.hint == "agree":
             accepted &= agreeing
         elif recipe.hint == "keep":
@@ -267,6 +281,7 @@ class Training:
         self.assigned = np.where(accepted, labels, -1).astype(np.int32)
         count = int(accepted.sum())
         event: Event = {"event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted": count,
+                        "confident": int((confident & accepted).sum()), "contradicted": int((confident & ~accepted).sum()),
                         "per_class": np.bincount(labels[accepted], minlength=self.network.heads.n_classes).tolist(),
                         "confidence_mean": float(confidence.mean()), "confidence_max": float(confidence.max())}
         if count and (self.hints >= 0).all():
@@ -281,7 +296,7 @@ class Training:
         backbone, heads = self.network.backbone, self.network.heads
         assert batch.strong is not None  # in every batch of this stage
         weak, strong = self._forward(batch.images, 0, lr), self._forward_aside(batch.strong, lr)
-        loss, d_weak, d_strong = heads.pretrain_loss(weak, strong, batch.labels)
+        loss, d_weak, d_strong = heads.pretrain_loss(weak, strong, batch.labels, batch.weights)
         backbone.zero_grad()
         backbone.backward(d_weak, 0)
         backbone.backward(d_strong, 1)
@@ -297,13 +312,14 @@ class Training:
             strong = self._forward_aside(batch.strong, lr)
         features = self._forward(batch.images, 0, lr)
         result = heads.train_loss(features, batch.labels, weak, strong, recipe.consistency_weight, recipe.threshold, smoothing=recipe.smoothing,
-                                  mixed_labels=batch.mixed_labels, mixed=batch.mixed)
+                                  mixed_labels=batch.mixed_labels, mixed=batch.mixed, weights=batch.weights)
         backbone.zero_grad()
         backbone.backward(result.d_features, 0)
         if result.used and result.d_strong is not None:
             backbone.backward(result.d_strong, 1)
         if recipe.relabel and batch.real:
-            heads.pretrain_loss(features[: batch.real], features[: batch.real], batch.labels[: batch.real])
+            real = slice(0, batch.real)
+            heads.pretrain_loss(features[real], features[real], batch.labels[real], None if batch.weights is None else batch.weights[real])
         self._update(result.total, lr)
         correct = (result.logits.argmax(axis=1) == batch.labels).sum()
         self._count(loss=result.total, supervised=result.supervised, consistency=result.consistency, used=result.used, correct=correct,
@@ -378,3 +394,38 @@ class Training:
 def _numbers(values: Any, names: tuple[str, ...]) -> bool:
     """An object out of a file that has a finite number under each of the names."""
     return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
+
+
+def describe(event: Event) -> str:
+    """A record of the log as a line for people; names parameters in backticks (see `dreamda.options`)."""
+    if event["event"] == "stage":
+        return _STAGES[event["stage"]].format(**event)
+    if event["event"] == "labelling":
+        return _describe_labelling(event)
+    text = f"epoch {event['epoch']:3d} ({event['stage']}): loss {event['loss']:.4f}, training accuracy {event['train_accuracy']:.1%}"
+    if "validation_accuracy" in event:
+        text += f", validation accuracy {event['validation_accuracy']:.1%}"
+    return text + f", {event['seconds']:.1f} s"
+
+
+_STAGES = {
+    "pretrain": "Stage 1 (pretrain), {epochs} epochs: four labelling heads learn from the real images. The loss is the sum of four.",
+    "train": "Stage 2 (train), {epochs} epochs: the classifier's own head begins to learn, from real and synthetic images, so the loss is another "
+             "one and the accuracy starts low again."}
+
+
+def _describe_labelling(event: Event) -> str:
+    kept = event["accepted"] - event["confident"]
+    left = event["images"] - event["accepted"]
+    parts = [f"{event['confident']} confident at threshold {event['threshold']:g}"]
+    if kept:
+        parts.append(f"{kept} kept with their source label")
+    if left:
+        parts.append(f"{left} without a label" + (f" ({event['contradicted']} contradicted)" if event["contradicted"] else ""))
+    text = f"labelling {event['images']} synthetic images: {', '.join(parts)}; mean confidence {event['confidence_mean']:.2f}"
+    if "precision" in event:
+        text += f"; {event['precision']:.1%} of the labels are right"
+    if not event["accepted"]:
+        text += (f". None is used as a labelled image, as the highest confidence is {event['confidence_max']:.3f}: training goes on with the real images "
+                 "and the consistency loss. Lower `threshold`, raise `pretrain_epochs`, or use `hint=keep`")
+    return text
