@@ -129,6 +129,8 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
     assert len(lines(tmp_path / "demo/synthetic")) == 100 and "contact-sheet.png" in capsys.readouterr().out
     assert np.array(Image.open(tmp_path / "demo/contact-sheet.png")).std() > 50
+    assert cli.main(["report", str(tmp_path / "demo/real"), str(tmp_path / "demo/synthetic")]) == 0
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
 
 
 def test_inspect(capsys):
@@ -147,3 +149,33 @@ def test_doctor(capsys, monkeypatch):
     monkeypatch.setattr(inspection, "KNOWN_ANSWER", (0, 0, 0, 0))
     assert cli.main(["doctor"]) == 1
     assert "FAIL  known answer" in capsys.readouterr().out
+
+
+def test_dry_run_says_what_it_costs_and_writes_nothing(real, tmp_path, capsys):
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert '12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", "a photo of a coat"' in out
+    assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (tmp_path / "out").exists()
+
+
+def test_a_preview_is_a_part_of_the_run(real, whole, tmp_path, capsys):
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--preview", "3"]) == 0
+    assert [row["label"] for row in lines(tmp_path / "out")] == ["ankle_boot", "bag", "coat"]
+    assert np.array(Image.open(tmp_path / "out-preview.png")).std() > 10 and "out-preview.png" in capsys.readouterr().out
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST]) == 0
+    assert "9 images made" in capsys.readouterr().out and tree(tmp_path / "out") == tree(whole)
+
+
+@pytest.mark.parametrize("template, code, message", [
+    ("a photo of a {}, " + "very " * 90 + "sharp", 0, "3 of 3 prompts are longer than the 16 tokens that the model reads; of that for ankle_boot/"),
+    ("a " + "very " * 90 + "sharp photo of a {}", 2, "the class 'ankle boot' is in the part that is cut off; put it first, or shorten the prompt")])
+def test_a_prompt_that_is_cut(real, tmp_path, capsys, template, code, message):
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--preview", "1", "--template", template]) == code
+    assert message in capsys.readouterr().err and (tmp_path / "out").exists() == (code == 0)
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(real, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.common, "SECONDS_A_LINE", 0.0)
+    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if " of 12 images, " in line]
+    assert told and all(line.startswith("dreamda: ") and "each, about" in line and line.endswith(" left") for line in told)

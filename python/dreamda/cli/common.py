@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
@@ -181,8 +182,11 @@ def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
         complain(note)
 
 
+SECONDS_A_LINE = 60.0  # between two lines of progress where stderr is no terminal
+
+
 class Progress:
-    """A bar on stderr where that is a terminal; takes the progress calls of the library, and lines to print above the bar.
+    """A bar on stderr where that is a terminal, else a line a minute; takes the progress calls of the library, and lines to print above the bar.
 
     Parameters
     ----------
@@ -195,6 +199,7 @@ class Progress:
     def __init__(self, unit: str = "image", spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> None:
         self._unit, self._spell = unit, spell
         self._bar: Any = None
+        self._begun = self._told = (0.0, 0.0)  # time, and what was done then
 
     def __enter__(self) -> Progress:
         return self
@@ -206,7 +211,15 @@ class Progress:
             count = "{n:.1f}" if self._unit == "image" else "{n_fmt}"
             self._bar = tqdm(total=total, initial=int(done) if self._unit == "image" else int(done) - 1, unit=self._unit, disable=not sys.stderr.isatty(),
                              dynamic_ncols=True, bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+            self._begun = self._told = time.monotonic(), done
         self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if self._bar.disable and now - self._told[0] >= SECONDS_A_LINE and done > self._begun[1]:
+            from ..runs.checks import duration
+
+            self._told = now, done
+            rate = (done - self._begun[1]) / (now - self._begun[0])
+            complain(f"{int(done):,} of {total:,} {self._unit}s, {duration(1 / rate)} each, about {duration((total - done) / rate)} left")
 
     def tell(self, text: str) -> None:
         """Print a line on stderr, above the bar."""

@@ -36,6 +36,10 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
                                                       "[default: REAL/metadata.jsonl, if it has texts]")] = None,
     shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and write nothing: say what would be made, with which prompts, and how long it "
+                                                            "takes here, measured by a few steps.")] = False,
+    preview: Annotated[int, typer.Option(min=0, metavar="N", help="Make the first N images only, of all classes in turn, and a contact sheet of them "
+                                                                  "beside OUT. They stay part of the run.")] = 0,
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -84,12 +88,16 @@ def generate(
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
     check_out(out, folder, run_identity(settings, source))
+    if dry_run:
+        if engine == "ray":
+            raise ValueError("--dry-run measures on this machine; leave --engine ray off")
+        return _estimate(folder, common.load(model, dtype, threads, size), settings, texts, part)
     if engine == "ray":
         from ..distributed import RayWorkers
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype, size=parse_size(size)) as workers:
-            return _generate(folder, out, workers, model, settings, texts, source, part)
-    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part)
+            return _generate(folder, out, workers, model, settings, texts, source, part, preview)
+    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part, preview)
 
 
 def demo(
@@ -107,7 +115,8 @@ def demo(
     from ..runs.pictures import contact_sheet_of_run
 
     settings, source = GenerationOptions(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
-    if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst"}):
+    if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst",
+                                                                                                "synthetic-report.html"}):
         raise ValueError(f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
     bundled = load_bundled()
     folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
@@ -125,18 +134,61 @@ def demo(
 
 
 def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: GenerationOptions, prompts: dict[str, str],
-              source: dict[str, str], part: tuple[int, int]) -> int:
+              source: dict[str, str], part: tuple[int, int], preview: int = 0) -> int:
     from ..distributed import RayWorkers
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
+    complain_of([], _prompt_notes(folder, prompts, pipe.folder))
+    print(printable(_outline(folder, prompts, settings)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
     about = {**(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with Progress() as progress:
         report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=about, progress=progress, engine=workers.stream if workers else None)
+                                  environment=about, most=preview or None, progress=progress, engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
+    if preview and report.made + report.present:
+        from ..runs.pictures import contact_sheet_of_run
+
+        sheet = out.absolute().with_name(f"{out.absolute().name}-preview.png")
+        contact_sheet_of_run(out, folder.root, title=f"{model}: real images and what was made of them").save(sheet)
+        print(printable(f"Look at: {sheet}"))
     return _summarise(report, out)
+
+
+def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
+    """What is to be made, in a line: how many images of what, and some of the prompts."""
+    shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
+    some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
+    return (f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,} in {len(folder.classes)} "
+            f"class{'es' if len(folder.classes) > 1 else ''}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some)
+            + (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
+
+
+def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> list[str]:
+    from ..networks.tokenizer import Tokenizer
+    from ..runs.checks import check_prompts
+
+    return check_prompts(folder, prompts, Tokenizer(model / "tokenizer")) if (model / "tokenizer").is_dir() else []
+
+
+def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str], part: tuple[int, int]) -> int:
+    """What the run will cost here."""
+    import datetime
+
+    from ..runs.checks import duration
+    from ..runs.inspection import describe_model
+
+    complain_of(list(folder.ignored), _prompt_notes(folder, prompts, pipe.folder))
+    print(printable(_outline(folder, prompts, settings)))
+    about = describe_model(pipe, options=settings)
+    images = len(folder.images) * settings.variants // part[1]
+    seconds = images * about["seconds_per_image"]
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: about "
+          f"{duration(about['seconds_per_image'])} an image, {duration(seconds)} in all (until {end:%a %d %b %H:%M}); "
+          f"at most {images * pipe.size[0] * pipe.size[1] * 3 / 2**20:,.0f} MiB on disk")
+    return 1 if folder.ignored else 0
 
 
 def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads: int) -> int:

@@ -106,6 +106,23 @@ class Tokenizer:
         encodings = self._engine.encode_batch(list(texts))
         return np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(encodings), self.length)
 
+    def unread(self, texts: list[str]) -> list[str]:
+        """Of each text the end that is cut off because it is too long; "" where all of it is read.
+
+        Parameters
+        ----------
+        texts : list of str
+
+        Returns
+        -------
+        list of str
+        """
+        ends = []
+        for text, encoding in zip(texts, self._engine.encode_batch(list(texts))):
+            read = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
+            ends.append(text[max(read, default=0):] if encoding.overflowing else "")
+        return ends
+
 
 class _Options:
     """What the small files of a tokenizer folder say, merged as transformers merges them; every complaint names the file."""

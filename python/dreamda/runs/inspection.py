@@ -5,10 +5,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ..generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -145,7 +148,8 @@ def _models(threads: int | None) -> Iterator[Check]:
     yield Check("bf16", nmse < 1e-3, f"agrees with f32 to a relative error of {nmse ** 0.5:.1e}")
 
 
-def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None, options: GenerationOptions = GenerationOptions()
+                   ) -> dict[str, Any]:
     """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
 
     Parameters
@@ -153,12 +157,14 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     pipe : dreamda.Pipeline
     progress : callable, optional
         Called with what is being done.
+    options : GenerationOptions
+        How the images are made that are measured.
 
     Returns
     -------
     dict
         ``folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and ``bytes`` on disk);
-        ``rows_per_image`` (U-Net rows at the default settings), ``seconds_per_row``, ``seconds_per_image``,
+        ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``, ``seconds_per_image``,
         ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.pipeline import SMALL
@@ -173,13 +179,17 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
         "threads": pipe.threads, "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
         "model_sha256": pipe.fingerprint, "parts": parts}
 
-    rows, steps = 3, 80  # the default settings: cycle, empty source prompt, int(100 * 0.8) steps
+    steps, target = int(options.steps * options.strength), 1 + (options.guidance_scale != 1)
+    source = 1 + (options.source_prompt != "" and options.source_guidance_scale != 1)
+    shared = options.share_source or options.method == "asymmetric"
+    each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0}[options.method] / (options.variants if shared else 1)
+    rows = target + (source if options.method == "cycle" and not shared else 0)
     variants = pipe._group(rows, h, w) * (pipe.threads if h * w <= SMALL else 1)  # what fills the machine
     image = np.random.default_rng(0).integers(0, 256, (1, *pipe.size, 3), np.uint8)
 
     def seconds(of_steps: int) -> float:
         begun = time.monotonic()
-        pipe.augment(image, ["a photo"], variants=variants, steps=of_steps, strength=1.0)
+        pipe.augment(image, ["a photo"], **asdict(replace(options, variants=variants, steps=of_steps, strength=1.0)))
         return time.monotonic() - begun
 
     progress("preparing the model")
@@ -189,6 +199,6 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     progress("measuring two steps")
     step = max(seconds(2) - one, 1e-9)
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return about | {"rows_per_image": rows * steps, "seconds_per_row": step / variants / rows,
+    return about | {"rows_per_image": round(each * steps), "seconds_per_row": step / variants / each,
                     "seconds_per_image": (max(one - step, 0.0) + steps * step) / variants,
                     "peak_memory_bytes": int(memory[1]) * 1024 if memory else None}
