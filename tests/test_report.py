@@ -13,7 +13,8 @@ from test_generate import SETTINGS, FakePipeline, make_real, tree
 
 from dreamda.training import saved
 from dreamda.runs.generate import generate_dataset
-from dreamda.runs.report import neighbour_metrics
+from dreamda.runs import measures
+from dreamda.runs.measures import Judged, judge, neighbour_metrics, read_network, verdicts
 from dreamda.training.saved import TrainedModel
 
 RNG = np.random.default_rng(0)
@@ -49,15 +50,18 @@ def test_measures_where_the_answer_is_known():
 
 
 @pytest.fixture
-def data(tmp_path):
+def data(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "EPOCHS", 1)  # the verdicts have tests of their own
+    monkeypatch.setattr(measures, "STEPS", 2)
+    monkeypatch.chdir(tmp_path)
     generate_dataset(make_real(tmp_path / "real", 4, ("coat", "<b>hat</b>".replace("/", "_"))), tmp_path / "out", FakePipeline(), SETTINGS)
     return tmp_path
 
 
 def test_what_generate_has_skipped_does_not_count(data, capsys):
-    assert run("report", data / "real", data / "out", "--page", data / "before.html") == 0
+    assert run("report", data / "real", data / "out", "--out", data / "before.html") == 0
     (data / "real/coat/broken.png").write_bytes(b"x")
-    assert run("report", data / "real", data / "out", "--page", data / "after.html") == 0
+    assert run("report", data / "real", data / "out", "--out", data / "after.html") == 0
     assert (data / "before.html").read_bytes() == (data / "after.html").read_bytes()
     assert run("report", data / "real", data / "real") == 2
     assert "has no metadata.jsonl; give the OUT of a dreamda generate" in capsys.readouterr().err
@@ -66,14 +70,87 @@ def test_what_generate_has_skipped_does_not_count(data, capsys):
 def test_the_page_holds_everything_itself(data, capsys):
     before = tree(data / "out")
     assert run("report", data / "real", data / "out") == 0
-    assert "out-report.html" in capsys.readouterr().out and tree(data / "out") == before
+    assert "Look at: out-report.html" in capsys.readouterr().out and tree(data / "out") == before
     text = (data / "out-report.html").read_text()
     assert "24 synthetic images from 8 real ones" in text and "among 8 real and 24 synthetic images" in text
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text)) and "http" not in text
     assert len(re.findall("<img ", text)) == 1 + 12 * 4 and all("alt=" in tag for tag in re.findall("<img [^>]*>", text))
     assert "<b>hat" not in text and "&lt;b&gt;hat" in text  # names are untrusted
-    assert run("report", data / "real", data / "out", "--page", data / "again.html") == 0
+    assert run("report", data / "real", data / "out", "--out", data / "again.html") == 0
     assert (data / "again.html").read_text() == text
+
+
+def test_a_run_that_is_going_on(data):
+    """metadata.jsonl grows, and not every seed has its images yet."""
+    lines = (data / "out/metadata.jsonl").read_text().splitlines(keepends=True)
+    (data / "out/metadata.jsonl").write_text("".join(lines[::2]))
+    assert run("report", data / "real", data / "out") == 0
+    assert "12 synthetic images from 8 real ones" in (data / "out-report.html").read_text()
+
+
+def coloured(count, classes, seed, size=16):
+    """Images of classes that colours tell apart, with noise."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    colours = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])[labels]
+    return (colours[:, None, None] + random.integers(-39, 40, (count, size, size, 3))).astype(np.uint8), labels
+
+
+@pytest.mark.parametrize("source", ["trained here", "features"])
+def test_verdicts_where_the_answer_is_known(monkeypatch, source):
+    monkeypatch.setattr(measures, "EPOCHS", 3)
+    monkeypatch.setattr(measures, "STEPS", 10)
+    features = (lambda images: images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)) if source == "features" else None
+    real, labels = coloured(24, 3, 0)
+    good, made_of = coloured(48, 3, 1)
+    seeds = np.array([np.flatnonzero(labels == label)[i % 8] for i, label in enumerate(made_of)])
+    words = lambda synthetic: [v.word for v in verdicts(judge(real, labels, synthetic, seeds, features=features, threads=1),  # noqa: E731
+                                                        labels, seeds, ["red", "green", "blue"], False)]
+    assert words(good) == ["good"] * 3
+    assert words(good[:, :, :, [1, 2, 0]]) == ["unlike"] * 3          # every class looks like another
+    odd = good.copy()
+    odd[made_of == 2] = coloured(48, 3, 2)[0][:16]                     # blue is anything
+    assert words(odd)[2] != "good"
+    found = verdicts(Judged(""), labels, seeds, ["red", "green", "blue"], True)
+    assert {v.word for v in found} == {"unlike"} and found[0].sentence == "They have no colour, and the real images do."
+
+
+def test_images_without_colour_are_called_out(data):
+    for path in (data / "out").rglob("*.png"):
+        Image.open(path).convert("L").convert("RGB").save(path)
+    assert run("report", data / "real", data / "out") == 0
+    text = (data / "out-report.html").read_text()
+    assert "The synthetic images are unlike the real ones." in text and "Do not train on them." in text
+
+
+def test_too_few_real_images_for_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generate_dataset(make_real(tmp_path / "real", 2), tmp_path / "out", FakePipeline(), SETTINGS)
+    assert run("report", tmp_path / "real", tmp_path / "out") == 0
+    text = (tmp_path / "out-report.html").read_text()
+    assert "give features of a network with --features or --classifier" in text and "16 x 16 thumbnails" in text
+
+
+def test_features_of_a_pretrained_network(data, capsys):
+    from safetensors.numpy import save_file
+
+    from dreamda.training.backbone import create_backbone
+
+    backbone = create_backbone("resnet18", size=(32, 32), batch=1, stem="small", width=8, threads=1, slots=1)
+    random = np.random.default_rng(0)
+    weights = {name: (np.abs(random.normal(size=array.shape)) * 0.1 + 0.01).astype(np.float32)
+               for name, array in (*backbone.parameters.items(), *backbone.buffers.items())}
+    save_file(weights | {"fc.weight": np.zeros((10, 64), np.float32), "fc.bias": np.zeros(10, np.float32)}, data / "net.safetensors")
+    network = read_network(data / "net.safetensors")
+    assert (network.backbone, network.stem, network.width, network.size) == ("resnet18", "small", 8, (64, 64))
+    assert network.features(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 64)
+    assert run("report", data / "real", data / "out", "--features", data / "net.safetensors", "--threads", "1") == 0
+    assert "in the features of resnet18" in (data / "out-report.html").read_text()
+    save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, data / "other.safetensors")
+    assert run("report", data / "real", data / "out", "--features", data / "other.safetensors") == 2
+    assert "holds no ResNet-18, -34 or -50" in capsys.readouterr().err
+    assert run("report", data / "real", data / "out", "--features", data / "a", "--classifier", data / "b") == 2
+    assert "exclude each other" in capsys.readouterr().err
 
 
 def test_in_the_features_of_a_classifier(data, monkeypatch):
@@ -85,16 +162,14 @@ def test_in_the_features_of_a_classifier(data, monkeypatch):
     model.save(data / "model.safetensors")
     assert run("report", data / "real", data / "out", "--classifier", data / "model.safetensors") == 0
     text = (data / "out-report.html").read_text()
-    assert "features of the classifier, resnet18" in text and "taken for another class" in text
-    cells = re.findall(r"<tr><td>(.*?)</td>.*?<td>([\d.]+)</td></tr>", text)
-    assert cells == [("&lt;b&gt;hat&lt;_b&gt;", "1.00"), ("coat", "0.00")]
+    assert "in the features of resnet18" in text and "synthetic images recognised" in text
 
 
 def test_bad_input_is_one_sentence(data, capsys):
     (data / "plain/coat").mkdir(parents=True)
     (data / "real/coat/00.png").rename(data / "other.png")
     for arguments, message in (([data / "real", data / "none"], "has no metadata.jsonl"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
-                               ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--page", data / "real"], "is a folder"),
+                               ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--out", data / "real"], "is a folder"),
                                ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
         assert run("report", *arguments) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
@@ -113,7 +188,7 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package chromium)")
 def test_in_a_real_browser(data):
     """The page as it is shown: every picture is there, nothing is loaded from anywhere, and no script or style is complained of."""
-    assert run("report", data / "real", data / "out", "--page", data / "page.html") == 0
+    assert run("report", data / "real", data / "out", "--out", data / "page.html") == 0
     # The browser itself counts the pictures that it could decode, in a copy of the page with a script at its end.
     count = "<script>addEventListener('load', () => document.title = [...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + " \
             "document.images.length + ', ' + performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Command, Debug, check_result, complain_of, printable, Progress, write_result
+from .common import Command, Debug, Threads, check_result, complain_of, printable, Progress, write_result
 
 
 def register(app: typer.Typer) -> None:
@@ -36,19 +36,28 @@ def import_(
 
 
 def report(
-    real: Annotated[Path, typer.Argument(help="The data set that OUT was made from.")],
-    out: Annotated[Path, typer.Argument(help="The output of dreamda generate.")],
-    page: Annotated[Path | None, typer.Option("--page", help="The HTML file. [default: OUT-report.html]")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="A run of dreamda train, whose features are compared instead of pixels.")] = None,
+    real: Annotated[Path, typer.Argument(help="The data set that the synthetic images were made from.")],
+    synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or going on.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file. [default: SYNTHETIC-report.html in the current folder]")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="A run of dreamda train, whose network is used instead of new ones.")] = None,
+    features: Annotated[Path | None, typer.Option(help="Weights of a ResNet of timm or torchvision (safetensors), such as ImageNet's, to be used "
+                                                       "instead.")] = None,
+    threads: Threads = 0,
     debug: Debug = False,
 ) -> None:
-    """How true and how varied the synthetic images are: one HTML page with measures, the nearest and the farthest, and a contact sheet."""
+    """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a contact sheet.
+
+    Small networks are trained for it on the real images, which takes a minute or so; --classifier and --features save that.
+    """
+    from ..runs.measures import read_network
     from ..runs.report import report_page
     from ..runs.train import model_file
     from ..training.saved import TrainedModel
 
-    page = page if page is not None else out.absolute().with_name(f"{out.absolute().name}-report.html")
-    check_result("--page", page)
-    text = report_page(real, out, TrainedModel.load(model_file(classifier)) if classifier is not None else None)
-    write_result("--page", page, text.encode())
-    print(printable(f"Look at: {page}"))
+    if classifier is not None and features is not None:
+        raise ValueError("--classifier and --features exclude each other; give one of them")
+    out = out if out is not None else Path(f"{synthetic.absolute().name}-report.html")
+    check_result("--out", out)
+    network = TrainedModel.load(model_file(classifier)) if classifier is not None else read_network(features) if features is not None else None
+    write_result("--out", out, report_page(real, synthetic, network, threads=threads or None).encode())
+    print(printable(f"Look at: {out}"))
