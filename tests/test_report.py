@@ -20,6 +20,10 @@ from dreamda.training.saved import TrainedModel
 RNG = np.random.default_rng(0)
 
 
+def report(*arguments):
+    return run("report", *arguments, "--threads", "1")  # tiny networks: more threads would wait for each other
+
+
 def by_hand(real, synthetic, k):
     """The definitions, one image after another."""
     distance = lambda a, b: float(np.linalg.norm(a - b))  # noqa: E731
@@ -59,24 +63,24 @@ def data(tmp_path, monkeypatch):
 
 
 def test_what_generate_has_skipped_does_not_count(data, capsys):
-    assert run("report", data / "real", data / "out", "--out", data / "before.html") == 0
+    assert report(data / "real", data / "out", "--out", data / "before.html") == 0
     (data / "real/coat/broken.png").write_bytes(b"x")
-    assert run("report", data / "real", data / "out", "--out", data / "after.html") == 0
+    assert report(data / "real", data / "out", "--out", data / "after.html") == 0
     assert (data / "before.html").read_bytes() == (data / "after.html").read_bytes()
-    assert run("report", data / "real", data / "real") == 2
+    assert report(data / "real", data / "real") == 2
     assert "has no metadata.jsonl; give the OUT of a dreamda generate" in capsys.readouterr().err
 
 
 def test_the_page_holds_everything_itself(data, capsys):
     before = tree(data / "out")
-    assert run("report", data / "real", data / "out") == 0
+    assert report(data / "real", data / "out") == 0
     assert "Look at: out-report.html" in capsys.readouterr().out and tree(data / "out") == before
     text = (data / "out-report.html").read_text()
     assert "24 synthetic images from 8 real ones" in text and "among 8 real and 24 synthetic images" in text
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text)) and "http" not in text
     assert len(re.findall("<img ", text)) == 1 + 12 * 4 and all("alt=" in tag for tag in re.findall("<img [^>]*>", text))
     assert "<b>hat" not in text and "&lt;b&gt;hat" in text  # names are untrusted
-    assert run("report", data / "real", data / "out", "--out", data / "again.html") == 0
+    assert report(data / "real", data / "out", "--out", data / "again.html") == 0
     assert (data / "again.html").read_text() == text
 
 
@@ -84,7 +88,7 @@ def test_a_run_that_is_going_on(data):
     """metadata.jsonl grows, and not every seed has its images yet."""
     lines = (data / "out/metadata.jsonl").read_text().splitlines(keepends=True)
     (data / "out/metadata.jsonl").write_text("".join(lines[::2]))
-    assert run("report", data / "real", data / "out") == 0
+    assert report(data / "real", data / "out") == 0
     assert "12 synthetic images from 8 real ones" in (data / "out-report.html").read_text()
 
 
@@ -118,7 +122,7 @@ def test_verdicts_where_the_answer_is_known(monkeypatch, source):
 def test_images_without_colour_are_called_out(data):
     for path in (data / "out").rglob("*.png"):
         Image.open(path).convert("L").convert("RGB").save(path)
-    assert run("report", data / "real", data / "out") == 0
+    assert report(data / "real", data / "out") == 0
     text = (data / "out-report.html").read_text()
     assert "The synthetic images are unlike the real ones." in text and "Do not train on them." in text
 
@@ -126,7 +130,7 @@ def test_images_without_colour_are_called_out(data):
 def test_too_few_real_images_for_a_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generate_dataset(make_real(tmp_path / "real", 2), tmp_path / "out", FakePipeline(), SETTINGS)
-    assert run("report", tmp_path / "real", tmp_path / "out") == 0
+    assert report(tmp_path / "real", tmp_path / "out") == 0
     text = (tmp_path / "out-report.html").read_text()
     assert "give features of a network with --features or --classifier" in text and "16 x 16 thumbnails" in text
 
@@ -144,12 +148,12 @@ def test_features_of_a_pretrained_network(data, capsys):
     network = read_network(data / "net.safetensors")
     assert (network.backbone, network.stem, network.width, network.size) == ("resnet18", "small", 8, (64, 64))
     assert network.features(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 64)
-    assert run("report", data / "real", data / "out", "--features", data / "net.safetensors", "--threads", "1") == 0
+    assert report(data / "real", data / "out", "--features", data / "net.safetensors") == 0
     assert "in the features of resnet18" in (data / "out-report.html").read_text()
     save_file({"conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, data / "other.safetensors")
-    assert run("report", data / "real", data / "out", "--features", data / "other.safetensors") == 2
+    assert report(data / "real", data / "out", "--features", data / "other.safetensors") == 2
     assert "holds no ResNet-18, -34 or -50" in capsys.readouterr().err
-    assert run("report", data / "real", data / "out", "--features", data / "a", "--classifier", data / "b") == 2
+    assert report(data / "real", data / "out", "--features", data / "a", "--classifier", data / "b") == 2
     assert "exclude each other" in capsys.readouterr().err
 
 
@@ -160,7 +164,7 @@ def test_in_the_features_of_a_classifier(data, monkeypatch):
     weights |= {"fc.weight": np.zeros((2, 6), np.float32), "fc.bias": np.array([0, 1], np.float32)}  # calls everything the second class
     model = TrainedModel("resnet18", "small", 64, (8, 8), (0.5,) * 3, (0.5,) * 3, ["<b>hat<_b>", "coat"], weights)
     model.save(data / "model.safetensors")
-    assert run("report", data / "real", data / "out", "--classifier", data / "model.safetensors") == 0
+    assert report(data / "real", data / "out", "--classifier", data / "model.safetensors") == 0
     text = (data / "out-report.html").read_text()
     assert "in the features of resnet18" in text and "synthetic images recognised" in text
 
@@ -171,14 +175,14 @@ def test_bad_input_is_one_sentence(data, capsys):
     for arguments, message in (([data / "real", data / "none"], "has no metadata.jsonl"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
                                ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--out", data / "real"], "is a folder"),
                                ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
-        assert run("report", *arguments) == 2
+        assert report(*arguments) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     (data / "other.png").rename(data / "real/coat/00.png")
     (data / "out/coat/00-001.png").write_bytes(b"x")
-    assert run("report", data / "real", data / "out") == 2
+    assert report(data / "real", data / "out") == 2
     assert "00-001.png: not an image" in capsys.readouterr().err
     (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
-    assert run("report", data / "real", data / "out") == 2
+    assert report(data / "real", data / "out") == 2
     assert "line 1 is not a line of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
 
 
@@ -188,7 +192,7 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package chromium)")
 def test_in_a_real_browser(data):
     """The page as it is shown: every picture is there, nothing is loaded from anywhere, and no script or style is complained of."""
-    assert run("report", data / "real", data / "out", "--out", data / "page.html") == 0
+    assert report(data / "real", data / "out", "--out", data / "page.html") == 0
     # The browser itself counts the pictures that it could decode, in a copy of the page with a script at its end.
     count = "<script>addEventListener('load', () => document.title = [...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + " \
             "document.images.length + ', ' + performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>"
