@@ -6,10 +6,12 @@ import pytest
 from standin import FoldedStandIn, StandIn, pictures
 
 import dreamda
+from dreamda.options import ParameterError
 from dreamda.training import saved, setup
 from dreamda.training.backbone import choose_stem, create_backbone, load_pretrained
 from dreamda.training.holdout import split
 from dreamda.training.saved import TrainedModel
+from dreamda.training.views import reduced
 
 X, CODES = pictures(30)
 Y = np.array(["bag", "coat", "shirt"])[CODES]
@@ -111,6 +113,85 @@ def test_bad_arguments(standin, call, message):
         call()
 
 
+@pytest.mark.parametrize("labels, message", [
+    ([b"a", b"b"] * 15, "y: has labels of type |S1"), (np.arange(30).astype("datetime64[D]"), "y: has labels of type datetime64"),
+    ([None, "a"] * 15, "y: has labels of the types NoneType, str"), (np.array([1, "a"] * 15, object), "y: has labels of the types int, str"),
+    ([0, 1, np.nan] * 10, "y: holds NaN or infinity for 10 images"), (np.linspace(0, 1, 30), "Unknown label type: continuous"),
+    (np.zeros((30, 2)), "y: should be a 1d array, got an array of shape"), (None, "requires y to be passed, but the target y is None"),
+    ([1 + 2j, 1j] * 15, "y: has labels of type complex128")])
+def test_labels_that_cannot_be_used_are_refused_before_training(standin, monkeypatch, labels, message):
+    monkeypatch.setattr(setup.Setup, "training", None)
+    with pytest.raises(ParameterError, match=message):
+        make(method="real-only").fit(X, labels)
+
+
+@pytest.mark.parametrize("labels", [["b", "a", "c"], [3, 1, 2], [2.0, 1.0, 7.0], [True, False, True], np.array(["x", "y", "z"], object), np.array([5, 6, 7], object)])
+def test_labels_survive_a_file(standin, tmp_path, labels):
+    y = np.asarray(labels)[CODES]
+    clf = make(method="real-only", epochs=1).fit(X, y)
+    clf.save(tmp_path / "m.safetensors")
+    again = dreamda.AMSTClassifier.load(tmp_path / "m.safetensors")
+    assert again.classes_.tolist() == clf.classes_.tolist() == np.unique(np.asarray(labels).tolist()).tolist()
+    assert again.score(X, y) == clf.score(X, y) and set(clf.predict(X)) <= set(y.tolist())
+
+
+def test_score_compares_each_image_with_its_label(standin):
+    clf = make(method="real-only").fit(X, CODES)
+    accuracy = clf.score(TEST, TEST_CODES)
+    with pytest.warns(UserWarning, match="A column-vector y was passed"):
+        assert clf.score(TEST, TEST_CODES[:, None]) == accuracy
+    right = clf.predict(TEST) == TEST_CODES
+    assert clf.score(TEST, TEST_CODES, sample_weight=right + 0.0) == 1
+    for labels, message in (([0], "y: has 1 values, but X has 200 images"), (Y[:3][TEST_CODES], "y: has labels such as .*the classifier knows such as")):
+        with pytest.raises(ValueError, match=message):
+            clf.score(TEST, labels)
+
+
+def test_images_made_from_held_back_ones_are_left_out(standin):
+    """Synthetic images of held-back seeds carry their labels: nothing of them may be trained on, whatever the order."""
+    seeds = np.arange(60) % 30
+    clf = make(validation_fraction=0.3, random_state=5).fit(X, Y, SYNTHETIC, groups=np.arange(30), groups_synthetic=seeds)
+    _, held = split(CODES, 0.3, 5)
+    assert clf.left_out_.tolist() == np.flatnonzero(np.isin(seeds, held)).tolist() and len(clf.left_out_) == 18
+    assert len(clf.pseudo_labels_) == 60 and (clf.pseudo_labels_[clf.left_out_] == -1).all() and (clf.pseudo_labels_ >= 0).sum() > 20
+    changed = SYNTHETIC.copy()
+    changed[clf.left_out_] = 0                                     # so their pixels decide nothing
+    again = make(validation_fraction=0.3, random_state=5).fit(X, Y, changed, groups=np.arange(30), groups_synthetic=seeds)
+    np.testing.assert_array_equal(again.predict_proba(TEST), clf.predict_proba(TEST))
+    fold = make().fit(X[:20], Y[:20], SYNTHETIC, groups=np.arange(20), groups_synthetic=seeds)  # as in a cross-validation that calls it
+    assert fold.left_out_.tolist() == np.flatnonzero(seeds >= 20).tolist()
+
+
+def test_groups_are_held_back_whole():
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    labels = np.array([0] * 6 + [1] * 4)
+    train, held = split(labels, 0.4, 3, groups)
+    assert not set(groups[train]) & set(groups[held]) and set(labels[train]) == {0, 1} and 3 <= len(held) <= 5
+    assert [p.tolist() for p in split(labels, 0.4, 3, np.arange(10))] == [p.tolist() for p in split(labels, 0.4, 3)]
+    assert len(split(np.array([0, 0, 1, 1]), 0.5, 0, np.array([0, 0, 0, 0]))[1]) == 0, "one group of everything cannot be held back"
+
+
+def test_weights_of_samples(standin):
+    wrong = (CODES + (np.arange(30) < 15)) % 3
+    trusting, told = (make(method="real-only").fit(X, wrong, sample_weight=w).score(TEST, TEST_CODES) for w in (None, np.arange(30) >= 15))
+    assert told > trusting + 0.02
+
+
+def test_a_random_state_of_none_or_of_numpy(standin):
+    np.random.seed(3)
+    one, two = (make(method="real-only", epochs=1, random_state=None).fit(X, Y).predict_proba(TEST) for _ in range(2))
+    assert not np.array_equal(one, two)
+    one, two = (make(method="real-only", epochs=1, random_state=np.random.RandomState(3)).fit(X, Y).predict_proba(TEST) for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_large_arrays_are_reduced_as_files_are(standin):
+    large = np.repeat(np.repeat(X, 6, axis=1), 6, axis=2)
+    noisy = np.clip(large.astype(int) + np.random.default_rng(0).integers(-60, 60, large.shape), 0, 255).astype(np.uint8)
+    clf = make(method="real-only", image_size=16, epochs=1).fit(noisy, Y)
+    np.testing.assert_array_equal(clf.predict_proba(noisy), clf.predict_proba(reduced(noisy, (16, 16))))
+
+
 def test_stems():
     assert [choose_stem("auto", s) for s in ((32, 32), (64, 64), (65, 64), (224, 224))] == ["small", "small", "imagenet", "imagenet"]
     for stem, size in (("imagenet", (31, 64)), ("auto", (7, 7))):
@@ -155,3 +236,23 @@ def test_pretrained_files_by_name(tmp_path):
     save_file(other, tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match=r"another architecture .*missing: bn1.bias; unexpected: layer9.weight; other shapes: conv1.weight"):
         load_pretrained(backbone, tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("file, own, advice", [
+    ({"backbone": "resnet50"}, {"backbone": "resnet18"}, "it is a resnet50; use backbone=resnet50"), ({"backbone": "resnet18"}, {"backbone": "resnet34"}, "use backbone=resnet18"),
+    ({"stem": "imagenet"}, {"stem": "small"}, "it has the imagenet stem; use stem=imagenet"), ({"stem": "small"}, {"stem": "imagenet"}, "use stem=small"),
+    ({"width": 16}, {"width": 8}, "it has width 16; use width=16")])
+def test_the_option_that_fits_a_pretrained_file_is_named(tmp_path, file, own, advice):
+    from safetensors.numpy import save_file
+
+    made = [create_backbone(**{"name": o.pop("backbone", "resnet18"), "size": (32, 32), "batch": 2, "width": 8, "dtype": "f32", "threads": 1, **o}) for o in (file, own)]
+    save_file({f"module._orig_mod.{k}": v for k, v in (*made[0].parameters.items(), *made[0].buffers.items())}, tmp_path / "w.safetensors")
+    with pytest.raises(ParameterError) as caught:
+        load_pretrained(made[1], tmp_path / "w.safetensors")
+    assert advice in str(caught.value) and len(str(caught.value)) < 1500 and "pretrained: " in str(caught.value)
+    load_pretrained(made[0], tmp_path / "w.safetensors")           # the wrappers' prefixes are no obstacle
+
+
+def test_reprs_say_what_matters(standin):
+    clf = make(method="real-only").fit(X, Y)
+    assert repr(clf.model_) == "TrainedModel(resnet18, width 16, small stem, images of 16 x 16, 3 classes: bag, coat, shirt)"

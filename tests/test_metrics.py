@@ -66,6 +66,21 @@ def test_pictures(monkeypatch, tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.png", "b.png", "c.png"))
 
 
+def test_curves_have_whole_epochs_and_legends_beside_the_points():
+    pytest.importorskip("matplotlib")
+    events = [{"event": "epoch", "epoch": e, "lr": 0.1, "loss": 2.0, "supervised": 2.0, "consistency": c, "train_accuracy": 0.5} for e, c in ((1, 0.0), (2, 0.5))]
+    for shown, labels in ((events, ["total", "supervised", "consistency"]), (events[:1], ["supervised"])):
+        figure = curves_picture(shown)
+        figure.canvas.draw()
+        loss = figure.axes[0]
+        assert [line.get_label() for line in loss.lines] == labels
+        for axes in figure.axes:
+            assert all(tick == round(tick) for tick in axes.get_xticks())
+            if axes.get_legend() is not None:
+                assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
+    assert repr(evaluate_predictions(SCORES, LABELS, ["a", "b", "c"])) == "Metrics(accuracy 0.6667, macro-F1 0.6667, 6 images, 3 classes)"
+
+
 def test_without_matplotlib(monkeypatch):
     real = builtins.__import__
 

@@ -14,6 +14,7 @@ from test_generate import disk  # noqa: F401  (a fixture)
 import dreamda
 from dreamda import cli
 from dreamda.training import saved, setup
+from dreamda.training.holdout import split
 from dreamda.runs import train as train_run
 from dreamda.runs import labelled
 from dreamda.runs.labelled import FolderImages
@@ -445,3 +446,113 @@ def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
     again.read_all()
     np.testing.assert_array_equal(images[0], again[0])
     assert images.hashes == again.hashes and again[0] is not again[0]
+
+
+def seeded(data, rows=45):
+    """metadata.jsonl as dreamda generate writes it: image i was made from the real image i % 30 of its class."""
+    lines = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[i % 3], "seed_file": f"{NAMES[i % 3]}/{i % 30:03d}.png"} for i in range(rows)]
+    (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return lines
+
+
+def test_children_of_held_back_images_are_left_out_counted_and_said(data, capsys):
+    lines = seeded(data)
+    assert train(data, "one", "--validation", "0.3") == 0
+    err = capsys.readouterr().err
+    found = train_run.scan_real(data / "real")
+    held = {found.names[i] for i in split(found.labels, 0.3, 0)[1]}
+    children = [line["file_name"] for line in lines if line["seed_file"] in held]
+    assert len(held) == 9 and f"synthetic images: 45, {len(children)} of them left out: they were made from images that are held back" in err
+    assert "30 of 3 classes, 9 of them held back for validation" in err
+    for name in children:                                          # so their pixels decide nothing
+        Image.new("RGB", (16, 16)).save(data / "synthetic" / name)
+    assert train(data, "two", "--validation", "0.3") == 0
+    models = [saved.TrainedModel.load(data / out / "model.safetensors").weights for out in ("one", "two")]
+    assert all(np.array_equal(models[0][k], models[1][k]) for k in models[0])
+    assert json.loads((data / "one/run.json").read_text())["validation_fraction"] == 0.3
+
+
+def test_children_of_test_images_are_left_out(data, capsys):
+    import hashlib
+
+    lines = seeded(data)
+    path = data / "test/bag" / sorted(os.listdir(data / "test/bag"))[0]
+    lines[0]["seed_sha256"], lines[0]["seed_file"] = hashlib.sha256(path.read_bytes()).hexdigest(), "bag/elsewhere.png"
+    (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert train(data, "out", "--test", data / "test") == 0
+    assert "synthetic images: 45, 1 of them left out" in capsys.readouterr().err
+
+
+def test_a_synthetic_folder_that_does_not_name_its_seeds_is_mentioned(data, capsys):
+    assert train(data, "out", "--validation", "0.3") == 0
+    assert "SYNTHETIC does not say which real image each image was made from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["{synthetic}", "--method", "real-only"], "SYNTHETIC: {synthetic} would not be used, as --method real-only leaves synthetic images out"),
+    (["--flip", "false", "--method", "real-only"], "SYNTHETIC: false would not be used"), (["--flip", "false"], "false: no such folder"),
+    (["{synthetic}", "--flip", "false"], "unexpected extra argument"), (["{synthetic}", "--batch", "4"], "--batch")])
+def test_arguments_that_would_not_be_used_are_refused(data, capsys, arguments, message):
+    before = tree(data)
+    places = {"synthetic": str(data / "synthetic")}
+    assert run("train", data / "real", "--out", data / "out", *(a.format(**places) for a in arguments)) == 2
+    assert message.format(**places) in capsys.readouterr().err and tree(data) == before
+
+
+def test_one_odd_image_does_not_decide_the_size(data, capsys):
+    Image.new("RGB", (40, 48)).save(data / "real/bag/!thumbnail.png")
+    assert train(data) == 0
+    assert "image size: 16 x 16 (the median of images from 16 x 16 to 48 x 40)" in capsys.readouterr().err
+    assert json.loads((data / "out/run.json").read_text())["image_size"] == [16, 16]
+
+
+def test_predict_sees_large_photographs_as_evaluate_does(data, capsys, monkeypatch):
+    """And holds no more of them in memory than there are workers."""
+    import threading
+
+    assert train(data, "out", "--epochs", "2") == 0
+    rng = np.random.default_rng(0)
+    large = data / "large/bag"
+    large.mkdir(parents=True)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (160, 240, 3), dtype=np.uint8)).save(large / f"{i:02d}.png")
+    decode, lock, now, most = labelled.decode_image, threading.Lock(), [0], [0]
+
+    def counting(content):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        try:
+            return decode(content)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(labelled, "decode_image", counting)
+    capsys.readouterr()
+    assert run("predict", data / "out", data / "large", "--workers", "2") == 0
+    told = np.array([list(json.loads(line)["probabilities"].values()) for line in capsys.readouterr().out.splitlines()])
+    model = saved.TrainedModel.load(data / "out/model.safetensors")
+    images = FolderImages(sorted(large.glob("*.png")), model.size)
+    images.read_all()
+    np.testing.assert_allclose(told, model.predict_proba(images), atol=1e-6)
+    np.testing.assert_array_equal(model.predict_proba(images), model.predict_proba([decode(path.read_bytes()) for path in images.paths]))
+    assert 1 <= most[0] <= 2
+
+
+def test_the_header_says_what_is_trained(data, capsys):
+    assert train(data, "out", "--test", data / "test") == 0
+    err = capsys.readouterr().err
+    for part in ("real images: 30 of 3 classes\n", "synthetic images: 45\n", "test images: 60\n", "image size: 16 x 16 (the images are 16 x 16)\n",
+                 "network: resnet18, width 16, small stem: ", "weights: random, seed 0\n", "training: method amst, 4 epochs of 12 steps of 16 images: 48 steps\n",
+                 "Stage 1 (pretrain), 1 epochs:", "Stage 2 (train), 3 epochs:"):
+        assert part in err
+
+
+def test_help_is_grouped_and_needs_no_decoding(capsys):
+    assert run("train", "--help") == 0
+    text = capsys.readouterr().out
+    groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] not in " -"]
+    assert groups == ["Arguments", "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running", "Other options", "Examples"]
+    assert "<int" not in text and "Batch size" in text and "Run the same command again to resume" in " ".join(text.split())
+    assert text.split("Examples:")[1].count("dreamda train") == 2 and all(len(line) <= 120 for line in text.splitlines())

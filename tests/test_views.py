@@ -10,7 +10,7 @@ from PIL import Image
 
 from dreamda.training import views as module
 from dreamda.training.batches import ahead
-from dreamda.training.views import KINDS, OPERATIONS, Views, channel_statistics, is_grey
+from dreamda.training.views import KINDS, OPERATIONS, Views, channel_statistics, is_grey, reduce
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (48, 60, 3), dtype=np.uint8)
@@ -110,6 +110,22 @@ def test_plain_view_is_the_image_or_its_centre():
     centre = make((224, 224)).plain(wide) * 255
     assert centre[0].min() == pytest.approx(72, abs=1) and centre[0].max() == pytest.approx(184, abs=1)
     assert centre[1].min() == pytest.approx(16, abs=1) and centre[1].max() == pytest.approx(239, abs=1)
+
+
+@pytest.mark.parametrize("side", [224, 225, 300, 448])
+def test_the_centre_is_cropped_whatever_the_size_of_the_image(side):
+    """Also where the image has the very size of the views: it is shown as large as any other."""
+    ramp = np.broadcast_to(np.linspace(0, 255, side)[None, :, None], (side, side, 3)).astype(np.uint8)
+    shown = make((224, 224)).plain(ramp)[0] * 255
+    assert shown.min() == pytest.approx(255 / 16, abs=2) and shown.max() == pytest.approx(255 * 15 / 16, abs=2)
+
+
+@pytest.mark.parametrize("shape, reduced", [((100, 150), (32, 48)), ((32, 500), (32, 500)), ((40, 40), (32, 32)), ((32, 64), (32, 64)), ((20, 30), (20, 30))])
+def test_large_photographs_are_reduced_once(shape, reduced):
+    photo = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    small = reduce(photo, (16, 16))
+    assert small.shape[:2] == reduced and (small is photo) == (shape == reduced)
+    np.testing.assert_array_equal(make((16, 16)).plain(small), make((16, 16)).plain(photo))
 
 
 def test_channel_statistics():

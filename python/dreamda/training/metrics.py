@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MANY = 40  # classes, from which on pictures have no names and tables only the worst
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """What `evaluate_predictions` found.
 
@@ -47,6 +47,10 @@ class Metrics:
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
     support: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        auc = f", AUC {self.auc:.4f}" if self.auc is not None else ""
+        return f"Metrics(accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}{auc}, {self.support.sum()} images, {len(self.classes)} classes)"
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -129,21 +133,26 @@ def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
 
 def curves_picture(events: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Losses, accuracies and learning rate by epoch as a matplotlib Figure, from the records of a log."""
-    figure = _figure_type()(figsize=(11, 3.6), layout="constrained")
+    figure = _figure_type()(figsize=(11, 4), layout="constrained")
+    from matplotlib.ticker import MaxNLocator  # after the check that matplotlib is there
+
     epochs = [e for e in events if e["event"] == "epoch"]
-    rows = (("loss", (("loss", "total"), ("supervised", "supervised"), ("consistency", "consistency"))),
-            ("accuracy", (("train_accuracy", "training views"), ("validation_accuracy", "validation"))), ("learning rate", (("lr", ""),)))
+    # The total is drawn where it differs from the supervised loss, first and wide, so that it is seen below the others
+    parts = any(e.get("consistency") for e in epochs) or any("supervised" not in e for e in epochs)
+    losses = ([("loss", "total", 4.0)] if parts else []) + [("supervised", "supervised", 1.5)] + ([("consistency", "consistency", 1.5)] if parts else [])
+    rows = (("loss", losses), ("accuracy", [("train_accuracy", "training views", 1.5), ("validation_accuracy", "validation", 1.5)]), ("learning rate", [("lr", "", 1.5)]))
     for axes, (ylabel, curves) in zip(figure.subplots(1, 3), rows, strict=True):
-        for key, label in curves:
+        for key, label, width in curves:
             points = [(e["epoch"], e[key]) for e in epochs if key in e]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else None)
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=width, alpha=0.45 if width > 2 else 1, marker="." if len(points) < 40 else None)
         for event in events:
             if event["event"] == "labelling":
                 axes.axvline(event["epoch"] + 0.5, color="grey", linestyle=":", linewidth=1)
         axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if ylabel != "learning rate":
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)  # above the axes, never over points
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title or "dotted: labelling" if any(e["event"] == "labelling" for e in events) else title)
     return figure

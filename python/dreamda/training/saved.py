@@ -29,7 +29,7 @@ BATCH_PIXELS = 1 << 24  # of the images predicted together: 64 of up to 512 x 51
 FORMAT = 1
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainedModel:
     """A finished classifier: f5 on its backbone, with everything that prediction needs.
 
@@ -56,6 +56,11 @@ class TrainedModel:
     classes: list[Any]
     weights: dict[str, NDArray[np.float32]] = field(repr=False)
     about: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(str, self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
+        return (f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x {self.size[1]}, "
+                f"{len(self.classes)} classes: {shown})")
 
     def __post_init__(self) -> None:
         self._engine: tuple[Any, FoldedBackbone] | None = None
