@@ -424,7 +424,7 @@ def _codes(labels: ArrayLike, classes: NDArray[Any], count: int) -> NDArray[np.i
 def _weights(weights: ArrayLike, count: int) -> NDArray[np.float32]:
     array = _column(np.asarray(weights, np.float32), "sample_weight", count, "X")
     if not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
-        raise ParameterError("sample_weight", "must be finite numbers, 0 or more, and not all 0")
+        raise ParameterError("sample_weight", "must be finite numbers, 0 or more, and not all zero")
     return array
 
 
