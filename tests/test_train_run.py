@@ -1,4 +1,6 @@
 """`dreamda train | evaluate | predict`: files, resume to the same bytes, signals, errors that write nothing. The backbone is a stand-in."""
+import dataclasses
+import inspect
 import json
 import os
 import resource
@@ -7,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from standin import FoldedStandIn, StandIn, pictures
 from test_generate import disk  # noqa: F401  (a fixture)
 
 import dreamda
 from dreamda import cli
+from dreamda.options import defaults_of, options_of
 from dreamda.training import saved, setup
 from dreamda.training.holdout import split
+from dreamda.training.recipe import Recipe
 from dreamda.runs import train as train_run
 from dreamda.runs import labelled
 from dreamda.runs.labelled import FolderImages
@@ -556,3 +561,18 @@ def test_help_is_grouped_and_needs_no_decoding(capsys):
     assert groups == ["Arguments", "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running", "Other options", "Examples"]
     assert "<int" not in text and "Batch size" in text and "Run the same command again to resume" in " ".join(text.split())
     assert text.split("Examples:")[1].count("dreamda train") == 2 and all(len(line) <= 120 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Recipe)])
+def test_every_field_of_the_recipe_is_a_parameter_an_option_and_in_run_json(name):
+    about = options_of(Recipe)[name]
+    parameter = inspect.signature(dreamda.AMSTClassifier).parameters[name]
+    assert parameter.default == defaults_of(Recipe)[name] and f"\n{name} : " in inspect.cleandoc(dreamda.AMSTClassifier.__doc__)
+    option = {p.name: p for p in typer.main.get_command(cli.app).commands["train"].params}[name]
+    assert option.rich_help_panel == about.group and option.opts == [about.spelling or f"--{name.replace('_', '-')}"]
+
+
+def test_run_json_holds_the_recipe(data):
+    assert short(data, "out", "--size", "16x20") == 0
+    recorded = json.loads((data / "out/run.json").read_text())
+    assert {field.name for field in dataclasses.fields(Recipe)} <= recorded.keys() and recorded["image_size"] == [16, 20] and recorded["hint"] == "ignore"
