@@ -37,8 +37,8 @@ class StandIn:
 
     size, dtype, fingerprint, threads_matter = (32, 32), "f32", "0" * 64, False
 
-    def augment(self, images, prompts, *, variants, first=0, **_):
-        return np.repeat(images[:, None], variants - first, axis=1)
+    def _augment(self, images, prompts, keys, options, *, first=0, **_):
+        return np.repeat(images[:, None], options.variants - first, axis=1)
 
 
 def digest(out: Path) -> str:

@@ -158,7 +158,7 @@ def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
 def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):
     monkeypatch.setattr(cli.common, "load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
-    monkeypatch.setattr(FakePipeline, "augment", lambda self, images, prompts, *, variants, **_: np.repeat(images[:, None], variants, 1) // 2)
+    monkeypatch.setattr(FakePipeline, "_augment", lambda self, images, prompts, keys, options, **_: np.repeat(images[:, None], options.variants, 1) // 2)
     monkeypatch.setattr(setup, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})

@@ -95,7 +95,7 @@ def test_an_empty_batch(batch):
 
 @pytest.mark.parametrize("change, sentence", [
     (lambda b: b.pop("key"), "the batch has no column 'key' .it has image, label, prompt.; name the right one with key="),
-    (lambda b: b.update(image=np.array([np.zeros((4, 4), np.uint8), None], object)), r"image 0 of the batch: expected uint8 \(H, W, 3\)"),
+    (lambda b: b.update(image=np.array([np.zeros((4, 4), np.uint8), None], object)), r"images: expected uint8 \(H, W, 3\), and number 0 is uint8"),
     (lambda b: b.update(image=b["image"].astype(np.float32)), "images: expected uint8"),
     (lambda b: b.update(prompt=b["prompt"][:1]), "prompts: "),
     (lambda b: b.update(key=np.array([1.5] * len(b["key"]))), "keys: 1.5 is not possible"),

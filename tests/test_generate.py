@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,8 @@ class FakePipeline:
     def __init__(self, on_call=None, variant_by_variant=False):
         self.calls, self.variants, self.on_call, self.variant_by_variant = [], set(), on_call, variant_by_variant
 
-    def augment(self, images, prompts, *, variants, keys, progress=None, first=0, stop=None, **parameters):
+    def _augment(self, images, prompts, keys, options, *, progress=None, first=0, stop=None):
+        variants, parameters = options.variants, {k: v for k, v in asdict(options).items() if k != "variants"}
         assert images.shape == (len(keys), *self.size, 3) and images.dtype == np.uint8 and len(prompts) == len(keys)
         if not len(keys):  # asked whether it takes the parameters
             return np.empty((0, variants, *self.size, 3), np.uint8)

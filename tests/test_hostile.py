@@ -320,8 +320,8 @@ class Grey:
 
     size, fingerprint, dtype, threads_matter = (8, 8), "f" * 64, "f32", False
 
-    def augment(self, images, prompts, **options):
-        return np.full((len(images), options["variants"], 8, 8, 3), 99, np.uint8)
+    def _augment(self, images, prompts, keys, options, *, first=0, **_):
+        return np.full((len(images), options.variants - first, 8, 8, 3), 99, np.uint8)
 
 
 @pytest.fixture

@@ -1,10 +1,14 @@
 """The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad input gets."""
 
+import inspect
 import json
 import math
 import shutil
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +19,16 @@ from safetensors.numpy import load_file, save_file
 import dreamda
 from dreamda import Pipeline, _core, normals
 from dreamda.networks.config import read_scheduler_config
+from dreamda.networks.hub import BUNDLED
 from dreamda.networks.models import resolve_dtype
-from dreamda.generation.pipeline import (BUNDLED, CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
-                              choose_diverse, image_key)
+from dreamda.generation import recursions
+from dreamda.generation.options import GenerationOptions
+from dreamda.generation.pipeline import image_key
+from dreamda.generation.recursions import (CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
+                                           choose_diverse)
+from dreamda.generation.lanes import group_size
 from dreamda.generation.schedulers import Schedule
+from dreamda.options import ParameterError
 
 HAS_BF16 = resolve_dtype("auto") == "bf16"
 MODEL = BUNDLED / "fashion-mini"
@@ -42,7 +52,7 @@ def seeds():
 
 @pytest.fixture(scope="module")
 def z0(pipe, seeds):
-    return pipe.encode(seeds)
+    return pipe.encode(seeds, keys=range(3))
 
 
 @contextmanager
@@ -173,7 +183,7 @@ class Plain:
 def test_against_the_plain_recursions(pipe, unet, z0, schedule, options):
     options = dict(steps=5, noise_scale=3.0) | options
     with scheduled(pipe, **schedule):
-        made = pipe.augment_latents(z0[:2], [COAT, BOOT], variants=2, seed=2**33 + 5, **options)
+        made = pipe.augment_latents(z0[:2], [COAT, BOOT], [0, 1], variants=2, seed=2**33 + 5, **options)
         rest = {k: v for k, v in options.items() if k != "method"}
         plain = Plain(pipe, unet, z0[1], BOOT, 1, 1, seed=2**33 + 5, **rest)
         expected = getattr(plain, options["method"])()
@@ -225,7 +235,7 @@ def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monk
         return pipe.augment_latents(z0[:1], [COAT], progress=lambda *share: done.append(share), **options | interval)
 
     made(guidance_low=0.3, guidance_high=0.5)  # of 601, 401, 201 and 1
-    units = pipe._group(fixed + 2, *z0.shape[2:])
+    units = group_size(fixed + 2, *z0.shape[2:])
     unguided, guided = (units * (fixed + n) for n in (1, 2))
     assert rows[-4:] == [unguided, guided, unguided, unguided]
     assert done[-1][0] == done[-1][1] and all(a[0] < b[0] for a, b in zip(done, done[1:])), "progress counts the rows that are run"
@@ -280,13 +290,17 @@ def test_calls_from_many_threads(pipe, seeds):
     assert len(results) == 3 and all(np.array_equal(r, expected) for r in results)
 
 
-def test_close_gives_memory_back_and_the_pipeline_goes_on(seeds):
-    pipe = Pipeline.load(MODEL, dtype="f32", threads=1)
-    first = pipe.augment(seeds[:1], [COAT], variants=1, steps=4)
+def test_close_gives_all_memory_back_and_the_pipeline_goes_on(seeds):
     before = _core.info()["live_bytes"]
-    pipe.close()
-    assert _core.info()["live_bytes"] < before
+    with Pipeline.load(MODEL, dtype="f32", threads=1) as pipe:
+        first = pipe.augment(seeds[:1], [COAT], variants=1, steps=4)
+        assert _core.info()["live_bytes"] > before
+    assert _core.info()["live_bytes"] <= before
     assert np.array_equal(first, pipe.augment(seeds[:1], [COAT], variants=1, steps=4))
+
+
+def test_what_a_pipeline_shows_of_itself(pipe):
+    assert repr(pipe) == "<dreamda.Pipeline 'fashion-mini': 32 x 32 pixels, f32, 2 threads>"
 
 
 def test_seeds_keys_and_variants_all_matter(pipe, z0):
@@ -324,13 +338,91 @@ def test_dissimilar_noises(pipe, z0):
     assert not np.array_equal(diverse, pipe.augment_latents(z0[:1], [COAT], share_start=False, **options))
 
 
+def test_dissimilar_noises_are_chosen_once_an_image(pipe, z0, monkeypatch):
+    """Not once in every lane: functools.cached_property has no lock since Python 3.12."""
+    calls = []
+    monkeypatch.setattr(recursions, "choose_diverse", lambda *arguments: (calls.append(0), time.sleep(0.05), choose_diverse(*arguments))[2])
+    pipe.augment_latents(z0, [COAT] * 3, variants=9, steps=2, method="sdedit", diverse=True, share_start=False)
+    assert len(calls) == 3
+
+
 # ------------------------------------------------------------------------------------------------ images and progress
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A picture in another size than the model's, as a file."""
+    path = tmp_path_factory.mktemp("photo") / "coat.png"
+    Image.fromarray(dreamda.load_bundled().seeds[40]).resize((57, 40)).save(path)
+    return path
+
+
+ONE = {"path": lambda path: path, "name": str, "Pillow": Image.open, "array": lambda path: np.asarray(Image.open(path))}
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_one_image_of_any_kind(pipe, photo, kind):
+    options = dict(variants=2, steps=3)
+    expected = pipe.augment(np.asarray(Image.open(photo))[None], [COAT], **options)
+    assert expected.shape == (1, 2, 32, 32, 3)
+    assert np.array_equal(pipe.augment(ONE[kind](photo), COAT, **options), expected[0])
+    assert np.array_equal(pipe.augment([ONE[kind](photo)], [COAT], **options), expected)
+    assert np.array_equal(pipe.encode(ONE[kind](photo), keys="a"), pipe.encode([photo], keys=["a"])[0])
+
+
+def test_images_of_several_sizes_and_kinds(pipe, seeds, photo):
+    options = dict(variants=2, steps=3)
+    together = pipe.augment([seeds[1], photo, Image.open(photo).convert("L")], [BOOT, COAT, COAT], **options)
+    assert np.array_equal(together[0], pipe.augment(seeds[1], BOOT, **options))
+    assert np.array_equal(together[1], pipe.augment(photo, COAT, **options))
+    assert np.array_equal(together, pipe.augment([seeds[1], photo, np.asarray(Image.open(photo).convert("L").convert("RGB"))], [BOOT, COAT, COAT], **options))
+    assert np.array_equal(pipe.augment(seeds[:2], COAT, **options), pipe.augment(seeds[:2], [COAT, COAT], **options))
+
+
+def test_noise_follows_the_pixels_unless_keys_say_otherwise(pipe, seeds):
+    """Every batch of a loop gets noise of its own, and an image the same in every batch."""
+    options = dict(variants=1, steps=2, method="sdedit")
+    both = pipe.augment(seeds[:2], COAT, **options)
+    assert np.array_equal(both[1:], pipe.augment(seeds[1:2], COAT, **options))
+    twins = pipe.augment([seeds[0], seeds[0]], COAT, **options)
+    assert np.array_equal(twins[0], twins[1])
+    named = pipe.augment([seeds[0], seeds[0]], COAT, keys=["a", "b"], **options)
+    assert not np.array_equal(named[0], named[1])
+    assert np.array_equal(pipe.augment(seeds[0], COAT, keys="a", **options), named[0])
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_callback_after_every_step(pipe, seeds, mode, monkeypatch):
+    monkeypatch.setattr(pipe, "_blocks", lambda n, *_: [slice(0, 1), slice(1, 3)])
+    seen, last = {}, {}
+
+    def callback(step, timestep, latents, units):
+        assert len(latents) == len(units)
+        for unit, latent in zip(units, latents):
+            seen.setdefault(unit, []).append((step, timestep))
+            last[unit] = latent.copy()
+
+    options = dict(variants=2, steps=4, seed=1, **mode)
+    made = pipe.augment(seeds, COAT, callback_on_step_end=callback, **options)
+    assert np.array_equal(made, pipe.augment(seeds, COAT, **options))
+    assert seen == {(i, k): [(0, 501), (1, 251), (2, 1)] for i in range(3) for k in range(2)}
+    decoded = pipe._decode(np.stack([last[2, 1]]), group_size(1, 16, 16), None)
+    assert np.array_equal(decoded[0], made[2, 1])
+
+
+def test_a_callback_may_end_the_call(pipe, seeds):
+    def callback(step, timestep, latents, units):
+        if step == 1:
+            raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        pipe.augment(seeds, COAT, variants=3, steps=4, callback_on_step_end=callback)
 
 
 def test_other_sizes_are_resized(pipe, seeds):
     large = np.asarray(Image.fromarray(seeds[0]).resize((57, 40)))[None]
     small = np.asarray(Image.fromarray(large[0]).resize((32, 32), Image.Resampling.BICUBIC))[None]
-    assert np.array_equal(pipe.encode(large), pipe.encode(small))
+    assert np.array_equal(pipe.encode(large, keys=[0]), pipe.encode(small, keys=[0]))
 
 
 def test_another_working_size(seeds):
@@ -343,47 +435,50 @@ def test_another_working_size(seeds):
 
 
 def test_large_images_take_all_threads(seeds, monkeypatch):
-    monkeypatch.setattr("dreamda.generation.pipeline.SMALL", 255)
+    monkeypatch.setattr("dreamda.generation.lanes.SMALL", 255)
     pipe = Pipeline.load("fashion-mini", dtype="f32", threads=2)
     options = dict(variants=2, steps=3)
     together = pipe.augment(seeds[:2], [COAT, BOOT], **options)
     kept = _core.info()["live_bytes"]
-    assert np.array_equal(together[1:], pipe.augment(seeds[1:2], [BOOT], keys=[1], **options))
+    assert np.array_equal(together[1:], pipe.augment(seeds[1:2], [BOOT], **options))
     pipe.text_encoder.close()
     text = kept - _core.info()["live_bytes"]
-    pipe.close()
+    pipe.unet.close(), pipe.vae.close()
     assert kept - _core.info()["live_bytes"] == text, "no other plan had been kept"
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_large_images_stop_between_variants_and_go_on_to_the_same_bits(seeds, monkeypatch, mode):
-    monkeypatch.setattr("dreamda.generation.pipeline.SMALL", 255)
-    monkeypatch.setattr("dreamda.generation.pipeline.POSITIONS", 256)  # one variant a group, as at 512 pixels
+    monkeypatch.setattr("dreamda.generation.lanes.SMALL", 255)
+    monkeypatch.setattr("dreamda.generation.lanes.POSITIONS", 256)  # one variant a group, as at 512 pixels
     pipe = Pipeline.load(MODEL, dtype="f32", threads=2)
-    options = dict(keys=["coat/1.png"], variants=4, steps=2, seed=9, **mode)
-    whole = pipe.augment(seeds[:1], [COAT], **options)
+    options = GenerationOptions(variants=4, steps=2, seed=9, **mode)
+    make = partial(pipe._augment, seeds[:1], [COAT], ["coat/1.png"], options)
     asked = []
-    begun = pipe.augment(seeds[:1], [COAT], stop=lambda: asked.append(0) or len(asked) == 2, **options)
-    rest = pipe.augment(seeds[:1], [COAT], first=2, stop=lambda: False, **options)
-    assert begun.shape[1] == 2 and np.array_equal(whole, np.concatenate([begun, rest], axis=1))
-    for wrong in (dict(first=4), dict(first=-1), dict(first=0.5)):
-        with pytest.raises(ValueError, match="^first: "):
-            pipe.augment(seeds[:1], [COAT], **options | wrong)
-    with pytest.raises(ValueError, match="^stop: "):
-        pipe.augment(seeds[:2], [COAT, BOOT], **options | dict(keys=None, stop=lambda: True))
+    begun = make(stop=lambda: asked.append(0) or len(asked) == 2)
+    rest = make(first=2, stop=lambda: False)
+    assert begun.shape[1] == 2 and np.array_equal(make(), np.concatenate([begun, rest], axis=1))
+    for wrong in (4, -1, 0.5):
+        with pytest.raises(ParameterError, match="^first: "):
+            make(first=wrong)
+    with pytest.raises(ParameterError, match="^stop: "):
+        pipe._augment(seeds[:2], [COAT, BOOT], None, options, stop=lambda: True)
 
 
 @pytest.mark.parametrize("mode", MODES[-2:], ids=str)
 def test_small_images_go_on_from_any_variant(pipe, seeds, mode):
-    options = dict(variants=3, steps=3, **mode)
-    whole = pipe.augment(seeds[:2], [COAT, BOOT], **options)
-    assert np.array_equal(whole[:, 1:], pipe.augment(seeds[:2], [COAT, BOOT], first=1, **options))
-    options["variants"] = 40
-    whole = pipe.augment(seeds[:1], [COAT], **options)
-    begun = pipe.augment(seeds[:1], [COAT], stop=lambda: True, **options)
+    options = GenerationOptions(variants=3, steps=3, **mode)
+    whole = pipe._augment(seeds[:2], [COAT, BOOT], None, options)
+    assert np.array_equal(whole[:, 1:], pipe._augment(seeds[:2], [COAT, BOOT], None, options, first=1))
+    make = partial(pipe._augment, seeds[:1], [COAT], None, replace(options, variants=40))
+    begun = make(stop=lambda: True)
     made = begun.shape[1]
     assert 0 < made < 40
-    assert np.array_equal(whole, np.concatenate([begun, pipe.augment(seeds[:1], [COAT], first=made, **options)], axis=1))
+    assert np.array_equal(make(), np.concatenate([begun, make(first=made)], axis=1))
+
+
+def test_no_parameter_of_runs_is_public(pipe):
+    assert not {"first", "stop"} & set(inspect.signature(pipe.augment).parameters)
 
 
 def test_no_images(pipe):
@@ -427,14 +522,16 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
     "change, message",
     [
         (dict(images=np.zeros((1, 32, 32, 3), np.float32)), "images: expected uint8"),
-        (dict(images=np.zeros((32, 32, 3), np.uint8)), "images: expected uint8"),
+        (dict(images=np.zeros((32, 32), np.uint8)), "images: expected uint8"),
+        (dict(images=[np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)]), "images: expected uint8 (H, W, 3), and number 1 is uint8 (32, 32)"),
+        (dict(images=[Image.new("F", (8, 8))]), "images: number 0: 32-bit or signed values have no defined black and white"),
+        (dict(images=["no-such.png"]), "images: no-such.png: cannot be read"),
         (dict(images=np.zeros((1, 32, 32, 4), np.uint8)), "images: expected uint8"),
         (dict(images=np.zeros((1, 0, 32, 3), np.uint8)), "images: expected uint8"),
-        (dict(images=[np.zeros((3, 3, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)]), "images: they differ in size"),
-        (dict(prompts=[]), "prompts: expected a list of 1"),
-        (dict(prompts=COAT), "prompts: expected a list of 1"),
-        (dict(prompts=[None]), "prompts: expected a list of 1"),
-        (dict(keys=[]), "keys: expected one an image"),
+        (dict(prompts=[]), "prompts: expected a text for all, or 1 texts"),
+        (dict(prompts=[None]), "prompts: expected a text for all, or 1 texts"),
+        (dict(keys=[]), "keys: expected 1, one an image, got 0"),
+        (dict(keys=["a", "b"]), "keys: expected 1, one an image, got 2"),
         (dict(keys=[-1]), "keys: -1 is not possible"),
         (dict(keys=[1.5]), "keys: 1.5 is not possible"),
         (dict(variants=0), "variants: 0 is not possible"),
@@ -469,7 +566,7 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
 )
 def test_bad_arguments(pipe, change, message):
     arguments = dict(images=np.zeros((1, 32, 32, 3), np.uint8), prompts=[COAT], variants=1, steps=4) | change
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ParameterError) as caught:
         pipe.augment(**arguments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 

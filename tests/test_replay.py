@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +50,16 @@ def test_it_repeats_a_run_from_its_records(made, real, tmp_path, capsys, monkeyp
 
 
 def test_the_first_image_that_differs_is_named(made, capsys, monkeypatch):
-    augment = FakePipeline.augment
+    augment = FakePipeline._augment
 
-    def off_by_one(self, images, prompts, *, keys, **parameters):
-        out = augment(self, images, prompts, keys=keys, **parameters)
+    def off_by_one(self, images, prompts, keys, options, **parameters):
+        out = augment(self, images, prompts, keys, options, **parameters)
         for n, key in enumerate(keys):
             if key.startswith("coat"):
                 out[n, 1, 0, 0, 0] ^= 1
         return out
 
-    monkeypatch.setattr(FakePipeline, "augment", off_by_one)
+    monkeypatch.setattr(FakePipeline, "_augment", off_by_one)
     path = made / "run.json"
     about = json.loads(path.read_text())
     about["environment"]["kernels_isa"] = "avx9"
@@ -176,7 +175,7 @@ def old(fake, real, tmp_path):  # noqa: F811
     (out / "coat").mkdir(parents=True)
     (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
     pixels = np.asarray(Image.open(real / seed))
-    made = fake.augment(pixels[None], ["a photo of a coat"], keys=[seed], **asdict(GenerationOptions(variants=2, steps=3, method="sdedit")))
+    made = fake._augment(pixels[None], ["a photo of a coat"], [seed], GenerationOptions(variants=2, steps=3, method="sdedit"))
     rows = []
     for variant in range(2):
         row = {"file_name": f"coat/00-{variant:03d}.png", "label": "coat", "seed_file": seed,

@@ -18,7 +18,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from . import __version__
 from .runs.generate import SECONDS_A_SAVE, EngineError, Piece, images_a_piece
 from .runs.inspection import BITS, differences, environment
 from .generation.options import GenerationOptions, OptionKeywords
-from .generation.pipeline import Pipeline
+from .generation.pipeline import Pipeline, as_pixels
 from .options import accepts, from_keywords
 
 if TYPE_CHECKING:
@@ -101,9 +100,10 @@ class Augmenter:
         for name, what in ((self.image, "image"), (self.prompt, "prompt"), (self.key, "key")):
             if name not in batch:
                 raise ValueError(f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); name the right one with {what}=")
-        images = _stack(batch[self.image], self.pipeline.size)
+        column = batch[self.image]
+        images, _ = as_pixels(list(column) if getattr(column, "dtype", None) == object else column)
         keys = [key.item() if isinstance(key, np.generic) else key for key in batch[self.key]]
-        made = self.pipeline.augment(images, [str(text) for text in batch[self.prompt]], keys=keys, **asdict(self.settings))
+        made = self.pipeline._augment(images, [str(text) for text in batch[self.prompt]], keys, self.settings)
         if not self.explode:
             return {**batch, self.image: made}
         variants = made.shape[1]
@@ -231,9 +231,9 @@ class RayWorkers:
             self.notes.append(f"the machine {about['host']} differs from {here['host']}, {differing}: the last bits of its images may differ")
         self._idle.append(actor)
 
-    def augment(self, images: np.ndarray, prompts: Sequence[str], **parameters: Any) -> np.ndarray:
-        """`Pipeline.augment` on one worker."""
-        return self._get(self._idle[0].augment.remote(images, list(prompts), parameters))
+    def _augment(self, images: np.ndarray, prompts: Sequence[str], keys: Sequence[str], settings: GenerationOptions) -> np.ndarray:
+        """`Pipeline._augment` on one worker."""
+        return self._get(self._idle[0].augment.remote(images, list(prompts), list(keys), settings))
 
     def stream(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
                within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
@@ -242,7 +242,7 @@ class RayWorkers:
         while True:
             while self._idle and not stop() and (piece := take(batch)):
                 actor = self._idle.pop()
-                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.range_of(settings))
+                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first, piece.options(settings))
                 busy[reference] = actor, piece
             if not busy:
                 return
@@ -297,29 +297,13 @@ class _Worker:
         return {"size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter": pipe.threads_matter,
                 "folder": pipe.folder.resolve(), "dreamda": __version__, "environment": environment(), "host": socket.gethostname()}
 
-    def augment(self, images: np.ndarray, prompts: list[str], parameters: dict[str, Any]) -> np.ndarray:
-        return self._pipeline.augment(images, prompts, **parameters)
+    def augment(self, images: np.ndarray, prompts: list[str], keys: list[str], settings: GenerationOptions) -> np.ndarray:
+        return self._pipeline._augment(images, prompts, keys, settings)
 
-    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], parameters: dict[str, Any]) -> tuple[np.ndarray, float]:
+    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int,
+             options: GenerationOptions) -> tuple[np.ndarray, float]:
         """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
-        made = self._pipeline.augment(images, prompts, keys=keys, stop=enough, **parameters)
+        made = self._pipeline._augment(images, prompts, keys, options, first=first, stop=enough)
         return made, time.monotonic() - begun
-
-
-def _stack(column: Any, size: tuple[int, int]) -> np.ndarray:
-    """A column of images as one array; those of sizes of their own are resized as `Pipeline.augment` does it."""
-    if isinstance(column, np.ndarray) and column.dtype != object:
-        return column
-    from PIL import Image
-
-    images = []
-    for number, image in enumerate(column):
-        pixels = np.asarray(image)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
-            raise ValueError(f"image {number} of the batch: expected uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
-        if pixels.shape[:2] != size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
-        images.append(pixels)
-    return np.stack(images) if images else np.empty((0, *size, 3), np.uint8)

@@ -353,9 +353,9 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     class Pipeline:
         size, fingerprint, dtype, threads_matter = (8, 8), "f" * 64, "f32", False
 
-        def augment(self, images: Any, prompts: Any, **options: Any) -> Any:
+        def _augment(self, images: Any, prompts: Any, keys: Any, options: Any, *, first: int = 0, **_: Any) -> Any:
             import numpy as np
-            return np.zeros((len(images), options["variants"], 8, 8, 3), np.uint8)
+            return np.zeros((len(images), options.variants - first, 8, 8, 3), np.uint8)
 
     runs = 0
 

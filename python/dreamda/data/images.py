@@ -272,3 +272,22 @@ def _without_metadata(data: bytes) -> bytes | None:
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
+
+
+def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of a Pillow image as uint8 (H, W, 3): oriented as its EXIF data say, transparent pixels over white, 16-bit gray as 8 bits.
+
+    Raises
+    ------
+    BrokenImageError
+        Its values have no defined black and white.
+    """
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_Samples(16, 65535 if image.mode.startswith("I;16") else None, low_bits=True).grey(np.asarray(image), None))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..options import ParameterError
+
 
 @dataclass(frozen=True)
 class Step:
@@ -81,15 +83,15 @@ class Schedule:
 
         Raises
         ------
-        ValueError
+        ParameterError
             Where `steps` exceeds what the model was trained with, or nothing is left to run.
         """
         stride = self.num_train_timesteps // steps if steps > 0 else 0
         run = min(int(steps * strength), steps)
         if stride < 1 or (run - 1) * stride + self._offset >= self.num_train_timesteps:
-            raise ValueError(f"steps: {steps} is not possible with {self.num_train_timesteps} training timesteps; use fewer")
+            raise ParameterError("steps", f"{steps} is not possible with {self.num_train_timesteps} training timesteps; use fewer")
         if run < 1:
-            raise ValueError(f"strength: {strength} of {steps} steps leaves no step to run; raise one of them")
+            raise ParameterError("strength", f"{strength} of {steps} steps leaves no step to run; raise it, or `steps`")
         result = []
         for index, i in enumerate(range(run - 1, -1, -1)):
             t = i * stride + self._offset

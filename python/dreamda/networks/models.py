@@ -137,7 +137,7 @@ class UNet:
         self._network = Network("unet", config, weights, dtype, threads)
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
         self.files = weights.files
-        self.plan, self.close = self._network.plan, self._network.close
+        self.plan, self.close, self.unload = self._network.plan, self._network.close, self._network.unload
         self.takes_guidance = config["time_cond_proj_dim"] > 0
 
     @classmethod
@@ -267,6 +267,11 @@ class VAE:
         """Give the plans' memory back; the next call makes new ones."""
         self._encoder.close()
         self._decoder.close()
+
+    def unload(self) -> None:
+        """Give the weights' memory back too; the next call reads them from the file again."""
+        self._encoder.unload()
+        self._decoder.unload()
 
     def moments(self, images: ArrayLike, lane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the posterior.

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,7 @@ class PipelineLike(Protocol):
     @property
     def threads_matter(self) -> bool: ...
     @property
-    def augment(self) -> Callable[..., np.ndarray]: ...
+    def _augment(self) -> Callable[..., np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Piece:
         """What the noise of each follows."""
         return [image.key for image, _ in self.seeds]
 
-    def range_of(self, settings: GenerationOptions) -> dict[str, Any]:
-        """The arguments of `Pipeline.augment` that make these variants, beside the images, prompts and keys."""
-        return {**asdict(replace(settings, variants=self.last)), "first": self.first}
+    def options(self, settings: GenerationOptions) -> GenerationOptions:
+        """Those of the run, with the variants up to the last one of this piece."""
+        return replace(settings, variants=self.last)
 
 
 class Engine(Protocol):
@@ -175,7 +175,7 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
            "model_sha256": pipeline.fingerprint, "model": model, "seed_images": sample_of(folder)} if record is None else dict(record)
     run |= place
     check_out(out, folder, run)
-    pipeline.augment(np.empty((0, *pipeline.size, 3), np.uint8), [], keys=[], **asdict(settings))  # what only the model can refuse
+    pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # what only the model can refuse
     notice = "finishing the images in hand; a second signal stops at once and loses those"
     with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part) as run_folder:
         generation = _Generation(run_folder, pipeline, settings, prompts, output_stems(folder) if stems is None else stems, most,
@@ -389,8 +389,8 @@ def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settin
         started = time.monotonic()
         share = len(piece.seeds) * (piece.last - piece.first)
         enough = partial(_enough, stop, started + SECONDS_A_SAVE) if len(piece.seeds) == 1 else None
-        made = pipeline.augment(piece.images, piece.prompts, keys=piece.keys, stop=enough, progress=partial(_scaled, within, share),
-                                **piece.range_of(settings))
+        made = pipeline._augment(piece.images, piece.prompts, piece.keys, piece.options(settings), first=piece.first, stop=enough,
+                                 progress=partial(_scaled, within, share))
         images = images_a_piece(made, time.monotonic() - started)
         yield piece, made
 

@@ -167,7 +167,7 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
         ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``, ``seconds_per_image``,
         ``peak_memory_bytes`` (of this process, now).
     """
-    from ..generation.pipeline import SMALL
+    from ..generation.lanes import group_size, is_small
 
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
@@ -184,7 +184,7 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     shared = options.share_source or options.method == "asymmetric"
     each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0}[options.method] / (options.variants if shared else 1)
     rows = target + (source if options.method == "cycle" and not shared else 0)
-    variants = pipe._group(rows, h, w) * (pipe.threads if h * w <= SMALL else 1)  # what fills the machine
+    variants = group_size(rows, h, w) * (pipe.threads if is_small(h, w) else 1)  # what fills the machine
     image = np.random.default_rng(0).integers(0, 256, (1, *pipe.size, 3), np.uint8)
 
     def seconds(of_steps: int) -> float:

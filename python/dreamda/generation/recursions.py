@@ -1,0 +1,331 @@
+"""The reverse processes of DreamDA (arXiv 2403.12803, section 3.2 and figure 2): latents in, perturbed latents out.
+
+Three methods share one loop over timesteps:
+
+* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image; the noise that
+  explains it drives the target. That noise is never formed: it cancels in ``x_p = x_p_source + mean(target) - mean(source)``.
+* ``asymmetric``: the paper's figure. Deterministic inversion of the real image (of the posterior's mean); then the clean image comes
+  from the perturbed prediction, and the direction from the clean one.
+* ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
+
+All noise follows the seed, the image's key and the variant, so an image does not depend on what else is made, in which order, or where
+it was resumed.
+"""
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import _core
+from .lanes import group_size, work_through
+from .options import GenerationOptions
+from .schedulers import Step
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+# Streams of `dreamda.normals`: what a noise is for.
+STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
+# Called after a step with its number, its timestep, the latents (n, channels, h, w), and whose they are: n times (image, variant).
+StepCallback = Callable[[int, int, np.ndarray, list[tuple[int, int]]], None]
+CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
+
+
+@dataclass
+class _Row:
+    """One row of a U-Net call: whose latents, under which prompt, and with how much noise at the bottleneck."""
+
+    unit: int
+    context: np.ndarray
+    noise_row: int | None = None  # the key's row; None: stays clean
+
+
+def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
+    """Indices of `count` mutually dissimilar arrays: the first, then always the one whose largest cosine similarity to those
+    already chosen is smallest (the authors' idea; their own helper returns a wrong variable).
+
+    Parameters
+    ----------
+    candidates : array (M, ...)
+    count : int, at most M
+    """
+    flat = candidates.reshape(len(candidates), -1).astype(np.float64)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    chosen = [0]
+    worst = flat @ flat[0]
+    while len(chosen) < count:
+        worst[chosen] = np.inf
+        chosen.append(int(np.argmin(worst)))
+        worst = np.maximum(worst, flat @ flat[chosen[-1]])
+    return chosen
+
+
+class ReverseProcess:
+    """From the latents of some images to those of their variants.
+
+    Parameters
+    ----------
+    pipe : dreamda.Pipeline
+    z0 : float32 array (N, latent_channels, h, w)
+    prompts, keys : list
+        One an image.
+    options : GenerationOptions
+    progress : callable(done, total), optional
+        Called after every U-Net call.
+    callback : callable(step, timestep, latents, units), optional
+        Called after every step of a group of units (image, variant).
+    first : int
+        Leave out the variants before this one.
+    stop : callable, optional
+        Asked before every group of variants but the first; True ends the work early.
+    """
+
+    def __init__(self, pipe: Pipeline, z0: np.ndarray, prompts: list[str], keys: list[int], options: GenerationOptions,
+                 progress: Callable[[int, int], None] | None = None, callback: StepCallback | None = None, first: int = 0,
+                 stop: Callable[[], bool] | None = None) -> None:
+        self.pipe, self.z0, self.prompts, self.keys, self.options, self.progress = pipe, z0, prompts, keys, options, progress
+        self.callback, self.first, self.stop = callback, first, stop
+        self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
+        self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
+        self.guided = [options.guidance_scale != 1 and options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high
+                       for s in self.steps]
+        self.target = 1 + any(self.guided)  # rows of a target, at most
+        self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, options.variants)]
+        self.stored: set[tuple[int, int]] = set()
+        self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
+        self.done = self.total = 0
+        self.lock = threading.Lock()
+        self.chosen = self.choose() if options.diverse else []  # here rather than by the lanes, which would all do it at once
+
+    def run(self) -> np.ndarray:
+        """The latents of the variants that were finished, float32 (N, K - first, latent_channels, h, w): all of them, but for `stop`."""
+        {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
+        return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
+
+    def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
+        """work(group, lane) for the units in groups of `rows` U-Net rows a unit."""
+        work_through(self.groups(units, rows), work, self.pipe.threads, self.latent_size)
+
+    # ---- noise
+
+    def noise(self, stream: int, image: int, variant: int, step: int) -> np.ndarray:
+        """The noise of a unit for one purpose, in the shape of a latent."""
+        return _core.normals(self.options.seed, self.keys[image], variant, step, stream, 0, self.z0.shape[1:])
+
+    def start(self, image: int, variant: int) -> np.ndarray:
+        """x_T of a unit: the image's latent with noise added up to the first timestep."""
+        a = self.steps[0].a_t
+        if self.options.diverse:
+            noise = self.noise(STREAM_CANDIDATE, image, self.chosen[image][variant], 0)
+        else:
+            noise = self.noise(STREAM_START, image, 0 if self.options.share_start else variant, 0)
+        return np.float32(math.sqrt(a)) * self.z0[image] + np.float32(math.sqrt(1 - a)) * noise
+
+    def choose(self) -> list[list[int]]:
+        """For every image, the numbers of the candidates that its variants start from."""
+        variants = range(CANDIDATES * self.options.variants)
+        return [choose_diverse(np.stack([self.noise(STREAM_CANDIDATE, image, m, 0) for m in variants]), self.options.variants)
+                for image in range(len(self.z0))]
+
+    def step_noise(self, units: list[tuple[int, int]], step: Step) -> np.ndarray:
+        """sigma n of a step; zeros where the step adds none."""
+        if step.sigma == 0:
+            return np.zeros((len(units), *self.z0.shape[1:]), np.float32)
+        return np.float32(step.sigma) * np.stack([self.noise(STREAM_STEP, *unit, step.index) for unit in units])
+
+    # ---- U-Net calls
+
+    def groups(self, units: list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int, int]]]:
+        """The units in fixed-size groups; a short last one is filled up by repeating its last unit."""
+        size = group_size(rows, *self.latent_size)
+        for first in range(0, len(units), size):
+            if self.stop and self.stored and self.stop():
+                return
+            group = units[first : first + size]
+            yield group + [group[-1]] * (size - len(group))
+
+    def expect(self, units: int, rows: int, targets: bool = True) -> None:
+        """Count the U-Net rows that so many units will need, for the progress."""
+        size = group_size(rows, *self.latent_size)
+        saved = self.guided.count(False) if targets and self.target > 1 else 0
+        self.total += -(-units // size) * size * (rows * len(self.steps) - saved)
+
+    def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
+                lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
+        """U-Net outputs for `rows`; row r sees x[r.unit]."""
+        h, w = self.latent_size
+        tokens = rows[0].context.shape[0]
+        plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
+        inputs = {
+            "sample": x[[r.unit for r in rows]],
+            "timestep": np.full(len(rows), t, np.float32),
+            "context": np.stack([r.context for r in rows]),
+        }
+        if self.options.perturbation > 0 and any(r.noise_row is not None for r in rows):
+            inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows], np.float32)
+            inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
+        out = plan.run(inputs)
+        with self.lock:
+            self.done += len(rows)
+            if self.progress:
+                self.progress(self.done, self.total)
+        return out
+
+    def key(self, image: int, variant: int, index: int, row: int) -> list[int]:
+        """What the core draws a row's noise at the bottleneck from, as 32-bit words."""
+        seed, key, low = self.options.seed, self.keys[image], 0xFFFFFFFF
+        return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
+
+    def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
+        """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their own."""
+        text = [_Row(u, self.pipe.context(self.prompts[image]), 1) for u, (image, _) in enumerate(units)]
+        if not self.guided[step.index]:
+            return text
+        return [_Row(u, self.pipe.context(""), 0) for u in range(len(units))] + text
+
+    def source_rows(self, count: int) -> list[_Row]:
+        """Unconditional rows (where the source is guided), then text rows; clean."""
+        text = [_Row(u, self.pipe.context(self.options.source_prompt)) for u in range(count)]
+        if self.options.source_prompt == "" or self.options.source_guidance_scale == 1:
+            return text
+        return [_Row(u, self.pipe.context("")) for u in range(count)] + text
+
+    # ---- the recursions
+
+    def cycle(self) -> None:
+        """The authors' code: the target follows the source's noise."""
+        options = self.options
+        source = len(self.source_rows(1))
+        if options.share_source:
+            self.expect(len(self.z0), source, targets=False)
+            self.expect(len(self.units), self.target)
+            trajectories = self.source_trajectories(source)
+        else:
+            self.expect(len(self.units), source + self.target)
+            trajectories = None
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = x_source = np.stack([self.start(*unit) for unit in group])
+            # Source rows come behind the targets in one call, over the source's own latents.
+            sources = [_Row(r.unit + len(group), r.context) for r in self.source_rows(len(group))]
+            for step in self.steps:
+                targets = self.target_rows(group, step)
+                if trajectories is not None:
+                    out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
+                    mean_source, next_source = (np.stack(a) for a in zip(*(trajectories[image][step.index] for image, _ in group)))
+                else:
+                    both = self.predict(np.concatenate([x, x_source]), step.t, targets + sources, group + group, step.index, lane)
+                    out, out_source = both["sample"][: len(targets)], both["sample"][len(targets) :]
+                    mean_source = self.schedule.mean(_guide(out_source, len(group), options.source_guidance_scale), x_source, step)
+                    next_source = self.posterior(x_source, group, step)
+                mean = self.schedule.mean(_guide(out, len(group), options.guidance_scale), x, step)
+                x, x_source = next_source + (mean - mean_source), next_source
+                self.step_done(group, step, x)
+            self.store(group, x)
+
+        self.each(self.units, self.target if options.share_source else source + self.target, work)
+
+    def posterior(self, x: np.ndarray, units: list[tuple[int, int]], step: Step) -> np.ndarray:
+        """x_p of the source: a sample of q(x_p | x_t, z0)."""
+        z0 = self.z0[[image for image, _ in units]]
+        if step.p <= 0:
+            return z0
+        noise = (x - np.float32(math.sqrt(step.a_t)) * z0) * np.float32(1 / math.sqrt(1 - step.a_t))
+        return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(step.direction) * noise + self.step_noise(units, step)
+
+    def source_trajectories(self, rows: int) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+        """For every image, (mean, next latent) of each step of the one source that all its variants share."""
+        result: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {image: [] for image in range(len(self.z0))}
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = np.stack([self.start(*unit) for unit in group])
+            sources = self.source_rows(len(group))
+            for step in self.steps:
+                out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
+                mean = self.schedule.mean(_guide(out, len(group), self.options.source_guidance_scale), x, step)
+                x = self.posterior(x, group, step)
+                for u, (image, _) in enumerate(group):
+                    if len(result[image]) == step.index:  # a filled-up group repeats its last image
+                        result[image].append((mean[u], x[u]))
+
+        self.each([(image, 0) for image in result], rows, work)
+        return result
+
+    def asymmetric(self) -> None:
+        """The paper's figure: inversion, then perturbed images and clean directions."""
+        options = self.options
+        self.expect(len(self.z0), 1, targets=False)
+        self.expect(len(self.units), self.target)
+        starts = self.inversions()
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = np.stack([starts[image] for image, _ in group])
+            for step in self.steps:
+                out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane, decoders=2)
+                clean = _guide(out["sample"], len(group), options.guidance_scale)
+                perturbed = _guide(out["perturbed"], len(group), options.guidance_scale)
+                noise, _ = self.schedule.noise_and_image(clean, x, step.a_t)
+                _, image = self.schedule.noise_and_image(perturbed, x, step.a_t)
+                x = (np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
+                     + self.step_noise(group, step))
+                self.step_done(group, step, x)
+            self.store(group, x)
+
+        self.each(self.units, self.target, work)
+
+    def inversions(self) -> list[np.ndarray]:
+        """x_T of every image by DDIM inversion (no noise, no guidance): each step is undone with the prediction made at the
+        less noisy latent under the noisier timestep."""
+        result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
+        context = self.pipe.context(self.options.source_prompt)
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = self.z0[[image for image, _ in group]]
+            rows = [_Row(u, context) for u in range(len(group))]
+            for step in reversed(self.steps):
+                x = self.schedule.undo(self.predict(x, step.t, rows, group, step.index, lane)["sample"], x, step)
+            for u, (image_index, _) in enumerate(group):
+                result[image_index] = x[u]
+
+        self.each([(image, 0) for image in range(len(self.z0))], 1, work)
+        return result
+
+    def sdedit(self) -> None:
+        """Plain img2img."""
+        self.expect(len(self.units), self.target)
+
+        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+            x = np.stack([self.start(*unit) for unit in group])
+            for step in self.steps:
+                out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane)["sample"]
+                x = self.schedule.mean(_guide(out, len(group), self.options.guidance_scale), x, step) + self.step_noise(group, step)
+                self.step_done(group, step, x)
+            self.store(group, x)
+
+        self.each(self.units, self.target, work)
+
+    def step_done(self, group: list[tuple[int, int]], step: Step, x: np.ndarray) -> None:
+        """Tell the caller, without the units that only fill the group up."""
+        if self.callback:
+            units = list(dict.fromkeys(group))
+            with self.lock:
+                self.callback(step.index, step.t, x[: len(units)], units)
+
+    def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
+        """Keep the latents of a group that is finished."""
+        for (image, variant), latent in zip(group, x):
+            self.latents[image, variant - self.first] = latent
+            self.stored.add((image, variant))
+
+
+def _guide(out: np.ndarray, units: int, scale: float) -> np.ndarray:
+    """Classifier-free guidance over [unconditional rows, text rows]; text rows alone pass through."""
+    if len(out) == units:
+        return out
+    unconditional, text = out[:units], out[units:]
+    return unconditional + np.float32(scale) * (text - unconditional)
