@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import pickle
 import typing
 from typing import Literal
@@ -9,7 +10,6 @@ from typing import Literal
 import pytest
 import typer
 from test_cli import fake, real, run  # noqa: F401  (fixtures)
-from test_generate import lines
 
 import dreamda
 from dreamda import cli
@@ -48,7 +48,7 @@ def test_type_checkers_see_the_same_fields():
 def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
     assert run("generate", real, tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
     expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3))
-    assert {name: value for name, value in lines(tmp_path / "out")[0].items() if name in FIELDS} == expected
+    assert {name: value for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS} == expected
 
 
 def test_recipes_are_checked_by_the_fields(tmp_path):

@@ -73,7 +73,7 @@ def test_another_number_of_threads_makes_the_same_small_images(here):
 
 def test_another_number_of_threads_makes_large_images_that_are_near(here, monkeypatch):
     """Small images, computed as large ones are: one after the other, on all threads."""
-    monkeypatch.setattr("dreamda.generation.pipeline.SMALL", 1)
+    monkeypatch.setattr("dreamda.generation.lanes.SMALL", 1)
     for threads in (1, 3):
         off = np.abs(images("f32", threads) - here)
         print(f"{threads} threads: up to {off.max()}, mean {off.mean():.5f}")
