@@ -1,10 +1,60 @@
-"""The notebooks run from top to bottom (where Jupyter is installed), and what is committed of them is small and whole."""
+"""The notebooks run from top to bottom (where Jupyter is installed), and the committed files are small and complete."""
+import ast
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "python/notebooks").glob("*.ipynb"))
+EXAMPLES = sorted((Path(__file__).parents[1] / "python/examples").glob("*.py"))
+JARGON = re.compile(r"\b(mend\w*|(same|equal|different) bits|room for|goes on where|nobody)\b", re.IGNORECASE)
+
+
+def sources(path, kind="code"):
+    """The code of a script or notebook, without the shell commands of notebooks; or a notebook's Markdown."""
+    if path.suffix == ".py":
+        return path.read_text()
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+    return "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("!"))
+
+
+def absent(source):
+    """The names that `source` imports from dreamda, and that are not there."""
+    missing = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            wanted = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            wanted = [(node.module, alias.name) for alias in node.names]
+        else:
+            continue
+        for module, name in wanted:
+            if module.split(".")[0] != "dreamda":
+                continue
+            try:
+                if name and not hasattr(importlib.import_module(module), name):
+                    importlib.import_module(f"{module}.{name}")
+                importlib.import_module(module)
+            except ImportError:
+                missing.append(f"{module}.{name}" if name else module)
+    return missing
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + EXAMPLES, ids=lambda p: p.stem)
+def test_imports_of_dreamda_exist(path):
+    assert absent(sources(path)) == []
+
+
+def test_a_missing_import_is_found():
+    assert absent("import dreamda.nothing\nfrom dreamda import Pipeline, Nothing\nfrom dreamda.training.views import Views, Nothing\nimport nothing") == [
+        "dreamda.nothing", "dreamda.Nothing", "dreamda.training.views.Nothing"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + EXAMPLES, ids=lambda p: p.stem)
+def test_plain_words(path):
+    assert not JARGON.search(sources(path) + "\n" + sources(path, "markdown"))
 
 
 def test_there_are_four():
