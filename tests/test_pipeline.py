@@ -539,7 +539,7 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
         (dict(variants=True), "variants: True is not possible"),
         (dict(steps=0), "steps: 0 is not possible"),
         (dict(steps=1001), "steps: 1001 is not possible"),
-        (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step"),
+        (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step to run; use at least 0.1"),
         (dict(strength=0), "strength: 0 is not possible"),
         (dict(strength=1.01), "strength: 1.01 is not possible"),
         (dict(strength=float("nan")), "strength: nan is not possible; use a number above 0, at most 1"),
@@ -774,3 +774,98 @@ def test_the_text_encoder_of_large_images_gives_its_memory_back():
     assert dreamda.info()["live_bytes"] > before
     large.text_encoder.unload()
     assert dreamda.info()["live_bytes"] == before
+
+
+# ------------------------------------------------------------------------------------------------ few steps
+
+
+@pytest.fixture(scope="module")
+def lcm(tmp_path_factory):
+    """The bundled model as a latent consistency model: the guidance as an input, whose weights are random."""
+    folder = shutil.copytree(MODEL, tmp_path_factory.mktemp("lcm") / "model")
+    config = json.loads((folder / "unet/config.json").read_text()) | {"time_cond_proj_dim": 64}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = {name: np.asarray(tensor) for name, tensor in load_file(weights).items()}
+    tensors["time_embedding.cond_proj.weight"] = np.random.default_rng(0).normal(0, 0.1, (64, 64)).astype(np.float16)
+    save_file(tensors, weights)
+    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text()) | {"_class_name": "LCMScheduler"}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "LatentConsistencyModelPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return Pipeline.load(folder, dtype="f32", threads=2)
+
+
+FEW = [("lcm", dict(steps=4)), ("lcm", dict(steps=2, eta=0.5)), ("TCDScheduler", dict(steps=4, eta=0.3)), ("EulerDiscreteScheduler", dict(steps=5)),
+       ("DPMSolverMultistepScheduler", dict(steps=12, eta=0.0)), ("DPMSolverMultistepScheduler", dict(steps=6))]
+
+
+@contextmanager
+def few_steps(pipe, lcm, kind):
+    if kind == "lcm":
+        yield lcm
+    else:
+        with scheduled(pipe, class_name=kind, timestep_spacing="trailing") as made:
+            yield made
+
+
+@pytest.mark.parametrize("kind, options", FEW, ids=str)
+def test_few_steps_return_the_image_without_perturbation(pipe, lcm, z0, kind, options):
+    """No perturbation, equal prompts and guidance on both sides: cycle gives the latents back, whatever the sampler."""
+    with few_steps(pipe, lcm, kind) as made:
+        for more in ({}, {"share_source": True}, {"share_start": False}):
+            out = made.augment_latents(z0[:1], [COAT], variants=2, noise_scale=0, source_prompt=COAT, guidance_scale=2, source_guidance_scale=2,
+                                       **options, **more)
+            np.testing.assert_allclose(out, np.broadcast_to(z0[:1, None], out.shape), atol=2e-4)
+
+
+@pytest.mark.parametrize("method", ["cycle", "asymmetric", "sdedit"])
+@pytest.mark.parametrize("kind, options", FEW[:1] + FEW[3:4] + FEW[4:5], ids=str)
+def test_few_steps_do_not_depend_on_the_batch(pipe, lcm, z0, kind, options, method):
+    with few_steps(pipe, lcm, kind) as made:
+        options = options | dict(variants=3, guidance_scale=2, noise_scale=1, method=method)
+        together = made.augment_latents(z0, [COAT, BOOT, COAT], keys=[7, 8, 9], **options)
+        alone = made.augment_latents(z0[1:2], [BOOT], keys=[8], **options)
+    assert np.array_equal(together[1], alone[0])
+    assert len({together[i, k].tobytes() for i in range(3) for k in range(3)}) == 9, "variants differ"
+
+
+def test_rows_of_few_steps(pipe, lcm, z0):
+    """Guidance as an input, 0 or 1: one row a step; cycle needs another for the source, with share_source 1 / K."""
+    def rows(made, **options):
+        process = recursions.ReverseProcess(made, z0[:1], [COAT], [0], GenerationOptions(**options))
+        process.run()
+        assert process.done == process.total
+        return process.done
+
+    group = group_size(1, 16, 16)
+    common = dict(steps=4, variants=group)
+    assert rows(lcm, method="sdedit", guidance_scale=3, **common) == 4 * group
+    assert rows(lcm, method="cycle", guidance_scale=3, share_source=True, **common) == 2 * 4 * group  # the source's group is filled up
+    with scheduled(pipe, class_name="EulerDiscreteScheduler", timestep_spacing="trailing"):
+        for scale, expected in ((0, 1), (1, 1), (2, 2)):
+            assert rows(pipe, method="sdedit", guidance_scale=scale, strength=1.0, **common) == 4 * group * expected
+
+
+def test_guidance_as_an_input_changes_the_images(lcm, z0):
+    made = [lcm.augment_latents(z0[:1], [COAT], variants=1, steps=2, method="sdedit", guidance_scale=g) for g in (1, 4)]
+    assert not np.allclose(*made, atol=1e-3)
+    for name in ("guidance_scale", "source_guidance_scale"):
+        with pytest.raises(ParameterError, match=f"^{name}: 0.5 is not possible: this model takes the guidance as an input"):
+            lcm.augment_latents(z0[:1], [COAT], steps=2, **{name: 0.5})
+    with pytest.raises(ParameterError, match="^steps: 100 exceeds the 50 of this model's schedule"):
+        lcm.augment_latents(z0[:1], [COAT])
+
+
+NATURAL = Path(__file__).resolve().parents[2] / "shared/models/natural-mini-lcm"
+
+
+@pytest.mark.skipif(not NATURAL.is_dir(), reason="the model natural-mini-lcm is not there; it may not be distributed")
+@pytest.mark.parametrize("method", ["cycle", "asymmetric", "sdedit"])
+def test_a_real_latent_consistency_model(method):
+    pipe = Pipeline.load(NATURAL, dtype="f32", threads=2)
+    images = np.stack([np.asarray(Image.fromarray(i).resize((64, 64))) for i in dreamda.load_bundled().seeds[:1]])
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=3)
+    made = pipe.augment(images, ["a photo of a goldfish"], variants=2, steps=2, method=method, guidance_scale=2, noise_scale=0.5)
+    assert made.shape == (1, 2, 64, 64, 3) and made.std() > 10 and not np.array_equal(made[0, 0], made[0, 1])

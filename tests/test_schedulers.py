@@ -1,17 +1,22 @@
 """The noise schedule against values from diffusers (golden/schedules.json, schedulers.json), and what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+from make_samplers import CASES, SD, Z0, noise, toy  # noqa: E402
+
 from batteries.schedulers import REFUSED, SCHEDULERS
 from dreamda.networks import config as configurations
 from dreamda.networks.config import read_scheduler_config
-from dreamda.generation.schedulers import Schedule
+from dreamda.generation.schedulers import Schedule, Step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
+SAMPLERS = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text())
 CLASSES_GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedulers.json").read_text())
 
 
@@ -54,7 +59,7 @@ def test_steps_equal_diffusers(tmp_path, case):
     for row in case["rows"]:
         step = by_t[row["t"]]
         # diffusers makes its table in float32, which is what the tolerance is for
-        np.testing.assert_allclose(made.mean(prediction, x, step) + np.float32(step.sigma) * noise, row["down"], rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(made.mean(prediction, x, step)[0] + np.float32(step.sigma) * noise, row["down"], rtol=2e-5, atol=2e-5)
         np.testing.assert_allclose(made.undo(prediction, x, step), row["up"], rtol=2e-5, atol=2e-5)
 
 
@@ -66,7 +71,8 @@ def test_velocity_and_noise_are_two_names_for_one_thing(tmp_path):
     for a in (0.999, 0.5, 0.01):
         x = np.float32(a**0.5) * image + np.float32((1 - a) ** 0.5) * noise
         velocity = np.float32(a**0.5) * noise - np.float32((1 - a) ** 0.5) * image
-        for got in (by_noise.noise_and_image(noise, x, a), by_velocity.noise_and_image(velocity, x, a)):
+        step = Step(0, 500, 400, a, a, 0.0)
+        for got in (by_noise.noise_and_image(noise, x, step), by_velocity.noise_and_image(velocity, x, step)):
             np.testing.assert_allclose(got[0], noise, atol=1e-5)
             np.testing.assert_allclose(got[1], image, atol=3e-5)
 
@@ -91,3 +97,49 @@ def test_impossible_numbers_of_steps(tmp_path, steps, strength, option):
     made = schedule(tmp_path, steps_offset=1)  # with an offset the 1000th of 1000 timesteps does not exist
     with pytest.raises(ValueError, match=f"^{option}: "):
         made.steps(steps, strength, 1.0)
+
+
+@pytest.mark.parametrize("case, expected", list(zip(CASES, SAMPLERS, strict=True)), ids=lambda c: "-".join(map(str, c)) if isinstance(c, tuple) else "")
+def test_trajectories_equal_diffusers(tmp_path, case, expected):
+    """LCM, TCD, Euler, Euler ancestral, DDIM trailing, DPM-Solver++ 2M and its SDE form, on a toy network (golden/make_samplers.py)."""
+    name, changes, count, strength, eta = case
+    made = schedule(tmp_path, _class_name=name, **SD | changes)
+    steps = made.steps(count, strength, eta)
+    assert [s.t for s in steps] == expected["timesteps"]
+    x = np.sqrt(steps[0].a_t) * Z0 + np.sqrt(1 - steps[0].a_t) * noise(99)
+    before = None
+    for step in steps:
+        mean, before = made.mean(toy(x, step.t), x, step, before)
+        x = mean + step.sigma * noise(step.index)
+    # diffusers' tables are float32
+    np.testing.assert_allclose(x, expected["result"], rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("config, steps, strength, message", [
+    (dict(_class_name="LCMScheduler"), 51, 1.0, "steps: 51 exceeds the 50 of this model's schedule"),
+    (dict(_class_name="LCMScheduler"), 100, 0.8, "steps: 100 exceeds the 50"),
+    (dict(_class_name="LCMScheduler"), 4, 0.05, "strength: 0.05 leaves 2 timesteps for 4 steps; use at least 0.08"),
+    (dict(_class_name="LCMScheduler"), 29, 0.58, "use at least 0.581"),  # int(50 * 0.58) is 28
+    (dict(_class_name="TCDScheduler", original_inference_steps=20), 21, 1.0, "steps: 21 exceeds the 20"),
+    (dict(_class_name="EulerDiscreteScheduler", timestep_spacing="trailing"), 1, 0.8, "strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
+    (dict(_class_name="EulerDiscreteScheduler", timestep_spacing="trailing"), 4, 0.2, "use at least 0.25"),
+    (dict(_class_name="DPMSolverMultistepScheduler"), 1001, 1.0, "steps: 1001 is not possible"),
+])
+def test_few_steps_that_are_impossible(tmp_path, config, steps, strength, message):
+    with pytest.raises(ValueError) as caught:
+        schedule(tmp_path, **config).steps(steps, strength, 1.0)
+    assert message in str(caught.value)
+
+
+def test_zero_terminal_snr(tmp_path):
+    """Without a signal at the last timestep nothing is divided by it; a prediction of the noise contradicts it."""
+    config = dict(timestep_spacing="trailing", rescale_betas_zero_snr=True, clip_sample=False)
+    made = schedule(tmp_path, prediction_type="v_prediction", **config)
+    steps = made.steps(4, 1.0, 1.0)
+    assert steps[0].a_t == 0 and steps[0].direction == 0
+    x, prediction = np.ones(3, np.float32), np.full(3, 0.5, np.float32)
+    for step in steps:
+        for value in (made.mean(prediction, x, step)[0], made.undo(prediction, x, step), step.sigma, step.direction):
+            assert np.isfinite(value).all()
+    with pytest.raises(ValueError, match="scheduler_config.json: 'rescale_betas_zero_snr' .* needs 'prediction_type' v_prediction"):
+        schedule(tmp_path, **config)

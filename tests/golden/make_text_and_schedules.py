@@ -94,7 +94,7 @@ def schedulers():
         alphas = made.alphas_cumprod.tolist()
         places = [place for place in (0, 1, 2, 250, 500, 998, 999) if place < len(alphas)]
         result[entry["name"]] = dict(
-            count=len(alphas), alphas={place: alphas[place] for place in places}, final=1.0 if made.config.get("set_alpha_to_one", True) else alphas[0],
+            count=len(alphas), alphas={place: alphas[place] for place in places}, final=1.0 if made.config.get("final_sigmas_type") == "zero" or made.config.get("set_alpha_to_one", True) else alphas[0],
             clip=made.config.get("clip_sample_range", 1.0) if made.config.get("clip_sample", False) else None)
     return result
 

@@ -19,5 +19,11 @@ TRAJECTORIES: dict[str, dict] = {
     "asymmetric-velocity": dict(method="asymmetric", scheduler=VELOCITY, guidance_scale=1.0, eta=0.0),
     "sdedit": dict(method="sdedit", noise_scale=0.0),
     "sdedit-perturbed": dict(method="sdedit", share_start=False),
+    # Few steps: the scheduler is another class, on the same noise schedule.
+    "lcm-sdedit": dict(method="sdedit", kind="LCMScheduler", steps=4, noise_scale=0.0, guidance_scale=1.0),
+    "lcm-cycle": dict(method="cycle", kind="LCMScheduler", steps=4, guidance_scale=2.0),
+    "tcd-sdedit": dict(method="sdedit", kind="TCDScheduler", steps=4, guidance_scale=1.5, eta=0.3),
+    "euler-sdedit": dict(method="sdedit", kind="EulerDiscreteScheduler", scheduler=dict(timestep_spacing="trailing"), steps=5, eta=0.0, guidance_scale=0.0),
+    "dpm-sdedit": dict(method="sdedit", kind="DPMSolverMultistepScheduler", steps=20, eta=0.0, noise_scale=0.0, guidance_scale=3.0),
     "sdedit-velocity": dict(method="sdedit", scheduler=VELOCITY, noise_scale=0.0, guidance_scale=2.0),
 }

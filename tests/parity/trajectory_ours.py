@@ -14,7 +14,7 @@ from trajectory_cases import COMMON, PROMPTS, TRAJECTORIES, VARIANTS
 
 import dreamda
 from dreamda.networks.config import read_scheduler_config
-from dreamda.generation.pipeline import STREAM_BOTTLENECK, STREAM_START, STREAM_STEP
+from dreamda.generation.recursions import STREAM_BOTTLENECK, STREAM_START, STREAM_STEP
 from dreamda.generation.schedulers import Schedule
 
 
@@ -39,8 +39,9 @@ def main(work: Path) -> None:
     config = read_scheduler_config(pipe.folder / "scheduler")
     results = {"z0": z0}
     for name, changes in TRAJECTORIES.items():
-        options = COMMON | {k: v for k, v in changes.items() if k != "scheduler"}
-        pipe.schedule = Schedule(config | changes.get("scheduler", {}))
+        options = COMMON | {k: v for k, v in changes.items() if k not in ("scheduler", "kind")}
+        kind = {"class_name": changes["kind"]} if "kind" in changes else {}
+        pipe.schedule = Schedule(config | kind | changes.get("scheduler", {}))
         results[name] = pipe.augment_latents(z0, PROMPTS, variants=VARIANTS, **options)
     np.savez(work / "ours.npz", **results)
 

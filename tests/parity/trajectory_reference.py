@@ -11,7 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -123,12 +125,67 @@ def sdedit(side, ddim, timesteps, o, z0, prompt, noise, variant):
     return x
 
 
+def few_steps(side, scheduler, o, z0, prompt, noise, variant):
+    """img2img with a scheduler of diffusers', which draws the noise of our steps."""
+    if o["kind"] in ("LCMScheduler", "TCDScheduler"):
+        scheduler.set_timesteps(o["steps"], strength=o["strength"])
+        timesteps = scheduler.timesteps
+    else:
+        scheduler.set_timesteps(o["steps"])
+        begin = o["steps"] - int(o["steps"] * o["strength"])
+        timesteps = scheduler.timesteps[begin:]
+        scheduler.set_begin_index(begin)
+    text, empty = side.embed(prompt), side.embed("")
+    drawn = iter(noise["step"][variant])
+    options = {"eta": o["eta"]} if o["kind"] == "TCDScheduler" else {}
+    x = scheduler.add_noise(z0[None], noise["start"][0][None], timesteps[:1])[0]
+    with mock.patch(f"{type(scheduler).__module__}.randn_tensor", lambda shape, **_: next(drawn)):
+        for i, t in enumerate(timesteps):
+            scaled, added = scheduler.scale_model_input(x, t), o["noise_scale"] * noise["bottleneck"][variant, i]
+            if o["guidance_scale"] in (0, 1):
+                out = side.predict([scaled], t, [text], added[1:])[0]
+            else:
+                out = side.predict([scaled, scaled], t, [empty, text], added)
+                out = out[0] + o["guidance_scale"] * (out[1] - out[0])
+            x = scheduler.step(out, t, x, **options).prev_sample
+    return x
+
+
+def few_steps_cycle(side, lcm, o, z0, prompt, noise, variant):
+    """InfEdit's DDCM (Xu et al., 2024) as it is written there, with eta 1."""
+    lcm.set_timesteps(o["steps"], strength=o["strength"])
+    timesteps = [int(t) for t in lcm.timesteps]
+    a_t = lcm.alphas_cumprod[timesteps[0]]
+    x = x_source = a_t.sqrt() * z0 + (1 - a_t).sqrt() * noise["start"][0]
+    text, empty = side.embed(prompt), side.embed("")
+    for i, t in enumerate(timesteps):
+        a_t = lcm.alphas_cumprod[t]
+        added = torch.zeros(3, *noise["bottleneck"].shape[3:])
+        added[1:] = o["noise_scale"] * noise["bottleneck"][variant, i]
+        out = side.predict([x_source, x, x], t, [empty, empty, text], added)
+        target = out[1] + o["guidance_scale"] * (out[2] - out[1])
+        clean = z0 + ((x - x_source) - (1 - a_t).sqrt() * (target - out[0])) / a_t.sqrt()
+        if i + 1 == len(timesteps):
+            return clean
+        a_p = lcm.alphas_cumprod[timesteps[i + 1]]
+        n = (1 - a_p).sqrt() * noise["step"][variant, i]
+        x, x_source = a_p.sqrt() * clean + n, a_p.sqrt() * z0 + n
+
+
 def trajectory(work: Path, model: Path, name: str) -> np.ndarray:
     side = Side(model)
     z0 = torch.from_numpy(np.load(work / "ours.npz")["z0"])
     with np.load(work / "noise.npz") as stored:
         noise = {kind: torch.from_numpy(stored[kind]) for kind in stored.files}
     o = COMMON | TRAJECTORIES[name]
+    if "kind" in o:
+        run = few_steps_cycle if o["method"] == "cycle" else few_steps
+
+        def one(i, prompt, k):
+            scheduler = getattr(diffusers, o["kind"]).from_pretrained(model / "scheduler", **o.get("scheduler", {}))
+            return run(side, scheduler, o, z0[i], prompt, {n: v[i] for n, v in noise.items()}, k).numpy()
+
+        return np.stack([np.stack([one(i, prompt, k) for k in range(VARIANTS)]) for i, prompt in enumerate(PROMPTS)])
     ddim = DDIMScheduler.from_pretrained(model / "scheduler", **o.get("scheduler", {}))
     ddim.set_timesteps(o["steps"])
     timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]

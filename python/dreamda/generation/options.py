@@ -18,11 +18,12 @@ class GenerationOptions(Options):
     """
 
     variants: int = option(10, "New images of each real image.", group=COMMON, low=1, high=1_000_000)
-    steps: int = option(100, "Diffusion steps; steps x strength are run (100 x 0.8 = 80).", group=COMMON, low=1)
+    steps: int = option(100, "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; of LCM and TCD models all are run.", group=COMMON, low=1)
     strength: float = option(0.8, "How much of the noise schedule is run: near 0 keeps the real image, 1 starts from pure noise.",
                              group=COMMON, above=0, high=1)
     eta: float = option(1.0, "Share of fresh noise in every step: 0 (deterministic DDIM) to 1.", group=NOISE, low=0, high=1)
-    guidance_scale: float = option(7.5, "Classifier-free guidance: the weight of the prompt. 1 turns it off, which saves a U-Net row a step.",
+    guidance_scale: float = option(7.5, "Classifier-free guidance: the weight of the prompt. 0 or 1 turns it off, which saves a U-Net row a step; "
+                                         "models that take it as an input never need that row.",
                                    group=GUIDANCE, low=0)
     noise_scale: float | None = option(None, "Standard deviation of the noise at the U-Net's bottleneck, fresh at every step.", group=NOISE, low=0,
                                        shown_default="3, and 0 for `method=sdedit`")
@@ -47,8 +48,6 @@ class GenerationOptions(Options):
         super().__post_init__()
         if self.noise_scale is None:
             object.__setattr__(self, "noise_scale", 0.0 if self.method == "sdedit" else 3.0)
-        if int(self.steps * self.strength) < 1:
-            raise ParameterError("strength", f"{self.strength} of {self.steps} steps leaves no step to run; raise it, or `steps`")
         if not self.guidance_low < self.guidance_high:
             raise ParameterError("guidance_low", f"{self.guidance_low} is not below `guidance_high`, which is {self.guidance_high}")
         if self.diverse and (self.share_start or self.method == "asymmetric"):

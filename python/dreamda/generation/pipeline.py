@@ -200,12 +200,19 @@ class Pipeline:
                              callback=callback_on_step_end)
         return made[0] if single else made
 
+    def _check(self, options: GenerationOptions) -> None:
+        """Refuse what this model cannot do."""
+        self.schedule.steps(options.steps, options.strength, options.eta)
+        for name in ("guidance_scale", "source_guidance_scale"):
+            if self.unet.takes_guidance and getattr(options, name) < 1:
+                raise ParameterError(name, f"{getattr(options, name):g} is not possible: this model takes the guidance as an input, which begins at 1")
+
     def _augment(self, images: Sequence[np.ndarray] | np.ndarray, prompts: str | Sequence[str], keys: int | str | Sequence[int | str] | None,
                  options: GenerationOptions, *, progress: Callable[[int, int], None] | bool | None = None,
                  callback: StepCallback | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
         """`augment` for resumable runs: the variants from `first` on, which are the same as with the others. `stop` is for one image only:
         it is asked before every group of variants but the first, and True ends the call with the variants that are finished."""
-        self.schedule.steps(options.steps, options.strength, options.eta)
+        self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
             raise ParameterError("first", f"{first!r} is not possible with {options.variants} variants; use a whole number below that")
         if stop is not None and len(images) > 1:
@@ -335,7 +342,7 @@ class Pipeline:
         if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
             raise ParameterError("z0", f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
         texts, identities = _texts(prompts, len(z0)), _identities(keys, z0)
-        self.schedule.steps(chosen.steps, chosen.strength, chosen.eta)
+        self._check(chosen)
         latent = (z0.shape[2], z0.shape[3])
         result = np.empty((len(z0), chosen.variants, *z0.shape[1:]), np.float32)
         for part in self._blocks(len(z0), chosen.variants, *latent):

@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import _core
+from ..networks.models import guidance_input
 from .lanes import group_size, work_through
 from .options import GenerationOptions
 from .schedulers import Step
@@ -43,6 +44,7 @@ class _Row:
     unit: int
     context: np.ndarray
     noise_row: int | None = None  # the key's row; None: stays clean
+    guidance_scale: float = 1.0  # for models that take it as an input
 
 
 def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
@@ -92,8 +94,10 @@ class ReverseProcess:
         self.callback, self.first, self.stop = callback, first, stop
         self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
-        self.guided = [options.guidance_scale != 1 and options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high
-                       for s in self.steps]
+        within = [options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high for s in self.steps]
+        # A model that takes the guidance as an input needs no second row; 0 means none, as for models distilled to need no guidance.
+        self.guidances = [options.guidance_scale if w else 1.0 for w in within]
+        self.guided = [not pipe.unet.takes_guidance and g not in (0, 1) for g in self.guidances]
         self.target = 1 + any(self.guided)  # rows of a target, at most
         self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, options.variants)]
         self.stored: set[tuple[int, int]] = set()
@@ -166,6 +170,8 @@ class ReverseProcess:
             "timestep": np.full(len(rows), t, np.float32),
             "context": np.stack([r.context for r in rows]),
         }
+        if self.pipe.unet.takes_guidance:
+            inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
         if self.options.perturbation > 0 and any(r.noise_row is not None for r in rows):
             inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows], np.float32)
             inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
@@ -183,15 +189,17 @@ class ReverseProcess:
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
         """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their own."""
-        text = [_Row(u, self.pipe.context(self.prompts[image]), 1) for u, (image, _) in enumerate(units)]
+        guidance = self.guidances[step.index]
+        text = [_Row(u, self.pipe.context(self.prompts[image]), 1, guidance) for u, (image, _) in enumerate(units)]
         if not self.guided[step.index]:
             return text
         return [_Row(u, self.pipe.context(""), 0) for u in range(len(units))] + text
 
     def source_rows(self, count: int) -> list[_Row]:
         """Unconditional rows (where the source is guided), then text rows; clean."""
-        text = [_Row(u, self.pipe.context(self.options.source_prompt)) for u in range(count)]
-        if self.options.source_prompt == "" or self.options.source_guidance_scale == 1:
+        guidance = self.options.source_guidance_scale
+        text = [_Row(u, self.pipe.context(self.options.source_prompt), guidance_scale=guidance) for u in range(count)]
+        if self.options.source_prompt == "" or guidance in (0, 1) or self.pipe.unet.takes_guidance:
             return text
         return [_Row(u, self.pipe.context("")) for u in range(count)] + text
 
@@ -212,7 +220,9 @@ class ReverseProcess:
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = x_source = np.stack([self.start(*unit) for unit in group])
             # Source rows come behind the targets in one call, over the source's own latents.
-            sources = [_Row(r.unit + len(group), r.context) for r in self.source_rows(len(group))]
+            sources = [replace(r, unit=r.unit + len(group)) for r in self.source_rows(len(group))]
+            before: np.ndarray | None = None
+            before_source: np.ndarray | None = None
             for step in self.steps:
                 targets = self.target_rows(group, step)
                 if trajectories is not None:
@@ -221,9 +231,10 @@ class ReverseProcess:
                 else:
                     both = self.predict(np.concatenate([x, x_source]), step.t, targets + sources, group + group, step.index, lane)
                     out, out_source = both["sample"][: len(targets)], both["sample"][len(targets) :]
-                    mean_source = self.schedule.mean(_guide(out_source, len(group), options.source_guidance_scale), x_source, step)
+                    out_source = _guide(out_source, len(group), options.source_guidance_scale)
+                    mean_source, before_source = self.schedule.mean(out_source, x_source, step, before_source)
                     next_source = self.posterior(x_source, group, step)
-                mean = self.schedule.mean(_guide(out, len(group), options.guidance_scale), x, step)
+                mean, before = self.schedule.mean(_guide(out, len(group), options.guidance_scale), x, step, before)
                 x, x_source = next_source + (mean - mean_source), next_source
                 self.step_done(group, step, x)
             self.store(group, x)
@@ -245,9 +256,10 @@ class ReverseProcess:
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
             sources = self.source_rows(len(group))
+            before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
-                mean = self.schedule.mean(_guide(out, len(group), self.options.source_guidance_scale), x, step)
+                mean, before = self.schedule.mean(_guide(out, len(group), self.options.source_guidance_scale), x, step, before)
                 x = self.posterior(x, group, step)
                 for u, (image, _) in enumerate(group):
                     if len(result[image]) == step.index:  # a filled-up group repeats its last image
@@ -265,14 +277,15 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([starts[image] for image, _ in group])
+            before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane, decoders=2)
                 clean = _guide(out["sample"], len(group), options.guidance_scale)
                 perturbed = _guide(out["perturbed"], len(group), options.guidance_scale)
-                noise, _ = self.schedule.noise_and_image(clean, x, step.a_t)
-                _, image = self.schedule.noise_and_image(perturbed, x, step.a_t)
-                x = (np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
-                     + self.step_noise(group, step))
+                noise, _ = self.schedule.noise_and_image(clean, x, step)
+                _, image = self.schedule.noise_and_image(perturbed, x, step)
+                x = self.schedule.combine(noise, image, step, before) + self.step_noise(group, step)
+                before = image
                 self.step_done(group, step, x)
             self.store(group, x)
 
@@ -301,9 +314,11 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
+            before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane)["sample"]
-                x = self.schedule.mean(_guide(out, len(group), self.options.guidance_scale), x, step) + self.step_noise(group, step)
+                mean, before = self.schedule.mean(_guide(out, len(group), self.options.guidance_scale), x, step, before)
+                x = mean + self.step_noise(group, step)
                 self.step_done(group, step, x)
             self.store(group, x)
 

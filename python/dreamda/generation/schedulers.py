@@ -1,17 +1,28 @@
-"""The noise schedule: alpha-bar in float64, and the coefficients of every reverse step. Tiny, and tested against diffusers."""
+"""The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step. Tested against diffusers.
+
+Every sampler here is one step with other numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's variance grows with eta, and
+Euler is DDIM with eta 0, Euler ancestral DDIM with eta 1. A latent consistency model forgets its noise (sigma^2 = 1 - a_p), TCD keeps a
+share of it, and DPM-Solver++ 2M extrapolates the image from this step's and the last one's: its SDE form with eta 1.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..options import ParameterError
 
+CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # their strength chooses the timesteps, and all of the steps are run
+_EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+_MULTISTEP = "DPMSolverMultistepScheduler"
+_SIGMA_DATA = 0.5
+_EPSILON = 2.0**-24  # what diffusers leaves of the signal where there should be none, for schedulers that divide by it
+
 
 @dataclass(frozen=True)
 class Step:
-    """One step from timestep t to the less noisy p (Song et al., 2021, eq. 12 and 16).
+    """One step from timestep t to the less noisy p.
 
     Attributes
     ----------
@@ -22,7 +33,11 @@ class Step:
     a_t, a_p : float
         Cumulative alpha products.
     sigma : float
-        Standard deviation of the fresh noise: eta sqrt((1 - a_p) / (1 - a_t) (1 - a_t / a_p)).
+        Standard deviation of the fresh noise.
+    skip, out : float
+        Weights of x and of the predicted image in the image, other than 0 and 1 for latent consistency models.
+    extrapolation : float
+        How far the image is moved on from the last step's, for multistep solvers.
     """
 
     index: int
@@ -31,6 +46,9 @@ class Step:
     a_t: float
     a_p: float
     sigma: float
+    skip: float = 0.0
+    out: float = 1.0
+    extrapolation: float = 0.0
 
     @property
     def direction(self) -> float:
@@ -39,7 +57,10 @@ class Step:
 
 
 class Schedule:
-    """DDIM on a diffusers scheduler configuration, always with "leading" spacing as the authors run it.
+    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with an eta of the caller's.
+
+    Timesteps are spaced as "trailing" where the configuration says so, as DPM-Solver's for that class, and else as "leading", which the
+    authors run.
 
     Parameters
     ----------
@@ -49,7 +70,7 @@ class Schedule:
     Raises
     ------
     ValueError
-        Betas that leave all signal, or none, at some timestep: steps divide by both.
+        Betas that leave all signal, or none, at some timestep, where steps would divide by it.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -65,44 +86,109 @@ class Schedule:
             bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
             betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
         self.alphas_cumprod: np.ndarray = np.cumprod(1 - betas)
-        if not (self.alphas_cumprod[0] < 1 and self.alphas_cumprod[-1] > 1e-9):
+        self.v_prediction: bool = config["prediction_type"] == "v_prediction"
+        self.name: str = config["class_name"]
+        if config["rescale_betas_zero_snr"]:
+            if not self.v_prediction:
+                raise ValueError("'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the noise tells no "
+                                 "image; it needs 'prediction_type' v_prediction")
+            roots = np.sqrt(self.alphas_cumprod)
+            self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+            if self.name in (*_EULER, _MULTISTEP):
+                self.alphas_cumprod[-1] = _EPSILON
+        if not (self.alphas_cumprod[0] < 1 and (self.alphas_cumprod[-1] > 1e-9 or config["rescale_betas_zero_snr"])):
             raise ValueError(f"the betas have to leave some noise in the first timestep and some signal in the last; the products of 1 - beta "
                              f"go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
         self.num_train_timesteps = n
-        self.final_alpha = 1.0 if config["set_alpha_to_one"] else float(self.alphas_cumprod[0])
-        self.v_prediction: bool = config["prediction_type"] == "v_prediction"
         self.clip: float | None = config["clip_sample_range"] if config["clip_sample"] else None
+        self._trailing: bool = config["timestep_spacing"] == "trailing"
+        final_one = config["final_sigmas_type"] == "zero" if self.name == _MULTISTEP else (
+            config["set_alpha_to_one"] or self.name == "LCMScheduler" or self.name in _EULER and self._trailing)
+        self.final_alpha = 1.0 if final_one else float(self.alphas_cumprod[0])
+        self._spacing: str = config["timestep_spacing"]
         self._offset: int = config["steps_offset"]
+        self._original_steps: int = config["original_inference_steps"]
+        self._timestep_scaling: float = config["timestep_scaling"]
+        self._second_order: bool = self.name == _MULTISTEP and config["solver_order"] == 2
 
     def alpha(self, t: int) -> float:
         """Cumulative alpha product at t; the configured final value below 0."""
         return float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha
 
     def steps(self, steps: int, strength: float, eta: float) -> list[Step]:
-        """The last int(steps * strength) of `steps` DDIM steps, noisiest first.
+        """The steps that are run, noisiest first.
+
+        Of `steps` steps over the whole schedule these are the last int(steps * strength). For LCM and TCD they are all of `steps`, over
+        the timesteps that `strength` leaves.
 
         Raises
         ------
         ParameterError
             Where `steps` exceeds what the model was trained with, or nothing is left to run.
         """
-        stride = self.num_train_timesteps // steps if steps > 0 else 0
-        run = min(int(steps * strength), steps)
-        if stride < 1 or (run - 1) * stride + self._offset >= self.num_train_timesteps:
-            raise ParameterError("steps", f"{steps} is not possible with {self.num_train_timesteps} training timesteps; use fewer")
-        if run < 1:
-            raise ParameterError("strength", f"{strength} of {steps} steps leaves no step to run; raise it, or `steps`")
-        result = []
-        for index, i in enumerate(range(run - 1, -1, -1)):
-            t = i * stride + self._offset
-            p = t - stride
+        timesteps, last = self._timesteps(steps, strength)
+        result: list[Step] = []
+        for index, (t, p) in enumerate(zip(timesteps, [*timesteps[1:], last])):
             a_t, a_p = self.alpha(t), self.alpha(p)
-            variance = max(0.0, (1 - a_p) / (1 - a_t) * (1 - a_t / a_p))
-            result.append(Step(index, t, p, a_t, a_p, eta * math.sqrt(variance)))
+            step = Step(index, t, p, a_t, a_p, self._sigma(p, a_t, a_p, eta))
+            if self.name == "LCMScheduler":
+                s = self._timestep_scaling * t
+                variance = s * s + _SIGMA_DATA**2
+                step = replace(step, skip=_SIGMA_DATA**2 / variance, out=s / math.sqrt(variance))
+            if self._second_order and result and not (p == last and (steps < 15 or a_p == 1)):
+                step = replace(step, extrapolation=_extrapolation(result[-1].a_t, step))
+            result.append(step)
         return result
 
-    def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, a_t: float) -> tuple[np.ndarray, np.ndarray]:
-        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where configured.
+    def _timesteps(self, steps: int, strength: float) -> tuple[list[int], int]:
+        """Those that are run, and the one behind the last."""
+        n = self.num_train_timesteps
+        too_many = ParameterError("steps", f"{steps} is not possible with {n} training timesteps; use fewer")
+        if not 1 <= steps <= n:
+            raise too_many
+        if self.name in CONSISTENCY:
+            origin, stride = self._original_steps, n // self._original_steps
+            if steps > origin:
+                raise ParameterError("steps", f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made for "
+                                              "about 1 to 8")
+            kept = int(origin * strength)
+            if kept < steps:
+                raise ParameterError("strength", f"{strength} leaves {kept} timesteps for {steps} steps; use at least "
+                                                 f"{_least_strength(origin, steps)}, or fewer steps")
+            return [(kept - math.floor(i)) * stride - 1 for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1
+        run = min(int(steps * strength), steps)
+        if run < 1:
+            raise ParameterError("strength", f"{strength} of {steps} steps leaves no step to run; use at least {_least_strength(steps, 1)}, or raise `steps`")
+        if self._trailing:
+            timesteps, last = np.round(np.arange(n, 0, -n / steps)[:steps]).astype(int) - 1, -1
+        elif self.name == _MULTISTEP and self._spacing == "linspace":
+            timesteps, last = np.round(np.linspace(0, n - 1, steps + 1)).astype(int)[:0:-1], -1
+        elif self.name == _MULTISTEP:
+            timesteps, last = np.arange(steps, 0, -1) * (n // (steps + 1)) + self._offset, -1
+        else:
+            stride = n // steps
+            timesteps, last = np.arange(steps - 1, -1, -1) * stride + self._offset, self._offset - stride
+        timesteps = timesteps[len(timesteps) - run :]
+        if timesteps[0] >= n or len(set(timesteps.tolist())) < run:
+            raise too_many
+        return timesteps.tolist(), last
+
+    def _sigma(self, p: int, a_t: float, a_p: float, eta: float) -> float:
+        if self.name == "LCMScheduler":
+            return eta * math.sqrt(1 - a_p)
+        if self.name == "TCDScheduler":
+            return math.sqrt(1 - a_p / self.alpha(math.floor((1 - eta) * p)))
+        return eta * math.sqrt(max(0.0, (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)))
+
+    def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
+        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where configured."""
+        noise, image = self._split(prediction, x, step.a_t)
+        if step.skip:
+            image = np.float32(step.out) * image + np.float32(step.skip) * x
+        return noise, image
+
+    def _split(self, prediction: np.ndarray, x: np.ndarray, a_t: float) -> tuple[np.ndarray, np.ndarray]:
+        """Noise and image at a noise level.
 
         Velocity is v = sqrt(a_t) noise - sqrt(1 - a_t) image (Salimans and Ho, 2022).
         """
@@ -114,12 +200,31 @@ class Schedule:
             noise, image = prediction, (x - spread * prediction) * np.float32(1 / math.sqrt(a_t))
         return noise, image if self.clip is None else np.clip(image, -self.clip, self.clip)
 
-    def mean(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
-        """The DDIM step without its fresh noise: sqrt(a_p) x0 + sqrt(1 - a_p - sigma^2) eps."""
-        noise, image = self.noise_and_image(prediction, x, step.a_t)
+    def combine(self, noise: np.ndarray, image: np.ndarray, step: Step, before: np.ndarray | None = None) -> np.ndarray:
+        """The step without its fresh noise: sqrt(a_p) image + sqrt(1 - a_p - sigma^2) noise. `before` is the image of the step before."""
+        if step.extrapolation and before is not None:
+            image = image + np.float32(step.extrapolation) * (image - before)
         return np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
+
+    def mean(self, prediction: np.ndarray, x: np.ndarray, step: Step, before: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`combine` for a prediction at x, and the image in it, which is the next step's `before`."""
+        noise, image = self.noise_and_image(prediction, x, step)
+        return self.combine(noise, image, step, before), image
 
     def undo(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
         """DDIM inversion: from x at p to t, with the prediction made for x under timestep t (diffusers' DDIMInverseScheduler)."""
-        noise, image = self.noise_and_image(prediction, x, step.a_p)
+        noise, image = self._split(prediction, x, step.a_p)
         return np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
+
+
+def _extrapolation(a_before: float, step: Step) -> float:
+    """DPM-Solver++ 2M's (Lu et al., 2022) share of the difference between this step's image and the one before, midpoint form. With `step`'s
+    own direction it is the deterministic solver for eta 0 and the SDE solver for eta 1."""
+    before, now, after = (0.5 * math.log(a / (1 - a)) for a in (a_before, step.a_t, step.a_p))
+    weight = 1 - step.direction * math.sqrt(step.a_t / ((1 - step.a_t) * step.a_p))
+    return 0.5 * weight * (after - now) / (now - before)
+
+
+def _least_strength(steps: int, run: int) -> float:
+    """The least strength, in thousandths, at which `run` of `steps` are left."""
+    return next(k for k in range(1, 1001) if int(steps * (k / 1000)) >= run) / 1000

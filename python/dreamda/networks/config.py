@@ -72,7 +72,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "LMSDiscreteScheduler": _PLAIN,
     "EulerDiscreteScheduler": _PLAIN,
     "EulerAncestralDiscreteScheduler": _PLAIN,
-    "DPMSolverMultistepScheduler": _PLAIN,
+    "DPMSolverMultistepScheduler": _PLAIN | dict(timestep_spacing="linspace"),
     "DPMSolverSinglestepScheduler": _PLAIN,
     "UniPCMultistepScheduler": _PLAIN,
     "DEISMultistepScheduler": _PLAIN,
@@ -366,14 +366,15 @@ def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     betas = r.get("trained_betas", None)
     if betas is not None and not (isinstance(betas, list) and betas and all(_is_number(b) and 0 <= b < 1 for b in betas)):
         raise r.refuse("trained_betas", "has to be null or a list of numbers from 0 to below 1")
-    for key in ("rescale_betas_zero_snr", "thresholding", "use_flow_sigmas"):
+    for key in ("thresholding", "use_flow_sigmas"):
         if r.get(key, False) not in (False, None):
             raise r.refuse(key, "is on, which is not supported")
     for key, usual in (("timestep_type", "discrete"), ("sigma_min", None), ("sigma_max", None)):
         if r.get(key, usual) not in (usual, None):
             raise r.refuse(key, f"is {shown(r.get(key))}, but only {usual or 'null'} is supported")
-    if r.get("timestep_spacing", "leading") not in ("leading", None) and ddim:
-        raise r.refuse("timestep_spacing", f"is {_shown.repr(r.get('timestep_spacing'))}, but only 'leading' is supported")
+    spacing = r.get("timestep_spacing", None) or defaults.get("timestep_spacing", "leading")
+    if spacing not in ("leading", "trailing", "linspace") or spacing == "linspace" and ddim:
+        raise r.refuse("timestep_spacing", f"is {shown(spacing)}, but only 'leading' and 'trailing' are supported")
     config: dict[str, Any] = dict(
         class_name=name,
         num_train_timesteps=r.integer("num_train_timesteps", 1000),
@@ -387,7 +388,17 @@ def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         set_alpha_to_one=r.boolean("set_alpha_to_one", defaults["set_alpha_to_one"]),
         clip_sample=r.boolean("clip_sample", defaults["clip_sample"]),
         clip_sample_range=r.number("clip_sample_range", 1.0),
+        timestep_spacing=spacing,
+        rescale_betas_zero_snr=r.get("rescale_betas_zero_snr", False) not in (False, None),
+        original_inference_steps=r.integer("original_inference_steps", 50),
+        timestep_scaling=r.number("timestep_scaling", 10.0, low=0),
+        solver_order=r.typed("solver_order", lambda v: v in (1, 2, 3), "1, 2 or 3", 2),
+        final_sigmas_type=r.typed("final_sigmas_type", lambda v: v in ("zero", "sigma_min"), "zero or sigma_min", "zero"),
     )
+    if name == "DPMSolverMultistepScheduler" and config["solver_order"] == 3:
+        raise r.refuse("solver_order", "is 3, but DPM-Solver++ is supported in orders 1 and 2")
+    if name in ("LCMScheduler", "TCDScheduler") and config["original_inference_steps"] > config["num_train_timesteps"]:
+        raise r.refuse("original_inference_steps", f"is {config['original_inference_steps']}, more than 'num_train_timesteps'")
     if not 0 <= config["beta_start"] <= config["beta_end"] < 1:
         raise r.refuse("beta_start", f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
     if not config["clip_sample_range"] > 0:
