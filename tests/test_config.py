@@ -204,8 +204,8 @@ def test_text_encoder(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"rescale_betas_zero_snr": True}, "'rescale_betas_zero_snr' is on"),
-    ({"timestep_spacing": "trailing"}, "'timestep_spacing' is 'trailing'"),
+    ({"rescale_betas_zero_snr": True}, "needs 'prediction_type' v_prediction"),
+    ({"timestep_spacing": "linspace"}, "'timestep_spacing' is 'linspace'"),
 ])
 def test_schedules_that_are_not_run(tmp_path, change, message):
     content = json.loads((MODEL / "scheduler" / "scheduler_config.json").read_text())

@@ -40,7 +40,7 @@ def inspect(
     print(f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
           f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
           f"{about['rows_per_image']} rows an image\n"
-          f"  an image      about {about['seconds_per_image']:.3g} s at the default settings\n"
+          f"  an image      about {about['seconds_per_image']:.3g} s at {about['steps_run']} steps\n"
           f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
 
 

@@ -111,6 +111,11 @@ class Schedule:
         self._timestep_scaling: float = config["timestep_scaling"]
         self._second_order: bool = self.name == _MULTISTEP and config["solver_order"] == 2
 
+    @property
+    def few_steps(self) -> bool:
+        """Whether the model was distilled for few steps."""
+        return self.name in CONSISTENCY
+
     def alpha(self, t: int) -> float:
         """Cumulative alpha product at t; the configured final value below 0."""
         return float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha

@@ -148,7 +148,10 @@ def _models(threads: int | None) -> Iterator[Check]:
     yield Check("bf16", nmse < 1e-3, f"agrees with f32 to a relative error of {nmse ** 0.5:.1e}")
 
 
-def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None, options: GenerationOptions = GenerationOptions()
+FEW_STEPS = 4  # of a model distilled for few, where nothing else is asked for
+
+
+def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None, options: GenerationOptions | None = None
                    ) -> dict[str, Any]:
     """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
 
@@ -157,18 +160,20 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     pipe : dreamda.Pipeline
     progress : callable, optional
         Called with what is being done.
-    options : GenerationOptions
-        How the images are made that are measured.
+    options : GenerationOptions, optional
+        Default: the defaults, with 4 steps for a model that was distilled for few.
 
     Returns
     -------
     dict
         ``folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and ``bytes`` on disk);
-        ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``, ``seconds_per_image``,
+        ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``, ``seconds_per_image``,
         ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.lanes import group_size, is_small
 
+    if options is None:
+        options = GenerationOptions(steps=FEW_STEPS if pipe.schedule.few_steps else GenerationOptions().steps)
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
     for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
@@ -179,8 +184,9 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
         "threads": pipe.threads, "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
         "model_sha256": pipe.fingerprint, "parts": parts}
 
-    steps, target = int(options.steps * options.strength), 1 + (options.guidance_scale != 1)
-    source = 1 + (options.source_prompt != "" and options.source_guidance_scale != 1)
+    steps, guided = len(pipe.schedule.steps(options.steps, options.strength, options.eta)), not pipe.unet.takes_guidance
+    target = 1 + (guided and options.guidance_scale not in (0, 1))
+    source = 1 + (guided and options.source_prompt != "" and options.source_guidance_scale not in (0, 1))
     shared = options.share_source or options.method == "asymmetric"
     each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0}[options.method] / (options.variants if shared else 1)
     rows = target + (source if options.method == "cycle" and not shared else 0)
@@ -199,6 +205,6 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     progress("measuring two steps")
     step = max(seconds(2) - one, 1e-9)
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return about | {"rows_per_image": round(each * steps), "seconds_per_row": step / variants / each,
+    return about | {"steps_run": steps, "rows_per_image": round(each * steps), "seconds_per_row": step / variants / each,
                     "seconds_per_image": (max(one - step, 0.0) + steps * step) / variants,
                     "peak_memory_bytes": int(memory[1]) * 1024 if memory else None}
