@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from dreamda.runs import generate, output
-from dreamda.data import ImageFolder, prompts_from_template
+from dreamda.data import ImageFolder, fit as fitted, prompts_from_template
 from dreamda.runs.generate import OutputError, GenerationOptions, WorkList, check_out, generate_dataset, in_turn, variants_a_visit
 from dreamda.runs.manifest import read_manifest
 from dreamda.runs.output import MAX_SHARDS, Part, output_stems
@@ -204,6 +204,38 @@ def test_a_folder_that_is_not_ours_is_refused(real, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["broken", "file", "other", "real"]
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_images_of_another_shape_are_fitted_as_asked_for(tmp_path, fit):
+    """What the pipeline gets; run.json says how, and another way is another run."""
+    wide = np.random.default_rng(0).integers(0, 256, (12, 30, 3), np.uint8)
+    (tmp_path / "real/cat").mkdir(parents=True)
+    Image.fromarray(wide).save(tmp_path / "real/cat/a.png")
+    seen = []
+
+    class Seeing(FakePipeline):
+        def augment(self, images, *args, **options):
+            seen.extend(images)
+            return super().augment(images, *args, **options)
+
+    folder, settings = ImageFolder.scan(tmp_path / "real"), replace(SETTINGS, fit=fit)
+    generate_dataset(folder, tmp_path / "out", Seeing(), settings)
+    assert np.array_equal(seen[0], fitted(wide, (8, 8), fit))
+    assert json.loads((tmp_path / "out/run.json").read_text())["fit"] == fit and {row["fit"] for row in lines(tmp_path / "out")} == {fit}
+    with pytest.raises(ValueError, match="holds a run with another --fit"):
+        generate_dataset(folder, tmp_path / "out", Seeing(), replace(SETTINGS, fit="pad" if fit == "crop" else "crop"))
+
+
+def test_a_run_begun_before_there_was_a_choice_goes_on_squashing(tmp_path):
+    folder = make_real(tmp_path / "real")
+    generate_dataset(folder, tmp_path / "out", FakePipeline(), replace(SETTINGS, fit="squash"))
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    del run["fit"]
+    (tmp_path / "out/run.json").write_text(json.dumps(run))
+    assert generate_dataset(folder, tmp_path / "out", FakePipeline(), replace(SETTINGS, fit="squash")).present == 18
+    with pytest.raises(ValueError, match="another --fit 'squash' .now 'crop'."):
+        generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
+
+
 def test_images_in_deeper_folders(real, tmp_path):
     """They belong to the class, and their files in OUT are not in deeper folders; names that would be the same are told apart."""
     content = (real.root / "coat/00.png").read_bytes()
@@ -367,7 +399,7 @@ def test_a_visit_makes_more_than_one_variant_only_where_much_would_be_repeated(c
 def test_the_work_list_does_what_is_missing_and_nothing_else(real):
     made = {(image.key, v): hashlib.sha256(real.path(image).read_bytes()).hexdigest() for image in real.images for v in range(3)}
     del made["coat/01.png", 1], made["coat/02.png", 1], made["ankle_boot/00.png", 2]
-    work = WorkList(real, in_turn(real.images), (8, 8), 3, 1, made)
+    work = WorkList(real, in_turn(real.images), (8, 8), "crop", 3, 1, made)
     assert (work.total, work.present) == (18, 15)
     first, second = work.take(10), work.take(10)
     assert (first.keys, first.first, first.last) == (["coat/01.png", "coat/02.png"], 1, 2)
@@ -449,19 +481,19 @@ def test_a_data_set_may_grow_and_move(real, tmp_path):
 def as_earlier_version(out: Path) -> None:
     """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
     run = json.loads((out / "run.json").read_text())
-    del run["seed_images"]
+    del run["seed_images"], run["fit"]
     run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
     (out / "run.json").write_text(json.dumps(run))
 
 
 def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
-    out = tmp_path / "out"
-    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 6))
+    out, settings = tmp_path / "out", replace(SETTINGS, fit="squash")
+    generate_dataset(real, out, FakePipeline(), settings, shard=(0, 6))
     as_earlier_version(out)
     shutil.rmtree(out / "ankle_boot")
     (out / "metadata.jsonl").unlink()
     record = (out / "run.json").read_bytes()
-    generate_dataset(real, out, FakePipeline(), SETTINGS, shard=(0, 2))
+    generate_dataset(real, out, FakePipeline(), settings, shard=(0, 2))
     rows = lines(out)
     assert [list(row) for row in rows] == [["file_name", "label", "seed_file", "seed_sha256", "variant", "prompt", "dreamda", "variants", "steps", "strength", "eta",
                                             "guidance_scale", "noise_scale", "source_prompt", "source_guidance_scale", "step", "share_source", "share_start",
@@ -469,11 +501,11 @@ def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
     assert (out / "run.json").read_bytes() == record
     (out / ".dreamda").mkdir()
     (out / "metadata.jsonl").rename(out / ".dreamda/0-of-2.jsonl")  # where an earlier version kept the lines until it ended
-    assert generate_dataset(real, out, FakePipeline(), SETTINGS).present == 9 and len(lines(out)) == 18
+    assert generate_dataset(real, out, FakePipeline(), settings).present == 9 and len(lines(out)) == 18
     with pytest.raises(ValueError, match="begun by an earlier version"):
-        generate_dataset(real, out, FakePipeline(), replace(SETTINGS, variants=4))
+        generate_dataset(real, out, FakePipeline(), replace(settings, variants=4))
     with pytest.raises(ValueError, match="another data set .*: 0 of 6 of"):
-        generate_dataset(other_data_set(tmp_path), out, FakePipeline(), SETTINGS)
+        generate_dataset(other_data_set(tmp_path), out, FakePipeline(), settings)
 
 
 def test_the_manifest_can_be_read_at_any_time(real, tmp_path):

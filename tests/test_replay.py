@@ -175,7 +175,7 @@ def old(fake, real, tmp_path):  # noqa: F811
     (out / "coat").mkdir(parents=True)
     (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
     pixels = np.asarray(Image.open(real / seed))
-    made = fake._augment(pixels[None], ["a photo of a coat"], [seed], GenerationOptions(variants=2, steps=3, method="sdedit"))
+    made = fake._augment(pixels[None], ["a photo of a coat"], [seed], GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash"))
     rows = []
     for variant in range(2):
         row = {"file_name": f"coat/00-{variant:03d}.png", "label": "coat", "seed_file": seed,
@@ -197,7 +197,7 @@ def test_a_run_recorded_with_an_old_name_is_replayed(old, tmp_path, capsys):
 def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F811
     before = tree(old)
     assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
-    assert "another --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr().err and tree(old) == before
-    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit") == 0
+    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr().err and tree(old) == before
+    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit", "--fit", "squash") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
     assert tree(old)["run.json"] == before["run.json"] and {row["step"] for row in lines(old)} == {"sdedit"} and len(lines(old)) == 12

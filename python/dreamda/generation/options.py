@@ -1,6 +1,7 @@
 """The options of generation: `GenerationOptions`, their one definition. The API, the command line, recipes, run.json and replay use it."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -43,6 +44,9 @@ class GenerationOptions(Options):
                                  low=0, high=1)
     guidance_high: float = option(1.0, "Guide only below this share of the model's timesteps; 0.3 to 0.7 saves up to 0.3 of the work.",
                                   group=GUIDANCE, low=0, high=1)
+    fit: Literal["crop", "pad", "squash"] = option(
+        "crop", "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the edges), or "
+                "squash (change the aspect ratio, as the authors do).", group=COMMON)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +86,7 @@ class OptionKeywords(TypedDict, total=False):
     seed: int
     guidance_low: float
     guidance_high: float
+    fit: Literal["crop", "pad", "squash"]
 
 
 OLD_NAMES = {"step": "method"}  # in run.json and recipes written before the field was renamed
@@ -90,3 +95,8 @@ OLD_NAMES = {"step": "method"}  # in run.json and recipes written before the fie
 def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
     """A record of a run (run.json, a line of metadata.jsonl) or a recipe with the names that the fields have today."""
     return {OLD_NAMES.get(name, name): value for name, value in record.items()}
+
+
+def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run.json with the names of today, and with what was done before an option existed: images were squashed."""
+    return {"fit": "squash"} | with_todays_names(dict(run))

@@ -201,6 +201,8 @@ class WorkList:
         In the order of the visits, see `in_turn`.
     size : (height, width)
         To read the seeds at.
+    fit : str
+        See `dreamda.data.images.fit`.
     variants, visit : int
         Of each seed, and how many of them a visit makes.
     made : dict
@@ -218,9 +220,9 @@ class WorkList:
         Seeds that could not be read, with the reason.
     """
 
-    def __init__(self, folder: ImageFolder, seeds: Sequence[ImageRef], size: tuple[int, int], variants: int, visit: int,
+    def __init__(self, folder: ImageFolder, seeds: Sequence[ImageRef], size: tuple[int, int], fit: str, variants: int, visit: int,
                  made: dict[tuple[str, int], str], together: bool = False, most: int | None = None) -> None:
-        self._folder, self._seeds, self._size = folder, seeds, size
+        self._folder, self._seeds, self._size, self._fit = folder, seeds, size, fit
         self._variants, self._visit, self._together = variants, visit, together
         self._made = made
         self.total = len(seeds) * variants if most is None else min(most, len(seeds) * variants)
@@ -249,7 +251,7 @@ class WorkList:
             if job.image.key in self.skipped:
                 continue
             try:
-                seed = read_image(self._folder.path(job.image), self._size)
+                seed = read_image(self._folder.path(job.image), self._size, self._fit)
             except BrokenImageError as error:
                 self.skipped[job.image.key] = str(error)
                 continue
@@ -341,7 +343,7 @@ class _Generation:
         folder, part = run_folder.folder, run_folder.part
         made = run_folder.finished()
         gone = {key for key, _ in made} - {image.key for image in folder.images}
-        self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.variants,
+        self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
                              1 if most is not None and not settings.diverse else variants_a_visit(settings), made, settings.diverse, most)
         self.report = Report(present=self.work.present, total=self.work.total)
         if part.index == 0:

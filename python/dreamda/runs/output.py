@@ -30,7 +30,7 @@ import numpy as np
 
 from ..data.files import BrokenImageError, read_bounded
 from ..data.folders import ImageFolder, ImageRef
-from ..generation.options import GenerationOptions, with_todays_names
+from ..generation.options import GenerationOptions, with_todays_options
 from ..networks.config import read_json
 from .files import OutputError, open_in, try_lock, write_all
 from .manifest import NAME as MANIFEST
@@ -114,7 +114,7 @@ _OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of drea
 
 def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
     """What a run.json of an earlier format would say today."""
-    return with_todays_names(dict(run)) | ({"format": FORMAT} if run.get("format") == 1 else {})
+    return with_todays_options(run) | ({"format": FORMAT} if run.get("format") == 1 else {})
 
 
 def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:

@@ -105,12 +105,13 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     ValueError
         A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
-    from ..data.images import read_image
+    from ..data.images import FITS, read_image
     from .manifest import read_manifest
 
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
     for row in read_manifest(out):
         size: Any = row.get("size")
+        fit = "squash" if row.get("fit") not in FITS else row["fit"]  # as runs did before they had the option
         if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
             raise ValueError(f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; it is not as dreamda generate wrote it")
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
@@ -119,7 +120,7 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
     picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
     if not picked:
         raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images")
-    seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1])).pixels for _, seed, _ in picked])
+    seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1]), fit).pixels for _, seed, _ in picked])
     blank = np.full_like(seeds[0], 255)  # a run that is going on has not made as many variants of every seed yet
     most = max(len(files) for _, _, files in picked)
     variants = np.stack([[read_image(Path(out) / files[i]).pixels if i < len(files) else blank for i in range(most)] for _, _, files in picked])

@@ -23,7 +23,7 @@ from ..networks.config import read_json
 from ..data.files import BrokenImageError, read_bounded
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
-from ..generation.options import GenerationOptions, with_todays_names
+from ..generation.options import GenerationOptions, with_todays_options
 from ..options import options_of
 from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
@@ -73,7 +73,7 @@ class RecordedRun:
             recorded = read_json(path)
         except ValueError:
             recorded = {}
-        run, names = with_todays_names(recorded), list(options_of(GenerationOptions))
+        run, names = with_todays_options(recorded), list(options_of(GenerationOptions))
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
