@@ -295,7 +295,7 @@ def test_command_line_with_a_cluster_of_its_own(ray, real, alone, tmp_path):
     run = command("generate", real, tmp_path / "out", *OPTIONS)
     text, err = run.communicate(timeout=240)
     told = [line for line in err.splitlines() if not line.endswith(" left")]  # a slow machine reports its progress
-        assert run.returncode == 0 and "40 images made" in text and told == [], err
+    assert run.returncode == 0 and "40 images made" in text and told == [], err
     assert same(tmp_path / "out", alone)
 
 

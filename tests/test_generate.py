@@ -213,9 +213,9 @@ def test_images_of_another_shape_are_fitted_as_asked_for(tmp_path, fit):
     seen = []
 
     class Seeing(FakePipeline):
-        def augment(self, images, *args, **options):
+        def _augment(self, images, *args, **options):
             seen.extend(images)
-            return super().augment(images, *args, **options)
+            return super()._augment(images, *args, **options)
 
     folder, settings = ImageFolder.scan(tmp_path / "real"), replace(SETTINGS, fit=fit)
     generate_dataset(folder, tmp_path / "out", Seeing(), settings)

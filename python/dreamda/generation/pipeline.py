@@ -171,7 +171,7 @@ class Pipeline:
         ----------
         images : array, PIL image, path, or a sequence of them
             One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic) to the pipeline's
-            ``size`` where they differ.
+            ``size`` where they differ; `fit` says what happens to another aspect ratio.
         prompts : str or sequence of N str
             What each image shows, "a photo of a coat"; a text is for all.
         keys : sequence of N int or str, optional
@@ -227,7 +227,7 @@ class Pipeline:
         for part in self._blocks(len(images), options.variants, *latent):
             self._embed(texts[part], options, latent)
             report = _section(progress, part.start, len(images[part]), len(images))
-            z0 = self._encode(images[part], identities[part], options.seed, sample=options.method != "asymmetric")
+            z0 = self._encode(images[part], identities[part], options.seed, options.method != "asymmetric", options.fit)
             self._free_plans(latent, self.vae)
             latents = ReverseProcess(self, z0, texts[part], identities[part], options, report, _offset(callback, part.start), first, stop).run()
             self._free_plans(latent, self.unet)
@@ -270,7 +270,7 @@ class Pipeline:
         Parameters
         ----------
         images, keys, seed
-            As in `augment`.
+            As in `augment`; of an image with another aspect ratio the centre is taken.
         sample : bool
             Sample the VAE's posterior, the noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False takes its mean,
             as ``asymmetric`` does.
@@ -281,10 +281,11 @@ class Pipeline:
             Without the first axis where one image was given.
         """
         pixels, single = as_pixels(images)
-        made = self._encode(pixels, _identities(keys, pixels), seed, sample)
+        made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop")
         return made[0] if single else made
 
-    def _encode(self, images: Sequence[np.ndarray] | np.ndarray, keys: list[int], seed: int, sample: bool) -> np.ndarray:
+    def _encode(self, images: Sequence[np.ndarray] | np.ndarray, keys: list[int], seed: int, sample: bool,
+                how: str) -> np.ndarray:
         height, width = self.size
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
         batch = group_size(1, *shape[1:])
@@ -292,7 +293,7 @@ class Pipeline:
 
         def encode(first: int, lane: int | None) -> None:
             part = images[first : first + batch]
-            x = np.stack([fit(image, self.size, "squash") for image in part]).astype(np.float32)
+            x = np.stack([fit(image, self.size, how) for image in part]).astype(np.float32)
             x = x.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
             noise = None
             if sample:
