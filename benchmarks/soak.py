@@ -117,7 +117,7 @@ def main() -> int:
     real, out, seeds = options.work / "real", options.work / "out", options.images // options.variants
     broken = make_real(real, seeds)
     parameters: dict[str, Any] = dict(variants=options.variants, steps=2, strength=0.5)
-    command = ["generate", str(real), str(out), "--model", "fashion-mini", "--dtype", options.dtype]
+    command = ["generate", str(real), "--out", str(out), "--model", "fashion-mini", "--dtype", options.dtype]
     command += [f"--{name}={value}" for name, value in parameters.items()]
 
     keys = sorted(f"{p.parent.name}/{p.name}" for p in real.glob("*/*"))

@@ -59,7 +59,7 @@ def make(real: Path, out: Path, variants: int, threads: int, workers: int | None
     shutil.rmtree(out, ignore_errors=True)
     begun = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, "-m", "dreamda", "generate", str(real), str(out), "--model", "fashion-mini", "--variants", str(variants),
+        done = subprocess.run([sys.executable, "-m", "dreamda", "generate", str(real), "--out", str(out), "--model", "fashion-mini", "--variants", str(variants),
                                "--steps", str(STEPS), *options], check=True, capture_output=True, text=True)
     finally:
         if ray:

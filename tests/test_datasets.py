@@ -80,7 +80,7 @@ def test_caltech_in_every_packing(tmp_path, capsys):
     holds = zipped(tmp_path / "holds/caltech-101.zip", {"caltech-101/101_ObjectCategories.tar.gz": inner.read_bytes()}).parent
     trees = []
     for number, source in enumerate((folder, folder / "101_ObjectCategories", inner, official, holds)):
-        assert run("import", "caltech101", source, tmp_path / f"out{number}") == 1  # 2 of 101 classes
+        assert run("import", "caltech101", source, "--out", tmp_path / f"out{number}") == 1  # 2 of 101 classes
         trees.append(tree(tmp_path / f"out{number}"))
     assert all(t == trees[0] for t in trees)
     captured = capsys.readouterr()
@@ -122,7 +122,7 @@ def cars(folder: Path, *, devkit="devkit") -> dict[str, bytes]:
 
 def test_stanford_cars(tmp_path, capsys):
     files = cars(tmp_path)
-    assert run("import", "stanford-cars", write(tmp_path / "cars", files), tmp_path / "out") == 1
+    assert run("import", "stanford-cars", write(tmp_path / "cars", files), "--out", tmp_path / "out") == 1
     assert sorted(p.name for p in (tmp_path / "out/train").iterdir() if p.is_dir()) == [
         "AM_General_Hummer_SUV_2000", "Acura_RL_Sedan_2012", "Ram_C-V_Cargo_Van_Minivan_2012"]
     texts = prompts(tmp_path / "out/train")
@@ -135,24 +135,24 @@ def test_stanford_cars(tmp_path, capsys):
     for archive, prefix in (("cars_train.tgz", "cars_train/"), ("cars_test.tgz", "cars_test/"), ("car_devkit.tgz", "devkit/")):
         tar(packed / archive, {name: content for name, content in files.items() if name.startswith(prefix)})
     write(packed, {"cars_test_annos_withlabels.mat": files["cars_test_annos_withlabels.mat"]})
-    assert run("import", "stanford-cars", packed, tmp_path / "again") == 1
+    assert run("import", "stanford-cars", packed, "--out", tmp_path / "again") == 1
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
     (tmp_path / "cars/cars_test_annos_withlabels.mat").unlink()
     (tmp_path / "cars/cars_train/00003.jpg").unlink()
     capsys.readouterr()
-    assert run("import", "stanford-cars", tmp_path / "cars", tmp_path / "partial") == 1
+    assert run("import", "stanford-cars", tmp_path / "cars", "--out", tmp_path / "partial") == 1
     err = capsys.readouterr().err
     assert "skipped cars_train/00003.jpg: named by cars_train_annos.mat, but not there" in err and "cars_test_annos_withlabels.mat is missing" in err
     (tmp_path / "cars/devkit/cars_meta.mat").write_bytes(b"no matlab file")
-    assert run("import", "stanford-cars", tmp_path / "cars", tmp_path / "no") == 2
+    assert run("import", "stanford-cars", tmp_path / "cars", "--out", tmp_path / "no") == 2
     assert "cars_meta.mat is no MATLAB file" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_without_scipy_one_sentence_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
     write(tmp_path / "cars", {"cars_train/00001.jpg": picture()})
-    assert run("import", "stanford-cars", tmp_path / "cars", tmp_path / "out") == 2
+    assert run("import", "stanford-cars", tmp_path / "cars", "--out", tmp_path / "out") == 2
     assert 'pip install "dreamda-c[datasets]"' in capsys.readouterr().err
 
 
@@ -167,7 +167,7 @@ def pets() -> dict[str, bytes]:
 
 def test_oxford_pets(tmp_path, capsys):
     files = pets()
-    assert run("import", "oxford-pets", write(tmp_path / "pets", files), tmp_path / "out") == 1
+    assert run("import", "oxford-pets", write(tmp_path / "pets", files), "--out", tmp_path / "out") == 1
     err = capsys.readouterr().err
     assert "skipped beagle/beagle_7.jpg: cannot be decoded" in err or "skipped beagle/beagle_7.jpg: not an image" in err
     assert "skipped images/beagle_8.jpg: named by annotations/trainval.txt, but not there" in err and "1 images are GIFs" in err
@@ -176,10 +176,10 @@ def test_oxford_pets(tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "out/train/Abyssinian/Abyssinian_5.png")).mean() == 200
     for archive in ("images", "annotations"):
         tar(tmp_path / f"packed/{archive}.tar.gz", {name: content for name, content in files.items() if name.startswith(archive)})
-    assert run("import", "oxford-pets", tmp_path / "packed", tmp_path / "again") == 1
+    assert run("import", "oxford-pets", tmp_path / "packed", "--out", tmp_path / "again") == 1
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
     (tmp_path / "pets/annotations/trainval.txt").write_bytes(b"Abyssinian_100 1 1 1\nAbyssinian_101,1\n")
-    assert run("import", "oxford-pets", tmp_path / "pets", tmp_path / "no") == 2
+    assert run("import", "oxford-pets", tmp_path / "pets", "--out", tmp_path / "no") == 2
     assert 'trainval.txt line 2 is not "name class species breed"' in capsys.readouterr().err
 
 
@@ -208,7 +208,7 @@ def stl(numbers=(6, 4, 5)) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
 def test_stl10_and_amst_on_its_unlabelled_images(tmp_path, capsys, monkeypatch):
     files, images = stl((20, 20, 12))
     archive = tar(tmp_path / "stl10_binary.tar.gz", files)
-    assert run("import", "stl10", archive, tmp_path / "out") == 1
+    assert run("import", "stl10", archive, "--out", tmp_path / "out") == 1
     assert "20 train, 20 test, 12 unlabelled images of 10 classes" in capsys.readouterr().out
     for part, where in (("train", "train/bird/00011.png"), ("test", "test/truck/00009.png"), ("unlabeled", "unlabelled/images/000004.png")):
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / where)), images[part][int(Path(where).stem)])
@@ -239,7 +239,7 @@ def test_stl10_damaged(tmp_path, capsys, name, content, message):
     files, _ = stl()
     files[f"stl10_binary/{name}"] = content
     write(tmp_path / "stl", {k: v for k, v in files.items() if v is not None})
-    assert run("import", "stl10", tmp_path / "stl", tmp_path / "out") == 2
+    assert run("import", "stl10", tmp_path / "stl", "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err and os.listdir(tmp_path) == ["stl"]
 
 
@@ -269,9 +269,9 @@ def test_fashion_mnist(tmp_path, capsys):
                                    ("train-images-idx3-ubyte.gz", gzip.compress(idx(images[:5])), "do not belong together"),
                                    ("train-labels-idx1-ubyte.gz", b"nothing", "download it again")):
         write(tmp_path / "bad", files | {name: content})
-        assert run("import", "fashion-mnist", tmp_path / "bad", tmp_path / "no") == 2
+        assert run("import", "fashion-mnist", tmp_path / "bad", "--out", tmp_path / "no") == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1 and not (tmp_path / "no").exists()
-    assert run("import", "fashion-mnist", tmp_path / "fm/train-images-idx3-ubyte.gz", tmp_path / "no") == 2
+    assert run("import", "fashion-mnist", tmp_path / "fm/train-images-idx3-ubyte.gz", "--out", tmp_path / "no") == 2
     assert "give a folder that holds train-images-idx3-ubyte.gz, " in capsys.readouterr().err
 
 
@@ -280,19 +280,19 @@ def test_cifar10_binary_and_never_the_pickled_one(tmp_path, capsys):
     batch = b"".join(bytes([i % 10]) + image.transpose(2, 0, 1).tobytes() for i, image in enumerate(images))
     files = {f"cifar-10-batches-bin/data_batch_{i}.bin": batch for i in (1, 2)} | {"cifar-10-batches-bin/test_batch.bin": batch}
     archive = tar(tmp_path / "cifar-10-binary.tar.gz", files)
-    assert run("import", "cifar10", archive, tmp_path / "out") == 1
+    assert run("import", "cifar10", archive, "--out", tmp_path / "out") == 1
     captured = capsys.readouterr()
     assert "data_batch_3.bin is missing" in captured.err and "40 train, 20 test images" in captured.out
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/train/dog/2-00015.png")), images[15])
-    assert run("import", "cifar10", write(tmp_path / "folder", files) / "cifar-10-batches-bin", tmp_path / "again") == 1
+    assert run("import", "cifar10", write(tmp_path / "folder", files) / "cifar-10-batches-bin", "--out", tmp_path / "again") == 1
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
     pickled = tar(tmp_path / "py/cifar-10-python.tar.gz", {"cifar-10-batches-py/data_batch_1": b"\x80\x04."})
     for source in (pickled, pickled.parent, write(tmp_path / "pp", {"cifar-10-batches-py/data_batch_1": b"\x80"})):
         capsys.readouterr()
-        assert run("import", "cifar10", source, tmp_path / "no") == 2
+        assert run("import", "cifar10", source, "--out", tmp_path / "no") == 2
         assert "pickles, and those are never opened here; give the binary version, cifar-10-binary.tar.gz" in capsys.readouterr().err
     write(tmp_path / "folder", {"cifar-10-batches-bin/data_batch_1.bin": bytes([77]) + batch[1:]})
-    assert run("import", "cifar10", tmp_path / "folder", tmp_path / "no") == 2
+    assert run("import", "cifar10", tmp_path / "folder", "--out", tmp_path / "no") == 2
     assert "has the label 77" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_cifar10_binary_and_never_the_pickled_one(tmp_path, capsys):
 def test_a_complete_one_is_0(tmp_path, monkeypatch):
     about = datasets.DATASETS["fashion-mnist"]
     monkeypatch.setitem(datasets.DATASETS, "fashion-mnist", datasets.DataSet(about.title, about.archives, {"train": 20, "test": 10}, 10, about.read))
-    assert run("import", "fashion-mnist", write(tmp_path / "fm", fashion()[0]), tmp_path / "out") == 0
+    assert run("import", "fashion-mnist", write(tmp_path / "fm", fashion()[0]), "--out", tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize("name", datasets.DATASETS)
@@ -314,20 +314,20 @@ def test_something_else_is_named_and_nothing_written(tmp_path, capsys, name):
     before = tree(tmp_path)
     for source, message in (("else", "found: else/photos/dog/*.png (1)"), ("none", "no such file"), ("text.tar.gz", "download it again"),
                             ("text.zip", "download it again"), ("else/photos/dog/a.png", "neither a zip nor a tar archive")):
-        assert run("import", name, tmp_path / source, tmp_path / "deep/er/out") == 2
+        assert run("import", name, tmp_path / source, "--out", tmp_path / "deep/er/out") == 2
         captured = capsys.readouterr()
         assert message in captured.err and captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and captured.out == ""
     assert tree(tmp_path) == before and not (tmp_path / "deep").exists()
 
 
 def test_an_unknown_name_and_a_full_out(tmp_path, capsys):
-    assert run("import", "imagenet", tmp_path, tmp_path / "out") == 2
+    assert run("import", "imagenet", tmp_path, "--out", tmp_path / "out") == 2
     assert "no data set called 'imagenet'; there are: caltech101, " in capsys.readouterr().err
     source = write(tmp_path / "folder", caltech())
     (tmp_path / "out").mkdir()
-    assert run("import", "caltech101", source, tmp_path / "out") == 1
+    assert run("import", "caltech101", source, "--out", tmp_path / "out") == 1
     before = tree(tmp_path)
-    assert run("import", "caltech101", source, tmp_path / "out") == 2
+    assert run("import", "caltech101", source, "--out", tmp_path / "out") == 2
     assert "is there already; give a new or an empty folder" in capsys.readouterr().err and tree(tmp_path) == before
 
 
@@ -343,12 +343,12 @@ def test_hostile_archives_write_nothing_outside(tmp_path, capsys):
             info = tarfile.TarInfo(f"101_ObjectCategories/ok/image_{ord(kind):04d}.jpg")
             info.type, info.linkname = kind, str(victim)
             archive.addfile(info)
-    assert run("import", "caltech101", path, tmp_path / "out") == 1
+    assert run("import", "caltech101", path, "--out", tmp_path / "out") == 1
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.jpg")) == ["out/train/ok/image_0001.jpg"]
     assert victim.read_text() == "mine"
     link = write(tmp_path / "folder", caltech()) / "101_ObjectCategories/airplanes/image_0099.jpg"
     os.mkfifo(link)
-    assert run("import", "caltech101", tmp_path / "folder", tmp_path / "no") == 2
+    assert run("import", "caltech101", tmp_path / "folder", "--out", tmp_path / "no") == 2
     assert "is no regular file; remove it" in capsys.readouterr().err
 
 
@@ -356,11 +356,11 @@ def test_a_torn_archive_and_one_that_is_there_twice(tmp_path, capsys):
     whole = tar(tmp_path / "101_ObjectCategories.tar.gz", caltech()).read_bytes()
     for length in (100, len(whole) // 2, len(whole) - 3000):
         (tmp_path / "101_ObjectCategories.tar.gz").write_bytes(whole[:length])
-        assert run("import", "caltech101", tmp_path / "101_ObjectCategories.tar.gz", tmp_path / "out") == 2
+        assert run("import", "caltech101", tmp_path / "101_ObjectCategories.tar.gz", "--out", tmp_path / "out") == 2
         assert "download it again" in (err := capsys.readouterr().err) and err.count("\n") == 1 and not (tmp_path / "out").exists()
     files = caltech()
     write(tmp_path / "twice/a", files), write(tmp_path / "twice/b", files)
-    assert run("import", "caltech101", tmp_path / "twice", tmp_path / "out") == 2
+    assert run("import", "caltech101", tmp_path / "twice", "--out", tmp_path / "out") == 2
     assert "is there twice; give a folder that holds the data set once" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -375,14 +375,14 @@ def test_interrupted_and_full_disk_leave_nothing(tmp_path, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "decode_image", stop)
-        assert run("import", "caltech101", source, tmp_path / "out") == 130
+        assert run("import", "caltech101", source, "--out", tmp_path / "out") == 130
     assert os.listdir(tmp_path) == ["in"]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", lambda self, content: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        assert run("import", "caltech101", source, tmp_path / "out") == 2
+        assert run("import", "caltech101", source, "--out", tmp_path / "out") == 2
     assert os.listdir(tmp_path) == ["in"] and "out cannot be written (No space left on device), and nothing of it was kept" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
-    assert run("import", "caltech101", source, tmp_path / "file/out") == 2
+    assert run("import", "caltech101", source, "--out", tmp_path / "file/out") == 2
     assert "file/out cannot be written (" in (err := capsys.readouterr().err) and err.count("\n") == 1
 
 
@@ -394,7 +394,7 @@ def test_recipes_of_the_papers_tasks(fake, tmp_path, name):  # noqa: F811
     assert name in names() and template.count("{}") == 1
     assert settings["steps"] == 100 and settings["strength"] == 0.8 and settings["guidance_scale"] == 7.5 and settings["noise_scale"] == 3
     write(tmp_path / "real", {"wild_cat/a.png": picture("PNG"), "owl/b.png": picture("PNG")})
-    assert run("generate", tmp_path / "real", tmp_path / "out", "--model", "fake", "--recipe", name, "--variants", "1", "--steps", "10") == 0
+    assert run("generate", tmp_path / "real", "--out", tmp_path / "out", "--model", "fake", "--recipe", name, "--variants", "1", "--steps", "10") == 0
     rows = lines(tmp_path / "out")
     assert [r["prompt"] for r in rows] == [template.replace("{}", w).replace("a photo of a owl", "a photo of an owl") for w in ("owl", "wild cat")]
     assert {(r["steps"], r["strength"], r["guidance_scale"], r["noise_scale"], r["method"]) for r in rows} == {(10, 0.8, 7.5, 3.0, "cycle")}
@@ -405,20 +405,20 @@ def test_explicit_options_and_own_prompts_win_over_a_recipe(fake, tmp_path, caps
     (tmp_path / "mine.json").write_text(json.dumps({"variants": 2, "steps": 4, "strength": 1, "template": "{} at night", "noise_scale": 2.0}))
     job = ["generate", tmp_path / "real"]
     options = ["--model", "fake", "--recipe", tmp_path / "mine.json"]
-    assert run(*job, tmp_path / "a", *options) == 0
+    assert run(*job, "--out", tmp_path / "a", *options) == 0
     assert [(r["variant"], r["steps"], r["strength"], r["noise_scale"], r["prompt"]) for r in lines(tmp_path / "a")] == [
         (v, 4, 1.0, 2.0, "owl at night") for v in (0, 1)]
-    assert run(*job, tmp_path / "b", *options, "--variants", "10", "--method", "sdedit", "--template", "one {}", "--strength", "0.8") == 0
+    assert run(*job, "--out", tmp_path / "b", *options, "--variants", "10", "--method", "sdedit", "--template", "one {}", "--strength", "0.8") == 0
     assert [(r["steps"], r["strength"], r["noise_scale"], r["prompt"]) for r in lines(tmp_path / "b")] == [(4, 0.8, 0.0, "one owl")] * 10
     (tmp_path / "real/metadata.jsonl").write_text('{"file_name": "owl/b.png", "text": "my owl"}')
-    assert run(*job, tmp_path / "c", *options) == 0 and lines(tmp_path / "c")[0]["prompt"] == "my owl"
+    assert run(*job, "--out", tmp_path / "c", *options) == 0 and lines(tmp_path / "c")[0]["prompt"] == "my owl"
     for content, message in (("[]", "is no JSON object"), ("{", "is no JSON object"), ('{"colour": 1}', "has 'colour'; the options are variants, "),
                              ('{"steps": 2.5}', "steps: 2.5 is not possible"), ('{"steps": true}', "steps: True is not possible"),
                              ('{"template": 3}', "must be a text"), ('{"template": "owl"}', "must hold {} once"), ('{"strength": 7}', "strength: 7 is not possible")):
         (tmp_path / "mine.json").write_text(content)
         (tmp_path / "real/metadata.jsonl").unlink(missing_ok=True)
         capsys.readouterr()
-        assert run(*job, tmp_path / "no", *options) == 2
+        assert run(*job, "--out", tmp_path / "no", *options) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1 and not (tmp_path / "no").exists()
-    assert run(*job, tmp_path / "no", "--model", "fake", "--recipe", "cars") == 2
+    assert run(*job, "--out", tmp_path / "no", "--model", "fake", "--recipe", "cars") == 2
     assert "the recipes that come with dreamda are caltech101, oxford-pets, " in capsys.readouterr().err

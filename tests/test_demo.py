@@ -42,7 +42,7 @@ def real(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(real, tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "out"
-    assert cli.main(["generate", str(real), str(out), *FAST]) == 0
+    assert cli.main(["generate", str(real), "--out", str(out), *FAST]) == 0
     return out
 
 
@@ -60,13 +60,13 @@ def test_images_are_new_and_of_their_seed(real, whole):
 
 def test_shards_equal_one_run(real, whole, tmp_path):
     for part in ("1/2", "0/2"):
-        assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--shard", part]) == 0
+        assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--shard", part]) == 0
     assert tree(tmp_path / "out") == tree(whole)
 
 
 def test_replay_makes_the_same_bytes(whole, capsys):
     capsys.readouterr()
-    assert cli.main(["generate", "--replay", str(whole / "run.json")]) == 0
+    assert cli.main(["replay", str(whole / "run.json")]) == 0
     assert "12 of 12 images repeated to the same bytes" in capsys.readouterr().out
 
 
@@ -82,7 +82,7 @@ def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
     """SIGKILL in the middle, SIGINT later, then to the end: the same bytes as one undisturbed run."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
-               "generate", str(real), str(out), *FAST]
+               "generate", str(real), "--out", str(out), *FAST]
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
 
     def run(stop_after: int, number: int) -> subprocess.Popen:
@@ -98,8 +98,8 @@ def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
     stopped = run(7, signal.SIGINT)
     assert stopped.returncode in (130, 0)
     if stopped.returncode:
-        assert "the same command goes on from here" in stopped.stderr.read()
-    assert cli.main(["generate", str(real), str(out), *FAST]) == 0
+        assert "run the same command again to resume" in stopped.stderr.read()
+    assert cli.main(["generate", str(real), "--out", str(out), *FAST]) == 0
     assert tree(out) == tree(whole)
 
 
@@ -109,7 +109,7 @@ def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
 def test_what_only_the_model_can_refuse_writes_nothing(real, tmp_path, capsys, arguments, message):
     (tmp_path / "weights.ckpt").write_bytes(b"\x80\x02")
     filled = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, *filled]) == 2
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, *filled]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
@@ -119,7 +119,7 @@ def test_a_truncated_model_is_refused(real, tmp_path, capsys):
     shutil.copytree(Path(dreamda.__file__).parent / "bundled/fashion-mini", model)
     with open(model / "unet/diffusion_pytorch_model.safetensors", "r+b") as file:
         file.truncate(1_000_000)
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--model", str(model)]) == 2
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--model", str(model)]) == 2
     err = capsys.readouterr().err
     assert "diffusion_pytorch_model.safetensors" in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
@@ -152,17 +152,17 @@ def test_doctor(capsys, monkeypatch):
 
 
 def test_dry_run_says_what_it_costs_and_writes_nothing(real, tmp_path, capsys):
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--dry-run"]) == 0
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert '12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", "a photo of a coat"' in out
     assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (tmp_path / "out").exists()
 
 
 def test_a_preview_is_a_part_of_the_run(real, whole, tmp_path, capsys):
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--preview", "3"]) == 0
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--preview", "3"]) == 0
     assert [row["label"] for row in lines(tmp_path / "out")] == ["ankle_boot", "bag", "coat"]
     assert np.array(Image.open(tmp_path / "out-preview.png")).std() > 10 and "out-preview.png" in capsys.readouterr().out
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST]) == 0
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
     assert "9 images made" in capsys.readouterr().out and tree(tmp_path / "out") == tree(whole)
 
 
@@ -170,12 +170,12 @@ def test_a_preview_is_a_part_of_the_run(real, whole, tmp_path, capsys):
     ("a photo of a {}, " + "very " * 90 + "sharp", 0, "3 of 3 prompts are longer than the 16 tokens that the model reads; of that for ankle_boot/"),
     ("a " + "very " * 90 + "sharp photo of a {}", 2, "the class 'ankle boot' is in the part that is cut off; put it first, or shorten the prompt")])
 def test_a_prompt_that_is_cut(real, tmp_path, capsys, template, code, message):
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST, "--preview", "1", "--template", template]) == code
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--preview", "1", "--template", template]) == code
     assert message in capsys.readouterr().err and (tmp_path / "out").exists() == (code == 0)
 
 
 def test_without_a_terminal_there_is_a_line_a_minute(real, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli.common, "SECONDS_A_LINE", 0.0)
-    assert cli.main(["generate", str(real), str(tmp_path / "out"), *FAST]) == 0
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if " of 12 images, " in line]
     assert told and all(line.startswith("dreamda: ") and "each, about" in line and line.endswith(" left") for line in told)

@@ -277,22 +277,22 @@ OPTIONS = ["--model", "fashion-mini", "--engine", "ray", "--variants", 4, "--ste
 def test_command_line_interrupted_and_resumed(ray, real, alone, tmp_path):
     out = tmp_path / "out"
     address = ["--address", ray.get_runtime_context().gcs_address, "--threads", 1]
-    run = command("generate", real, out, *OPTIONS, *address)
+    run = command("generate", real, "--out", out, *OPTIONS, *address)
     until = time.monotonic() + 120
     while not list(out.glob("*/*.png")) and run.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=120)
-    assert run.returncode == 130 and "stopped by SIGINT" in err and "the same command goes on from here" in err, err
+    assert run.returncode == 130 and "stopped by SIGINT" in err and "run the same command again to resume" in err, err
     assert 0 < len(list(out.glob("*/*.png"))) < 40
-    again = command("generate", real, out, *OPTIONS, *address)
+    again = command("generate", real, "--out", out, *OPTIONS, *address)
     text, err = again.communicate(timeout=240)
     assert again.returncode == 0 and "were there already" in text and err == "", err
     assert same(out, alone)
 
 
 def test_command_line_with_a_cluster_of_its_own(ray, real, alone, tmp_path):
-    run = command("generate", real, tmp_path / "out", *OPTIONS)
+    run = command("generate", real, "--out", tmp_path / "out", *OPTIONS)
     text, err = run.communicate(timeout=240)
     told = [line for line in err.splitlines() if not line.endswith(" left")]  # a slow machine reports its progress
     assert run.returncode == 0 and "40 images made" in text and told == [], err
@@ -307,7 +307,7 @@ def test_command_line_with_a_cluster_of_its_own(ray, real, alone, tmp_path):
 def test_wrong_use(real, tmp_path, options, sentence):
     if "ray" in options:
         pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
-    run = command("generate", real, tmp_path / "out", "--model", "fashion-mini", *options)
+    run = command("generate", real, "--out", tmp_path / "out", "--model", "fashion-mini", *options)
     _, err = run.communicate(timeout=240)
     assert run.returncode == 2 and sentence in err and err.count("\n") == 1, err
     assert not (tmp_path / "out").exists()

@@ -99,4 +99,4 @@ def test_every_command_and_option_has_a_help_text(name):
 
 
 def test_all_the_commands_are_walked():
-    assert {"generate", "demo", "inspect", "doctor", "train", "evaluate", "predict", "import", "report"} <= set(COMMANDS)
+    assert {"generate", "replay", "demo", "inspect", "doctor", "train", "evaluate", "predict", "import", "report"} <= set(COMMANDS)

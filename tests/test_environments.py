@@ -191,7 +191,7 @@ bundled, folder = dreamda.load_bundled("fashion-mini"), Path(sys.argv[1])
 for i in range(4):
     (folder / "real" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
     Image.fromarray(bundled.seeds[i]).save(folder / "real" / "ab"[i % 2] / f"{i}.png")
-made = cli.main(["generate", f"{folder}/real", f"{folder}/out", "-m", "fashion-mini", "--variants", "1", "--steps", "4", "--threads", "2"])
+made = cli.main(["generate", f"{folder}/real", "--out", f"{folder}/out", "-m", "fashion-mini", "--variants", "1", "--steps", "4", "--threads", "2"])
 trained = cli.main(["train", f"{folder}/real", "--out", f"{folder}/run", "--method", "real-only", "--epochs", "1", "--batch-size", "2", "--width", "8",
                     "--threads", "2", "--validation", "0"])
 pixels = [np.asarray(Image.open(path)) for path in sorted((folder / "out").rglob("*.png"))]

@@ -649,7 +649,7 @@ def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk)
     settings = GenerationOptions(variants=20, steps=4)
     generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
     for _ in range(2):                                              # the second call can do no more, and loses nothing
-        with pytest.raises(OutputError, match="No space left on device.*the same command goes on from here"):
+        with pytest.raises(OutputError, match="No space left on device.*run the same command again to resume"):
             generate_dataset(real, place / "out", FakePipeline(), settings)
     for image in (place / "out").glob("*/*.png"):
         assert image.read_bytes() == (tmp_path / "whole" / image.relative_to(place / "out")).read_bytes()

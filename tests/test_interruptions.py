@@ -23,7 +23,7 @@ STOPS = 50 if os.environ.get("DREAMDA_LONG") else 2 if os.environ.get("DREAMDA_S
 # A batch a seed image, so that writes are spread over the whole run.
 START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
 GENERATE = ["--model", "fashion-mini", "--variants", "3", "--steps", "2", "--strength", "0.5", "--dtype", "f32", "--threads", "2"]
-TRAIN = ["--width", "8", "--batch", "8", "--epochs", "6", "--pretrain-epochs", "2", "--steps-per-epoch", "3", "--threshold", "0.3", "--validation",
+TRAIN = ["--width", "8", "--batch-size", "8", "--epochs", "6", "--pretrain-epochs", "2", "--steps-per-epoch", "3", "--threshold", "0.3", "--validation",
          "0.34", "--crop-scale", "0.9,1", "--dtype", "f32", "--threads", "2"]
 
 
@@ -49,7 +49,7 @@ def data(tmp_path_factory):
 
 def command(name: str, root: Path, out: Path) -> list[str]:
     if name == "generate":
-        return ["generate", str(root / "seeds"), str(out), *GENERATE]
+        return ["generate", str(root / "seeds"), "--out", str(out), *GENERATE]
     return ["train", str(root / "seeds"), str(root / "whole-generate"), "--out", str(out), "--test", str(root / "test"), *TRAIN]
 
 
@@ -113,7 +113,7 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
         if number == signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL, errors
         else:
-            assert process.returncode == 128 + number and "the same command goes on from here" in errors, (process.returncode, errors, seed)
+            assert process.returncode == 128 + number and "run the same command again to resume" in errors, (process.returncode, errors, seed)
             assert "Traceback" not in errors
     assert finished >= 1 and stops >= STOPS
     print(f"{name}: {stops} stops, {finished} runs ended with the same bytes")

@@ -46,7 +46,7 @@ def test_type_checkers_see_the_same_fields():
 
 
 def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
-    assert run("generate", real, tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
+    assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
     expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3))
     assert {name: value for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS} == expected
 
@@ -80,7 +80,7 @@ def test_the_library_names_the_parameter_and_the_command_its_option(fake, real, 
     with pytest.raises(ParameterError) as caught:
         GenerationOptions(**keywords)
     assert str(caught.value).startswith(library)
-    assert run("generate", real, tmp_path / "out", "--model", "fake", *options) == 2
+    assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", *options) == 2
     assert f"dreamda: {command}" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""`dreamda generate --replay`: the same bytes from the records alone; what differs is named. The engine is a stand-in."""
+"""`dreamda replay`: the same bytes from the records alone; what differs is named. The engine is a stand-in."""
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ def made(fake, real, tmp_path):  # noqa: F811
     rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot") for i in range(3)]
     (real / "coat/00.jpg").write_bytes(b"broken, but it has a say in the names")
     prompts.write_text("\n".join(map(json.dumps, [*rows, {"file_name": "coat/00.jpg", "text": "x"}])))
-    assert run("generate", real, tmp_path / "out", *FAST, "--prompts", prompts, "--seed", "7", "--noise-scale", "1", "--no-share-start", "--diverse", "--guidance-high",
+    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--prompts", prompts, "--seed", "7", "--noise-scale", "1", "--no-share-start", "--diverse", "--guidance-high",
                "0.6") == 1
     assert "coat/00.png-000.png" in [r["file_name"] for r in lines(tmp_path / "out")]
     prompts.unlink()
@@ -37,15 +37,15 @@ def test_it_repeats_a_run_from_its_records(made, real, tmp_path, capsys, monkeyp
     monkeypatch.chdir("/")
     before = tree(tmp_path)
     capsys.readouterr()
-    assert run("generate", "--replay", made / "run.json") == 0
+    assert run("replay", made / "run.json") == 0
     assert capsys.readouterr().out == f"{made / 'run.json'}: 12 of 12 images repeated to the same bytes\n"
     assert tree(tmp_path) == before
-    assert run("generate", "--replay", made, tmp_path / "again") == 0
+    assert run("replay", made, "--out", tmp_path / "again") == 0
     assert tree(tmp_path / "again") == tree(made)
     real.rename(tmp_path / "moved")
-    assert run("generate", "--replay", made) == 2
+    assert run("replay", made) == 2
     assert "the real images of the run are not there" in capsys.readouterr().err
-    assert run("generate", tmp_path / "moved", tmp_path / "third", "--replay", made) == 0
+    assert run("replay", made, tmp_path / "moved", "--out", tmp_path / "third") == 0
     assert {k: v for k, v in tree(tmp_path / "third").items() if k != "run.json"} == {k: v for k, v in tree(made).items() if k != "run.json"}
 
 
@@ -65,7 +65,7 @@ def test_the_first_image_that_differs_is_named(made, capsys, monkeypatch):
     about["environment"]["kernels_isa"] = "avx9"
     path.write_text(json.dumps(about))
     capsys.readouterr()
-    assert run("generate", "--replay", path) == 1
+    assert run("replay", path) == 1
     captured = capsys.readouterr()
     assert "coat/00.png-001.png differs from the recorded image: its pixels differ by up to 1 of 255" in captured.err and "so do 2 others" in captured.err
     assert "made with kernels_isa avx9 (now " in captured.err and "9 of 12 images" in captured.out
@@ -75,13 +75,13 @@ def test_real_images_that_changed_are_named_and_the_others_repeated(made, real, 
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(real / "coat/01.png")
     (real / "ankle_boot/02.png").unlink()
     capsys.readouterr()
-    assert run("generate", "--replay", made) == 1
+    assert run("replay", made) == 1
     captured = capsys.readouterr()
     assert "the real image coat/01.png is not the file that the run was made from" in captured.err
     assert "the real image ankle_boot/02.png cannot be read (No such file or directory)" in captured.err
     assert "8 of 12 images repeated" in captured.out and "differs" not in captured.err
     shutil.rmtree(real / "coat"), shutil.rmtree(real / "ankle_boot")
-    assert run("generate", "--replay", made) == 1
+    assert run("replay", made) == 1
     assert "0 of 12 images repeated" in capsys.readouterr().out
 
 
@@ -89,7 +89,7 @@ def test_an_altered_image_of_the_run_is_named_and_a_deleted_one_is_not_missed(ma
     (made / "coat/01-000.png").write_bytes((made / "coat/02-000.png").read_bytes())
     (made / "coat/02-001.png").unlink()
     capsys.readouterr()
-    assert run("generate", "--replay", made) == 1
+    assert run("replay", made) == 1
     captured = capsys.readouterr()
     assert "1 images in" in captured.err and "the first is coat/01-000.png" in captured.err and "12 of 12" in captured.out
 
@@ -97,10 +97,10 @@ def test_an_altered_image_of_the_run_is_named_and_a_deleted_one_is_not_missed(ma
 def test_a_signal_stops_it_and_it_goes_on(made, fake, tmp_path, capsys):  # noqa: F811
     fake.on_call = lambda pipe: os.kill(os.getpid(), signal.SIGINT)
     capsys.readouterr()
-    assert run("generate", "--replay", made) == 130 and "give an OUT to be able to go on" in capsys.readouterr().err
-    assert run("generate", "--replay", made, tmp_path / "again") == 130 and "the same command goes on from here" in capsys.readouterr().err
+    assert run("replay", made) == 130 and "name a folder with --out to be able to resume" in capsys.readouterr().err
+    assert run("replay", made, "--out", tmp_path / "again") == 130 and "run the same command again to resume" in capsys.readouterr().err
     fake.on_call = None
-    assert run("generate", "--replay", made, tmp_path / "again") == 0 and tree(tmp_path / "again") == tree(made)
+    assert run("replay", made, "--out", tmp_path / "again") == 0 and tree(tmp_path / "again") == tree(made)
 
 
 def test_threads_model_size_and_dtype_are_the_recorded_ones(made, monkeypatch, capsys):
@@ -108,11 +108,11 @@ def test_threads_model_size_and_dtype_are_the_recorded_ones(made, monkeypatch, c
 
     load, asked = cli.common.load, []
     monkeypatch.setattr(cli.common, "load", lambda *arguments: asked.append(arguments) or load("fake", *arguments[1:]))
-    assert run("generate", "--replay", made) == 0
-    assert run("generate", "--replay", made, "--model", "elsewhere", "--threads", "5") == 0
+    assert run("replay", made) == 0
+    assert run("replay", made, "--model", "elsewhere", "--threads", "5") == 0
     assert asked == [("fake", "f32", 1, "8x8"), ("elsewhere", "f32", 5, "8x8")]
     monkeypatch.setattr(FakePipeline, "fingerprint", "e" * 64)
-    assert run("generate", "--replay", made) == 2
+    assert run("replay", made) == 2
     assert "another model: its files differ; give --model" in capsys.readouterr().err
 
 
@@ -126,7 +126,7 @@ def test_the_model_is_looked_for_where_it_was(made, tmp_path):
 def test_a_run_without_a_machine_in_it_is_repeated_too(made, fake):  # noqa: F811
     path = made / "run.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "environment"}))
-    assert run("generate", "--replay", path) == 0
+    assert run("replay", path) == 0
 
 
 def changed(path: Path, **fields: object) -> None:
@@ -146,19 +146,19 @@ def test_damaged_records_are_one_sentence_exit_2(made, tmp_path, capsys, break_i
     break_it(made)
     before = tree(tmp_path)
     capsys.readouterr()
-    assert run("generate", "--replay", made / "run.json", tmp_path / "again") == 2
+    assert run("replay", made / "run.json", "--out", tmp_path / "again") == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == "" and tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("options, message", [(["--steps", "3"], "--steps: --replay"), (["--seed", "7"], "--seed: --replay"), (["--diverse"], "--diverse: --replay")])
-def test_nothing_else_can_be_asked_for(made, capsys, options, message):
-    assert run("generate", "--replay", made, *options) == 2
-    assert message in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--steps", "--seed", "--diverse"])
+def test_nothing_else_can_be_asked_for(made, capsys, option):
+    assert run("replay", made, option, "3") == 2
+    assert f"No such option: {option}" in capsys.readouterr().err
 
 
 def test_the_run_itself_is_no_place_for_its_repetition(made, capsys):
-    assert run("generate", "--replay", made, made) == 2
+    assert run("replay", made, "--out", made) == 2
     assert "is the run that is to be repeated" in capsys.readouterr().err
 
 
@@ -189,15 +189,15 @@ def old(fake, real, tmp_path):  # noqa: F811
 
 
 def test_a_run_recorded_with_an_old_name_is_replayed(old, tmp_path, capsys):
-    assert run("generate", "--replay", old, tmp_path / "again") == 0, capsys.readouterr().err
+    assert run("replay", old, "--out", tmp_path / "again") == 0, capsys.readouterr().err
     assert "2 of 2 images repeated to the same bytes" in capsys.readouterr().out
     assert {k: v for k, v in tree(tmp_path / "again").items() if k != "run.json"} == {k: v for k, v in tree(old).items() if k != "run.json"}
 
 
 def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F811
     before = tree(old)
-    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
+    assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
     assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr().err and tree(old) == before
-    assert run("generate", real, old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit", "--fit", "squash") == 0
+    assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit", "--fit", "squash") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
     assert tree(old)["run.json"] == before["run.json"] and {row["step"] for row in lines(old)} == {"sdedit"} and len(lines(old)) == 12

@@ -134,7 +134,7 @@ pipe.fingerprint
 from dreamda import cli
 os.makedirs("{tmp_path}/real/coat")
 Image.fromarray(seeds[0]).save("{tmp_path}/real/coat/1.png")
-assert cli.main(["generate", "{tmp_path}/real", "{tmp_path}/out", "--model", "fashion-mini", "--variants", "1", "--steps", "2", "--threads", "1"]) == 0
+assert cli.main(["generate", "{tmp_path}/real", "--out", "{tmp_path}/out", "--model", "fashion-mini", "--variants", "1", "--steps", "2", "--threads", "1"]) == 0
 for name in ("no-such-model", "/no/such/model", "./a/b/c"):
     try:
         dreamda.Pipeline.load(name)

@@ -217,7 +217,7 @@ class RayWorkers:
         except self._ray.exceptions.RayError as error:
             raise EngineError(f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
                               "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
-                              "the same command goes on from here") from None
+                              "run the same command again to resume") from None
 
     def _welcome(self, reference: Any) -> None:
         """Take a worker in that has loaded the model, unless it would make other images."""
@@ -249,7 +249,7 @@ class RayWorkers:
             done, _ = self._ray.wait([*busy, *self._starting], timeout=LOOK_SECONDS)
             if not done and not self._room():
                 raise EngineError(f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
-                                  "the same command goes on from here")
+                                  "run the same command again to resume")
             for reference in done:
                 if reference in self._starting:
                     self._welcome(reference)

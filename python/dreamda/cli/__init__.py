@@ -29,19 +29,23 @@ def main(arguments: list[str] | None = None) -> int:
     arguments : list of str, optional
         Default: ``sys.argv[1:]``.
     """
+    with common.usable_streams():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> int:
     common.show_tracebacks = False
     from ..data.files import LostImageError
     from ..runs.files import OutputError
     from ..runs.generate import EngineError
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(str(message))
             code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name="dreamda", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
-        print("dreamda: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone; the interpreter must not complain about it either

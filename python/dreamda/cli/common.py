@@ -1,13 +1,15 @@
 """What the commands share: how options are declared and listed, progress, messages, and writing a result."""
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_args, get_type_hints
 
 import typer
 import typer.core
@@ -21,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound=Options)
 
 COMMON, PROMPTS, RUNNING, OTHER = "Options", "Prompts", "Running", "Other options"  # headings of the help; the last two come last
-METAVARS = {int: "N", float: "X", str: "TEXT"}
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 show_tracebacks = False
 
@@ -34,6 +36,11 @@ class Command(typer.core.TyperCommand):
         """The summary in the list of commands: all of the first sentence."""
         return inspect.cleandoc(self.help or "").split("\n\n")[0].replace("\n", " ")
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the command's name in the usage line: ``[OPTIONS] REAL [SYNTHETIC]``."""
+        arguments = [param for param in self.params if param.param_type_name == "argument"]
+        return [self.options_metavar or ""] + [_argument(p) if p.required else f"[{_argument(p)}]" for p in arguments]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The arguments, then the options group by group."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], COMMON: []}
@@ -42,7 +49,7 @@ class Command(typer.core.TyperCommand):
             if record is not None:
                 is_argument = param.param_type_name == "argument"
                 name = "Arguments" if is_argument else OTHER if param.name == "help" else getattr(param, "rich_help_panel", None) or COMMON
-                groups.setdefault(name, []).append(record)
+                groups.setdefault(name, []).append((_argument(param), record[1]) if is_argument else record)
         for name in sorted(groups, key=lambda name: (RUNNING, OTHER).index(name) if name in (RUNNING, OTHER) else -1):
             if groups[name]:
                 with formatter.section(name):
@@ -56,8 +63,18 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a `ParameterError` of the library becomes a ValueError that names the option."""
-        try:
+        with self._naming_options():
             return super().invoke(ctx)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; checks of single options name them in the same way."""
+        with self._naming_options():
+            return super().parse_args(ctx, args)
+
+    @contextlib.contextmanager
+    def _naming_options(self) -> Iterator[None]:
+        try:
+            yield
         except ParameterError as error:
             option = self.spell(error.parameter) or error.parameter
             raise ValueError(f"{option}: {spelled(error.reason, self.spell)}") from error
@@ -73,6 +90,21 @@ class Command(typer.core.TyperCommand):
                     return option if value == "True" else max(param.secondary_opts, key=len, default=f"{option} off")
                 return option if value is None else f"{option} {value}"
         return None
+
+
+def _argument(param: Any) -> str:
+    return (param.metavar or param.name) + ("..." if param.nargs != 1 else "")
+
+
+def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str, name: str | None = None) -> None:
+    """Add a command to the application. Its help shows what values are in our own words, and ends with the examples."""
+    function.__annotations__ = hints = get_type_hints(function, include_extras=True)
+    for parameter, hint in hints.items():
+        for info in getattr(hint, "__metadata__", ()):
+            kind = next((kind for kind in METAVARS if kind in (hint.__origin__, *get_args(hint.__origin__))), None)
+            if info.metavar is None and kind is not None:
+                info.metavar = parameter.upper() if isinstance(info, typer.models.ArgumentInfo) else METAVARS[kind]
+    app.command(name, cls=Command, epilog="\n".join(examples))(function)
 
 
 def accepts_options(cls: type[Options]) -> Callable[[F], F]:
@@ -133,12 +165,23 @@ def _set_debug(value: bool) -> None:
     show_tracebacks = value or show_tracebacks
 
 
+def _check_threads(value: int) -> int:
+    if value < 0:
+        raise ParameterError("threads", f"{value} is not possible; use a whole number of 0 or more")
+    return value
+
+
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
 Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
                                     help="What is computed in; auto is bf16 where the CPU has it.")]
-Threads = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
+Threads = Annotated[int, typer.Option(callback=_check_threads, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
+
+
+def out_option(help: str, metavar: str = "FOLDER") -> Any:
+    """What a command makes is named by ``--out``, in every command; its arguments are what it reads."""
+    return typer.Option("--out", "-o", metavar=metavar, help=help)
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -182,6 +225,44 @@ def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
         complain(note)
 
 
+class _Nowhere(io.TextIOBase):
+    """Stands in for a standard stream that is not there."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@contextlib.contextmanager
+def usable_streams() -> Iterator[None]:
+    """Standard streams that can be written to: services and schedulers start programs with closed ones, and print would then write errors to
+    standard output. The file descriptors are taken too, or the next files opened would get theirs, with all that is written to stderr."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    with contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream = getattr(sys, name)
+            if stream is None or getattr(stream, "closed", False):
+                stack.enter_context(redirect(_Nowhere()))
+        yield
+
+
+def needs_stdout(instead: str) -> None:
+    """Raise ValueError where a result would be lost for want of a standard output."""
+    if isinstance(sys.stdout, _Nowhere):
+        raise ValueError(f"there is no standard output to write to; {instead}")
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches stderr; a stream put in its place need not know what a terminal is."""
+    try:
+        return bool(sys.stderr.isatty())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 SECONDS_A_LINE = 60.0  # between two lines of progress where stderr is no terminal
 
 
@@ -209,7 +290,7 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
             count = "{n:.1f}" if self._unit == "image" else "{n_fmt}"
-            self._bar = tqdm(total=total, initial=int(done) if self._unit == "image" else int(done) - 1, unit=self._unit, disable=not sys.stderr.isatty(),
+            self._bar = tqdm(total=total, initial=int(done) if self._unit == "image" else int(done) - 1, unit=self._unit, disable=not on_terminal(),
                              dynamic_ncols=True, bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
             self._begun = self._told = time.monotonic(), done
         self._bar.update(done - self._bar.n)
@@ -254,7 +335,7 @@ def write_result(option: str, path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise OutputError(error.errno, f"{option} {path} cannot be written ({error.strerror}); put that right or give another place") from error
+        raise OutputError(error.errno, f"{option} {path} cannot be written ({error.strerror}); fix that, or give another place") from error
 
 
 def complain(text: str) -> None:

@@ -6,19 +6,20 @@ from typing import Annotated
 
 import typer
 
-from .common import Command, Debug, Threads, check_result, complain_of, printable, Progress, write_result
+from .common import Debug, Progress, Threads, add_command, check_result, complain_of, out_option, printable, write_result
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command("import", cls=Command)(import_)
-    app.command(cls=Command)(report)
+    add_command(app, import_, "dreamda import oxford-pets downloads --out pets", "dreamda import stl10 stl10_binary.tar.gz --out stl",
+                name="import")
+    add_command(app, report, "dreamda report photos synthetic --out report.html", "dreamda report photos synthetic --classifier run")
 
 
 def import_(
     name: Annotated[str, typer.Argument(help="caltech101, stanford-cars, oxford-pets, shenzhen-tb, stl10, fashion-mnist or cifar10.")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The official archive, or a folder with the archives or with what they hold.")],
-    out: Annotated[Path, typer.Argument(help="New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.")],
+    out: Annotated[Path, out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.")],
     debug: Debug = False,
 ) -> int:
     """Make the official archive of a well-known data set into image folders with prompts.
@@ -38,7 +39,7 @@ def import_(
 def report(
     real: Annotated[Path, typer.Argument(help="The data set that the synthetic images were made from.")],
     synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or going on.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file. [default: SYNTHETIC-report.html in the current folder]")] = None,
+    out: Annotated[Path | None, out_option("The HTML file.  [default: SYNTHETIC-report.html in the current folder]", "FILE")] = None,
     classifier: Annotated[Path | None, typer.Option(help="A run of dreamda train, whose network is used instead of new ones.")] = None,
     features: Annotated[Path | None, typer.Option(help="Weights of a ResNet of timm or torchvision (safetensors), such as ImageNet's, to be used "
                                                        "instead.")] = None,

@@ -9,7 +9,8 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common, train
-from .common import Command, Debug, Dtype, Progress, Size, Threads, accepts_options, chosen, complain, complain_of, is_given, parse_shard, parse_size, printable
+from .common import (PROMPTS, RUNNING, Debug, Dtype, Progress, Size, Threads, accepts_options, add_command, chosen, complain, complain_of,
+                     is_given, out_option, parse_shard, parse_size, printable)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -20,22 +21,26 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (generate, demo):
-        app.command(cls=Command)(command)
+    add_command(app, generate, "dreamda generate photos --out synthetic --model stable-diffusion-v1-5",
+                "dreamda generate photos -o synthetic -m fashion-mini --variants 4 --steps 20")
+    add_command(app, replay, "dreamda replay synthetic/run.json", "dreamda replay synthetic/run.json moved-photos --out again")
+    add_command(app, demo, "dreamda demo", "dreamda demo --out my-demo --variants 2")
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
 
 
 @accepts_options(GenerationOptions)
 def generate(
     context: typer.Context,
-    real: Annotated[Path | None, typer.Argument(help="The data set: REAL/<class>/*.png|jpg|webp|bmp|tif.")] = None,
-    out: Annotated[Path | None, typer.Argument(help="New or empty, or the folder of the same run, which then goes on.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.  [required]")] = "",
-    recipe: Annotated[str | None, typer.Option(help="Settings for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON file. "
-                                                    "Options given beside it win.")] = None,
-    template: Annotated[str | None, typer.Option(help='Prompt of a class. [default: "a photo of a {}"]')] = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSON Lines with file_name and text for every image. "
-                                                      "[default: REAL/metadata.jsonl, if it has texts]")] = None,
-    shard: Annotated[str, typer.Option(help="i/n: do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
+    real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
+    out: Annotated[Path, out_option("New or empty, or the folder of the same run, which is then resumed.")],
+    model: Model,
+    recipe: Annotated[str | None, typer.Option(help="Options for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON "
+                                                    "file. Options given beside it take precedence.")] = None,
+    template: Annotated[str | None, typer.Option(rich_help_panel=PROMPTS, help='Prompt of a class.  [default: "a photo of a {}"]')] = None,
+    prompts: Annotated[Path | None, typer.Option(rich_help_panel=PROMPTS, metavar="FILE", help="JSON Lines with file_name and text for every image."
+                                                 "  [default: the captions in REAL, where there are any]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and write nothing: say what would be made, with which prompts, and how long it "
                                                             "takes here, measured by a few steps.")] = False,
     preview: Annotated[int, typer.Option(min=0, metavar="N", help="Make the first N images only, of all classes in turn, and a contact sheet of them "
@@ -43,29 +48,22 @@ def generate(
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
-    engine: Annotated[str, typer.Option(help="local, or ray: the workers of a Ray cluster compute, this process reads and writes "
-                                             "(extra: ray). --threads is then for each worker; 0: all of the smallest node's.")] = "local",
-    address: Annotated[str, typer.Option(help="Of the Ray cluster. [default: RAY_ADDRESS, else one of its own on this machine]")] = "",
-    replay: Annotated[Path | None, typer.Option(help="A run.json: repeat that run, into OUT or a temporary folder, and compare every image's "
-                                                     "SHA-256 with the recorded one. Beside it only [REAL] OUT, --model and --threads.")] = None,
+    shard: Annotated[str, typer.Option(rich_help_panel=RUNNING, metavar="I/N",
+                                       help="Do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
+    engine: Annotated[str, typer.Option(rich_help_panel=RUNNING, metavar="[local|ray]",
+                                        help="ray: the workers of a Ray cluster compute, this process reads and writes (extra: ray). --threads is "
+                                             "then for each worker; 0: all of the smallest node's.")] = "local",
+    address: Annotated[str, typer.Option(rich_help_panel=RUNNING, help="Of the Ray cluster.  [default: RAY_ADDRESS, else one of its own on this "
+                                                                       "machine]")] = "",
     debug: Debug = False,
     **options: Any,
 ) -> int:
     """Make a synthetic data set from a real one.
 
-    The same command again goes on where the last one stopped. OUT/metadata.jsonl lists every image with its label. Prompts come from
-    --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe, else from the class
-    names: those of the folders, or of REAL/classes.json, an object of folder names and words.
+    Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from --template or --prompts, else
+    from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe, else from the class names: those of the folders, or of
+    REAL/classes.json, an object of folder names and words.
     """
-    if replay is not None:
-        others = [name for name in context.params if name not in ("real", "out", "model", "threads", "replay", "debug")
-                  and is_given(context, name)]
-        if others:
-            raise ValueError(f"--{others[0].replace('_', '-')}: --replay repeats what run.json says; leave it off")
-        return _replay(replay, real if out is not None else None, out or real, model, threads)
-    if real is None or out is None or not model:
-        missing = "REAL" if real is None else "OUT" if out is None else "--model"
-        raise ValueError(f"{missing} is missing; the command is: dreamda generate REAL OUT --model MODEL")
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
     from ..runs.generate import check_out, run_identity
@@ -101,9 +99,9 @@ def generate(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("dreamda-demo"),
-    variants: Annotated[int, typer.Option(help="Synthetic images for each of the 100 real ones.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps of the whole schedule.")] = 20,
+    out: Annotated[Path, out_option("For everything the demo makes.")] = Path("dreamda-demo"),
+    variants: Annotated[int, typer.Option(help="New images of each of the 100 real ones.")] = 4,
+    steps: Annotated[int, typer.Option(help="Diffusion steps; steps x strength (0.8) are run.")] = 20,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     debug: Debug = False,
@@ -191,11 +189,21 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     return 1 if folder.ignored else 0
 
 
-def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads: int) -> int:
+def replay(
+    path: Annotated[Path, typer.Argument(metavar="RUN.json", help="The run.json of an output of dreamda generate, or its folder.")],
+    real: Annotated[Path | None, typer.Argument(help="Where the real images are now.  [default: where they were]")] = None,
+    out: Annotated[Path | None, out_option("New or empty, or the folder of the same repetition, which is then resumed.  "
+                                           "[default: a temporary one]")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
+    threads: Threads = 0,
+    debug: Debug = False,
+) -> int:
+    """Make the images of a run again from its records, and compare every file's SHA-256 with the recorded one."""
     import tempfile
 
     from ..runs.inspection import environment
-    from ..runs.replay import RecordedRun, replay
+    from ..runs.replay import RecordedRun
+    from ..runs.replay import replay as repeat
 
     run = RecordedRun.read(path)
     if not (model or run.model):
@@ -205,9 +213,9 @@ def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads
                  "{}x{}".format(*run.run["size"]))
     about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
-        report = replay(run, pipe, out or temporary, real=real, environment=about, progress=progress)
+        report = repeat(run, pipe, out or temporary, real=real, environment=about, progress=progress)
     if report.signal:
-        how = "the same command goes on from here" if out else "give an OUT to be able to go on"
+        how = "run the same command again to resume" if out else "name a folder with --out to be able to resume"
         complain(f"stopped by {signal.Signals(report.signal).name}; {how}")
         return 128 + report.signal
     for name, reason in report.changed[:20]:
@@ -223,7 +231,6 @@ def _replay(path: Path, real: Path | None, out: Path | None, model: str, threads
     return 1 if report.changed or report.altered or report.differing else 0
 
 
-
 def _summarise(report: Report, out: Path) -> int:
     complain_of(report.skipped, report.notes)
     rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
@@ -231,6 +238,6 @@ def _summarise(report: Report, out: Path) -> int:
     print(printable(f"{out}: {report.made} images made{rate}{there}"))
     if report.signal:
         left = report.total - report.made - report.present
-        complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; the same command goes on from here")
+        complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; run the same command again to resume")
         return 128 + report.signal
     return 1 if report.skipped else 0

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from . import common
-from .common import Command, Debug, Dtype, Size, Threads, printable
+from .common import Debug, Dtype, Size, Threads, add_command, on_terminal, printable
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (inspect, doctor):
-        app.command(cls=Command)(command)
+    add_command(app, inspect, "dreamda inspect fashion-mini", "dreamda inspect stable-diffusion-v1-5 --size 512 --dtype bf16")
+    add_command(app, doctor, "dreamda doctor", "dreamda doctor --threads 1")
 
 
 def inspect(
@@ -27,9 +27,10 @@ def inspect(
     """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps."""
     import json
 
+    from ..runs.checks import duration
     from ..runs.inspection import describe_model
 
-    progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if sys.stderr.isatty() else (lambda text: None)
+    progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if on_terminal() else (lambda text: None)
     about = describe_model(common.load(model, dtype, threads, size), progress)
     if as_json:
         print(json.dumps(about, indent=1))
@@ -40,7 +41,8 @@ def inspect(
     print(f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
           f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
           f"{about['rows_per_image']} rows an image\n"
-          f"  an image      about {about['seconds_per_image']:.3g} s at {about['steps_run']} steps\n"
+          f"  time          one image: about {duration(about['seconds_per_image'])}; 1,000 images: about {duration(1000 * about['seconds_per_image'])}; "
+          f"at {about['steps_run']} steps\n"
           f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
 
 

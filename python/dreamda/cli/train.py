@@ -12,8 +12,8 @@ import typer
 
 from ..options import spelled
 from ..training.recipe import Recipe
-from .common import (OTHER, RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, check_result, chosen, complain, complain_of, printable,
-                     write_result)
+from .common import (RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, add_command, check_result, chosen, complain, complain_of,
+                     needs_stdout, out_option, printable, write_result)
 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
@@ -24,17 +24,14 @@ DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_ep
 Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a dreamda train.")]
 Workers = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=RUNNING,
                                       help="Threads that decode and change images; they do not change the result.")]
-EXAMPLES = {
-    "train": "dreamda train REAL SYNTHETIC --out RUN --test TEST\n"
-             "dreamda train REAL SYNTHETIC --out RUN --pretrained resnet18.safetensors --validation 0.2",
-    "evaluate": "dreamda evaluate RUN TEST\ndreamda evaluate RUN TEST --out RESULTS",
-    "predict": "dreamda predict RUN photo.jpg\ndreamda predict RUN PHOTOS --out predictions.jsonl"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, evaluate, predict):
-        app.command(cls=Command, epilog=EXAMPLES[command.__name__])(command)
+    add_command(app, train, "dreamda train photos synthetic --out run --test test",
+                "dreamda train photos synthetic -o run --pretrained resnet18.safetensors --validation 0.2")
+    add_command(app, evaluate, "dreamda evaluate run test", "dreamda evaluate run test --out results")
+    add_command(app, predict, "dreamda predict run photo.jpg", "dreamda predict run photos --out predictions.jsonl")
 
 
 @accepts_options(Recipe)
@@ -42,8 +39,7 @@ def train(
     context: typer.Context,
     real: Annotated[Path, typer.Argument(metavar="REAL", help="The real images, in a folder for each class: REAL/<class>/*.")],
     synthetic: Annotated[Path | None, typer.Argument(metavar="SYNTHETIC", help="The output of dreamda generate, or class folders. Not with --method real-only.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is written: new or empty, or the folder of the same run, which is then "
-                                                                    "resumed.  [required]")] = None,
+    out: Annotated[Path | None, out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
     test: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Images of the same classes to test the finished classifier on.")] = None,
     threads: Threads = 0,
     workers: Workers = 2,
@@ -90,7 +86,7 @@ def _spell(context: typer.Context) -> Callable[[str, str | None], str | None]:
 def evaluate(
     model: Model,
     data: Annotated[Path, typer.Argument(help="Test images: DATA/<class>/*, classes as in training.")],
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where to write metrics.json and confusion.png.")] = None,
+    out: Annotated[Path | None, out_option("Where to write metrics.json and confusion.png.")] = None,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
@@ -117,7 +113,7 @@ def evaluate(
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the lines.  [default: standard output]")] = None,
+    out: Annotated[Path | None, out_option("Where to write the lines.  [default: standard output]", "FILE")] = None,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
@@ -131,6 +127,8 @@ def predict(
 
     if out is not None:
         check_result("--out", out)
+    else:
+        needs_stdout("name a file with --out")
     paths: list[Path] = []
     skipped: list[tuple[str, str]] = []
     for place in images:

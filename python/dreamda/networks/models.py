@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _core
+from ..options import ParameterError
 from .config import read_text_config, read_unet_config, read_vae_config
 from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
@@ -27,7 +28,7 @@ def resolve_dtype(dtype: str) -> str:
         For any other name.
     """
     if dtype not in ("auto", "f32", "bf16"):
-        raise ValueError(f"dtype: {dtype!r} is unknown; use auto, f32 or bf16")
+        raise ParameterError("dtype", f"{dtype!r} is unknown; use auto, f32 or bf16")
     if dtype != "auto":
         return dtype
     return "bf16" if _core.info()["kernels_isa"] in ("avx512_bf16", "amx") else "f32"

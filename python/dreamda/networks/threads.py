@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _core
+from ..options import ParameterError
 
 OPENMP_LIMITS = ("OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS")  # what lowers a team below the number asked for
 
@@ -128,7 +129,7 @@ def explain_threads(threads: int | None = None, root: Path = Path("/")) -> tuple
     if threads is None:
         wanted, reason = min(thread_limits(root), key=lambda limit: limit.threads)
     elif not isinstance(threads, (int, np.integer)) or isinstance(threads, bool) or not 1 <= threads <= 1024:
-        raise ValueError(f"threads: {threads!r} is not possible; use 1 to 1024")
+        raise ParameterError("threads", f"{threads!r} is not possible; use a whole number from 1 to 1024")
     else:
         wanted, reason = int(threads), "as asked for"
     given = _core.team(wanted)

@@ -475,7 +475,7 @@ class RunFolder:
             yield
         except OSError as error:
             raise OutputError(error.errno, f"OUT {self.out} cannot be written ({error.strerror}); what is finished stays: "
-                                           "put that right, then the same command goes on from here") from error
+                                           "fix that, then run the same command again to resume") from error
 
 
 def _cut_torn_line(fd: int) -> int:

@@ -1,4 +1,4 @@
-"""`dreamda generate --replay`: repeat a run from its records, and compare every image with them.
+"""`dreamda replay`: repeat a run from its records, and compare every image with them.
 
     run = RecordedRun.read("synthetic/run.json")
     report = replay(run, pipe, "again")                   # the images once more, into a folder of their own
