@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dreamda.networks.threads import cpu_quota, explain_threads, resolve_threads, thread_limits
+from dreamda.networks.threads import cpu_quota, explain_threads, free_threads, idle_processors, resolve_threads, thread_limits
 
 TESTS = Path(__file__).parent
 PROCESSORS = len(os.sched_getaffinity(0))
@@ -292,3 +292,32 @@ def test_doctor_says_which_limit_applies():
     assert asked.startswith("2 will compute (as asked for); limits: ")
     for found in results(code, OMP_THREAD_LIMIT="1"):
         assert found.startswith("1 will compute") and ("(OMP_THREAD_LIMIT=1)" in found or PROCESSORS == 1)
+
+
+# ---- a training leaves the processors that other programs use -------------------------------------------------------
+
+@pytest.mark.parametrize("busy, allowed, idle", [
+    ([0, 0, 0, 0], range(4), 4), ([1, 0, 0, 0], range(4), 3), ([0.5, 0.5, 0.5, 0.5], range(4), 2), ([1, 1, 1, 1], range(4), 0),
+    ([1, 1, 0, 0], (2, 3), 2), ([1, 1, 0, 0], (0, 3), 1),
+])
+def test_idle_processors(busy, allowed, idle):
+    """100 ticks on each of four processors, the busy share of them for a user's program."""
+    def text(ticks):
+        lines = [f"cpu{i} {1000 + round(ticks * b)} 5 300 {7000 + round(ticks * (1 - b))} 40 0 2 0 0 0" for i, b in enumerate(busy)]
+        return "\n".join(["cpu  9 9 9 9 9 9 9 0 0 0", *lines, "intr 12 0 0"])
+
+    assert idle_processors(text(0), text(100), set(allowed)) == pytest.approx(idle)
+
+
+def test_idle_processors_without_an_answer():
+    assert idle_processors("", "", {0, 1}) is None and idle_processors("cpu0 1 2", "cpu0 1 3", {0}) is None
+    assert idle_processors("cpu0 1 2 3 4 5 6 7 8\n", "cpu0 1 2 3 4 5 6 7 8\n", {0}) is None  # no time has passed
+
+
+@pytest.mark.parametrize("idle, variable, threads", [(4.0, None, 4), (2.4, None, 2), (0.2, None, 1), (None, None, 4), (0.2, "4", 4)])
+def test_free_threads(idle, variable, threads, tmp_path, monkeypatch):
+    environ = {"OMP_NUM_THREADS": variable} if variable else {}
+    monkeypatch.setattr("dreamda.networks.threads.os", SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 4, environ=environ))
+    monkeypatch.setattr("dreamda.networks.threads._core", SimpleNamespace(info=lambda: {"threads": 4}, team=lambda threads: threads))
+    monkeypatch.setattr("dreamda.networks.threads.idle_processors", lambda before, after, allowed: idle)
+    assert free_threads(0, tmp_path)[0] == threads

@@ -576,3 +576,17 @@ def test_run_json_holds_the_recipe(data):
     assert short(data, "out", "--size", "16x20") == 0
     recorded = json.loads((data / "out/run.json").read_text())
     assert {field.name for field in dataclasses.fields(Recipe)} <= recorded.keys() and recorded["image_size"] == [16, 20] and recorded["hint"] == "ignore"
+
+
+def test_a_training_leaves_busy_processors_alone_and_resumes_with_its_own_number(data, monkeypatch, capsys):
+    """The default number of threads is what is free when the run begins; the same command resumes with that, whatever is free then."""
+    monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda: (1, "other programs use the rest of 2 processors"))
+    monkeypatch.setattr("dreamda.networks.threads.resolve_threads", lambda threads: threads or 2)
+    where = FAST.index("--threads")
+    command = ["train", data / "real", "--out", data / "out", "--method", "real-only", *FAST[:where], *FAST[where + 2:]]
+    assert run(*command) == 0
+    assert "1 threads (other programs use the rest of 2 processors; --threads overrides this)" in capsys.readouterr().err
+    assert json.loads((data / "out/run.json").read_text())["threads"] == 1
+    monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda: (2, ""))
+    assert run(*command) == 0
+    assert "other programs" not in capsys.readouterr().err

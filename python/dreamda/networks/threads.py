@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -159,3 +160,54 @@ def resolve_threads(threads: int | None) -> int:
     if threads is not None and given < threads:
         warnings.warn(f"threads: {threads} were asked for, {given} will compute: {reason}")
     return given
+
+
+def free_threads(seconds: float = 0.3, root: Path = Path("/")) -> tuple[int, str]:
+    """The default number of threads, less what other programs keep busy now.
+
+    For work whose threads wait for each other at every step: with more threads than free processors it takes many times as long.
+    Where OMP_NUM_THREADS is set, that is what the user wants, and it is kept.
+
+    Parameters
+    ----------
+    seconds : float
+        How long to watch the processors.
+    root : Path
+        As in `thread_limits`.
+
+    Returns
+    -------
+    threads : int
+    reason : str
+    """
+    threads, reason = explain_threads(None, root)
+    if threads == 1 or "OMP_NUM_THREADS" in os.environ:
+        return threads, reason
+    before = _processor_times(root)
+    time.sleep(seconds)
+    idle = idle_processors(before, _processor_times(root), os.sched_getaffinity(0))
+    free = max(1, round(idle)) if idle is not None else threads
+    return (threads, reason) if free >= threads else (free, f"other programs use the rest of {threads} processors")
+
+
+def _processor_times(root: Path) -> str:
+    try:
+        return (root / "proc/stat").read_text()
+    except OSError:
+        return ""
+
+
+def idle_processors(before: str, after: str, allowed: set[int]) -> float | None:
+    """How many of the `allowed` processors' worth of time was idle between two texts of /proc/stat; None where they do not tell."""
+    def times(text: str) -> dict[int, tuple[int, int]]:
+        found = {}
+        for line in text.splitlines():
+            if match := re.match(r"cpu(\d+)((?: \d+){5,})", line):
+                numbers = [int(number) for number in match[2].split()]
+                found[int(match[1])] = numbers[3] + numbers[4], sum(numbers[:8])  # idle and waiting for a disk; guests count as user time already
+        return found
+
+    first, last = times(before), times(after)
+    shares = [(last[cpu][0] - first[cpu][0]) / (last[cpu][1] - first[cpu][1])
+              for cpu in allowed if cpu in first and cpu in last and last[cpu][1] > first[cpu][1]]
+    return sum(shares) * len(allowed) / len(shares) if shares else None

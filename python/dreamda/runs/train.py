@@ -166,11 +166,11 @@ class _Run:
         """Resolve the recipe, refuse a folder that holds another run, and take memory for the network."""
         from .. import __version__
         from ..networks.models import resolve_dtype
-        from ..networks.threads import resolve_threads
 
         recipe, real, synthetic = self.recipe, self.real, self.synthetic
         self.setup = Setup.of(recipe, self.size, (self.images[int(i)] for i in self.kept), is_grey(self.images[i] for i in range(len(self.images))))
-        self.dtype, self.threads = resolve_dtype(recipe.dtype), resolve_threads(self.threads)
+        self.dtype = resolve_dtype(recipe.dtype)
+        self.threads, self.why_threads = _threads(self.threads, self.out)
         self.identity = {
             "format": 2, "dreamda": __version__, "classes": real.classes, "real": real.digest(self.images.hashes),
             "synthetic": synthetic.digest(self.made.hashes) if synthetic else None, **asdict(recipe), **self.setup.resolved(), "dtype": self.dtype,
@@ -193,7 +193,8 @@ class _Run:
             lines.append(f"test images: {len(self.tested)}")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
         parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (training.network.backbone.features + 1) * len(self.real.classes)
-        lines.append(f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads")
+        lines.append(f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads"
+                     + self.why_threads)
         lines.append(f"weights: {recipe.pretrained}" if recipe.pretrained else f"weights: random, seed {recipe.random_state}")
         steps = training.steps_per_epoch
         lines.append(f"training: method {recipe.method}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images: {recipe.epochs * steps:,} steps")
@@ -320,6 +321,20 @@ def _check_out(out: Path, inputs: list[Path]) -> None:
         raise ParameterError("out", f"{out} is no folder; give a new or an empty one")
     if out.is_dir() and not (out / "run.json").is_file() and any(path.name not in _TEMPORARY for path in out.iterdir()):
         raise ParameterError("out", f"{out} holds files but no run.json of dreamda train; give a new or an empty folder")
+
+
+def _threads(threads: int | None, out: Path) -> tuple[int, str]:
+    """The number asked for; else that of the run in `out`, whose result depends on it; else as many as are free now, and why fewer than all."""
+    from ..networks.threads import free_threads, resolve_threads
+
+    if threads is None and (out / "run.json").is_file():
+        with contextlib.suppress(ValueError, OSError):
+            recorded = read_json(out / "run.json").get("threads")
+            threads = recorded if type(recorded) is int and 1 <= recorded <= 1024 else None
+    if threads is not None:
+        return resolve_threads(threads), ""
+    free, reason = free_threads()
+    return free, f" ({reason}; `threads` overrides this)" if free < resolve_threads(None) else ""
 
 
 _TEMPORARY = {temporary_name(name) for name in FILES}  # what a kill in the middle of a write may leave
