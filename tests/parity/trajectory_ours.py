@@ -22,7 +22,7 @@ def main(work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     pipe = dreamda.Pipeline.load("fashion-mini", dtype="f32")
     seeds = dreamda.load_bundled("fashion-mini").seeds
-    z0 = pipe.encode(seeds[[90]])
+    z0 = pipe.encode(seeds[[90]], keys=[0])
     run, seed = int(COMMON["steps"] * COMMON["strength"]), COMMON["seed"]
     bottom = pipe.unet.plan(rows=1, height=16, width=16, tokens=16).inputs["noise"][1][1:]
 
@@ -42,7 +42,7 @@ def main(work: Path) -> None:
         options = COMMON | {k: v for k, v in changes.items() if k not in ("scheduler", "kind")}
         kind = {"class_name": changes["kind"]} if "kind" in changes else {}
         pipe.schedule = Schedule(config | kind | changes.get("scheduler", {}))
-        results[name] = pipe.augment_latents(z0, PROMPTS, variants=VARIANTS, **options)
+        results[name] = pipe.augment_latents(z0, PROMPTS, keys=range(len(z0)), variants=VARIANTS, **options)
     np.savez(work / "ours.npz", **results)
 
 
