@@ -308,14 +308,27 @@ def measured() -> Iterator[tuple[str, dict]]:
             yield file.relative_to(RESULTS).with_suffix("").as_posix(), run
 
 
-def summary_table() -> str:
-    """README.md's tables, one a machine: a line for each work of ours, with every peer's median ratio to it and peak memory."""
-    machines, dates = {}, {}
+# The README shows these alone: the machine's features contain the first word, the row begins with the second.
+HIGHLIGHTS = (
+    ("avx512_bf16", "sd15, a DreamDA image of 80 steps (1 timed), K 10, bf16, 2 threads"),
+    ("avx512_bf16", "SD 1.5 U-Net, 2 rows, 64 x 64 latents, bf16"),
+    ("avx512_bf16", "SD's VAE, decode 512 px, bf16"),
+    ("avx512_bf16", "fashion-mini, a DreamDA image of 16 steps, K 10, bf16, 2 threads"),
+    ("avx512_bf16", "ResNet-50 training (imagenet stem), 224 px, batch 16, bf16"),
+    ("avx2", "SD 1.5 U-Net, 2 rows, 64 x 64 latents, f32"),
+    ("avx2", "SD's VAE, decode 512 px, f32"),
+    ("avx2", "ResNet-50 training (imagenet stem), 224 px, batch 16, f32"),
+)
+HEADING = ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |", "|---|---|---|---|---|"]
+
+
+def summaries() -> dict[tuple[str, tuple[str, ...], int], tuple[str, dict[str, str]]]:
+    """Of each machine the newest date and a row of every work of ours: its name, and the cells after it."""
+    machines: dict = {}
     for _, run in measured():
         machine = run["machine"]["cpu"], tuple(run["machine"]["features"]), run["machine"]["processors"]
-        dates[machine] = max(run["machine"]["date"], dates.get(machine, ""))
-        lines = machines.setdefault(machine, ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |",
-                                              "|---|---|---|---|---|"])
+        date, rows = machines.get(machine, ("", {}))
+        machines[machine] = max(run["machine"]["date"], date), rows
         for result in run["results"]:
             ours = [row for row in result["rows"] if row["name"].startswith("dreamda-c")]
             peers = [row for row in result["rows"] if row not in ours]
@@ -323,10 +336,29 @@ def summary_table() -> str:
                 name = title(result, run["threads"]).partition(": seconds")[0] + row["name"].removeprefix("dreamda-c")
                 times = ", ".join(f"{peer['name']} {peer['ratio'] / row['ratio']:.2f}" for peer in peers)
                 memory = ", ".join(f"{peer['peak_rss_gib']:.2f}" for peer in peers)
-                lines.append(f"| {name} | {row['median'] / images(result):.3g} | {times} | {row['peak_rss_gib']:.2f} | {memory} |")
-    parts = [f"On {machine[0]} ({', '.join(machine[1])}), {machine[2]} processors, {dates[machine]}:\n\n" + "\n".join(lines) + "\n"
-             for machine, lines in machines.items() if len(lines) > 2]
-    return "\n".join([*parts, "Spread, versions and time to load: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).", ""])
+                rows[name] = f"{row['median'] / images(result):.3g} | {times} | {row['peak_rss_gib']:.2f} | {memory} |"
+    return machines
+
+
+def highlights_table() -> str:
+    """README.md's table: the rows of HIGHLIGHTS, with the machine they were measured on."""
+    lines = ["| on | " + HEADING[0][2:], "|---" + HEADING[1]]
+    for feature, wanted in HIGHLIGHTS:
+        found = [(machine, date, name, cells) for machine, (date, rows) in summaries().items() for name, cells in rows.items()
+                 if machine[1][-1] == feature and name.startswith(wanted)]
+        if not found:
+            raise SystemExit(f"no result of {wanted!r} on a machine with {feature}")
+        for machine, _, name, cells in found:
+            lines.append(f"| {machine[0]}, {feature} | {name} | {cells}")
+    return "\n".join([*lines, ""])
+
+
+def summary_table() -> str:
+    """The tables at the head of RESULTS.md, one a machine: a line for each work of ours, with every peer's median ratio to it."""
+    parts = [f"On {cpu} ({', '.join(features)}), {processors} processors, {date}:\n\n"
+             + "\n".join([*HEADING, *(f"| {name} | {cells}" for name, cells in rows.items())]) + "\n"
+             for (cpu, features, processors), (date, rows) in summaries().items() if rows]
+    return "\n".join(parts)
 
 
 def all_tables() -> str:
@@ -352,7 +384,8 @@ def replace_between(file: Path, name: str, text: str) -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["readme"]:
-        replace_between(HERE.parent / "README.md", "speed", summary_table())
+        replace_between(HERE.parent / "README.md", "speed", highlights_table())
+        replace_between(HERE / "RESULTS.md", "summary", summary_table())
         replace_between(HERE / "RESULTS.md", "results", all_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

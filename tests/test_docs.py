@@ -2,11 +2,14 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
+import shlex
 import textwrap
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 import typer
@@ -100,3 +103,53 @@ def test_every_command_and_option_has_a_help_text(name):
 
 def test_all_the_commands_are_walked():
     assert {"generate", "replay", "demo", "inspect", "doctor", "train", "evaluate", "predict", "import", "report"} <= set(COMMANDS)
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "python/docs").glob("*.md"))]
+
+
+def commands_in(page):
+    """The words of every ``dreamda ...`` line in the page's shell blocks."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("dreamda "):
+                yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_the_docs_exist(page):
+    for words in commands_in(page):
+        if words[1].startswith("-"):
+            continue
+        command = COMMANDS[words[1]]
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
+        for word in words[2:]:
+            assert not word.startswith("-") or word.split("=")[0] in known, f"{page.name}: {shlex.join(words)}"
+
+
+def test_the_docs_have_commands():
+    assert sum(len(list(commands_in(page))) for page in PAGES) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_the_docs_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_pages_are_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "python/docs/make_reference.py")
+    make_reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_reference)
+    for name, make in make_reference.PAGES.items():
+        assert (ROOT / "python/docs" / name).read_text() == make(), "run: python python/docs/make_reference.py"
+
+
+def test_the_page_of_the_package_lists_every_module():
+    package = ROOT / "python/dreamda"
+    page = (package / "ARCHITECTURE.md").read_text()
+    listed = {match for row in re.findall(r"^\| `([^|]+)` \|", page, re.M) for match in row.split("` `")}
+    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")}
+    there |= {path.parent.relative_to(package).as_posix() + "/" for path in package.rglob("__init__.py") if path.parent != package}
+    assert listed == there

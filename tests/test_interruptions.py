@@ -101,7 +101,7 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
         output, errors = process.communicate(timeout=600)
-        late = process.returncode in (-(number or 0), 128 + (number or 0)) and number != signal.SIGKILL and "goes on from here" not in errors
+        late = process.returncode in (-(number or 0), 128 + (number or 0)) and number != signal.SIGKILL and "run the same command again to resume" not in errors
         if process.returncode == 0 or late:  # it was through before the signal came (late: the process was just ending), or was not sent any
             assert content(out) == whole, (seed, stops)
             assert not [p for p in out.rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]

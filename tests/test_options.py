@@ -4,7 +4,9 @@ import dataclasses
 import inspect
 import json
 import pickle
+import re
 import typing
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -49,6 +51,12 @@ def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
     assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
     expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3))
     assert {name: value for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS} == expected
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_table_of_names_has_every_field(name):
+    table = (Path(__file__).parents[1] / "python/docs/names.md").read_text()
+    assert any(re.search(rf"`{name}\b", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `"))
 
 
 def test_recipes_are_checked_by_the_fields(tmp_path):
