@@ -134,10 +134,11 @@ def demo(
 def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: GenerationOptions, prompts: dict[str, str],
               source: dict[str, str], part: tuple[int, int], preview: int = 0) -> int:
     from ..distributed import RayWorkers
+    from ..runs.checks import check_model
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
-    complain_of([], _prompt_notes(folder, prompts, pipe.folder))
+    complain_of([], [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
     about = {**(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
@@ -174,10 +175,10 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     """What the run will cost here."""
     import datetime
 
-    from ..runs.checks import duration
+    from ..runs.checks import check_model, duration
     from ..runs.inspection import describe_model
 
-    complain_of(list(folder.ignored), _prompt_notes(folder, prompts, pipe.folder))
+    complain_of(list(folder.ignored), [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
     about = describe_model(pipe, options=settings)
     images = len(folder.images) * settings.variants // part[1]

@@ -1,14 +1,33 @@
-"""What is checked and told before `dreamda generate` starts: prompts that the model cannot read to their end, and what the run will cost."""
+"""What is checked and told before `dreamda generate` starts: prompts that the model cannot read to their end, images and words that it was
+not made for, and what the run will cost.
+
+A model says what it was made for in a ``dreamda.json`` in its folder; all fields are optional:
+
+    {"training_size": [32, 32], "greyscale": true, "words": ["a", "coat", "of", "photo", ...]}
+"""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
+from ..data.images import read_image
 from ..data.prompts import class_names
+from ..networks.config import read_json
 
 if TYPE_CHECKING:
     from ..networks.tokenizer import Tokenizer
+
+NAME = "dreamda.json"
+SHOWN = 3                  # prompts, words or classes in one message
+SAMPLE = 16                # images that are looked at
+COLOURFUL = 8.0            # mean distance between the channels of an image, of 255, from which it is in colour
+OTHER_SIZE = 3.0           # images this much larger or smaller than those of the training are worth a warning
 
 
 def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer) -> list[str]:
@@ -41,6 +60,89 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     prompt, lost = next(iter(cut.items()))
     return [f"{len(cut)} of {len(first)} prompts are longer than the {tokenizer.length} tokens that the model reads; "
             f"of that for {first[prompt]} it does not read {lost.strip()[:80]!r}"]
+
+
+def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:
+    """In what the images and prompts differ from those that the model was made for; empty where it does not say.
+
+    Parameters
+    ----------
+    folder, prompts
+        As for `check_prompts`.
+    model : Path
+        The model's folder.
+    size : (height, width)
+        Of the images to be made.
+
+    Raises
+    ------
+    ValueError
+        ``dreamda.json`` is damaged.
+    """
+    about = read_purpose(model)
+    found = []
+    if words := about.get("words"):
+        known = {word.lower() for word in words}
+        unknown: dict[str, str] = {}
+        for image in folder.images:
+            for word in _words(prompts[image.key]):
+                if word.lower() not in known:
+                    unknown.setdefault(word, image.label)
+        if unknown:
+            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+            shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
+            found.append(f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels")
+    sample = _sample(folder)
+    if about.get("greyscale") and sum(_is_colourful(pixels) for pixels in sample) * 2 > len(sample):
+        found.append("the model was made for greyscale images, and these are in colour: it will not make images like them")
+    if trained := about.get("training_size"):
+        sides = [min(pixels.shape[:2]) for pixels in sample]
+        given = float(np.median(sides)) if sides else float(min(trained))
+        if not 1 / OTHER_SIZE < given / min(trained) < OTHER_SIZE:
+            found.append(f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these is {given:.0f}: "
+                         f"they are resized, and what is made has {size[0]} x {size[1]}")
+        if list(size) != list(trained) and not 1 / 2 < min(size) / min(trained) < 2:
+            found.append(f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x {size[1]}; leave --size out")
+    return found
+
+
+def read_purpose(model: Path) -> dict[str, Any]:
+    """``dreamda.json`` of a model's folder; empty where there is none. ValueError names what is wrong with it."""
+    path = model / NAME
+    if not path.is_file():
+        return {}
+    about = read_json(path)
+    size, words = about.get("training_size"), about.get("words")
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= 1 << 16 for side in size)):
+        raise ValueError(f"{path}: 'training_size' must be [height, width] in pixels")
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ValueError(f"{path}: 'words' must be a list of texts")
+    if type(about.get("greyscale", False)) is not bool:
+        raise ValueError(f"{path}: 'greyscale' must be true or false")
+    return about
+
+
+def _sample(folder: ImageFolder) -> list[np.ndarray]:
+    pixels = []
+    for image in folder.images[:: max(1, len(folder.images) // SAMPLE)]:
+        try:
+            pixels.append(read_image(folder.path(image)).pixels)
+        except BrokenImageError:
+            continue
+    return pixels
+
+
+def _is_colourful(pixels: np.ndarray) -> bool:
+    small = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
+    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOURFUL
+
+
+def _words(prompt: str) -> Iterable[str]:
+    return re.findall(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", prompt)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if len(text) <= 60 else f'"{text[:57]}..."'
 
 
 def duration(seconds: float) -> str:

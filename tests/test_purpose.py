@@ -1,0 +1,69 @@
+"""A model says what it was made for: other images and words are named before the run."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import FAST, fake, real, run  # noqa: F401  (fixtures)
+from test_generate import make_real
+
+from dreamda import Pipeline
+from dreamda.data import ImageFolder, load_bundled, prompts_from_template
+from dreamda.networks.hub import BUNDLED
+from dreamda.runs.checks import check_model
+
+MODEL = BUNDLED / "fashion-mini"
+
+
+def colour(root, size=(32, 32)):
+    rng = np.random.default_rng(0)
+    for path in root.rglob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+def daisies(root):
+    (root / "coat").rename(root / "daisy")
+
+
+@pytest.mark.parametrize("change, warnings", [
+    (lambda root: None, []), (colour, ["in colour"]), (daisies, ['never seen the words "daisy" (class daisy)']),
+    (lambda root: colour(root, (400, 300)), ["in colour", "the shorter side of these is 300"])])
+def test_a_model_for_something_else_is_named(tmp_path, change, warnings):
+    bundled = load_bundled()
+    bundled.write(bundled.folder(tmp_path))
+    change(tmp_path)
+    folder = ImageFolder.scan(tmp_path)
+    found = check_model(folder, prompts_from_template(folder), MODEL, (32, 32))
+    assert len(found) == len(warnings) and all(text in note for text, note in zip(warnings, found))
+
+
+def test_a_size_that_the_model_was_not_made_for(tmp_path):
+    folder = make_real(tmp_path / "real", labels=("coat",))
+    assert "asked for 128 x 128" in check_model(folder, prompts_from_template(folder), MODEL, (128, 128))[-1]
+    assert check_model(folder, prompts_from_template(folder), tmp_path, (128, 128)) == []  # a model that does not say
+
+
+@pytest.mark.parametrize("about, message", [('{"training_size": 3}', "'training_size'"), ('{"words": "coat"}', "'words'"), ('{"greyscale": 1}', "'greyscale'"),
+                                            ("[", "dreamda.json")])
+def test_a_damaged_purpose_is_refused(tmp_path, about, message):
+    folder = make_real(tmp_path / "real", labels=("coat",))
+    (tmp_path / "dreamda.json").write_text(about)
+    with pytest.raises(ValueError, match=message):
+        check_model(folder, prompts_from_template(folder), tmp_path, (32, 32))
+
+
+def test_the_warnings_come_before_the_run_and_do_not_stop_it(fake, real, tmp_path, capsys):  # noqa: F811
+    fake.folder = tmp_path / "model"
+    fake.folder.mkdir()
+    (fake.folder / "dreamda.json").write_text(json.dumps({"words": ["a", "photo", "of", "coat"]}))
+    assert run("generate", real, "--out", tmp_path / "out", *FAST) == 0
+    captured = capsys.readouterr()
+    assert 'never seen the words "an" (class ankle_boot), "ankle" (class ankle_boot), "boot" (class ankle_boot)' in captured.err
+    assert "12 images made" in captured.out
+
+
+def test_the_purpose_is_no_part_of_the_model(tmp_path):
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "model/dreamda.json").unlink()
+    assert Pipeline.load(tmp_path / "model").fingerprint == Pipeline.load(MODEL).fingerprint
