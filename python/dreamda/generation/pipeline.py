@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _core
-from ..data.files import BrokenImageError
+from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
 from ..networks.config import read_json, read_scheduler_config
 from ..networks.hub import BUNDLED, find_model
@@ -139,7 +139,7 @@ class Pipeline:
         files += [self.folder / "tokenizer" / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files]
         digest = hashlib.sha256()
         for file in filter(Path.is_file, files):
-            digest.update(f"{file.parent.name}/{file.name}\n".encode() + _file_digest(file))
+            digest.update(f"{file.parent.name}/{file.name}\n".encode() + bytes.fromhex(digest_of_file(file)))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -369,14 +369,6 @@ class Pipeline:
                 if len(self._contexts) > MAX_PROMPTS:
                     self._contexts.popitem(last=False)
             return self._contexts[prompt]
-
-
-def _file_digest(file: Path) -> bytes:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.digest()
 
 
 def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:
