@@ -51,12 +51,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
 
 def needed_files(files: Iterable[str]) -> list[str]:
-    """Of the files of a repository, those that `Pipeline.load` reads: configurations, tokenizer, and one form of each network's weights.
+    """Of the files of a repository, those that dreamda reads: configurations, tokenizer, and one form of each network's weights.
 
     Pickles, other variants and other parts are left out. Full precision is chosen before float16, and a single file before shards.
     """
     files = sorted(files)
-    needed = [name for name in files if name == "model_index.json" or name.count("/") == 1
+    needed = [name for name in files if name in ("model_index.json", "dreamda.json") or name.count("/") == 1
               and (name.startswith("tokenizer/") and name.endswith((".json", ".txt")) or name == "scheduler/scheduler_config.json"
                    or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)]
     for part, stem in _WEIGHTS.items():
