@@ -1,7 +1,8 @@
 """Builds dreamda._core and dreamda._selftest against the oneDNN that PyPI ships. Everything else is in pyproject.toml.
 
-Environment switches: ONEDNN_ROOT (folder with include/ and lib/ of your own oneDNN 3.2 on GNU OpenMP), DREAMDA_SANITIZE=1
-(AddressSanitizer and UBSan) or =thread (ThreadSanitizer), DREAMDA_DEBUG=1 (-O0 -g), DREAMDA_WERROR=1 (warnings are errors).
+Environment switches: ONEDNN_ROOT (folder with include/ and lib/ of your own oneDNN 3.2 on GNU OpenMP),
+DREAMDA_SANITIZE=1 (AddressSanitizer and UBSan) or =thread (ThreadSanitizer), DREAMDA_DEBUG=1 (-O0 -g), DREAMDA_WERROR=1
+(warnings are errors).
 """
 
 import importlib.metadata
@@ -21,7 +22,8 @@ SELFTEST = CORE / "bindings/selftest.c"
 
 
 def onednn_folders():
-    """The folders of oneapi/dnnl/dnnl.h and libdnnl.so.3: ONEDNN_ROOT, else the PyPI packages, wherever pip put them."""
+    """The folders of oneapi/dnnl/dnnl.h and libdnnl.so.3: ONEDNN_ROOT, else the PyPI packages, wherever pip put
+    them."""
     if root := os.environ.get("ONEDNN_ROOT"):
         include, candidates = Path(root, "include"), [Path(root, "lib"), Path(root, "lib64")]
         library = next((c for c in candidates if (c / "libdnnl.so.3").exists()), None)
@@ -33,7 +35,8 @@ def onednn_folders():
         try:
             files = importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
-            raise SystemExit(f"{package} is not installed: pip install {package}==2023.2.0, or set ONEDNN_ROOT") from None
+            raise SystemExit(
+                f"{package} is not installed: pip install {package}==2023.2.0, or set ONEDNN_ROOT") from None
         for file in files:
             if str(file).endswith(ending):
                 return Path(file.locate()).resolve()
@@ -57,7 +60,8 @@ def extension(name, sources, include, library):
     if os.environ.get("DREAMDA_DEBUG"):
         compile_args += ["-O0", "-g"]
     if kind := os.environ.get("DREAMDA_SANITIZE"):
-        sanitize = ["-fsanitize=thread"] if kind == "thread" else ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        sanitize = ["-fsanitize=thread"
+                    ] if kind == "thread" else ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         sanitize += ["-fno-omit-frame-pointer", "-g"]
         compile_args += [*sanitize, "-O1"]
         link_args += sanitize
@@ -94,7 +98,8 @@ class ParallelBuild(build_ext):
 include, library = onednn_folders()
 setup(
     cmdclass={"build_ext": ParallelBuild},
-    # pip builds in this folder: what an earlier build left there may be newer than every source, and of other switches (not sanitized, say).
+    # pip builds in this folder: what an earlier build left there may be newer than every source, and of other switches
+    # (not sanitized, say).
     options={"build_ext": {"force": True}},
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),

@@ -1,11 +1,12 @@
-"""A whole training on real photographs, ours and PyTorch's with one recipe: ResNet-18 from scratch on a folder of classes.
+"""A whole training on real photographs, ours and PyTorch's with one recipe: ResNet-18 from scratch on a folder of
+classes.
 
     python benchmarks/caltech.py --peer-python PEER/bin/python --photos 101_ObjectCategories --work WORK
 
-Of every class two thirds of the images are trained on and the rest tested. Both sides take the same pictures through the same views
-(`dreamda.training.views`, which needs NumPy and Pillow alone), the same initial weights' distribution, schedule and number of steps; the seeds
-differ by 0, 1, 2. Writes results/caltech.json: accuracies of each seed, and seconds a step. An engine that computes gradients wrongly ends
-outside of the seed noise.
+Of every class two thirds of the images are trained on and the rest tested. Both sides take the same pictures through
+the same views (`dreamda.training.views`, which needs NumPy and Pillow alone), the same initial weights' distribution,
+schedule and number of steps; the seeds differ by 0, 1, 2. Writes results/caltech.json: accuracies of each seed, and
+seconds a step. An engine that computes gradients wrongly ends outside of the seed noise.
 """
 
 import argparse
@@ -45,8 +46,18 @@ def ours(work: Path, dtype: str, seed: int) -> dict:
 
     out = work / f"ours-{dtype}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    recipe = Recipe(method="real-only", epochs=EPOCHS, batch_size=BATCH, learning_rate=LR, momentum=MOMENTUM, weight_decay=DECAY, warmup_epochs=WARMUP,
-                    random_state=seed, image_size=SIZE, stem="imagenet", width=64, dtype=dtype)
+    recipe = Recipe(method="real-only",
+                    epochs=EPOCHS,
+                    batch_size=BATCH,
+                    learning_rate=LR,
+                    momentum=MOMENTUM,
+                    weight_decay=DECAY,
+                    warmup_epochs=WARMUP,
+                    random_state=seed,
+                    image_size=SIZE,
+                    stem="imagenet",
+                    width=64,
+                    dtype=dtype)
     report = train_dataset(work / "train", None, out, recipe, test=work / "test")
     epochs = [e for e in report.events if e["event"] == "epoch"]
     return dict(accuracy=report.metrics.accuracy, loss=epochs[-1]["loss"], seconds=sum(e["seconds"] for e in epochs))
@@ -59,7 +70,8 @@ def pytorch(work: Path, dtype: str, seed: int) -> dict:
 
     sys.path.insert(0, str(HERE.parent / "tests/parity"))
     from train_reference import ResNet
-    spec = importlib.util.spec_from_file_location("views", HERE.parent / "python/dreamda/views.py")  # without the package: it has a core of its own
+    # without the package: it has a core of its own
+    spec = importlib.util.spec_from_file_location("views", HERE.parent / "python/dreamda/views.py")
     views_module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(views_module)
 
@@ -72,7 +84,9 @@ def pytorch(work: Path, dtype: str, seed: int) -> dict:
                 picture = Image.open(path).convert("RGB")
                 scale = max(2 * SIZE / picture.height, 2 * SIZE / picture.width)
                 if scale < 1:
-                    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+                    picture = picture.resize(
+                        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
+                        Image.Resampling.LANCZOS)
                 images.append(np.asarray(picture))
                 labels.append(number)
         return images, np.array(labels)
@@ -88,7 +102,11 @@ def pytorch(work: Path, dtype: str, seed: int) -> dict:
     torch.nn.init.zeros_(model[1].bias)
     model = model.to(memory_format=torch.channels_last).train()
     decayed, rest = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
-    optimizer = torch.optim.SGD([dict(params=decayed, weight_decay=DECAY), dict(params=rest, weight_decay=0.0)], lr=LR, momentum=MOMENTUM, nesterov=True)
+    optimizer = torch.optim.SGD([dict(params=decayed, weight_decay=DECAY),
+                                 dict(params=rest, weight_decay=0.0)],
+                                lr=LR,
+                                momentum=MOMENTUM,
+                                nesterov=True)
     per_epoch = -(-len(images) // BATCH)
     steps, warmup = EPOCHS * per_epoch, min(WARMUP * per_epoch, EPOCHS * per_epoch // 5)
     rng, order, epoch_loss = np.random.default_rng(seed), [], []
@@ -101,12 +119,14 @@ def pytorch(work: Path, dtype: str, seed: int) -> dict:
         order += [(len(order) // len(images), int(i)) for i in rng.permutation(len(images))]
     started = time.perf_counter()
     for step, (x, y) in enumerate(views_module.ahead(batch, 0, steps, 2)):
-        lr = LR * (step + 1) / warmup if step < warmup else LR * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        lr = LR * (step + 1) / warmup if step < warmup else LR * 0.5 * (1 + math.cos(math.pi * (step - warmup) /
+                                                                                     (steps - warmup)))
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
-            loss = F.cross_entropy(model(torch.from_numpy(x).to(memory_format=torch.channels_last)), torch.from_numpy(y))
+            loss = F.cross_entropy(model(torch.from_numpy(x).to(memory_format=torch.channels_last)),
+                                   torch.from_numpy(y))
         loss.backward()
         optimizer.step()
         epoch_loss.append(float(loss))
@@ -131,7 +151,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.engine:
-        print(json.dumps({"ours": ours, "pytorch": pytorch}[arguments.engine](arguments.work, arguments.dtype, arguments.seed)))
+        print(
+            json.dumps({"ours": ours, "pytorch": pytorch}[arguments.engine](arguments.work, arguments.dtype,
+                                                                            arguments.seed)))
         return
     from compare import machine
 
@@ -139,15 +161,31 @@ def main() -> None:
     about, runs = machine(), []
     for seed in SEEDS:
         for engine, python in (("ours", sys.executable), ("pytorch", arguments.peer_python)):
-            command = [python, __file__, "--work", str(arguments.work), "--dtype", arguments.dtype, "--engine", engine, "--seed", str(seed)]
-            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ""})
+            command = [
+                python, __file__, "--work",
+                str(arguments.work), "--dtype", arguments.dtype, "--engine", engine, "--seed",
+                str(seed)
+            ]
+            found = subprocess.run(command,
+                                   check=True,
+                                   stdout=subprocess.PIPE,
+                                   text=True,
+                                   env=os.environ | {"PYTHONPATH": ""})
             runs.append(dict(engine=engine, seed=seed, **json.loads(found.stdout.splitlines()[-1])))
             print(runs[-1], flush=True)
     for engine in ("ours", "pytorch"):
         found = [r["accuracy"] for r in runs if r["engine"] == engine]
         print(f"{engine}: {statistics.mean(found):.1%} +- {statistics.stdev(found):.1%}")
-    recipe = dict(size=SIZE, batch=BATCH, epochs=EPOCHS, lr=LR, momentum=MOMENTUM, weight_decay=DECAY, warmup_epochs=WARMUP, dtype=arguments.dtype)
-    (HERE / "results" / "caltech.json").write_text(json.dumps(dict(machine=about, recipe=recipe, runs=runs), indent=1) + "\n")
+    recipe = dict(size=SIZE,
+                  batch=BATCH,
+                  epochs=EPOCHS,
+                  lr=LR,
+                  momentum=MOMENTUM,
+                  weight_decay=DECAY,
+                  warmup_epochs=WARMUP,
+                  dtype=arguments.dtype)
+    (HERE / "results"
+     / "caltech.json").write_text(json.dumps(dict(machine=about, recipe=recipe, runs=runs), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
     python benchmarks/compare.py readme        # writes the newest results into README.md's tables and RESULTS.md
 
-`--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one has dreamda-c.
-Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
+`--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one
+has dreamda-c. Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
 """
 
 import argparse
@@ -35,8 +35,12 @@ class Worker:
     def __init__(self, name: str, python: str, script: str, job: dict) -> None:
         self.name, self.seconds, self.steps = name, [], []
         environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONPATH": ""}
-        self.process = subprocess.Popen([python, str(HERE / script), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None, text=True, env=environment)
+        self.process = subprocess.Popen([python, str(HERE / script), json.dumps(job)],
+                                        stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL if not os.environ.get("VERBOSE") else None,
+                                        text=True,
+                                        env=environment)
         self.about = self.answer()
 
     def answer(self) -> dict:
@@ -70,11 +74,15 @@ def measure(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict
             seconds, step = worker.run()
             worker.seconds.append(seconds)
             worker.steps.append(step)
-    return [summary(worker.name, worker.seconds, workers[0].seconds, **worker.close(), steps=worker.steps) for worker in workers]
+    return [
+        summary(worker.name, worker.seconds, workers[0].seconds, **worker.close(), steps=worker.steps)
+        for worker in workers
+    ]
 
 
 def measure_loading(engines: list[tuple[str, str, str, dict]], rounds: int) -> list[dict]:
-    """Interleaved: loading and the first run, in a process of its own each time. Once before that, so that all files have been read."""
+    """Interleaved: loading and the first run, in a process of its own each time. Once before that, so that all files
+    have been read."""
     seconds, about = {engine[0]: [] for engine in engines}, {}
     for turn in range(rounds + 1):
         for engine in engines:
@@ -89,18 +97,29 @@ def measure_loading(engines: list[tuple[str, str, str, dict]], rounds: int) -> l
 
 def summary(name: str, seconds: list[float], ours: list[float], **about: object) -> dict:
     ratios = [theirs / our for theirs, our in zip(seconds, ours)]
-    return dict(name=name, median=statistics.median(seconds), minimum=min(seconds), maximum=max(seconds), ratio=statistics.median(ratios),
-                ratio_minimum=min(ratios), ratio_maximum=max(ratios), seconds=seconds, **about)
+    return dict(name=name,
+                median=statistics.median(seconds),
+                minimum=min(seconds),
+                maximum=max(seconds),
+                ratio=statistics.median(ratios),
+                ratio_minimum=min(ratios),
+                ratio_maximum=max(ratios),
+                seconds=seconds,
+                **about)
 
 
 def at_length(rows: list[dict], timed: int, steps: int) -> list[dict]:
-    """The rows for a generation of so many steps, from one of `timed` steps: all that is not a step, and each step's own time."""
+    """The rows for a generation of so many steps, from one of `timed` steps: all that is not a step, and each step's
+    own time."""
     whole = [[seconds + (steps - timed) * step for seconds, step in zip(row["seconds"], row["steps"])] for row in rows]
     return [row | summary(row["name"], seconds, whole[0]) for row, seconds in zip(rows, whole)]
 
 
 def table(heading: str, rows: list[dict], per: float = 1) -> str:
-    lines = [heading, "| engine | median | spread | ratio to ours | peak GiB | load + first run s |", "|---|---|---|---|---|---|"]
+    lines = [
+        heading, "| engine | median | spread | ratio to ours | peak GiB | load + first run s |",
+        "|---|---|---|---|---|---|"
+    ]
     for r in rows:
         lines.append(f"| {r['name']} | {r['median'] / per:.3f} | {r['minimum'] / per:.3f} - {r['maximum'] / per:.3f} "
                      f"| {r['ratio']:.2f} ({r['ratio_minimum']:.2f} - {r['ratio_maximum']:.2f}) "
@@ -126,8 +145,11 @@ def sd15(arguments) -> str:
 
 
 def chosen(arguments, engines: list[tuple[str, str, str, dict]]) -> list[tuple[str, str, str, dict]]:
-    """The first engine, which is ours, and those others that `--skip` keeps; the network that one reads is exported where it is missing."""
-    kept = engines[:1] + [engine for engine in engines[1:] if not any(word.lower() in engine[0].lower() for word in arguments.skip)]
+    """The first engine, which is ours, and those others that `--skip` keeps; the network that one reads is exported
+    where it is missing."""
+    kept = engines[:1] + [
+        engine for engine in engines[1:] if not any(word.lower() in engine[0].lower() for word in arguments.skip)
+    ]
     for _, python, _, job in kept:
         if "network" in job and not Path(job["network"]).exists():
             step = ["--step"] if job["task"] == "generate" else []
@@ -153,10 +175,12 @@ def unet(arguments) -> list[dict]:
         if arguments.compile:
             engines.insert(2, ("PyTorch compiled, freezing", peer, script, job | {"compile": True}))
         if dtype == "f32":
-            engines.append(("ONNX Runtime", peer, "engine_onnxruntime.py", job | {"network": f"{model}/onnx/unet.onnx"}))
+            engines.append(
+                ("ONNX Runtime", peer, "engine_onnxruntime.py", job | {"network": f"{model}/onnx/unet.onnx"}))
         ours, *peers = chosen(arguments, engines)
         rows = []
-        for pair in range(0, len(peers), 2):  # two beside ours at a time: all of them in float32 at once do not fit 24 GB
+        # two beside ours at a time: all of them in float32 at once do not fit 24 GB
+        for pair in range(0, len(peers), 2):
             rows += measure([ours, *peers[pair : pair + 2]], arguments.rounds)[1 if rows else 0 :]
         results.append(dict(task="unet", dtype=dtype, rows=rows, note=NO_BF16 if dtype == "bf16" else None))
         report(results[-1], arguments.threads)
@@ -182,7 +206,8 @@ def generate(arguments) -> list[dict]:
     model = str(HERE.parent / "python/dreamda/bundled/fashion-mini") if small else sd15(arguments)
     ir = Path(arguments.work) / f"openvino-{arguments.model}-step" / "unet.xml"
     for dtype in arguments.dtype:
-        # At full size three steps are timed, and the eighty of the authors' settings follow from them: an image would take minutes.
+        # At full size three steps are timed, and the eighty of the authors' settings follow from them: an image would
+        # take minutes.
         shape = dict(images=1, variants=2, steps=3, strength=1.0, time_steps=True)
         if small:
             shape = dict(images=2, variants=10, steps=20, strength=0.8)
@@ -191,7 +216,8 @@ def generate(arguments) -> list[dict]:
         engines = [("dreamda-c", sys.executable, "engine_ours.py", job),
                    ("dreamda-c, share_source", sys.executable, "engine_ours.py", job | {"share_source": True}),
                    ("authors' pipeline", arguments.peer_python, "engine_torch.py", job),
-                   ("authors' pipeline, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py", job | {"network": str(ir)})]
+                   ("authors' pipeline, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py",
+                    job | {"network": str(ir)})]
         rows = measure(chosen(arguments, engines), arguments.rounds)
         if not small:
             rows = at_length(rows, shape["steps"], FULL)
@@ -208,7 +234,8 @@ def parts(arguments) -> list[dict]:
     for job in jobs:
         for dtype in arguments.dtype:
             whole = job | dict(dtype=dtype, threads=arguments.threads)
-            engines = [("dreamda-c", sys.executable, "engine_ours.py", whole), ("PyTorch", arguments.peer_python, "engine_torch.py", whole)]
+            engines = [("dreamda-c", sys.executable, "engine_ours.py", whole),
+                       ("PyTorch", arguments.peer_python, "engine_torch.py", whole)]
             rows = measure(chosen(arguments, engines), arguments.rounds)
             results.append(dict(task=job["task"], direction=job.get("direction"), dtype=dtype, rows=rows))
             report(results[-1], arguments.threads)
@@ -216,8 +243,13 @@ def parts(arguments) -> list[dict]:
 
 
 def scale(arguments) -> list[dict]:
-    """Ours alone: time and peak memory over variants, images, threads and, at full size, resolution; one setting changed at a time."""
-    small = dict(model=str(HERE.parent / "python/dreamda/bundled/fashion-mini"), images=2, variants=10, steps=20, strength=0.8)
+    """Ours alone: time and peak memory over variants, images, threads and, at full size, resolution; one setting
+    changed at a time."""
+    small = dict(model=str(HERE.parent / "python/dreamda/bundled/fashion-mini"),
+                 images=2,
+                 variants=10,
+                 steps=20,
+                 strength=0.8)
     large = dict(model=sd15(arguments), images=1, variants=1, steps=1, strength=1.0)
     settings = [("fashion-mini", small | dict(variants=k)) for k in (1, 3, 10, 30)]
     settings += [("fashion-mini", small | dict(images=n)) for n in (1, 8, 32)]
@@ -232,7 +264,9 @@ def scale(arguments) -> list[dict]:
         row = measure([(shown, sys.executable, "engine_ours.py", job)], max(2, arguments.rounds // 2))[0]
         row["each"] = row["median"] / (job["images"] * job["variants"] * int(job["steps"] * job["strength"]))
         rows.append(row)
-        print(f"{shown}: {row['median']:.2f} s, {row['each'] * 1e3:.1f} ms an image and step, {row['peak_rss_gib']:.2f} GiB", flush=True)
+        print(
+            f"{shown}: {row['median']:.2f} s, {row['each'] * 1e3:.1f} ms an image and step, {row['peak_rss_gib']:.2f} GiB",
+            flush=True)
     return [dict(task="scale", dtype=arguments.dtype[0], rows=rows)]
 
 
@@ -252,7 +286,8 @@ def train(arguments) -> list[dict]:
         for (depth, stem, batch, size, steps), dtype in itertools.product(shapes, arguments.dtype):
             shape = dict(depth=depth, stem=stem, batch=batch, size=size, steps=steps, label=label)
             job = dict(dtype=dtype, threads=arguments.threads, **shape)
-            engines = [("dreamda-c", sys.executable, "train_ours.py", job), ("PyTorch", arguments.peer_python, "train_torch.py", job)]
+            engines = [("dreamda-c", sys.executable, "train_ours.py", job),
+                       ("PyTorch", arguments.peer_python, "train_torch.py", job)]
             rows = measure(chosen(arguments, engines), arguments.rounds)
             results.append(dict(task="train", dtype=dtype, shape=shape, rows=rows))
             report(results[-1], arguments.threads)
@@ -271,18 +306,22 @@ def title(result: dict, threads: int) -> str:
     if result["task"] == "train":
         shape = result["shape"]
         what, each = ("labelling by four heads", "batch") if shape.get("label") else ("training", "step")
-        return (f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, "
-                f"{threads} threads: seconds a {each}")
+        return (
+            f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, "
+            f"{threads} threads: seconds a {each}")
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
-    steps = f"{FULL} steps ({shape['steps']} timed)" if shape.get("time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
+    steps = f"{FULL} steps ({shape['steps']} timed)" if shape.get(
+        "time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
     return f"{result['model']}, a DreamDA image of {steps}, K {shape['variants']}, {result['dtype']}, {threads} threads: seconds"
 
 
 def scale_table(heading: str, rows: list[dict]) -> str:
     lines = [heading, "| job | s | ms an image and step | peak GiB |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| {r['name']} | {r['median']:.2f} | {r['each'] * 1e3:.1f} | {r['peak_rss_gib']:.2f} |" for r in rows])
+    return "\n".join(
+        lines
+        + [f"| {r['name']} | {r['median']:.2f} | {r['each'] * 1e3:.1f} | {r['peak_rss_gib']:.2f} |" for r in rows])
 
 
 def images(result: dict) -> int:
@@ -292,7 +331,8 @@ def images(result: dict) -> int:
 
 
 def section(result: dict, heading: str) -> str:
-    shown = scale_table(heading, result["rows"]) if result["task"] == "scale" else table(heading, result["rows"], per=images(result))
+    shown = scale_table(heading, result["rows"]) if result["task"] == "scale" else table(
+        heading, result["rows"], per=images(result))
     return f"{shown}\n\n{result['note']}" if result.get("note") else shown
 
 
@@ -319,7 +359,10 @@ HIGHLIGHTS = (
     ("avx2", "SD's VAE, decode 512 px, f32"),
     ("avx2", "ResNet-50 training (imagenet stem), 224 px, batch 16, f32"),
 )
-HEADING = ["| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |", "|---|---|---|---|---|"]
+HEADING = [
+    "| an image, a step, a batch or a call | ours, s | times as long | peak GiB, ours | theirs |",
+    "|---|---|---|---|---|"
+]
 
 
 def summaries() -> dict[tuple[str, tuple[str, ...], int], tuple[str, dict[str, str]]]:
@@ -344,8 +387,8 @@ def highlights_table() -> str:
     """README.md's table: the rows of HIGHLIGHTS, with the machine they were measured on."""
     lines = ["| on | " + HEADING[0][2:], "|---" + HEADING[1]]
     for feature, wanted in HIGHLIGHTS:
-        found = [(machine, date, name, cells) for machine, (date, rows) in summaries().items() for name, cells in rows.items()
-                 if machine[1][-1] == feature and name.startswith(wanted)]
+        found = [(machine, date, name, cells) for machine, (date, rows) in summaries().items()
+                 for name, cells in rows.items() if machine[1][-1] == feature and name.startswith(wanted)]
         if not found:
             raise SystemExit(f"no result of {wanted!r} on a machine with {feature}")
         for machine, _, name, cells in found:
@@ -354,7 +397,8 @@ def highlights_table() -> str:
 
 
 def summary_table() -> str:
-    """The tables at the head of RESULTS.md, one a machine: a line for each work of ours, with every peer's median ratio to it."""
+    """The tables at the head of RESULTS.md, one a machine: a line for each work of ours, with every peer's median ratio
+    to it."""
     parts = [f"On {cpu} ({', '.join(features)}), {processors} processors, {date}:\n\n"
              + "\n".join([*HEADING, *(f"| {name} | {cells}" for name, cells in rows.items())]) + "\n"
              for (cpu, features, processors), (date, rows) in summaries().items() if rows]
@@ -367,18 +411,22 @@ def all_tables() -> str:
     for name, run in measured():
         about = run["machine"]
         engines = dict.fromkeys(row["engine"].split(",")[0] for result in run["results"] for row in result["rows"])
-        parts.append(f"## `{name}`\n\nOn {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, "
-                     f"{about['date']}, load {about['load']} at the start; {', '.join(engines)}.\n")
+        parts.append(
+            f"## `{name}`\n\nOn {about['cpu']} ({', '.join(about['features'])}), {about['processors']} processors, "
+            f"{about['date']}, load {about['load']} at the start; {', '.join(engines)}.\n")
         parts += [section(result, f"**{title(result, run['threads'])}**\n") + "\n" for result in run["results"]]
     return "\n".join(parts)
 
 
 def replace_between(file: Path, name: str, text: str) -> None:
-    """Put `text` between the file's lines ``<!-- measured: NAME -->`` and ``<!-- end of NAME -->``; SystemExit where it has none."""
+    """Put `text` between the file's lines ``<!-- measured: NAME -->`` and ``<!-- end of NAME -->``; SystemExit where it
+    has none."""
     before, opening, rest = file.read_text().partition(f"<!-- measured: {name} -->\n")
     _, closing, after = rest.partition(f"<!-- end of {name} -->")
     if not (opening and closing):
-        raise SystemExit(f"{file} has no place for the table {name!r}: add the lines <!-- measured: {name} --> and <!-- end of {name} -->")
+        raise SystemExit(
+            f"{file} has no place for the table {name!r}: add the lines <!-- measured: {name} --> and <!-- end of {name} -->"
+        )
     file.write_text(f"{before}{opening}{text}{closing}{after}")
 
 
@@ -394,23 +442,36 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
     parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15"])
-    parser.add_argument("--variants", type=int, help="of generate: K images of one (fashion-mini 10, sd15 2); names the result file too")
+    parser.add_argument("--variants",
+                        type=int,
+                        help="of generate: K images of one (fashion-mini 10, sd15 2); names the result file too")
     parser.add_argument("--steps", type=int, help="of generate: steps of fashion-mini (20), timed steps of sd15 (3)")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="WORD", help="leave out the engines with such a word in their name")
+    parser.add_argument("--skip",
+                        nargs="+",
+                        default=[],
+                        metavar="WORD",
+                        help="leave out the engines with such a word in their name")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", metavar="NAME", default=".", help="a folder of benchmarks/results for another machine's runs")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile with freezing (minutes of compilation)")
+    parser.add_argument("--results",
+                        metavar="NAME",
+                        default=".",
+                        help="a folder of benchmarks/results for another machine's runs")
+    parser.add_argument("--compile",
+                        action="store_true",
+                        help="also torch.compile with freezing (minutes of compilation)")
     arguments = parser.parse_args()
     if not arguments.peer_python and arguments.task != "scale":
         parser.error("--peer-python is missing; name the interpreter of the peers' environment")
     about = machine()  # before the load is our own
-    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "load": load, "scale": scale}[arguments.task](arguments)
+    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "load": load, "scale":
+               scale}[arguments.task](arguments)
     (RESULTS / arguments.results).mkdir(parents=True, exist_ok=True)
     name = arguments.task
     if name == "generate":
         name += f"-{arguments.model}" + (f"-k{arguments.variants}" if arguments.variants else "")
-    (RESULTS / arguments.results / f"{name}.json").write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
+    (RESULTS / arguments.results / f"{name}.json"
+     ).write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
 
 
 if __name__ == "__main__":

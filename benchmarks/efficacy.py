@@ -1,20 +1,22 @@
-"""Does it help? A classifier from few real images, with and without synthetic ones, method against method on Fashion-MNIST.
+"""Does it help? A classifier from few real images, with and without synthetic ones, method against method on
+Fashion-MNIST.
 
     python benchmarks/efficacy.py sweep  --work WORK     # chooses the settings on validation images; results/efficacy-sweep.json
     python benchmarks/efficacy.py run    --work WORK     # the table, on the official test images; results/efficacy.json
     python benchmarks/efficacy.py noise  --work WORK     # 20 and 40 % of the labels made wrong; results/efficacy-noise.json
     python benchmarks/efficacy.py report                 # tables into benchmarks/EFFICACY.md and README.md, and the plot
 
-Needs Debian's dataset-fashion-mnist (or `--data FOLDER` with its four .gz files). The bundled diffusion model was trained on the first
-50,000 training images; the last 10,000, which it never saw, are divided once:
+Needs Debian's dataset-fashion-mnist (or `--data FOLDER` with its four .gz files). The bundled diffusion model was
+trained on the first 50,000 training images; the last 10,000, which it never saw, are divided once:
 
     first 5,000    draws of the final table: draw d takes 50 images a class, and the smaller sizes are its first ones
     next 2,000     draws of the sweep
     last 3,000     validation: every setting is chosen by the accuracy here
     official test  10,000 images, for the final table alone
 
-Every method has the same network, the same number of optimiser steps and the same real images; with synthetic images, K for each real
-one. Jobs run in one process a core, each with one thread. A run that is stopped goes on where it was; WORK keeps the images made.
+Every method has the same network, the same number of optimiser steps and the same real images; with synthetic images, K
+for each real one. Jobs run in one process a core, each with one thread. A run that is stopped goes on where it was;
+WORK keeps the images made.
 """
 
 import argparse
@@ -40,11 +42,21 @@ VARIANTS = 10
 PARTS = {"final": (-10_000, -5_000), "sweep": (-5_000, -3_000), "validation": (-3_000, None)}
 
 # The network and its steps, the same for every method.
-TRAINING = dict(backbone="resnet18", width=16, batch_size=32, epochs=25, steps_per_epoch=20, learning_rate=0.05, warmup_epochs=1.0,
-                threshold=0.9, hint="ignore", relabel=0, consistency_on="rest")
+TRAINING = dict(backbone="resnet18",
+                width=16,
+                batch_size=32,
+                epochs=25,
+                steps_per_epoch=20,
+                learning_rate=0.05,
+                warmup_epochs=1.0,
+                threshold=0.9,
+                hint="ignore",
+                relabel=0,
+                consistency_on="rest")
 
-# Kinds of synthetic images: arguments of Pipeline.augment, each the best of the sweep. "text" starts from pure noise, so that it knows
-# nothing of its seed. "dreamda" perturbs the bottleneck without the tie to the seed's own trajectory (see EFFICACY.md).
+# Kinds of synthetic images: arguments of Pipeline.augment, each the best of the sweep. "text" starts from pure noise,
+# so that it knows nothing of its seed. "dreamda" perturbs the bottleneck without the tie to the seed's own trajectory
+# (see EFFICACY.md).
 IMAGES = {
     "img2img": dict(method="sdedit", steps=10, strength=0.8, guidance_scale=2.0, share_start=False),
     "text": dict(method="sdedit", steps=10, strength=1.0, guidance_scale=1.0, share_start=False, from_noise=True),
@@ -52,14 +64,12 @@ IMAGES = {
 }
 # Methods: kind of synthetic images, and what differs in training.
 METHODS = {
-    "real only": (None, dict(method="real-only")),
-    "real + RandAugment": (None, dict(method="real-only", view="randaugment")),
-    "real + MixUp": (None, dict(method="real-only", mix="mixup")),
-    "real + CutMix": (None, dict(method="real-only", mix="cutmix")),
-    "img2img": ("img2img", dict(method="plain")),
-    "text alone": ("text", dict(method="plain")),
-    "DreamDA, labels of the seeds": ("dreamda", dict(method="plain")),
-    "DreamDA + AMST": ("dreamda", dict(method="amst", hint="keep", threshold=0.7, pretrain_epochs=2, relabel=3, consistency_on="all")),
+    "real only": (None, dict(method="real-only")), "real + RandAugment":
+    (None, dict(method="real-only", view="randaugment")), "real + MixUp": (None, dict(method="real-only", mix="mixup")),
+    "real + CutMix": (None, dict(method="real-only",
+                                 mix="cutmix")), "img2img": ("img2img", dict(method="plain")), "text alone":
+    ("text", dict(method="plain")), "DreamDA, labels of the seeds": ("dreamda", dict(method="plain")), "DreamDA + AMST":
+    ("dreamda", dict(method="amst", hint="keep", threshold=0.7, pretrain_epochs=2, relabel=3, consistency_on="all")),
 }
 
 
@@ -180,11 +190,15 @@ def judge_file(work: str) -> Path:
 
 
 def make_judge(data: str, work: str) -> float:
-    """A classifier that has seen 50,000 real images: its opinion of a synthetic image stands for the truth in the record."""
+    """A classifier that has seen 50,000 real images: its opinion of a synthetic image stands for the truth in the
+    record."""
     from dreamda import AMSTClassifier
 
     images, labels = fashion(data, "seen")
-    classifier = AMSTClassifier(**{**TRAINING, "batch_size": 64, "epochs": 20, "steps_per_epoch": 150}, method="real-only", threads=1, workers=1)
+    classifier = AMSTClassifier(**{**TRAINING, "batch_size": 64, "epochs": 20, "steps_per_epoch": 150},
+                                method="real-only",
+                                threads=1,
+                                workers=1)
     classifier.fit(images, labels)
     Path(work).mkdir(parents=True, exist_ok=True)
     classifier.save(judge_file(work))
@@ -226,7 +240,8 @@ class Record:
         self.records.append(record)
         text = ",\n".join(json.dumps(r) for r in self.records)
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(TRAINING)},\n"records": [\n{text}\n]}}\n')
+        temporary.write_text(
+            f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(TRAINING)},\n"records": [\n{text}\n]}}\n')
         os.replace(temporary, self.path)
 
 
@@ -236,28 +251,37 @@ def execute(jobs: list[tuple], pool: ProcessPoolExecutor, done=lambda job, resul
         done(pending[future], future.result())
 
 
-def run_jobs(arguments, wanted: list[dict], record: Record, part: str, tested: str, variants: int, keys: tuple[str, ...]) -> None:
-    """Make the images that are missing, then train: `wanted` holds the key of each record with its "kind" and "recipe"."""
+def run_jobs(arguments, wanted: list[dict], record: Record, part: str, tested: str, variants: int,
+             keys: tuple[str, ...]) -> None:
+    """Make the images that are missing, then train: `wanted` holds the key of each record with its "kind" and
+    "recipe"."""
     wanted = [w for w in wanted if not record.has(**{k: w[k] for k in keys})]
     with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
         if not judge_file(arguments.work).exists():
-            print(f"judge: {pool.submit(make_judge, arguments.data, arguments.work).result():.1%} right on the validation images", flush=True)
+            print(
+                f"judge: {pool.submit(make_judge, arguments.data, arguments.work).result():.1%} right on the validation images",
+                flush=True)
         for draw in sorted({w["draw"] for w in wanted}):
             here = [w for w in wanted if w["draw"] == draw]
             images = {}
             for w in here:
                 for first, last in chunks(w["size"]) if w["kind"] else []:
-                    images[str(image_file(arguments.work, w["kind"], part, draw, first, last))] = (w["kind"], part, draw, first, last, variants)
-            jobs = [((make_images, arguments.data, arguments.work, *job),) for file, job in images.items() if not Path(file).exists()]
+                    images[str(image_file(arguments.work, w["kind"], part, draw, first,
+                                          last))] = (w["kind"], part, draw, first, last, variants)
+            jobs = [((make_images, arguments.data, arguments.work, *job), ) for file, job in images.items()
+                    if not Path(file).exists()]
             jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
-            execute(jobs, pool, lambda job, seconds: print(f"draw {draw}: images {job[0][6]} to {job[0][7]} of {job[0][3]}: {seconds:.0f} s", flush=True))
+            execute(
+                jobs, pool, lambda job, seconds: print(
+                    f"draw {draw}: images {job[0][6]} to {job[0][7]} of {job[0][3]}: {seconds:.0f} s", flush=True))
 
             def trained(job: tuple, result: dict) -> None:
                 record.add({k: v for k, v in job[1].items() if k in keys or k == "name"} | result)
                 shown = " ".join(f"{k}={v:.3f}" for k, v in result.items() if isinstance(v, float))
                 print(f"draw {draw}: {job[1]['name']}, {job[1]['size']} a class: {shown}", flush=True)
 
-            execute([((train, arguments.data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"], tested), w) for w in here], pool, trained)
+            execute([((train, arguments.data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"], tested), w)
+                     for w in here], pool, trained)
 
 
 def run(arguments) -> None:
@@ -265,16 +289,26 @@ def run(arguments) -> None:
               for name, (kind, recipe) in METHODS.items() for size, draws in SIZES.items() for draw in range(draws)]
     for sizes in ((5, 10, 20), (50,)):  # a run that is cut short should leave whole columns
         here = [w for w in wanted if w["size"] in sizes]
-        run_jobs(arguments, here, Record(RESULTS / "efficacy.json"), "final", "test", VARIANTS, ("method", "size", "draw"))
+        run_jobs(arguments, here, Record(RESULTS / "efficacy.json"), "final", "test", VARIANTS,
+                 ("method", "size", "draw"))
 
 
 def noise(arguments) -> None:
     """How much accuracy wrong labels of the synthetic images cost: plain training, and AMST, which distrusts them."""
     methods = {"plain": METHODS["DreamDA, labels of the seeds"], "AMST, hint keep": METHODS["DreamDA + AMST"],
                "AMST, hint ignore": ("dreamda", METHODS["DreamDA + AMST"][1] | dict(hint="ignore"))}
-    wanted = [dict(name=f"{name}, {share:.0%} wrong", method=name, wrong=share, size=10, draw=draw, kind=IMAGES[kind], recipe=recipe | dict(wrong_labels=share))
-              for name, (kind, recipe) in methods.items() for share in (0.0, 0.2, 0.4) for draw in range(5)]
-    run_jobs(arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final", "test", VARIANTS, ("method", "wrong", "size", "draw"))
+    wanted = [
+        dict(name=f"{name}, {share:.0%} wrong",
+             method=name,
+             wrong=share,
+             size=10,
+             draw=draw,
+             kind=IMAGES[kind],
+             recipe=recipe | dict(wrong_labels=share)) for name, (kind, recipe) in methods.items()
+        for share in (0.0, 0.2, 0.4) for draw in range(5)
+    ]
+    run_jobs(arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final", "test", VARIANTS,
+             ("method", "wrong", "size", "draw"))
 
 
 def sweep(arguments) -> None:
@@ -284,8 +318,15 @@ def sweep(arguments) -> None:
     for group, candidates in SWEEP.items():
         if arguments.groups and group not in arguments.groups:
             continue
-        wanted = [dict(name=f"{group}: {json.dumps(kind or {})} {json.dumps(recipe)}", kind=kind, recipe=recipe, size=size, draw=draw, group=group)
-                  for kind, recipe in candidates for size in arguments.sizes for draw in range(100, 100 + arguments.draws)]
+        wanted = [
+            dict(name=f"{group}: {json.dumps(kind or {})} {json.dumps(recipe)}",
+                 kind=kind,
+                 recipe=recipe,
+                 size=size,
+                 draw=draw,
+                 group=group) for kind, recipe in candidates for size in arguments.sizes
+            for draw in range(100, 100 + arguments.draws)
+        ]
         run_jobs(arguments, wanted, record, "sweep", "validation", 5, ("kind", "recipe", "size", "draw", "group"))
 
 
@@ -300,17 +341,26 @@ def by_method(records: list[dict]) -> dict[str, dict[int, dict[int, dict]]]:
 
 
 def spread(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{100 * statistics.mean(values):.1f}" + (f" ± {100 * statistics.stdev(values):.1f}"
+                                                     if len(values) > 1 else "")
 
 
 def result_table(records: list[dict]) -> str:
     found = by_method(records)
     sizes = sorted({size for rows in found.values() for size in rows})
     draws = [max(len(found[name].get(size, ())) for name in found) for size in sizes]
-    lines = ["| % right on 10,000 test images | " + " | ".join(f"{size} a class ({n} draws)" for size, n in zip(sizes, draws, strict=True)) + " |",
-             "|---" * (len(sizes) + 1) + "|"]
-    best = {size: max((statistics.mean(r["accuracy"] for r in found[name][size].values()) for name in found if size in found[name]), default=0)
-            for size in sizes}
+    lines = [
+        "| % right on 10,000 test images | " + " | ".join(f"{size} a class ({n} draws)"
+                                                          for size, n in zip(sizes, draws, strict=True)) + " |",
+        "|---" * (len(sizes) + 1) + "|"
+    ]
+    best = {
+        size:
+        max((statistics.mean(r["accuracy"] for r in found[name][size].values())
+             for name in found if size in found[name]),
+            default=0)
+        for size in sizes
+    }
     for name, rows in found.items():
         cells = []
         for size in sizes:
@@ -325,13 +375,19 @@ def difference_table(records: list[dict], ours: str = "DreamDA + AMST") -> str:
     """Ours minus each other method, draw by draw: the draws are the same for all."""
     found = by_method(records)
     sizes = sorted(found[ours])
-    lines = [f"| points that {ours} is ahead, draw by draw | " + " | ".join(f"{size} a class" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    lines = [
+        f"| points that {ours} is ahead, draw by draw | " + " | ".join(f"{size} a class" for size in sizes) + " |",
+        "|---" * (len(sizes) + 1) + "|"
+    ]
     for name, rows in found.items():
         if name == ours:
             continue
         cells = []
         for size in sizes:
-            gains = [r["accuracy"] - rows[size][draw]["accuracy"] for draw, r in found[ours][size].items() if draw in rows.get(size, {})]
+            gains = [
+                r["accuracy"] - rows[size][draw]["accuracy"] for draw, r in found[ours][size].items()
+                if draw in rows.get(size, {})
+            ]
             cells.append(f"{spread(gains)} (ahead in {sum(g > 0 for g in gains)} of {len(gains)})" if gains else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -345,7 +401,8 @@ def label_table(records: list[dict]) -> str:
             cells = []
             for key in ("labels_right", "accepted", "accepted_right"):
                 values = [r[key] for r in rows[size].values() if r.get(key) is not None]
-                cells.append(f"{100 * statistics.mean(values):.1f} %" if values and not (key != "labels_right" and "AMST" not in name) else "")
+                cells.append(f"{100 * statistics.mean(values):.1f} %" if values and not (
+                    key != "labels_right" and "AMST" not in name) else "")
             if cells[0]:
                 lines.append(f"| {name} | {size} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -355,13 +412,17 @@ def noise_table(records: list[dict]) -> str:
     """Accuracy, and what wrong labels cost against the same draw without them."""
     found = {(r["method"], r["wrong"], r["draw"]): r["accuracy"] for r in records}
     shares = sorted({share for _, share, _ in found})
-    lines = ["| labels made wrong | " + " | ".join(f"{share:.0%}" for share in shares) + " |", "|---" * (len(shares) + 1) + "|"]
+    lines = [
+        "| labels made wrong | " + " | ".join(f"{share:.0%}" for share in shares) + " |", "|---" *
+        (len(shares) + 1) + "|"
+    ]
     for name in dict.fromkeys(r["method"] for r in records):
         cells = []
         for share in shares:
             draws = [d for n, s, d in found if (n, s) == (name, share)]
             text = spread([found[name, share, d] for d in draws])
-            cells.append(text + (f" (lost {spread([found[name, 0.0, d] - found[name, share, d] for d in draws])})" if share else ""))
+            cells.append(text + (
+                f" (lost {spread([found[name, 0.0, d] - found[name, share, d] for d in draws])})" if share else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -370,12 +431,16 @@ def sweep_table(records: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for r in records:
         groups.setdefault((r["group"], r["size"], json.dumps(r["kind"]), json.dumps(r["recipe"])), []).append(r)
-    lines = ["| group | images | training | a class | draws | % right on validation | labels right |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| group | images | training | a class | draws | % right on validation | labels right |",
+        "|---|---|---|---|---|---|---|"
+    ]
     for (group, size, kind, recipe), rows in groups.items():
         right = [r["labels_right"] for r in rows if r.get("labels_right") is not None]
         described = [", ".join(f"{k} {v}" for k, v in (json.loads(text) or {}).items()) for text in (kind, recipe)]
-        lines.append(f"| {group} | {described[0] or 'none'} | {described[1]} | {size} | {len(rows)} | {spread([r['accuracy'] for r in rows])} | "
-                     f"{f'{100 * statistics.mean(right):.1f} %' if right else ''} |")
+        lines.append(
+            f"| {group} | {described[0] or 'none'} | {described[1]} | {size} | {len(rows)} | {spread([r['accuracy'] for r in rows])} | "
+            f"{f'{100 * statistics.mean(right):.1f} %' if right else ''} |")
     return "\n".join(lines)
 
 
@@ -392,8 +457,13 @@ def plot(records: list[dict], path: Path) -> None:
         values = [[100 * r["accuracy"] for r in rows[size].values()] for size in sizes]
         ours = name.startswith("DreamDA")
         axes.errorbar([size * (1 + 0.012 * (number - 4)) for size in sizes], [statistics.mean(v) for v in values],
-                      [statistics.stdev(v) if len(v) > 1 else 0 for v in values], label=name, capsize=2, marker="o", markersize=4,
-                      linewidth=2.2 if ours else 1.1, linestyle="-" if ours else "--" if "real" in name else ":")
+                      [statistics.stdev(v) if len(v) > 1 else 0 for v in values],
+                      label=name,
+                      capsize=2,
+                      marker="o",
+                      markersize=4,
+                      linewidth=2.2 if ours else 1.1,
+                      linestyle="-" if ours else "--" if "real" in name else ":")
     axes.set_xscale("log")
     axes.set_xticks(list(SIZES), [str(size) for size in SIZES])
     axes.minorticks_off()
@@ -418,7 +488,8 @@ def report(arguments) -> None:
     noise = RESULTS / "efficacy-noise.json"
     if noise.exists():
         replace_between(HERE / "EFFICACY.md", "noise", noise_table(json.loads(noise.read_text())["records"]) + "\n")
-    replace_between(HERE / "EFFICACY.md", "sweep", sweep_table(json.loads((RESULTS / "efficacy-sweep.json").read_text())["records"]) + "\n")
+    replace_between(HERE / "EFFICACY.md", "sweep",
+                    sweep_table(json.loads((RESULTS / "efficacy-sweep.json").read_text())["records"]) + "\n")
 
 
 def main() -> None:

@@ -7,7 +7,9 @@ from worker import serve
 
 def load(job):
     label = f"OpenVINO {openvino.__version__.split('-')[0]}, static shape"
-    options = {"INFERENCE_PRECISION_HINT": job["dtype"], "INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_PRECISION_HINT": job["dtype"], "INFERENCE_NUM_THREADS": job["threads"], "PERFORMANCE_HINT": "LATENCY"
+    }
     request = openvino.Core().compile_model(job["network"], "CPU", options).create_infer_request()
     rng = np.random.default_rng(0)
     if job["task"] == "unet":

@@ -28,16 +28,21 @@ def load(job):
     if job["task"] == "attention":
         from dreamda import _selftest
 
-        q, k, v = (rng.standard_normal((job["rows"], job["tokens"], job["heads"] * job["width"]), dtype=np.float32) for _ in range(3))
+        q, k, v = (rng.standard_normal((job["rows"], job["tokens"], job["heads"] * job["width"]), dtype=np.float32)
+                   for _ in range(3))
         if job["dtype"] == "bf16":
             q, k, v = ((x.view(np.uint32) >> 16).astype(np.uint16) for x in (q, k, v))
         scale = job["width"] ** -0.5
-        return lambda: _selftest.attention(q, k, v, job["heads"], scale, False, _selftest.best_isa(), job["threads"]), label
+        return lambda: _selftest.attention(q, k, v, job["heads"], scale, False, _selftest.best_isa(), job["threads"]
+                                           ), label
     if job["task"] == "generate":
         size = (job["size"], job["size"]) if job.get("size") else None
         pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size)
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
-        options = dict(variants=job["variants"], steps=job["steps"], strength=job["strength"], share_source=job["share_source"])
+        options = dict(variants=job["variants"],
+                       steps=job["steps"],
+                       strength=job["strength"],
+                       share_source=job["share_source"])
 
         calls = timed_calls(pipe.unet) if job.get("time_steps") else {}
 
@@ -52,7 +57,8 @@ def load(job):
 
 
 def timed_calls(unet):
-    """Have the network's calls timed from now on: their seconds, by the number of rows. Making a plan is no part of a call."""
+    """Have the network's calls timed from now on: their seconds, by the number of rows. Making a plan is no part of a
+    call."""
     calls, make = defaultdict(list), unet.plan
 
     class Timed:

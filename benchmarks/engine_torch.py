@@ -18,7 +18,8 @@ def load(job):
         from diffusers import UNet2DConditionModel
 
         dtype = DTYPES[job["dtype"]]
-        unet = UNet2DConditionModel.from_pretrained(f"{job['model']}/unet", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+        unet = UNet2DConditionModel.from_pretrained(f"{job['model']}/unet",
+                                                    torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
         if job.get("compile"):
             from torch._inductor import config as inductor
 
@@ -31,14 +32,16 @@ def load(job):
         from diffusers import AutoencoderKL
 
         dtype = DTYPES[job["dtype"]]
-        vae = AutoencoderKL.from_pretrained(f"{job['model']}/vae", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+        vae = AutoencoderKL.from_pretrained(f"{job['model']}/vae",
+                                            torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
         if job["direction"] == "decode":
             z = torch.randn(1, 4, 64, 64).to(dtype).to(memory_format=torch.channels_last)
             return lambda: vae.decode(z), label
         x = torch.randn(1, 3, 512, 512).to(dtype).to(memory_format=torch.channels_last)
         return lambda: vae.encode(x), label
     if job["task"] == "attention":
-        q, k, v = (torch.randn(job["rows"], job["heads"], job["tokens"], job["width"]).to(DTYPES[job["dtype"]]) for _ in range(3))
+        q, k, v = (torch.randn(job["rows"], job["heads"], job["tokens"], job["width"]).to(DTYPES[job["dtype"]])
+                   for _ in range(3))
         return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), label
     if job["task"] == "generate":
         return authors(job), f"{label}, the authors' recursion"
@@ -53,7 +56,8 @@ def authors(job, predict=None):
 
     folder, dtype = job["model"], DTYPES[job["dtype"]]
     if predict is None:
-        unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
+        unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet",
+                                                    torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
         unet.mid_block.register_forward_hook(perturb)
         predict = lambda x, t, context: unet(x.to(dtype), t, context.to(dtype)).sample.float()  # noqa: E731
     vae = AutoencoderKL.from_pretrained(f"{folder}/vae", torch_dtype=dtype).eval().to(memory_format=torch.channels_last)
@@ -63,12 +67,17 @@ def authors(job, predict=None):
     ddim.set_timesteps(job["steps"])
     timesteps = ddim.timesteps[-int(job["steps"] * job["strength"]):]
     stride = ddim.config.num_train_timesteps // job["steps"]
-    size = UNet2DConditionModel.load_config(f"{folder}/unet")["sample_size"] * 2 ** (len(vae.config.block_out_channels) - 1)
+    size = UNet2DConditionModel.load_config(f"{folder}/unet")["sample_size"] * 2**(len(vae.config.block_out_channels)
+                                                                                   - 1)
     scale, seconds = vae.config.scaling_factor, []
     images = np.random.default_rng(0).integers(0, 256, (job["images"], size, size, 3), dtype=np.uint8)
 
     def embed(prompt):
-        ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
+        ids = tokenizer(prompt,
+                        padding="max_length",
+                        max_length=tokenizer.model_max_length,
+                        truncation=True,
+                        return_tensors="pt").input_ids
         return text(ids).last_hidden_state
 
     def alpha(t):

@@ -1,12 +1,14 @@
-"""Makes a Stable Diffusion 1.5-sized model folder with random weights, and other engines' networks of a model, in the peers' environment.
+"""Makes a Stable Diffusion 1.5-sized model folder with random weights, and other engines' networks of a model, in the
+peers' environment.
 
     PEER/bin/python benchmarks/make_models.py OUT
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml             # the U-Net of MODEL for OpenVINO, 2 rows
     PEER/bin/python benchmarks/make_models.py MODEL FILE.onnx            # for ONNX Runtime; weights beside it
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml --step      # for a whole DreamDA step: 4 rows, noise
 
-OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L text encoder; the tokenizer is fashion-mini's,
-padded to 77 tokens (speed does not depend on its words). Exported networks have static shapes and float32 weights.
+OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L text encoder; the tokenizer is
+fashion-mini's, padded to 77 tokens (speed does not depend on its words). Exported networks have static shapes and
+float32 weights.
 """
 
 import argparse
@@ -19,11 +21,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 BUNDLED = Path(__file__).parents[1] / "python/dreamda/bundled/fashion-mini"
-UNET = dict(
-    sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768,
-    attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-)
+UNET = dict(sample_size=64,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+            down_block_types=("CrossAttnDownBlock2D", ) * 3 + ("DownBlock2D", ),
+            up_block_types=("UpBlock2D", ) + ("CrossAttnUpBlock2D", ) * 3,
+            )
 VAE = dict(
     block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=512, scaling_factor=0.18215,
@@ -41,7 +48,11 @@ def make(out: Path) -> None:
     AutoencoderKL(**VAE).save_pretrained(out / "vae")
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     CLIPTextModel(text).save_pretrained(out / "text_encoder")
-    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+    DDIMScheduler(beta_start=0.00085,
+                  beta_end=0.012,
+                  beta_schedule="scaled_linear",
+                  clip_sample=False,
+                  set_alpha_to_one=False,
                   steps_offset=1).save_pretrained(out / "scheduler")
     shutil.copytree(BUNDLED / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     config = json.loads((out / "tokenizer/tokenizer_config.json").read_text()) | {"model_max_length": TOKENS}
@@ -65,14 +76,23 @@ def export(folder: Path, file: Path, step: bool) -> None:
     plain, config, rows = Plain(), unet.config, 4 if step else 2
     size, levels = config.sample_size, len(config.block_out_channels)
     tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"]
-    example = [torch.randn(rows, config.in_channels, size, size), torch.tensor(500), torch.randn(rows, tokens, config.cross_attention_dim)]
+    example = [
+        torch.randn(rows, config.in_channels, size, size),
+        torch.tensor(500),
+        torch.randn(rows, tokens, config.cross_attention_dim)
+    ]
     if step:
         example.append(torch.randn(rows, config.block_out_channels[-1], size >> (levels - 1), size >> (levels - 1)))
         unet.mid_block.register_forward_hook(lambda module, given, output: output + plain.noise)
     file.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         if file.suffix == ".onnx":
-            torch.onnx.export(plain, tuple(example), file, input_names=["sample", "timestep", "context"], dynamo=True, external_data=True)
+            torch.onnx.export(plain,
+                              tuple(example),
+                              file,
+                              input_names=["sample", "timestep", "context"],
+                              dynamo=True,
+                              external_data=True)
             return
         import openvino
 

@@ -1,10 +1,13 @@
-"""A long run under faults: `dreamda generate` of many small images, with broken and vanishing files, a slow disk, kills, signals and resumes.
+"""A long run under faults: `dreamda generate` of many small images, with broken and vanishing files, a slow disk,
+kills, signals and resumes.
 
-    python benchmarks/soak.py --work WORK [--images 20000] [--variants 2] [--stops 12] [--minutes M] [--out results/soak.json]
+    python benchmarks/soak.py --work WORK [--images 20000] [--variants 2] [--stops 12] [--minutes M] [--out
+    results/soak.json]
 
 After M minutes the run is ended early, and what is there is judged.
-What must hold at the end: every image is there, with the recorded hash, and equals what the library makes alone; the CPU time an image
-takes (other load on the machine does not count) is the same at the start and at the end; the memory does not grow. Exit 1 if it does not.
+What must hold at the end: every image is there, with the recorded hash, and equals what the library makes alone; the
+CPU time an image takes (other load on the machine does not count) is the same at the start and at the end; the memory
+does not grow. Exit 1 if it does not.
 """
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class Leg:
         self.before = self._size()
         self.lines = 0
         self.samples: list[tuple[int, float, float]] = []
-        self.process = subprocess.Popen([sys.executable, "-c", WORKER, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen([sys.executable, "-c", WORKER, *command],
+                                        stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT,
+                                        text=True)
 
     def _size(self) -> int:
         try:
@@ -82,13 +88,15 @@ class Leg:
                 new = file.read()
             self.before, self.lines = self.before + len(new), self.lines + new.count(b"\n")
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            self.samples.append((self.lines, (int(fields[11]) + int(fields[12])) / TICK, int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20))
+            self.samples.append((self.lines, (int(fields[11]) + int(fields[12])) / TICK,
+                                 int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20))
         except (FileNotFoundError, ProcessLookupError, IndexError):
             pass  # it has just ended
         return self.lines
 
     def windows(self, images: int) -> list[tuple[int, float]]:
-        """(images, CPU seconds) of the stretches of at least so many images, after the first stretch, in which the plans are made."""
+        """(images, CPU seconds) of the stretches of at least so many images, after the first stretch, in which the
+        plans are made."""
         found, last = [], None
         for lines, cpu, _ in self.samples:
             if last is None or lines - last[0] >= images:
@@ -143,7 +151,8 @@ def main() -> int:
         text, _ = leg.process.communicate()
         done = sum(path.read_bytes().count(b"\n") for path in (out / "metadata.jsonl", leg.journal) if path.is_file())
         codes.append(leg.process.returncode)
-        print(f"leg {len(legs)}: exit {codes[-1]}, {leg.lines} images, {done} in all, {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"leg {len(legs)}: exit {codes[-1]}, {leg.lines} images, {done} in all, {time.monotonic() - begun:.0f} s",
+              flush=True)
         if codes[-1] not in (-9, 130, 143) or time.monotonic() - begun > options.minutes * 60:
             break
         for key in lost[:1]:
@@ -172,10 +181,12 @@ def main() -> int:
     grown = max((after / before - 1 for before, after in memory), default=0)
     if grown > FLAT:
         problems.append(f"the memory of a process grew by {grown:.0%}")
-    result = {"complete": complete, "images": len(rows), "left_out": len(broken) * options.variants, "processes": len(legs), "exit_codes": codes,
-              "cpu_ms_an_image_first_tenth": round(first * 1000, 3), "cpu_ms_an_image_last_tenth": round(last * 1000, 3),
-              "resident_mib_early_and_late": [[round(a, 1), round(b, 1)] for a, b in memory], "dtype": rows[0]["dtype"], **parameters,
-              "seconds": round(time.monotonic() - begun), "problems": problems}
+    result = {
+        "complete": complete, "images": len(rows), "left_out": len(broken) * options.variants, "processes": len(legs),
+        "exit_codes": codes, "cpu_ms_an_image_first_tenth": round(first * 1000, 3), "cpu_ms_an_image_last_tenth":
+        round(last * 1000, 3), "resident_mib_early_and_late": [[round(a, 1), round(b, 1)] for a, b in memory], "dtype":
+        rows[0]["dtype"], **parameters, "seconds": round(time.monotonic() - begun), "problems": problems
+    }
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -198,7 +209,9 @@ def compare(real: Path, out: Path, rows: list[dict[str, Any]], dtype: str, param
 
     pipe = dreamda.Pipeline.load("fashion-mini", dtype=dtype)
     for row in rows:
-        made = pipe.augment(np.array(Image.open(real / row["seed_file"]).convert("RGB"))[None], [row["prompt"]], keys=[row["seed_file"]], **parameters)
+        made = pipe.augment(np.array(Image.open(real / row["seed_file"]).convert("RGB"))[None], [row["prompt"]],
+                            keys=[row["seed_file"]],
+                            **parameters)
         if not np.array_equal(made[0, row["variant"]], np.array(Image.open(out / row["file_name"]))):
             return [f"{row['file_name']} is not what the library makes of {row['seed_file']}"]
     return []

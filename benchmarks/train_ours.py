@@ -1,5 +1,5 @@
-"""compare.py's worker for training with dreamda-c: one optimiser step of a ResNet with a class head, or a labelling pass of AMST's four
-heads, `steps` times a run."""
+"""compare.py's worker for training with dreamda-c: one optimiser step of a ResNet with a class head, or a labelling
+pass of AMST's four heads, `steps` times a run."""
 
 import numpy as np
 from worker import serve

@@ -1,4 +1,5 @@
-"""compare.py's worker for training in PyTorch: the same step, or the same labelling pass, channels-last, bf16 by autocast."""
+"""compare.py's worker for training in PyTorch: the same step, or the same labelling pass, channels-last, bf16 by
+autocast."""
 
 import sys
 from pathlib import Path
@@ -17,8 +18,12 @@ def load(job):
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     features = 2048 if job["depth"] == 50 else 512
-    model = torch.nn.Sequential(ResNet(job["depth"], job["stem"]), torch.nn.Linear(features, CLASSES)).to(memory_format=torch.channels_last).train()
-    groups = [dict(params=[p for p in model.parameters() if p.ndim > 1]), dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0)]
+    model = torch.nn.Sequential(ResNet(job["depth"], job["stem"]),
+                                torch.nn.Linear(features, CLASSES)).to(memory_format=torch.channels_last).train()
+    groups = [
+        dict(params=[p for p in model.parameters() if p.ndim > 1]),
+        dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0)
+    ]
     optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
     images = torch.randn(job["batch"], 3, job["size"], job["size"]).to(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (job["batch"],))
@@ -28,7 +33,8 @@ def load(job):
 
         def label():
             for _ in range(job["steps"]):
-                with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=job["dtype"] == "bf16"):
+                with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16,
+                                                            enabled=job["dtype"] == "bf16"):
                     h = backbone(images)
                     probabilities = torch.stack([head(h).float().softmax(1) for head in heads])
                     confidence, found = probabilities.max(2)

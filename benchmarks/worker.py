@@ -1,4 +1,5 @@
-"""What every worker of compare.py shares: one process that loads, then answers each line "run" with the seconds it took.
+"""What every worker of compare.py shares: one process that loads, then answers each line "run" with the seconds it
+took.
 
     serve(load)     # load(job) -> (callable, description); `job` is the JSON of the first argument
 

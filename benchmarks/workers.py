@@ -1,10 +1,11 @@
-"""Many machines: what a worker of a Ray cluster makes, and what a large run folder costs; the numbers of MANY_MACHINES.md.
+"""Many machines: what a worker of a Ray cluster makes, and what a large run folder costs; the numbers of
+MANY_MACHINES.md.
 
     python benchmarks/workers.py --work WORK [--rounds 3] [--variants 4] [--rows 20000]
 
-One process and clusters of one and two single-threaded workers take turns on the same 100 seeds, and have to make the same bytes. Then a
-run folder of many tiny images from a stand-in for the model: bytes, time and memory of finishing it, and of looking into it again.
-Needs the extra `ray`. Writes results/workers.json and the tables of MANY_MACHINES.md.
+One process and clusters of one and two single-threaded workers take turns on the same 100 seeds, and have to make the
+same bytes. Then a run folder of many tiny images from a stand-in for the model: bytes, time and memory of finishing it,
+and of looking into it again. Needs the extra `ray`. Writes results/workers.json and the tables of MANY_MACHINES.md.
 """
 from __future__ import annotations
 
@@ -59,8 +60,16 @@ def make(real: Path, out: Path, variants: int, threads: int, workers: int | None
     shutil.rmtree(out, ignore_errors=True)
     begun = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, "-m", "dreamda", "generate", str(real), "--out", str(out), "--model", "fashion-mini", "--variants", str(variants),
-                               "--steps", str(STEPS), *options], check=True, capture_output=True, text=True)
+        done = subprocess.run([
+            sys.executable, "-m", "dreamda", "generate",
+            str(real), "--out",
+            str(out), "--model", "fashion-mini", "--variants",
+            str(variants), "--steps",
+            str(STEPS), *options
+        ],
+                              check=True,
+                              capture_output=True,
+                              text=True)
     finally:
         if ray:
             ray.shutdown()
@@ -82,8 +91,10 @@ def rates(work: Path, rounds: int, variants: int) -> list[dict]:
             print(name, runs[name][-1], flush=True)
     if len({run["digest"] for some in runs.values() for run in some}) != 1:
         raise SystemExit("the engines did not make the same bytes")
-    return [{"name": name, "rates": [run["images"] / run["seconds"] for run in some], "around": [run["around"] for run in some]}
-            for name, some in runs.items()]
+    return [{
+        "name": name, "rates": [run["images"] / run["seconds"]
+                                for run in some], "around": [run["around"] for run in some]
+    } for name, some in runs.items()]
 
 
 def folder_costs(work: Path, rows: int) -> dict:
@@ -117,20 +128,25 @@ def folder_costs(work: Path, rows: int) -> dict:
 
 def tables(result: dict) -> str:
     about = result["machine"]
-    lines = [f"{about['cpu']}, {about['processors']} processors, {about['date']}; fashion-mini, {result['steps']} steps of strength 0.8, bf16 where the "
-             "processor has it, rounds taking turns:\n",
-             "| engine | images/s | spread | starting and ending, s |", "|---|---|---|---|"]
+    lines = [
+        f"{about['cpu']}, {about['processors']} processors, {about['date']}; fashion-mini, {result['steps']} steps of strength 0.8, bf16 where the "
+        "processor has it, rounds taking turns:\n", "| engine | images/s | spread | starting and ending, s |",
+        "|---|---|---|---|"
+    ]
     for row in result["rates"]:
-        lines.append(f"| {row['name']} | {statistics.median(row['rates']):.1f} | {min(row['rates']):.1f} - {max(row['rates']):.1f} | "
-                     f"{statistics.median(row['around']):.1f} |")
+        lines.append(
+            f"| {row['name']} | {statistics.median(row['rates']):.1f} | {min(row['rates']):.1f} - {max(row['rates']):.1f} | "
+            f"{statistics.median(row['around']):.1f} |")
     costs = result["folder"]
-    lines += ["", f"A run folder, measured with {costs['rows']:,} images of 32 pixels from a stand-in that costs no time:\n",
-              "| of an image | |", "|---|---|",
-              f"| reading its share of the seed, writing, hashing, two fsyncs a seed and one an image | {costs['write_seconds'] / costs['rows'] * 1e3:.1f} ms |",
-              f"| looking at it again when a run is resumed | {costs['look_seconds'] / costs['rows'] * 1e6:.0f} µs |",
-              f"| memory of the process that finishes the folder | {costs['memory_bytes_a_row'] / 1e3:.1f} kB |",
-              f"| its line in metadata.jsonl | {costs['metadata_bytes_a_row']:.0f} bytes |",
-              f"| its PNG, 32 pixels | {costs['png_bytes_32px']:.0f} bytes |"]
+    lines += [
+        "", f"A run folder, measured with {costs['rows']:,} images of 32 pixels from a stand-in that costs no time:\n",
+        "| of an image | |", "|---|---|",
+        f"| reading its share of the seed, writing, hashing, two fsyncs a seed and one an image | {costs['write_seconds'] / costs['rows'] * 1e3:.1f} ms |",
+        f"| looking at it again when a run is resumed | {costs['look_seconds'] / costs['rows'] * 1e6:.0f} µs |",
+        f"| memory of the process that finishes the folder | {costs['memory_bytes_a_row'] / 1e3:.1f} kB |",
+        f"| its line in metadata.jsonl | {costs['metadata_bytes_a_row']:.0f} bytes |",
+        f"| its PNG, 32 pixels | {costs['png_bytes_32px']:.0f} bytes |"
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -138,20 +154,27 @@ IMAGES, HOURS = 10_000_000, 8
 
 
 def plan(result: dict) -> str:
-    """Ten million images from those numbers: of the bundled model, and of Stable Diffusion 1.5 from compare.py's newest run."""
+    """Ten million images from those numbers: of the bundled model, and of Stable Diffusion 1.5 from compare.py's newest
+    run."""
     rates = {row["name"]: statistics.median(row["rates"]) for row in result["rates"]}
     costs = {"fashion-mini, 32 px, 16 steps": 1 / rates["one process, 2 threads"]}
     sd15 = RESULTS / "generate-sd15.json"
     if sd15.exists():
         of = next(r for r in json.loads(sd15.read_text())["results"] if r["dtype"] == "bf16")
         each = of["shape"]["images"] * of["shape"]["variants"]
-        costs |= {f"Stable Diffusion 1.5, 512 px, {FULL} steps, bf16{row['name'].removeprefix('dreamda-c')}": row["median"] / each
-                  for row in of["rows"] if row["name"].startswith("dreamda-c")}
-    lines = [f"| model, on machines like this one | seconds an image | machine-hours for {IMAGES:,} | days on 1,000 machines | images in a shard of {HOURS} hours | shards |",
-             "|---|---|---|---|---|---|"]
+        costs |= {
+            f"Stable Diffusion 1.5, 512 px, {FULL} steps, bf16{row['name'].removeprefix('dreamda-c')}":
+            row["median"] / each
+            for row in of["rows"] if row["name"].startswith("dreamda-c")
+        }
+    lines = [
+        f"| model, on machines like this one | seconds an image | machine-hours for {IMAGES:,} | days on 1,000 machines | images in a shard of {HOURS} hours | shards |",
+        "|---|---|---|---|---|---|"
+    ]
     for name, seconds in costs.items():
         hours, shard = IMAGES * seconds / 3600, max(1, int(HOURS * 3600 / seconds))
-        lines.append(f"| {name} | {seconds:.3g} | {hours:,.0f} | {hours / 24000:.1f} | {shard:,} | {-(-IMAGES // shard):,} |")
+        lines.append(
+            f"| {name} | {seconds:.3g} | {hours:,.0f} | {hours / 24000:.1f} | {shard:,} | {-(-IMAGES // shard):,} |")
     return "\n".join(lines) + "\n"
 
 
@@ -163,8 +186,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20000)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(), "steps": STEPS, "rates": rates(arguments.work, arguments.rounds, arguments.variants),
-              "folder": folder_costs(arguments.work, arguments.rows)}
+    result = {
+        "machine": machine(), "steps": STEPS, "rates": rates(arguments.work, arguments.rounds, arguments.variants),
+        "folder": folder_costs(arguments.work, arguments.rows)
+    }
     (RESULTS / "workers.json").write_text(json.dumps(result, indent=1) + "\n")
     for name, text in (("workers", tables(result)), ("plan", plan(result))):
         replace_between(HERE / "MANY_MACHINES.md", name, text)

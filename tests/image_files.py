@@ -11,11 +11,13 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
     """A PNG chunk, with another checksum than the right one if asked for."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I",
+                                                                    zlib.crc32(kind + data) if crc is None else crc)
 
 
 def packed(samples: np.ndarray, bits: int, order: str = ">") -> bytes:
-    """Rows of unsigned samples (H, N) of 1 to 32 bits, each row padded to whole bytes; 16 and 32 bits in this byte order."""
+    """Rows of unsigned samples (H, N) of 1 to 32 bits, each row padded to whole bytes; 16 and 32 bits in this byte
+    order."""
     if bits in (16, 32):
         return samples.astype(f"{order}u{bits // 8}").tobytes()
     ones = (samples.astype(np.uint64)[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint64) & 1).astype(np.uint8)
@@ -37,7 +39,8 @@ def png(samples: np.ndarray, bits: int, colour: str, *, transparent=None, palett
     if palette is not None:
         out += chunk(b"PLTE", palette.astype(np.uint8).tobytes())
     if transparent is not None:
-        out += chunk(b"tRNS", bytes(transparent) if isinstance(transparent, bytes) else np.asarray(transparent, ">u2").tobytes())
+        out += chunk(b"tRNS",
+                     bytes(transparent) if isinstance(transparent, bytes) else np.asarray(transparent, ">u2").tobytes())
     return out + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 

@@ -66,7 +66,14 @@ def unet(rows=2, height=8, width=8, tokens=5, dtype="f32", threads=2, decoders=1
     """A loaded plan, and inputs that fit it."""
     config = UNET | changes
     model = _core.Model("unet", config)
-    plan = load(model.plan(rows=rows, height=height, width=width, tokens=tokens, dtype=dtype, threads=threads, decoders=decoders), model)
+    plan = load(
+        model.plan(rows=rows,
+                   height=height,
+                   width=width,
+                   tokens=tokens,
+                   dtype=dtype,
+                   threads=threads,
+                   decoders=decoders), model)
     rng = np.random.default_rng(7)
     inputs = dict(
         sample=rng.standard_normal((rows, 4, height, width), dtype=np.float32),

@@ -1,4 +1,5 @@
-"""A backbone in plain NumPy with the interface of dreamda._core.Trainer, and toy pictures that it can learn in seconds."""
+"""A backbone in plain NumPy with the interface of dreamda._core.Trainer, and toy pictures that it can learn in
+seconds."""
 import numpy as np
 
 from dreamda import _core
@@ -11,9 +12,11 @@ class StandIn:
         self.batch, self.features, self.shape = batch, features, (3, height, width)
         inputs = 3 * (height // 4) * (width // 4)
         self.blocks = np.zeros((3, features * inputs + features), np.float32)
-        self.parameters, self.gradients, self.moments = (
-            {"conv1.weight": b[: features * inputs].reshape(features, 3, height // 4, width // 4), "bn1.bias": b[features * inputs:]}
-            for b in self.blocks)
+        self.parameters, self.gradients, self.moments = ({
+            "conv1.weight":
+            b[:features * inputs].reshape(features, 3, height // 4, width // 4), "bn1.bias":
+            b[features * inputs:]
+        } for b in self.blocks)
         self.buffers = {"bn1.running_mean": np.zeros(3, np.float32)}
         self.kept = [None] * slots
         self.steps = 0
@@ -30,7 +33,8 @@ class StandIn:
 
     def forward(self, images, slot=0):
         assert len(images) == self.batch
-        self.buffers["bn1.running_mean"][...] = np.float32(0.9) * self.buffers["bn1.running_mean"] + np.float32(0.1) * images.mean(axis=(0, 2, 3))
+        self.buffers["bn1.running_mean"][
+            ...] = np.float32(0.9) * self.buffers["bn1.running_mean"] + np.float32(0.1) * images.mean(axis=(0, 2, 3))
         features = self.evaluate(images)
         self.kept[slot] = self._pool(images), features
         return features
@@ -40,7 +44,8 @@ class StandIn:
         self.kept[slot] = None
         d = (d_features * (1 - features * features)).astype(np.float32)
         weight = self.parameters["conv1.weight"].reshape(self.features, -1)
-        _core.linear_backward(pooled, weight, d, self.gradients["conv1.weight"].reshape(self.features, -1), self.gradients["bn1.bias"])
+        _core.linear_backward(pooled, weight, d, self.gradients["conv1.weight"].reshape(self.features, -1),
+                              self.gradients["bn1.bias"])
 
     def zero_grad(self):
         self.blocks[1] = 0

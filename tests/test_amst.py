@@ -1,4 +1,5 @@
-"""The stages: what is learned and logged, that a resumed run ends with the same bits, and what cannot be trained says so."""
+"""The stages: what is learned and logged, that a resumed run ends with the same bits, and what cannot be trained says
+so."""
 import json
 
 import numpy as np
@@ -18,7 +19,14 @@ SYNTHETIC, HINTS = pictures(90, seed=1)
 TEST, TEST_LABELS = pictures(300, seed=2)
 VIEWS = Views((16, 16), (0.4,) * 3, (0.25,) * 3, crop_scale=(0.9, 1.0), operations=1, magnitude=0.3)
 PAPER = dict(hint="ignore", consistency_on="rest", relabel=0)  # what the paper says, or leaves out
-FAST = dict(epochs=6, pretrain_epochs=2, batch_size=16, learning_rate=0.1, warmup_epochs=1, steps_per_epoch=12, threshold=0.7, **PAPER)
+FAST = dict(epochs=6,
+            pretrain_epochs=2,
+            batch_size=16,
+            learning_rate=0.1,
+            warmup_epochs=1,
+            steps_per_epoch=12,
+            threshold=0.7,
+            **PAPER)
 
 
 def make(workers=0, data=None, classes=3, **recipe):
@@ -26,7 +34,12 @@ def make(workers=0, data=None, classes=3, **recipe):
     backbone = StandIn(batch=recipe.batch_size)
     initialise(backbone, recipe.random_state)
     data = data or Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS)
-    return Training(backbone, AMSTHeads(backbone.features, classes, recipe.random_state), recipe, VIEWS, data, workers=workers)
+    return Training(backbone,
+                    AMSTHeads(backbone.features, classes, recipe.random_state),
+                    recipe,
+                    VIEWS,
+                    data,
+                    workers=workers)
 
 
 def finish(run, **options):
@@ -43,9 +56,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("recipe", [
-    {}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"}, {"view": "randaugment"},
-    {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2}, {"relabel": 2, "random_state": 2**64 - 1}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"method": "plain"}, {"method": "real-only"}, {"mix": "mixup"}, {"mix": "cutmix", "method": "plain"},
+               {"view": "randaugment"}, {"smoothing": 0.1, "clip_norm": 1.0}, {"relabel": 2},
+               {"relabel": 2, "random_state": 2**64 - 1}, {"hint": "agree"}, {"hint": "keep"}, {"pretrain_epochs": 1}])
 def test_every_method_learns(recipe):
     run = make(**recipe)
     events = finish(run)
@@ -57,7 +71,15 @@ def test_every_method_learns(recipe):
 
 def test_labelling_again_takes_batches_without_real_images():
     data = Data(REAL[:2], LABELS[:2], SYNTHETIC, HINTS, HINTS)
-    events = finish(make(data=data, relabel=1, real_share=0.0, hint="keep", threshold=1.0, batch_size=4, epochs=3, pretrain_epochs=1))
+    events = finish(
+        make(data=data,
+             relabel=1,
+             real_share=0.0,
+             hint="keep",
+             threshold=1.0,
+             batch_size=4,
+             epochs=3,
+             pretrain_epochs=1))
     labellings = [e for e in events if e["event"] == "labelling"]
     assert [e["accepted"] for e in labellings] == [90, 90]
 
@@ -65,16 +87,20 @@ def test_labelling_again_takes_batches_without_real_images():
 def test_the_log_of_amst():
     run = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, HINTS, TEST[:60], TEST_LABELS[:60]), relabel=2, threshold=0.9)
     events = finish(run)
-    assert [e["event"] + e.get("stage", "") for e in events] == (
-        ["stagepretrain"] + ["epochpretrain"] * 2 + ["stagetrain", "labelling"] + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
+    assert [e["event"] + e.get("stage", "")
+            for e in events] == (["stagepretrain"] + ["epochpretrain"] * 2 + ["stagetrain", "labelling"]
+                                 + ["epochtrain"] * 2 + ["labelling"] + ["epochtrain"] * 2)
     labelling = events[4]
     assert labelling["images"] == 90 and sum(labelling["per_class"]) == labelling["accepted"] > 30
-    assert labelling["precision"] > 0.9 and labelling["precision"] == labelling["agree_with_seed"] and labelling["epoch"] == 2
+    assert labelling["precision"] > 0.9 and labelling["precision"] == labelling["agree_with_seed"] and labelling[
+        "epoch"] == 2
     assert (run.assigned >= 0).sum() == events[7]["accepted"]
     epochs = [e for e in events if e["event"] == "epoch"]
     for e in epochs:
-        assert e["loss"] > 0 and 0 <= e["train_accuracy"] <= 1 and e["gradient_norm"] > 0 and 0 <= e["validation_accuracy"] <= 1
-    assert epochs[3]["loss"] == pytest.approx(epochs[3]["supervised"] + epochs[3]["consistency"]) and epochs[3]["used"] > 0
+        assert e["loss"] > 0 and 0 <= e["train_accuracy"] <= 1 and e[
+            "gradient_norm"] > 0 and 0 <= e["validation_accuracy"] <= 1
+    assert epochs[3]["loss"] == pytest.approx(epochs[3]["supervised"]
+                                              + epochs[3]["consistency"]) and epochs[3]["used"] > 0
     assert epochs[1]["loss"] < epochs[0]["loss"]
     assert run.best["accuracy"] == max(e["validation_accuracy"] for e in epochs[2:])
 
@@ -91,7 +117,8 @@ def test_workers_do_not_change_a_bit():
     assert not same(states[0], other.network.state())
 
 
-@pytest.mark.parametrize("recipe, at", [({}, 5), ({}, 24), ({}, 29), ({"relabel": 2, "clip_norm": 0.5}, 49), ({"method": "plain", "mix": "cutmix"}, 31)])
+@pytest.mark.parametrize("recipe, at", [({}, 5), ({}, 24), ({}, 29), ({"relabel": 2, "clip_norm": 0.5}, 49),
+                                        ({"method": "plain", "mix": "cutmix"}, 31)])
 def test_a_resumed_run_ends_with_the_same_bits_and_the_same_log(recipe, at):
     whole = make(**recipe)
     expected = finish(whole)
@@ -117,12 +144,14 @@ def test_wrong_hints_hurt_amst_less_than_plain_training(part):
         chosen = rng.permutation(90)[: round(90 * part)]
         flipped[chosen] = (flipped[chosen] + rng.integers(1, 3, len(chosen))) % 3
         for method in lost:
-            clean, wrong = (make(method=method, random_state=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS)) for hints in (HINTS, flipped))
+            clean, wrong = (make(method=method, random_state=seed, data=Data(REAL, LABELS, SYNTHETIC, hints, HINTS))
+                            for hints in (HINTS, flipped))
             for run in (clean, wrong):
                 finish(run)
             lost[method].append(np.mean(clean.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS])
                                 - np.mean(wrong.network.predict_proba(TEST, VIEWS)[np.arange(300), TEST_LABELS]))
-    assert np.mean(lost["amst"]) == 0 and np.mean(lost["plain"]) > part / 8  # AMST, as it is here, never looks at the hints
+    # AMST, as it is here, never looks at the hints
+    assert np.mean(lost["amst"]) == 0 and np.mean(lost["plain"]) > part / 8
 
 
 def test_hint_agree_takes_only_what_agrees():
@@ -208,7 +237,8 @@ def test_synthetic_images_do_not_shift_the_classes():
     for step in range(12):
         batch = run.batches(0).train(step)
         dark = np.ptp(batch.images, axis=(1, 2, 3)) < 1e-6
-        assert not dark[: batch.real].any() and (batch.labels[dark] == 0).all() and dark[batch.real:][batch.labels[batch.real:] == 0].all()
+        assert not dark[:batch.real].any() and (batch.labels[dark]
+                                                == 0).all() and dark[batch.real:][batch.labels[batch.real:] == 0].all()
         synthetic.append(dark.sum())
     counts = np.bincount(np.concatenate([run.batches(0).train(step).labels for step in range(12)]))
     assert counts.max() - counts.min() <= 8 and sum(synthetic) > 15
@@ -229,7 +259,9 @@ def test_divergence_stops_with_the_step_and_harms_nothing(recipe):
         return forward(images, slot) * np.float32(np.nan if len(calls) > 20 else 1)
 
     backbone.forward = poisoned
-    with pytest.raises(DivergenceError, match="training diverged in stage .*, step .*learning rate.*take a lower learning_rate") as error:
+    with pytest.raises(
+            DivergenceError,
+            match="training diverged in stage .*, step .*learning rate.*take a lower learning_rate") as error:
         run.run()
     assert error.value.step == (11 if not recipe else 21)
     assert all(np.isfinite(v).all() for v in run.network.state().values())
@@ -242,7 +274,9 @@ def test_clipping_is_of_both_gradients_together():
     before = run.network.state()
     run.run(stop=lambda: True)
     after = run.network.state()
-    moved = sum(np.square(after[k].astype(np.float64) - before[k]).sum() for k in after if "moment" not in k and "running" not in k)
+    moved = sum(
+        np.square(after[k].astype(np.float64) - before[k]).sum() for k in after
+        if "moment" not in k and "running" not in k)
     assert np.sqrt(moved) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -289,23 +323,31 @@ def test_initial_weights():
     assert not np.array_equal(weight, first)
 
 
-@pytest.mark.parametrize("recipe, message", [
-    ({"method": "x"}, "method: 'x' is not possible; use one of amst, plain, real-only"), ({"mix": "x"}, "mix: "), ({"hint": "x"}, "hint: "),
-    ({"view": "x"}, "view: "), ({"threshold": 1.1}, "threshold: "), ({"threshold": float("nan")}, "threshold: "), ({"learning_rate": 0}, "learning_rate: 0 is not"),
-    ({"epochs": 1}, "epochs: 1 is too few: method=amst has two stages"), ({"epochs": 0, "method": "plain"}, "epochs: "),
-    ({"pretrain_epochs": 6}, "pretrain_epochs: 6 leaves none of 6 epochs for the second stage; use 1 to 5"), ({"batch_size": 1}, "batch_size: "),
-    ({"steps_per_epoch": 0}, "steps_per_epoch: "), ({"relabel": -1}, "relabel: "), ({"relabel": 1, "mix": "mixup"}, "relabel: does not go with mix"),
-    ({"random_state": -1}, "random_state: "), ({"momentum": 1}, "momentum: 1.0 is not possible; use a number from 0 to below 1"),
-    ({"weight_decay": -1}, "weight_decay: "), ({"clip_norm": float("inf")}, "clip_norm: "), ({"crop_scale": (0.9, 0.1)}, "crop_scale: .* smaller one first"),
-    ({"crop_scale": (0, 1)}, "crop_scale: "), ({"image_size": (8,)}, "image_size: .* a whole number of 1 or more, or 2 of them"),
-    ({"mean": (0.5, 0.5)}, "mean: .* 3 numbers, each a number from 0 to 1"), ({"validation_fraction": 1}, "validation_fraction: 1.0 leaves no image")])
+@pytest.mark.parametrize(
+    "recipe, message",
+    [({"method": "x"}, "method: 'x' is not possible; use one of amst, plain, real-only"), ({"mix": "x"}, "mix: "),
+     ({"hint": "x"}, "hint: "), ({"view": "x"}, "view: "), ({"threshold": 1.1}, "threshold: "),
+     ({"threshold": float("nan")}, "threshold: "), ({"learning_rate": 0}, "learning_rate: 0 is not"),
+     ({"epochs": 1}, "epochs: 1 is too few: method=amst has two stages"),
+     ({"epochs": 0, "method": "plain"}, "epochs: "),
+     ({"pretrain_epochs": 6}, "pretrain_epochs: 6 leaves none of 6 epochs for the second stage; use 1 to 5"),
+     ({"batch_size": 1}, "batch_size: "), ({"steps_per_epoch": 0}, "steps_per_epoch: "), ({"relabel": -1}, "relabel: "),
+     ({"relabel": 1, "mix": "mixup"}, "relabel: does not go with mix"), ({"random_state": -1}, "random_state: "),
+     ({"momentum": 1}, "momentum: 1.0 is not possible; use a number from 0 to below 1"),
+     ({"weight_decay": -1}, "weight_decay: "), ({"clip_norm": float("inf")}, "clip_norm: "),
+     ({"crop_scale": (0.9, 0.1)}, "crop_scale: .* smaller one first"), ({"crop_scale": (0, 1)}, "crop_scale: "),
+     ({"image_size": (8, )}, "image_size: .* a whole number of 1 or more, or 2 of them"),
+     ({"mean": (0.5, 0.5)}, "mean: .* 3 numbers, each a number from 0 to 1"),
+     ({"validation_fraction": 1}, "validation_fraction: 1.0 leaves no image")])
 def test_a_recipe_that_cannot_be_meant(recipe, message):
     with pytest.raises(ParameterError, match=message):
         Recipe(**{**FAST, **recipe})
 
 
-@pytest.mark.parametrize("recipe, stages", [({}, [("pretrain", 3), ("train", 27)]), ({"epochs": 12}, [("pretrain", 2), ("train", 10)]),
-                                            ({"epochs": 2}, [("pretrain", 1), ("train", 1)]), ({"method": "plain", "epochs": 1}, [("train", 1)]),
+@pytest.mark.parametrize("recipe, stages", [({}, [("pretrain", 3), ("train", 27)]),
+                                            ({"epochs": 12}, [("pretrain", 2), ("train", 10)]),
+                                            ({"epochs": 2}, [("pretrain", 1), ("train", 1)]),
+                                            ({"method": "plain", "epochs": 1}, [("train", 1)]),
                                             ({"epochs": 5, "pretrain_epochs": 4}, [("pretrain", 4), ("train", 1)])])
 def test_stages(recipe, stages):
     assert Recipe(**recipe).stages() == stages
@@ -314,14 +356,20 @@ def test_stages(recipe, stages):
 def test_defaults_that_depend_on_others():
     assert (Recipe().relabel, Recipe(mix="mixup").relabel, Recipe(relabel=2).relabel) == (3, 0, 2)
     assert (Recipe().rate, Recipe(pretrained="x").rate, Recipe(pretrained="x", learning_rate=1).rate) == (0.05, 0.01, 1)
-    widths = [recipe.width_for(stem) for recipe in (Recipe(), Recipe(pretrained="x"), Recipe(width=32)) for stem in ("small", "imagenet")]
+    widths = [
+        recipe.width_for(stem) for recipe in (Recipe(), Recipe(pretrained="x"), Recipe(width=32))
+        for stem in ("small", "imagenet")
+    ]
     assert widths == [16, 64, 64, 64, 32, 32]
 
 
-@pytest.mark.parametrize("given, sizes, size, why", [
-    (None, [(32, 32)] * 3, (32, 32), "the images are 32 x 32"), (None, [(48, 40)] + [(300, 500)] * 4, (224, 224), "their median is 300 x 500"),
-    (None, [(32, 32)] * 3 + [(900, 900)], (32, 32), "the median of images from 32 x 32 to 900 x 900"), (None, [(100, 100)], (224, 224), "the images are 100 x 100"),
-    (48, [], (48, 48), "as given"), ((48, 40), [], (48, 40), "as given")])
+@pytest.mark.parametrize("given, sizes, size, why",
+                         [(None, [(32, 32)] * 3, (32, 32), "the images are 32 x 32"),
+                          (None, [(48, 40)] + [(300, 500)] * 4, (224, 224), "their median is 300 x 500"),
+                          (None, [(32, 32)] * 3 + [(900, 900)],
+                           (32, 32), "the median of images from 32 x 32 to 900 x 900"),
+                          (None, [(100, 100)], (224, 224), "the images are 100 x 100"), (48, [], (48, 48), "as given"),
+                          ((48, 40), [], (48, 40), "as given")])
 def test_the_size_is_the_median_and_not_that_of_the_first_image(given, sizes, size, why):
     found, reason = natural_size(given, sizes)
     assert found == size and why in reason
@@ -346,21 +394,27 @@ def test_data_that_does_not_fit():
         Network(StandIn(), AMSTHeads(7, 3), 16)
 
 
-@pytest.mark.parametrize("event, text", [
-    (dict(images=400, accepted=400, confident=350, contradicted=0), "labelling 400 synthetic images: 350 confident at threshold 0.7, 50 kept with their source "
-                                                                    "label; mean confidence 0.64"),
-    (dict(images=400, accepted=380, confident=330, contradicted=15), "330 confident at threshold 0.7, 50 kept with their source label, 20 without a label "
-                                                                     "(15 contradicted); mean"),
-    (dict(images=9, accepted=0, confident=0, contradicted=0), "0 confident at threshold 0.7, 9 without a label; mean confidence 0.64. None is used as a labelled "
-                                                              "image, as the highest confidence is 0.690: training goes on")])
+@pytest.mark.parametrize(
+    "event, text",
+    [(dict(images=400, accepted=400, confident=350,
+           contradicted=0), "labelling 400 synthetic images: 350 confident at threshold 0.7, 50 kept with their source "
+      "label; mean confidence 0.64"),
+     (dict(images=400, accepted=380, confident=330,
+           contradicted=15), "330 confident at threshold 0.7, 50 kept with their source label, 20 without a label "
+      "(15 contradicted); mean"),
+     (dict(images=9, accepted=0, confident=0, contradicted=0),
+      "0 confident at threshold 0.7, 9 without a label; mean confidence 0.64. None is used as a labelled "
+      "image, as the highest confidence is 0.690: training goes on")])
 def test_a_labelling_in_words(event, text):
-    assert text in describe({"event": "labelling", "threshold": 0.7, "confidence_mean": 0.64, "confidence_max": 0.69, **event})
+    assert text in describe(
+        {"event": "labelling", "threshold": 0.7, "confidence_mean": 0.64, "confidence_max": 0.69, **event})
 
 
 def test_a_stage_in_words():
     events = finish(make())
     lines = [describe(e) for e in events]
-    assert lines[0].startswith("Stage 1 (pretrain), 2 epochs:") and "the loss is another one" in next(line for line in lines if line.startswith("Stage 2"))
+    assert lines[0].startswith("Stage 1 (pretrain), 2 epochs:") and "the loss is another one" in next(
+        line for line in lines if line.startswith("Stage 2"))
     assert not any(e["event"] == "stage" for e in finish(make(method="plain")))
 
 
@@ -369,13 +423,18 @@ def test_confident_and_kept_are_counted_apart():
     flipped[:30] = (flipped[:30] + 1) % 3
     run = make(hint="keep", data=Data(REAL, LABELS, SYNTHETIC, flipped, HINTS))
     labelling = next(e for e in finish(run) if e["event"] == "labelling")
-    assert 20 < labelling["contradicted"] == 90 - labelling["accepted"] and 40 < labelling["confident"] <= labelling["accepted"]
+    assert 20 < labelling["contradicted"] == 90 - labelling["accepted"] and 40 < labelling["confident"] <= labelling[
+        "accepted"]
 
 
 def test_weights_of_images():
     """An image of weight 0 has no part in the loss; equal weights change nothing."""
     def weighted(weights, labels=LABELS):
-        data = Data(REAL, labels, SYNTHETIC, HINTS, weights=None if weights is None else np.asarray(weights, np.float32))
+        data = Data(REAL,
+                    labels,
+                    SYNTHETIC,
+                    HINTS,
+                    weights=None if weights is None else np.asarray(weights, np.float32))
         run = make(data=data, method="plain", epochs=3)
         finish(run)
         return run
@@ -384,6 +443,7 @@ def test_weights_of_images():
     assert same(plain.network.state(), weighted(np.ones(30)).network.state())
     wrong = (LABELS + (np.arange(30) < 15)) % 3
     assert accuracy(weighted(np.arange(30) >= 15, wrong)) > accuracy(weighted(None, wrong)) + 0.02
-    batches = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, weights=np.full(30, 0.5, np.float32)), method="plain").batches(0)
+    batches = make(data=Data(REAL, LABELS, SYNTHETIC, HINTS, weights=np.full(30, 0.5, np.float32)),
+                   method="plain").batches(0)
     batch = batches.train(0)
     assert (batch.weights[: batch.real] == 0.5).all() and (batch.weights[batch.real:] == 1).all()

@@ -26,7 +26,8 @@ def test_a_smaller_size_is_the_beginning_of_a_larger_one(efficacy):
     members = efficacy.draw_members(labels, 3)
     assert members.shape == (10, 50) and (labels[members] == np.arange(10)[:, None]).all()
     assert len(np.unique(members)) == 500
-    assert np.array_equal(members, efficacy.draw_members(labels, 3)) and not np.array_equal(members, efficacy.draw_members(labels, 4))
+    assert np.array_equal(members, efficacy.draw_members(
+        labels, 3)) and not np.array_equal(members, efficacy.draw_members(labels, 4))
     for size in efficacy.SIZES:
         bounds = efficacy.chunks(size)
         assert [i for first, last in bounds for i in range(first, last)] == list(range(size))

@@ -67,7 +67,8 @@ def test_shards_equal_one_run(fake, real, tmp_path):
 
 
 def test_prompts_from_own_metadata_file_template(fake, real, tmp_path):
-    rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot") for i in range(3)]
+    rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot")
+            for i in range(3)]
     (real / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run("generate", real, "--out", tmp_path / "a", *FAST) == 0
     assert lines(tmp_path / "a")[0]["prompt"] == "ankle_boot number 0"
@@ -86,24 +87,34 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
     assert "skipped coat/01.png: not an image" in err and "coat/\\x1b[31m.png" in err and "\x1b" not in err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["{real}", "--out", "{tmp}/out", *FAST, "--method", "sdedit", "--share-source"], "--share-source"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--method", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
-    (["{tmp}/none", "--out", "{tmp}/out", *FAST], "no such folder"), (["{tmp}", "--out", "{tmp}/../out", *FAST], "holds one folder, real, which holds folders"),
-    (["{real}", "--out", "{real}/out", *FAST], "lies in the data set"), (["{real}", "--out", "{tmp}/out", "--model", "other"], "--model other"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"), (["{real}", "--out", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--strength", "0"], "--strength"), (["{real}", "--out", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),
-    (["{real}", "--out", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"), (["{real}", "--out", "{tmp}/out", *FAST, "--method", "x"], "--method"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"), (["{real}", "--out", "{tmp}/out"], "--model"), (["{real}"], "--out"), ([], "REAL"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--template", "x"], "--template"), (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
-    (["{real}", "--out", "{tmp}/out", *FAST, "--threads", "-1"], "--threads"), (["{real}", "--out", "{tmp}/out", *FAST, "--frobnicate"], "--frobnicate")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["{real}", "--out", "{tmp}/out", *FAST, "--method", "sdedit", "--share-source"], "--share-source"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--method", "sdedit", "--source-prompt", "a bag"], "--source-prompt"),
+     (["{tmp}/none", "--out", "{tmp}/out", *FAST], "no such folder"),
+     (["{tmp}", "--out", "{tmp}/../out", *FAST], "holds one folder, real, which holds folders"),
+     (["{real}", "--out", "{real}/out", *FAST], "lies in the data set"),
+     (["{real}", "--out", "{tmp}/out", "--model", "other"], "--model other"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--shard", "2/2"], "--shard"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--shard", "x"], "--shard"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--strength", "0"], "--strength"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--strength", "nan"], "--strength"),
+     (["{real}", "--out", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--method", "x"], "--method"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"),
+     (["{real}", "--out", "{tmp}/out"], "--model"), (["{real}"], "--out"), ([], "REAL"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--template", "x"], "--template"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--threads", "-1"], "--threads"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--frobnicate"], "--frobnicate")])
 def test_bad_input_is_one_sentence_exit_2_nothing_written(fake, real, tmp_path, capsys, arguments, message):
     filled = [a.replace("{tmp}", str(tmp_path)).replace("{real}", str(real)) for a in arguments]
     before = tree(tmp_path)
     assert run("generate", *filled) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and message in captured.err and captured.out == ""
+    assert captured.err.startswith("dreamda: ") and captured.err.count(
+        "\n") == 1 and message in captured.err and captured.out == ""
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["real"]
 
 
@@ -140,7 +151,8 @@ def test_a_full_disk_exits_1(fake, real, tmp_path, capsys, monkeypatch):
 
 
 def test_debug_shows_the_traceback(fake, tmp_path, capsys):
-    for arguments in (["--debug", "generate", tmp_path / "no", "--out", "o", *FAST], ["generate", tmp_path / "no", "--out", "o", *FAST, "--debug"]):
+    for arguments in (["--debug", "generate", tmp_path / "no", "--out", "o",
+                       *FAST], ["generate", tmp_path / "no", "--out", "o", *FAST, "--debug"]):
         assert run(*arguments) == 2
         assert "Traceback" in capsys.readouterr().err
     assert run("generate", tmp_path / "no", "--out", "o", *FAST) == 2
@@ -162,10 +174,14 @@ def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
 def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):
     monkeypatch.setattr(cli.common, "load", lambda *_: fake)
     monkeypatch.setattr(fake, "size", (32, 32))
-    monkeypatch.setattr(FakePipeline, "_augment", lambda self, images, prompts, keys, options, **_: np.repeat(images[:, None], options.variants, 1) // 2)
-    monkeypatch.setattr(setup, "create_backbone", lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
+    monkeypatch.setattr(
+        FakePipeline, "_augment",
+        lambda self, images, prompts, keys, options, **_: np.repeat(images[:, None], options.variants, 1) // 2)
+    monkeypatch.setattr(setup, "create_backbone",
+                        lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=32, width=32, slots=slots))
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
-    monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})
+    monkeypatch.setattr(cli_train, "DEMO_RECIPE",
+                        {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1, "steps_per_epoch": 3})
     assert run("demo", "--out", tmp_path / "demo", "--variants", "2", "--steps", "3") == 0
     out = capsys.readouterr().out
     assert "contact-sheet.png" in out and "6 steps each, tested on 1000 images" in out and "DreamDA + AMST" in out
@@ -178,7 +194,8 @@ def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys)
     assert tree(tmp_path) == before
     (tmp_path / "data/coat").mkdir(parents=True)
     assert run("demo", "--out", tmp_path / "data") == 2
-    assert "holds 'coat', which is nothing of the demo's" in capsys.readouterr().err and os.listdir(tmp_path / "data") == ["coat"]
+    assert "holds 'coat', which is nothing of the demo's" in capsys.readouterr().err and os.listdir(
+        tmp_path / "data") == ["coat"]
     (tmp_path / "other/real/mine").mkdir(parents=True)
     assert run("demo", "--out", tmp_path / "other") == 2
     assert "give another folder" in capsys.readouterr().err and os.listdir(tmp_path / "other") == ["real"]
@@ -199,7 +216,8 @@ def test_contact_sheet_layout():
     one, two = (contact_sheet(seeds, variants, ["a", "a", "b"], per_row=n, title="t") for n in (1, 2))
     assert two.width > one.width and two.height < one.height
     for sheet in (one, two):  # every seed is there, enlarged to 96 x 96 but for its frame; and every variant
-        assert (np.array(sheet) == 200).all(axis=2).sum() >= 3 * 94 * 94 and (np.array(sheet) == 0).all(axis=2).sum() >= 6 * 96 * 96
+        assert (np.array(sheet) == 200).all(axis=2).sum() >= 3 * 94 * 94 and (np.array(sheet)
+                                                                              == 0).all(axis=2).sum() >= 6 * 96 * 96
     with pytest.raises(ValueError, match="contact_sheet"):
         contact_sheet(seeds, variants[:2], ["a", "a", "b"])
     with pytest.raises(ValueError, match="label"):
@@ -208,7 +226,10 @@ def test_contact_sheet_layout():
 
 def test_as_a_module_and_version():
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-m", "dreamda", "--version"], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-m", "dreamda", "--version"],
+                          capture_output=True,
+                          text=True,
+                          env=environment)
     assert (done.returncode, done.stdout) == (0, f"dreamda {dreamda.__version__}\n"), done.stderr
     done = subprocess.run([sys.executable, "-m", "dreamda"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "generate" in done.stdout
@@ -220,7 +241,10 @@ def test_as_a_module_and_version():
 @pytest.mark.parametrize("module", ["common", "data", "generate", "inspect", "train"])
 def test_each_module_can_be_imported_alone(module):
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", f"import dreamda.cli.{module}"], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", f"import dreamda.cli.{module}"],
+                          capture_output=True,
+                          text=True,
+                          env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -244,8 +268,11 @@ def closed():
 
 
 STREAMS = {"none": lambda: None, "closed": closed, "no terminal": NoTerminal}
-COMMANDS = {"generate": lambda tmp: ["generate", tmp / "real", "--out", tmp / "out", *FAST], "replay": lambda tmp: ["replay", tmp / "made"],
-            "inspect": lambda tmp: ["inspect", "fake"], "an error": lambda tmp: ["generate", tmp / "no", "--out", tmp / "out", *FAST]}
+COMMANDS = {
+    "generate": lambda tmp: ["generate", tmp / "real", "--out", tmp / "out", *FAST], "replay":
+    lambda tmp: ["replay", tmp / "made"], "inspect": lambda tmp: ["inspect", "fake"], "an error":
+    lambda tmp: ["generate", tmp / "no", "--out", tmp / "out", *FAST]
+}
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -254,9 +281,12 @@ COMMANDS = {"generate": lambda tmp: ["generate", tmp / "real", "--out", tmp / "o
 def test_standard_streams_that_are_gone_or_replaced(fake, real, tmp_path, monkeypatch, command, name, stream):
     from dreamda.runs import inspection
 
-    monkeypatch.setattr(inspection, "describe_model", lambda pipe, progress: progress("measuring") or {
-        "folder": "f", "parts": {}, "size": [8, 8], "latent": [1, 1, 1], "prediction": "epsilon", "dtype": "f32", "threads": 1,
-        "seconds_per_row": 0.1, "rows_per_image": 240, "seconds_per_image": 0.4, "steps_run": 80, "peak_memory_bytes": None})
+    monkeypatch.setattr(
+        inspection, "describe_model", lambda pipe, progress: progress("measuring") or {
+            "folder": "f", "parts": {}, "size": [8, 8], "latent": [1, 1, 1], "prediction": "epsilon", "dtype": "f32",
+            "threads": 1, "seconds_per_row": 0.1, "rows_per_image": 240, "seconds_per_image": 0.4, "steps_run": 80,
+            "peak_memory_bytes": None
+        })
     assert run("generate", real, "--out", tmp_path / "made", *FAST) == 0
     put = STREAMS[stream]()
     monkeypatch.setattr(sys, name, put)
@@ -276,11 +306,18 @@ def test_predictions_are_not_lost_where_there_is_no_standard_output(tmp_path, mo
 def test_a_shell_that_closes_standard_streams(real, tmp_path, redirections):
     """Nor does anything that is said to stderr land in a file which was opened after it was closed."""
     program = "import sys; from dreamda.cli import main; sys.exit(main())"
-    job = [sys.executable, "-c", program, "generate", real, "--out", tmp_path / "out", "--model", "fashion-mini", "--variants", "1", "--steps", "2"]
+    job = [
+        sys.executable, "-c", program, "generate", real, "--out", tmp_path / "out", "--model", "fashion-mini",
+        "--variants", "1", "--steps", "2"
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run(["sh", "-c", f'"$@" {redirections}', "sh", *map(str, job)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(["sh", "-c", f'"$@" {redirections}', "sh", *map(str, job)],
+                          capture_output=True,
+                          text=True,
+                          env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(lines(tmp_path / "out")) == 6 and {row["label"] for row in lines(tmp_path / "out")} == {"coat", "ankle_boot"}
+    assert len(lines(tmp_path / "out")) == 6 and {row["label"]
+                                                  for row in lines(tmp_path / "out")} == {"coat", "ankle_boot"}
 
 
 def test_only_one_place_asks_whether_there_is_a_terminal():
@@ -307,10 +344,13 @@ def test_the_options_of_generate_are_in_groups(capsys):
     assert run("generate", "--help") == 0
     shown = capsys.readouterr().out
     headings = re.findall(r"^(\w[\w ]*):$", shown, re.M)
-    assert headings == ["Arguments", "Options", "Prompts", "Noise", "Guidance", "Method", "Running", "Other options", "Examples"]
+    assert headings == [
+        "Arguments", "Options", "Prompts", "Noise", "Guidance", "Method", "Running", "Other options", "Examples"
+    ]
     first = shown.split("Options:\n")[1].split("Prompts:")[0]
     listed = re.findall(r"^  (?:-\w, )?--([a-z-]+)", first, re.M)
-    assert listed[:2] == ["out", "model"] and {"variants", "steps", "strength", "method", "seed"} <= set(listed) and len(listed) <= 12
+    assert listed[:2] == ["out", "model"] and {"variants", "steps", "strength", "method", "seed"
+                                               } <= set(listed) and len(listed) <= 12
 
 
 def test_summaries_are_whole_sentences(capsys):

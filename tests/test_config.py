@@ -1,4 +1,5 @@
-"""Configurations: real ones are read, everything that would change the network and is not computed is refused by file and key."""
+"""Configurations: real ones are read, everything that would change the network and is not computed is refused by file
+and key."""
 
 import json
 
@@ -12,16 +13,20 @@ MODEL = BUNDLED / "fashion-mini"
 # As published, without the keys that say nothing.
 SD15 = {
     "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0,
-    "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4,
-    "sample_size": 64, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "block_out_channels": [320, 640, 1280,
+                           1280], "center_input_sample": False, "cross_attention_dim": 768, "down_block_types":
+    ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0,
+    "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+    "out_channels": 4, "sample_size": 64, "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
 }
 SD21 = SD15 | {
-    "attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "dual_cross_attention": False, "num_class_embeds": None,
+    "attention_head_dim": [5, 10, 20, 20
+                           ], "cross_attention_dim": 1024, "dual_cross_attention": False, "num_class_embeds": None,
     "only_cross_attention": False, "sample_size": 96, "upcast_attention": True, "use_linear_projection": True,
 }
-SDXL = SD15 | {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+SDXL = SD15 | {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816
+}
 
 
 def write(folder, content, name="config.json"):
@@ -31,7 +36,9 @@ def write(folder, content, name="config.json"):
 
 def test_stable_diffusion_1(tmp_path):
     config = read_unet_config(write(tmp_path, SD15))
-    assert config["heads"] == [8] * 4 and config["transformer_layers"] == [1] * 4 and config["layers_per_block"] == [2] * 4
+    assert config["heads"] == [8] * 4 and config["transformer_layers"] == [1] * 4 and config["layers_per_block"] == [
+        2
+    ] * 4
     assert config["down_attention"] == [True, True, True, False] and config["up_attention"] == [False, True, True, True]
     assert config["sample_size"] == (64, 64) and config["linear_projection"] is False
     parameters = _core.Model("unet", config).parameters()
@@ -48,7 +55,8 @@ def test_stable_diffusion_2(tmp_path):
 def test_a_latent_consistency_model(tmp_path):
     config = read_unet_config(write(tmp_path, SD15 | {"time_cond_proj_dim": 256}))
     parameters = dict(_core.Model("unet", config).parameters())
-    assert parameters["time_embedding.cond_proj.weight"] == (320, 256) and "time_embedding.cond_proj.bias" not in parameters
+    assert parameters["time_embedding.cond_proj.weight"] == (320,
+                                                             256) and "time_embedding.cond_proj.bias" not in parameters
     assert sum(map(_count, parameters.values())) == 859_520_964 + 320 * 256
 
 
@@ -61,7 +69,8 @@ def _count(shape):
 
 def test_heads_are_called_attention_head_dim_unless_given(tmp_path):
     assert read_unet_config(write(tmp_path, SD15 | {"num_attention_heads": None}))["heads"] == [8] * 4
-    assert read_unet_config(write(tmp_path, SD15 | {"num_attention_heads": [5, 10, 20, 20]}))["heads"] == [5, 10, 20, 20]
+    assert read_unet_config(write(tmp_path,
+                                  SD15 | {"num_attention_heads": [5, 10, 20, 20]}))["heads"] == [5, 10, 20, 20]
 
 
 def test_the_bundled_model():
@@ -109,12 +118,12 @@ def test_missing_keys(tmp_path, key):
 
 
 def test_features_that_are_off_may_be_named(tmp_path):
-    read_unet_config(write(tmp_path, SD15 | {"brand_new_feature": None, "another": False, "only_cross_attention": [False] * 4}))
+    read_unet_config(
+        write(tmp_path, SD15 | {"brand_new_feature": None, "another": False, "only_cross_attention": [False] * 4}))
 
 
-@pytest.mark.parametrize(
-    "text, message", [("", "not valid JSON"), ("[]", "expected a JSON object"), ("[" * 100_000, "not valid JSON"), ('{"a": NaN', "not valid JSON")]
-)
+@pytest.mark.parametrize("text, message", [("", "not valid JSON"), ("[]", "expected a JSON object"),
+                                           ("[" * 100_000, "not valid JSON"), ('{"a": NaN', "not valid JSON")])
 def test_files_that_are_no_configuration(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_unet_config(write(tmp_path, text))
@@ -152,34 +161,38 @@ def test_vae(tmp_path, change, message):
     assert read_vae_config(write(tmp_path, content | {"shift_factor": 0.1}))["shift_factor"] == 0.1
 
 
-TAESD = {"_class_name": "AutoencoderTiny", "act_fn": "relu", "decoder_block_out_channels": [64] * 4, "encoder_block_out_channels": [64] * 4,
-         "force_upcast": False, "in_channels": 3, "latent_channels": 4, "latent_magnitude": 3, "latent_shift": 0.5, "num_decoder_blocks": [3, 3, 3, 1],
-         "num_encoder_blocks": [1, 3, 3, 3], "out_channels": 3, "scaling_factor": 1.0, "upsampling_scaling_factor": 2}
+TAESD = {
+    "_class_name": "AutoencoderTiny", "act_fn": "relu", "decoder_block_out_channels": [64] * 4,
+    "encoder_block_out_channels": [64] * 4, "force_upcast": False, "in_channels": 3, "latent_channels": 4,
+    "latent_magnitude": 3, "latent_shift": 0.5, "num_decoder_blocks": [3, 3, 3, 1], "num_encoder_blocks": [1, 3, 3, 3],
+    "out_channels": 3, "scaling_factor": 1.0, "upsampling_scaling_factor": 2
+}
 
 
 def test_a_tiny_vae(tmp_path):
     config = read_vae_config(write(tmp_path, TAESD))
     assert config["factor"] == 8 and config["scaling_factor"] == 1 and config["shift_factor"] == 0
-    counts = [sum(_count(shape) for _, shape in _core.Model(f"tiny_vae_{half}", config).parameters()) for half in ("encoder", "decoder")]
+    counts = [
+        sum(_count(shape) for _, shape in _core.Model(f"tiny_vae_{half}", config).parameters())
+        for half in ("encoder", "decoder")
+    ]
     assert counts == [1_222_532, 1_222_531]  # as published
     assert read_vae_config(write(tmp_path, {"_class_name": "AutoencoderTiny"})) == config
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"act_fn": "gelu"}, "'act_fn' is 'gelu', but only 'relu' is supported"),
-        ({"upsample_fn": "bilinear"}, "'upsample_fn' is 'bilinear'"),
-        ({"upsampling_scaling_factor": 4}, "'upsampling_scaling_factor' is 4"),
-        ({"encoder_block_out_channels": [64, 64, 64, 32]}, "'encoder_block_out_channels' differ ([64, 64, 64, 32])"),
-        ({"decoder_block_out_channels": [64, 64]}, "'decoder_block_out_channels' has to be a whole number, or a list of 4"),
-        ({"num_decoder_blocks": [3, 1], "decoder_block_out_channels": [64, 64]}, "'num_decoder_blocks' has 2 levels, but 'num_encoder_blocks' has 4"),
-        ({"num_encoder_blocks": [1, 3, 0, 3]}, "'num_encoder_blocks' has to be a list of 1 to 8"),
-        ({"scaling_factor": 0}, "'scaling_factor' has to be above 0"),
-        ({"out_channels": 4}, "images are RGB"),
-        ({"block_in_channels": 3}, "'block_in_channels' is unknown"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"act_fn": "gelu"}, "'act_fn' is 'gelu', but only 'relu' is supported"),
+    ({"upsample_fn": "bilinear"}, "'upsample_fn' is 'bilinear'"),
+    ({"upsampling_scaling_factor": 4}, "'upsampling_scaling_factor' is 4"),
+    ({"encoder_block_out_channels": [64, 64, 64, 32]}, "'encoder_block_out_channels' differ ([64, 64, 64, 32])"),
+    ({"decoder_block_out_channels": [64, 64]}, "'decoder_block_out_channels' has to be a whole number, or a list of 4"),
+    ({"num_decoder_blocks": [3, 1], "decoder_block_out_channels": [64, 64]
+      }, "'num_decoder_blocks' has 2 levels, but 'num_encoder_blocks' has 4"),
+    ({"num_encoder_blocks": [1, 3, 0, 3]}, "'num_encoder_blocks' has to be a list of 1 to 8"),
+    ({"scaling_factor": 0}, "'scaling_factor' has to be above 0"), ({"out_channels": 4}, "images are RGB"),
+    ({"block_in_channels": 3}, "'block_in_channels' is unknown"),
+],
+                         )
 def test_tiny_vaes_that_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError) as caught:
         read_vae_config(write(tmp_path, TAESD | change))
@@ -200,7 +213,8 @@ def test_text_encoder(tmp_path, change, message):
     with pytest.raises(ValueError) as caught:
         read_text_config(write(tmp_path, content | change))
     assert message in str(caught.value)
-    assert read_text_config(write(tmp_path, content | {"use_attention_mask": False})) == read_text_config(MODEL / "text_encoder")
+    assert read_text_config(write(tmp_path,
+                                  content | {"use_attention_mask": False})) == read_text_config(MODEL / "text_encoder")
 
 
 @pytest.mark.parametrize("change, message", [

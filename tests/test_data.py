@@ -15,8 +15,9 @@ from PIL import Image
 
 from dreamda.data import folders
 from dreamda.data.folders import list_images, shown
-from dreamda.data import (BrokenImageError, ImageFolder, choose_prompts, class_names, class_words, decode_image, fill_template, fit, load_bundled, own_prompt_files,
-                          prompts_from_file, prompts_from_template, read_image)
+from dreamda.data import (BrokenImageError, ImageFolder, choose_prompts, class_names, class_words, decode_image,
+                          fill_template, fit, load_bundled, own_prompt_files, prompts_from_file, prompts_from_template,
+                          read_image)
 
 
 @pytest.fixture
@@ -43,18 +44,23 @@ def test_scan_is_sorted_and_lists_what_it_leaves_out(folder):
         pass
     found = ImageFolder.scan(root)
     assert found.classes == ("a", "b_b", "empty", "linked")
-    assert [i.key for i in found.images] == ["a/x.webp", "a/y.bmp", "a/z.tiff", "b_b/10.JPG", "b_b/2.png", "linked/10.JPG", "linked/2.png"]
+    assert [i.key for i in found.images
+            ] == ["a/x.webp", "a/y.bmp", "a/z.tiff", "b_b/10.JPG", "b_b/2.png", "linked/10.JPG", "linked/2.png"]
     assert [name for name, _ in found.ignored] == ["loose.PNG", "'a/\\udcff.png'", "empty"]
     assert read_image(found.path(found.images[0])).pixels.shape == (4, 5, 3)
 
 
-@pytest.mark.parametrize("name, kind, result", [
-    ("x.gif", "GIF", True), ("x.ppm", "PPM", True), ("x.pgm", "PPM", True), ("x.jfif", "JPEG", True), ("x.JPE", "JPEG", True),
-    ("x", "JPEG", True), ("x.jpg_large", "JPEG", True), ("x.heic", "JPEG", True), ("x.png", "JPEG", True), ("x.xyz", "WEBP", True),
-    ("x.img", "BMP", True), ("x.scan", "TIFF", True), ("photo.2024.final", "PNG", True), ("x.nef", "TIFF", "raw camera images are not read"),
-    ("x.heic", b"\0\0\0\x18ftypheic", "HEIC images are not read; convert it to PNG or JPEG"), ("x", b"\0\0\0\x18ftypavif", "AVIF images"),
-    ("x", bytes(128) + b"DICM", "DICOM images"), ("x.jp2", b"\0\0\0\x0cjP  \r\n", "JPEG 2000 images"), ("x.svg", b"<svg/>", "SVG images"),
-    ("x.txt", b"BMW and others", False), ("x.txt", b"P1 is the first part", False), ("x.json", b"{}", False), ("x", b"", False)])
+@pytest.mark.parametrize("name, kind, result",
+                         [("x.gif", "GIF", True), ("x.ppm", "PPM", True), ("x.pgm", "PPM", True),
+                          ("x.jfif", "JPEG", True), ("x.JPE", "JPEG", True), ("x", "JPEG", True),
+                          ("x.jpg_large", "JPEG", True), ("x.heic", "JPEG", True), ("x.png", "JPEG", True),
+                          ("x.xyz", "WEBP", True), ("x.img", "BMP", True), ("x.scan", "TIFF", True),
+                          ("photo.2024.final", "PNG", True), ("x.nef", "TIFF", "raw camera images are not read"),
+                          ("x.heic", b"\0\0\0\x18ftypheic", "HEIC images are not read; convert it to PNG or JPEG"),
+                          ("x", b"\0\0\0\x18ftypavif", "AVIF images"), ("x", bytes(128) + b"DICM", "DICOM images"),
+                          ("x.jp2", b"\0\0\0\x0cjP  \r\n", "JPEG 2000 images"), ("x.svg", b"<svg/>", "SVG images"),
+                          ("x.txt", b"BMW and others", False), ("x.txt", b"P1 is the first part", False),
+                          ("x.json", b"{}", False), ("x", b"", False)])
 def test_what_an_image_file_is(tmp_path, name, kind, result):
     """By its ending or its first bytes, in any folder inside of the class folder."""
     path = tmp_path / "cat/deeper/still" / name
@@ -66,20 +72,25 @@ def test_what_an_image_file_is(tmp_path, name, kind, result):
     assert [n for n, _ in found.ignored] == [f"cat/deeper/still/{name}"] * isinstance(result, str)
     assert isinstance(result, bool) or found.ignored[0][1].startswith(result)
     assert result is not True or abs(int(read_image(found.path(found.images[-1])).pixels[0, 0, 0]) - 77) <= 2
-    assert list_images(tmp_path / "cat") == ([i.name for i in found.images], [(n.removeprefix("cat/"), r) for n, r in found.ignored])
+    assert list_images(tmp_path / "cat") == ([i.name for i in found.images], [(n.removeprefix("cat/"), r)
+                                                                              for n, r in found.ignored])
 
 
 def test_links_inside_of_class_folders_are_named_and_not_followed(folder):
     (folder.root / "a/loop").symlink_to(folder.root)
-    assert ImageFolder.scan(folder.root).ignored == (("a/loop", "a link to a folder; only links to class folders are followed"),)
+    assert ImageFolder.scan(folder.root).ignored == (("a/loop",
+                                                      "a link to a folder; only links to class folders are followed"), )
 
 
-@pytest.mark.parametrize("files, message", [
-    (["train/cat/1.png", "test/cat/2.png", "train/dog/3.png"], r"parts of a data set, not classes: test/ \(1 class folder\), train/ \(2 class folders\); "
-                                                               "give one of them"),
-    (["Validation/cat/1.png", "other/cat/2.png"], r"parts of a data set, not classes: Validation/"),
-    (["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"], "cat holds the part test/ of a data set; the parts must be outermost"),
-    (["images/cat/1.png", "images/dog/2.png"], r"holds one folder, images, which holds folders \(cat, dog\).*give .*/images;")])
+@pytest.mark.parametrize(
+    "files, message", [(["train/cat/1.png", "test/cat/2.png", "train/dog/3.png"
+                         ], r"parts of a data set, not classes: test/ \(1 class folder\), train/ \(2 class folders\); "
+                        "give one of them"),
+                       (["Validation/cat/1.png", "other/cat/2.png"], r"parts of a data set, not classes: Validation/"),
+                       (["cat/train/1.png", "cat/test/2.png", "dog/train/3.png"
+                         ], "cat holds the part test/ of a data set; the parts must be outermost"),
+                       (["images/cat/1.png", "images/dog/2.png"
+                         ], r"holds one folder, images, which holds folders \(cat, dog\).*give .*/images;")])
 def test_folders_that_are_no_classes(tmp_path, files, message):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +99,8 @@ def test_folders_that_are_no_classes(tmp_path, files, message):
         ImageFolder.scan(tmp_path)
 
 
-@pytest.mark.parametrize("files", [["train/1.png", "car/2.png"], ["cat/a/1.png", "dog/2.png"], ["cat/a/1.png", "cat/2.png"], ["test/1.png"]])
+@pytest.mark.parametrize(
+    "files", [["train/1.png", "car/2.png"], ["cat/a/1.png", "dog/2.png"], ["cat/a/1.png", "cat/2.png"], ["test/1.png"]])
 def test_classes_that_only_look_like_something_else(tmp_path, files):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +111,12 @@ def test_classes_that_only_look_like_something_else(tmp_path, files):
 def test_class_names_that_look_alike(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' in .* differ only in their Unicode normalisation; merge them"):
+    with pytest.raises(
+            ValueError,
+            match=r"'cafe\\u0301' and 'caf\\xe9' in .* differ only in their Unicode normalisation; merge them"):
         ImageFolder.scan(tmp_path)
-    assert shown("caf\u00e9", ["cafe\u0301"]) == r"'caf\xe9'" and shown("caf\u00e9", ["tea", "caf\u00e9"]) == "'caf\u00e9'"
+    assert shown("caf\u00e9", ["cafe\u0301"]) == r"'caf\xe9'" and shown("caf\u00e9",
+                                                                        ["tea", "caf\u00e9"]) == "'caf\u00e9'"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso8859-1"])
@@ -111,7 +126,8 @@ def test_names_under_another_locale(folder, monkeypatch, encoding):
     name = "caf\u00e9".encode().decode(encoding, "surrogateescape")
     monkeypatch.setattr(os, "fsencode", lambda text: text.encode(encoding, "surrogateescape"))
     assert folders._name_problem("plain.png") is None
-    assert folders._name_problem(name) == f"its name is UTF-8, but the locale's encoding is {encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    assert folders._name_problem(
+        name) == f"its name is UTF-8, but the locale's encoding is {encoding}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
     assert folders._name_problem(b"\xff".decode(encoding, "surrogateescape")) == "its name is not UTF-8; rename it"
 
 
@@ -158,18 +174,24 @@ def prompt_lines(folder, **changes):
 
 def test_prompt_file(folder, tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_text("\ufeff" + prompt_lines(folder, **{"a/x.webp": {"file_name": "x.webp", "text": "Größe 猫", "other": 1}}) + "\n\n")
+    path.write_text("\ufeff"
+                    + prompt_lines(folder, **{"a/x.webp": {"file_name": "x.webp", "text": "Größe 猫", "other": 1}})
+                    + "\n\n")
     prompts = prompts_from_file(folder, path)
     assert prompts["a/x.webp"] == "Größe 猫" and prompts["b_b/2.png"] == "text of 2.png" and len(prompts) == 5
 
 
-@pytest.mark.parametrize("line, message", [
-    ({"file_name": "c/none.png", "text": "x"}, "line 6 names 'c/none.png'"), ({"file_name": "../a/x.webp", "text": "x"}, "line 6 names"),
-    ({"file_name": "/etc/passwd", "text": "x"}, "line 6 names"), ({"file_name": "a/x.webp", "text": "x"}, "second text"),
-    ({"file_name": "a/x.webp"}, "line 6 must have"), ({"file_name": 3, "text": "x"}, "line 6 must have"), ("[1]", "line 6 is no JSON object"),
-    ("{", "line 6 is no JSON object"), ("[" * 100_000, "line 6 is no JSON object"), ("9" * 10_000, "line 6 is no JSON object"),
-    ("9" * (1 << 20 | 1), "line 6 is longer than the 1 MiB"),
-    ('{"file_name": "a/x.webp", "text": "\\ud800"}', "surrogate")])
+@pytest.mark.parametrize("line, message", [({"file_name": "c/none.png", "text": "x"}, "line 6 names 'c/none.png'"),
+                                           ({"file_name": "../a/x.webp", "text": "x"}, "line 6 names"),
+                                           ({"file_name": "/etc/passwd", "text": "x"}, "line 6 names"),
+                                           ({"file_name": "a/x.webp", "text": "x"}, "second text"),
+                                           ({"file_name": "a/x.webp"}, "line 6 must have"),
+                                           ({"file_name": 3, "text": "x"}, "line 6 must have"),
+                                           ("[1]", "line 6 is no JSON object"), ("{", "line 6 is no JSON object"),
+                                           ("[" * 100_000, "line 6 is no JSON object"),
+                                           ("9" * 10_000, "line 6 is no JSON object"),
+                                           ("9" * (1 << 20 | 1), "line 6 is longer than the 1 MiB"),
+                                           ('{"file_name": "a/x.webp", "text": "\\ud800"}', "surrogate")])
 def test_prompt_file_refusals(folder, tmp_path, line, message):
     (tmp_path / "prompts.jsonl").write_text(prompt_lines(folder, last=line))
     with pytest.raises(ValueError, match=message):
@@ -211,8 +233,8 @@ def captions(folder, column="text"):
 def test_captions_of_the_data_set_are_honoured(folder, column, kind, place):
     """Also those in CSV, in class folders, and under other names."""
     for top in [""] if place == "root" else ["a/", "b_b/"]:
-        rows = [{"file_name": key.removeprefix(top), "other": 1, column: text} for key, text in captions(folder, column).items()
-                if key.startswith(top)]
+        rows = [{"file_name": key.removeprefix(top), "other": 1, column: text}
+                for key, text in captions(folder, column).items() if key.startswith(top)]
         with open(folder.root / top / f"metadata.{kind}", "w", newline="") as file:
             if kind == "csv":
                 table = csv.DictWriter(file, rows[0])
@@ -230,7 +252,8 @@ def test_metadata_that_gives_no_prompts_is_named(folder):
     (folder.root / "metadata.parquet").write_bytes(b"PAR1")
     chosen = choose_prompts(folder)
     assert chosen.texts["a/x.webp"] == "a photo of an a" and chosen.source == {"template": "a photo of a {}"}
-    assert "has no column text, caption or prompt" in chosen.notes[0] and "metadata.parquet is not read" in chosen.notes[1]
+    assert "has no column text, caption or prompt" in chosen.notes[
+        0] and "metadata.parquet is not read" in chosen.notes[1]
     (folder.root / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(ValueError, match="has both metadata.jsonl and metadata.csv; keep one of them"):
         choose_prompts(folder)
@@ -242,7 +265,9 @@ def test_captions_for_a_part_of_the_images_are_refused(folder):
         choose_prompts(folder)
 
 
-@pytest.mark.parametrize("content", ["file_name,text\nx.webp,one,two\n", "file_name,text\nx.webp\n", 'file_name,text\n"x.webp,one\n', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["file_name,text\nx.webp,one,two\n", "file_name,text\nx.webp\n", 'file_name,text\n"x.webp,one\n', "\xff"])
 def test_damaged_csv(folder, content):
     (folder.root / "prompts.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match="is not CSV with as many fields as its first line names"):
@@ -256,16 +281,23 @@ def classes_in(root, *labels):
     return ImageFolder.scan(root)
 
 
-@pytest.mark.parametrize("labels, prompts", [
-    (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["a photo of a Black footed Albatross", "a photo of a Laysan Albatross"]),
-    (["NORMAL", "PNEUMONIA"], ["a photo of a normal", "a photo of a pneumonia"]), (["BMW", "VW_Golf"], ["a photo of a BMW", "a photo of a VW Golf"]),
-    (["daisy", "roses", "tulips"], ["a photo of a daisy", "a photo of roses", "a photo of tulips"]),
-    (["1_cat", "2_dog"], ["a photo of a cat", "a photo of a dog"]), (["2-door", "4-door"], ["a photo of a 2-door", "a photo of a 4-door"]),
-    (["3-piece_suit", "tie"], ["a photo of a 3-piece suit", "a photo of a tie"]), (["0", "1"], ["a photo of a 0", "a photo of a 1"]),
-    (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["a photo of a Chihuahua", "a photo of a Japanese spaniel"]),
-    (["AnnualCrop", "McLaren"], ["a photo of an annual crop", "a photo of a McLaren"]),
-    (["pair_of_scissors", "scissors", "dress", "cactus", "iris"], ["a photo of a cactus", "a photo of a dress", "a photo of an iris",
-                                                                   "a photo of a pair of scissors", "a photo of scissors"])])
+@pytest.mark.parametrize(
+    "labels, prompts", [(["001.Black_footed_Albatross", "002.Laysan_Albatross"
+                          ], ["a photo of a Black footed Albatross", "a photo of a Laysan Albatross"]),
+                        (["NORMAL", "PNEUMONIA"], ["a photo of a normal", "a photo of a pneumonia"]),
+                        (["BMW", "VW_Golf"], ["a photo of a BMW", "a photo of a VW Golf"]),
+                        (["daisy", "roses", "tulips"], ["a photo of a daisy", "a photo of roses", "a photo of tulips"]),
+                        (["1_cat", "2_dog"], ["a photo of a cat", "a photo of a dog"]),
+                        (["2-door", "4-door"], ["a photo of a 2-door", "a photo of a 4-door"]),
+                        (["3-piece_suit", "tie"], ["a photo of a 3-piece suit", "a photo of a tie"]),
+                        (["0", "1"], ["a photo of a 0", "a photo of a 1"]),
+                        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"
+                          ], ["a photo of a Chihuahua", "a photo of a Japanese spaniel"]),
+                        (["AnnualCrop", "McLaren"], ["a photo of an annual crop", "a photo of a McLaren"]),
+                        (["pair_of_scissors", "scissors", "dress", "cactus", "iris"], [
+                            "a photo of a cactus", "a photo of a dress", "a photo of an iris",
+                            "a photo of a pair of scissors", "a photo of scissors"
+                        ])])
 def test_prompts_from_folder_names(tmp_path, labels, prompts):
     found = prompts_from_template(classes_in(tmp_path, *labels))
     assert [found[f"{label}/x.png"] for label in sorted(labels)] == prompts
@@ -281,9 +313,11 @@ def test_classes_json_says_what_a_class_is(tmp_path):
     assert before.source == {"template": "a photo of a {}"} and after.source.keys() == {"template", "prompts_sha256"}
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "cannot be read as JSON"), ("[" * 100_000, "cannot be read as JSON"), ("[]", "must be an object"), ('{"cat": 1}', "must be an object"),
-    ('{"cat": " "}', "must be an object"), ('{"cat": "\\ud800"}', "must be an object"), ('{"dog": "a dog"}', "names 'dog', which is no class folder")])
+@pytest.mark.parametrize("content, message",
+                         [("{", "cannot be read as JSON"), ("[" * 100_000, "cannot be read as JSON"),
+                          ("[]", "must be an object"), ('{"cat": 1}', "must be an object"),
+                          ('{"cat": " "}', "must be an object"), ('{"cat": "\\ud800"}', "must be an object"),
+                          ('{"dog": "a dog"}', "names 'dog', which is no class folder")])
 def test_classes_json_refusals(tmp_path, content, message):
     folder = classes_in(tmp_path, "cat")
     (tmp_path / "classes.json").write_text(content)
@@ -305,7 +339,8 @@ def test_decoding_of_every_mode():
     deep = rgb[..., 0].astype(np.uint16) * 257
     assert np.array_equal(decode_image(encoded(Image.fromarray(deep))), gray)
     assert np.array_equal(decode_image(encoded(Image.fromarray(deep), "TIFF")), gray)
-    assert np.array_equal(decode_image(encoded(Image.fromarray(rgb).quantize(), "PNG")), np.array(Image.fromarray(rgb).quantize().convert("RGB")))
+    assert np.array_equal(decode_image(encoded(Image.fromarray(rgb).quantize(), "PNG")),
+                          np.array(Image.fromarray(rgb).quantize().convert("RGB")))
     alpha = np.dstack([rgb, np.zeros((6, 9), np.uint8)])
     alpha[0, 0, 3] = 255
     white = np.full_like(rgb, 255)
@@ -329,7 +364,8 @@ def test_exif_orientation_and_plain_resize():
 def stripes(height, width):
     """Red rises with the column and green with the row, so that a pixel tells where it came from."""
     rows, columns = np.mgrid[:height, :width]
-    return np.dstack([columns * 255 // max(1, width - 1), rows * 255 // max(1, height - 1), np.zeros_like(rows)]).astype(np.uint8)
+    return np.dstack([columns * 255 // max(1, width - 1), rows * 255 // max(1, height - 1),
+                      np.zeros_like(rows)]).astype(np.uint8)
 
 
 def test_fit_crops_the_centre():
@@ -338,20 +374,23 @@ def test_fit_crops_the_centre():
     assert np.array_equal(fit(wide.transpose(1, 0, 2), (20, 20)), wide[:, 20:40].transpose(1, 0, 2))
     middle = fit(wide, (10, 10)).astype(int)
     assert 85 <= middle[:, 0, 0].min() <= 92 and 163 <= middle[:, -1, 0].max() <= 170 and middle[-1, 0, 1] > 240
-    assert np.array_equal(fit(wide, (10, 30)), fit(wide, (10, 30), "squash"))        # the same aspect ratio: nothing is cut
+    # the same aspect ratio: nothing is cut
+    assert np.array_equal(fit(wide, (10, 30)), fit(wide, (10, 30), "squash"))
 
 
 def test_fit_pads_with_the_mirror_image():
     wide = stripes(20, 60)
     padded = fit(wide, (60, 60), "pad")
-    assert np.array_equal(padded[20:40], wide) and np.array_equal(padded[:20], wide[::-1]) and np.array_equal(padded[40:], wide[::-1])
+    assert np.array_equal(padded[20:40], wide) and np.array_equal(padded[:20], wide[::-1]) and np.array_equal(
+        padded[40:], wide[::-1])
     assert fit(stripes(1, 500), (8, 8), "pad").shape == (8, 8, 3)                     # one row, repeated
     assert np.array_equal(fit(wide, (10, 30), "pad"), fit(wide, (10, 30), "squash"))
 
 
 def test_fit_squashes_as_the_authors_do_and_refuses_other_words():
     wide = stripes(20, 60)
-    assert np.array_equal(fit(wide, (16, 16), "squash"), np.array(Image.fromarray(wide).resize((16, 16), Image.Resampling.BICUBIC)))
+    assert np.array_equal(fit(wide, (16, 16), "squash"),
+                          np.array(Image.fromarray(wide).resize((16, 16), Image.Resampling.BICUBIC)))
     assert fit(wide, (20, 60), "crop") is wide
     with pytest.raises(ValueError, match="fit must be crop, pad or squash; it is 'stretch'"):
         fit(wide, (16, 16), "stretch")
@@ -370,8 +409,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_hostile_files_are_broken_images(tmp_path):
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-    large = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_500, 9_500, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(bytes(1000)))
+    large = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 9_500, 9_500, 8, 2, 0, 0, 0)) + chunk(
+        b"IDAT", zlib.compress(bytes(1000)))
     good = encoded(Image.new("RGB", (64, 64), "red"), "JPEG")
     for data in (b"", b"\x89PNG", bomb, large, good[:-200], good[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         (tmp_path / "x.png").write_bytes(data)
@@ -388,7 +429,9 @@ def test_hostile_files_are_broken_images(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]), st.integers(0, 10_000), st.binary(min_size=1, max_size=6), st.integers(0, 10_000))
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]), st.integers(0, 10_000), st.binary(min_size=1,
+                                                                                                  max_size=6),
+       st.integers(0, 10_000))
 def test_damaged_files_give_pixels_or_a_broken_image(kind, at, patch, length):
     data = bytearray(encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)), kind))
     at %= len(data)
@@ -402,8 +445,10 @@ def test_damaged_files_give_pixels_or_a_broken_image(kind, at, patch, length):
 
 def test_bundled_images():
     bundled = load_bundled()
-    assert bundled.seeds.shape == (100, 32, 32, 3) and bundled.test.shape == (1000, 32, 32, 3) and bundled.seeds.dtype == np.uint8
-    assert np.array_equal(np.bincount(bundled.seed_labels), [10] * 10) and np.array_equal(np.bincount(bundled.test_labels), [100] * 10)
+    assert bundled.seeds.shape == (100, 32, 32, 3) and bundled.test.shape == (1000, 32, 32,
+                                                                              3) and bundled.seeds.dtype == np.uint8
+    assert np.array_equal(np.bincount(bundled.seed_labels), [10] * 10) and np.array_equal(
+        np.bincount(bundled.test_labels), [100] * 10)
     assert bundled.class_names[9] == "ankle boot" and len(bundled.class_names) == 10
     hashes = [hashlib.sha256(x.tobytes()).digest() for x in np.concatenate([bundled.seeds, bundled.test])]
     assert len(set(hashes)) == 1100

@@ -50,7 +50,8 @@ def test_images_are_new_and_of_their_seed(real, whole):
     rows = lines(whole)
     assert len(rows) == 12 and {r["label"] for r in rows} == {"coat", "ankle_boot", "bag"}
     for row in rows:
-        seed = np.array(Image.open(real / row["seed_file"]).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+        seed = np.array(Image.open(real / row["seed_file"]).convert("RGB").resize((32, 32),
+                                                                                  Image.Resampling.BICUBIC)).astype(int)
         image = np.array(Image.open(whole / row["file_name"])).astype(int)
         assert image.shape == (32, 32, 3) and image.std() > 10
         assert 1 < np.abs(image - seed).mean() < 60
@@ -81,8 +82,13 @@ def test_the_library_makes_the_same_images(real, whole):
 def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
     """SIGKILL in the middle, SIGINT later, then to the end: the same bytes as one undisturbed run."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
-               "generate", str(real), "--out", str(out), *FAST]
+    command = [
+        sys.executable, "-c",
+        "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())",
+        "generate",
+        str(real), "--out",
+        str(out), *FAST
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
 
     def run(stop_after: int, number: int) -> subprocess.Popen:
@@ -103,9 +109,11 @@ def test_kill_and_interrupt_then_go_on(real, whole, tmp_path):
     assert tree(out) == tree(whole)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--dtype", "f16"], "f16"), (["--size", "33"], "33"), (["--size", "axb"], "--size"), (["--steps", "1000", "--strength", "1"], "steps"),
-    (["--model", "nowhere"], "nowhere"), (["--model", "{tmp}/weights.ckpt"], "weights.ckpt")])
+@pytest.mark.parametrize("arguments, message", [(["--dtype", "f16"], "f16"), (["--size", "33"], "33"),
+                                                (["--size", "axb"], "--size"),
+                                                (["--steps", "1000", "--strength", "1"], "steps"),
+                                                (["--model", "nowhere"], "nowhere"),
+                                                (["--model", "{tmp}/weights.ckpt"], "weights.ckpt")])
 def test_what_only_the_model_can_refuse_writes_nothing(real, tmp_path, capsys, arguments, message):
     (tmp_path / "weights.ckpt").write_bytes(b"\x80\x02")
     filled = [a.replace("{tmp}", str(tmp_path)) for a in arguments]
@@ -125,7 +133,8 @@ def test_a_truncated_model_is_refused(real, tmp_path, capsys):
 
 
 def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1})  # .ci/run does all of it
+    # .ci/run does all of it
+    monkeypatch.setattr(cli_train, "DEMO_RECIPE", {**cli_train.DEMO_RECIPE, "epochs": 2, "pretrain_epochs": 1})
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
     assert len(lines(tmp_path / "demo/synthetic")) == 100 and "contact-sheet.png" in capsys.readouterr().out
     assert np.array(Image.open(tmp_path / "demo/contact-sheet.png")).std() > 50
@@ -136,16 +145,23 @@ def test_demo(tmp_path, capsys, monkeypatch):
 def test_inspect(capsys):
     assert cli.main(["inspect", "fashion-mini", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert about["parts"]["unet"]["parameters"] == 4_731_364 and about["latent"] == [4, 16, 16] and about["rows_per_image"] == 240
+    assert about["parts"]["unet"]["parameters"] == 4_731_364 and about["latent"] == [
+        4, 16, 16
+    ] and about["rows_per_image"] == 240
     assert 0 < about["seconds_per_image"] < 1000 and about["peak_memory_bytes"] > 10_000_000
     assert cli.main(["inspect", "fashion-mini"]) == 0
     assert "4,731,364 parameters" in capsys.readouterr().out
 
 
 def test_doctor(capsys, monkeypatch):
-    # In a process of its own: other tests may have loaded a second OpenMP into this one, which doctor rightly complains of.
+    # In a process of its own: other tests may have loaded a second OpenMP into this one, which doctor rightly complains
+    # of.
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-m", "dreamda", "doctor"], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "dreamda", "doctor"],
+                          env=environment,
+                          capture_output=True,
+                          text=True,
+                          timeout=300)
     found = done.stdout
     assert done.returncode == 0, found + done.stderr
     assert "FAIL" not in found and "known answer" in found and found.count("PASS") >= 8
@@ -158,22 +174,30 @@ def test_dry_run_says_what_it_costs_and_writes_nothing(real, tmp_path, capsys):
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert '12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", "a photo of a coat"' in out
-    assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (tmp_path / "out").exists()
+    assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (
+        tmp_path / "out").exists()
 
 
 def test_a_preview_is_a_part_of_the_run(real, whole, tmp_path, capsys):
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--preview", "3"]) == 0
     assert [row["label"] for row in lines(tmp_path / "out")] == ["ankle_boot", "bag", "coat"]
-    assert np.array(Image.open(tmp_path / "out-preview.png")).std() > 10 and "out-preview.png" in capsys.readouterr().out
+    assert np.array(Image.open(
+        tmp_path / "out-preview.png")).std() > 10 and "out-preview.png" in capsys.readouterr().out
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
     assert "9 images made" in capsys.readouterr().out and tree(tmp_path / "out") == tree(whole)
 
 
-@pytest.mark.parametrize("template, code, message", [
-    ("a photo of a {}, " + "very " * 90 + "sharp", 0, "3 of 3 prompts are longer than the 16 tokens that the model reads; of that for ankle_boot/"),
-    ("a " + "very " * 90 + "sharp photo of a {}", 2, "the class 'ankle boot' is in the part that is cut off; put it first, or shorten the prompt")])
+@pytest.mark.parametrize(
+    "template, code, message",
+    [("a photo of a {}, " + "very " * 90 + "sharp", 0,
+      "3 of 3 prompts are longer than the 16 tokens that the model reads; of that for ankle_boot/"),
+     ("a " + "very " * 90 + "sharp photo of a {}", 2,
+      "the class 'ankle boot' is in the part that is cut off; put it first, or shorten the prompt")])
 def test_a_prompt_that_is_cut(real, tmp_path, capsys, template, code, message):
-    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--preview", "1", "--template", template]) == code
+    assert cli.main(
+        ["generate",
+         str(real), "--out",
+         str(tmp_path / "out"), *FAST, "--preview", "1", "--template", template]) == code
     assert message in capsys.readouterr().err and (tmp_path / "out").exists() == (code == 0)
 
 
@@ -181,4 +205,5 @@ def test_without_a_terminal_there_is_a_line_a_minute(real, tmp_path, capsys, mon
     monkeypatch.setattr(cli.common, "SECONDS_A_LINE", 0.0)
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if " of 12 images, " in line]
-    assert told and all(line.startswith("dreamda: ") and "each, about" in line and line.endswith(" left") for line in told)
+    assert told and all(
+        line.startswith("dreamda: ") and "each, about" in line and line.endswith(" left") for line in told)

@@ -1,4 +1,5 @@
-"""Many machines: `Augmenter` as Ray Data, Dask and Spark use it, and `dreamda generate --engine ray` with a worker killed in mid-run."""
+"""Many machines: `Augmenter` as Ray Data, Dask and Spark use it, and `dreamda generate --engine ray` with a worker
+killed in mid-run."""
 import json
 import os
 import pickle
@@ -27,8 +28,10 @@ def batch():
     bundled = load_bundled()
     images = bundled.seeds[::20].copy()
     images.flags.writeable = False
-    return {"image": images, "prompt": np.array(["a photo of a coat"] * len(images), object), "label": np.arange(len(images)),
-            "key": np.array([f"coat/{i}.png" for i in range(len(images))], object)}
+    return {
+        "image": images, "prompt": np.array(["a photo of a coat"] * len(images), object), "label":
+        np.arange(len(images)), "key": np.array([f"coat/{i}.png" for i in range(len(images))], object)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,8 @@ def test_one_row_an_image(batch, expected):
     n, k = expected.shape[:2]
     assert np.array_equal(out["image"], expected.reshape(n * k, *expected.shape[2:]))
     assert out["variant"].tolist() == [0, 1] * n
-    assert out["label"].tolist() == np.repeat(batch["label"], k).tolist() and out["key"].tolist() == np.repeat(batch["key"], k).tolist()
+    assert out["label"].tolist() == np.repeat(batch["label"], k).tolist() and out["key"].tolist() == np.repeat(
+        batch["key"], k).tolist()
     assert "variant" not in batch and len(batch["image"]) == n  # what was given is as it was
 
 
@@ -93,13 +97,15 @@ def test_an_empty_batch(batch):
     assert out["image"].shape == (0, 32, 32, 3) and len(out["variant"]) == 0
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (lambda b: b.pop("key"), "the batch has no column 'key' .it has image, label, prompt.; name the right one with key="),
-    (lambda b: b.update(image=np.array([np.zeros((4, 4), np.uint8), None], object)), r"images: expected uint8 \(H, W, 3\), and number 0 is uint8"),
-    (lambda b: b.update(image=b["image"].astype(np.float32)), "images: expected uint8"),
-    (lambda b: b.update(prompt=b["prompt"][:1]), "prompts: "),
-    (lambda b: b.update(key=np.array([1.5] * len(b["key"]))), "keys: 1.5 is not possible"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [(lambda b: b.pop("key"),
+      "the batch has no column 'key' .it has image, label, prompt.; name the right one with key="),
+     (lambda b: b.update(image=np.array([np.zeros(
+         (4, 4), np.uint8), None], object)), r"images: expected uint8 \(H, W, 3\), and number 0 is uint8"),
+     (lambda b: b.update(image=b["image"].astype(np.float32)), "images: expected uint8"),
+     (lambda b: b.update(prompt=b["prompt"][:1]), "prompts: "),
+     (lambda b: b.update(key=np.array([1.5] * len(b["key"]))), "keys: 1.5 is not possible"), ])
 def test_a_wrong_batch(batch, change, sentence):
     wrong = dict(batch)
     change(wrong)
@@ -108,7 +114,9 @@ def test_a_wrong_batch(batch, change, sentence):
 
 
 def test_wrong_arguments_are_found_at_once(tmp_path):
-    with pytest.raises(TypeError, match=r"Augmenter\(\) got an unexpected keyword argument 'variant'; the options are variants, steps"):
+    with pytest.raises(
+            TypeError,
+            match=r"Augmenter\(\) got an unexpected keyword argument 'variant'; the options are variants, steps"):
         Augmenter("fashion-mini", variant=3)
     with pytest.raises(ValueError, match="^steps: 0 is not possible"):
         Augmenter("fashion-mini", steps=0)
@@ -130,7 +138,11 @@ def test_dask(batch, expected):
 def test_ray_data(ray, batch, expected):
     data = pytest.importorskip("ray.data", reason="Ray Data is not installed (extra: ray)")
     rows = data.from_items([{name: column[i] for name, column in batch.items()} for i in range(len(batch["key"]))])
-    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"], fn_constructor_kwargs=FAST, batch_size=2, num_cpus=0.5,
+    made = rows.map_batches(Augmenter,
+                            fn_constructor_args=["fashion-mini"],
+                            fn_constructor_kwargs=FAST,
+                            batch_size=2,
+                            num_cpus=0.5,
                             compute=data.ActorPoolStrategy(size=2)).take_all()
     made.sort(key=lambda row: (row["label"], row["variant"]))
     assert np.array_equal(np.stack([row["image"] for row in made]), expected.reshape(-1, *expected.shape[2:]))
@@ -156,9 +168,13 @@ def test_spark(batch, expected):
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).getOrCreate()
     try:
-        frame = spark.createDataFrame([(i, batch["image"][i].ravel().tolist(), batch["prompt"][i], batch["key"][i]) for i in range(len(batch["key"]))],
+        frame = spark.createDataFrame([(i, batch["image"][i].ravel().tolist(), batch["prompt"][i], batch["key"][i])
+                                       for i in range(len(batch["key"]))],
                                       "row int, image array<int>, prompt string, key string")
-        udf = predict_batch_udf(make_predict, return_type=ArrayType(ShortType()), batch_size=2, input_tensor_shapes=[[32, 32, 3], None, None])
+        udf = predict_batch_udf(make_predict,
+                                return_type=ArrayType(ShortType()),
+                                batch_size=2,
+                                input_tensor_shapes=[[32, 32, 3], None, None])
         made = frame.withColumn("made", udf("image", "prompt", "key")).select("row", "made").collect()
     finally:
         spark.stop()
@@ -189,7 +205,11 @@ def real(tmp_path_factory):
 def alone(real, tmp_path_factory):
     """What one process makes."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    generate_dataset(ImageFolder.scan(real), out, dreamda.Pipeline.load("fashion-mini", threads=1), GenerationOptions(**SLOW), model="fashion-mini")
+    generate_dataset(ImageFolder.scan(real),
+                     out,
+                     dreamda.Pipeline.load("fashion-mini", threads=1),
+                     GenerationOptions(**SLOW),
+                     model="fashion-mini")
     return tree(out)
 
 
@@ -228,14 +248,20 @@ def test_a_worker_killed_in_mid_run(ray, real, alone, tmp_path, monkeypatch):
 
     with RayWorkers("fashion-mini", threads=1) as workers:
         assert workers.count == 2 and workers.size == (32, 32)
-        report = generate_dataset(ImageFolder.scan(real), tmp_path / "out", workers, GenerationOptions(**SLOW), model="fashion-mini", engine=kill_one)
+        report = generate_dataset(ImageFolder.scan(real),
+                                  tmp_path / "out",
+                                  workers,
+                                  GenerationOptions(**SLOW),
+                                  model="fashion-mini",
+                                  engine=kill_one)
     assert len(killed) == 1
     assert (report.made, report.present, report.skipped) == (40, 0, [])
     assert same(tmp_path / "out", alone)
 
 
 def test_more_threads_than_any_node_has(ray):
-    with pytest.raises(ValueError, match="--threads 3: no node of the Ray cluster has so many CPUs, the largest has 2; give fewer"):
+    with pytest.raises(ValueError,
+                       match="--threads 3: no node of the Ray cluster has so many CPUs, the largest has 2; give fewer"):
         RayWorkers("fashion-mini", threads=3)
 
 
@@ -249,7 +275,9 @@ def test_a_taken_cluster_is_no_silent_hang(ray, monkeypatch):
 
     other = Other.remote()
     assert ray.get(other.here.remote())
-    with pytest.raises(EngineError, match=r"no worker of 2 CPUs has started within 2 s \(0 CPUs are free\); wait until others have finished"):
+    with pytest.raises(
+            EngineError,
+            match=r"no worker of 2 CPUs has started within 2 s \(0 CPUs are free\); wait until others have finished"):
         RayWorkers("fashion-mini")
     ray.kill(other)
 
@@ -262,13 +290,17 @@ def test_an_error_of_loading_is_the_workers_own_sentence(ray, tmp_path):
 # ---- as a user types it
 
 
-# A seed a piece: on a fast machine the second piece would hold all the others, and an interrupted run would end complete.
+# A seed a piece: on a fast machine the second piece would hold all the others, and an interrupted run would end
+# complete.
 START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
 
 
 def command(*arguments):
     """`dreamda` in a process of its own: a Ray cluster belongs to a process."""
-    return subprocess.Popen([sys.executable, "-c", START, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", START, *map(str, arguments)],
+                            stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE,
+                            text=True)
 
 
 OPTIONS = ["--model", "fashion-mini", "--engine", "ray", "--variants", 4, "--steps", 20, "--seed", 3]

@@ -1,4 +1,5 @@
-"""What is public explains itself: numpydoc docstrings, complete for the names of `dreamda`, and a help text for every option."""
+"""What is public explains itself: numpydoc docstrings, complete for the names of `dreamda`, and a help text for every
+option."""
 
 import ast
 import importlib
@@ -17,7 +18,9 @@ import typer
 import dreamda
 from dreamda import cli
 
-MODULES = ["dreamda"] + [m.name for m in pkgutil.walk_packages(dreamda.__path__, "dreamda.") if not m.name.split(".")[-1].startswith("_")]
+MODULES = ["dreamda"] + [
+    m.name for m in pkgutil.walk_packages(dreamda.__path__, "dreamda.") if not m.name.split(".")[-1].startswith("_")
+]
 
 
 def own(module):
@@ -32,14 +35,24 @@ def own(module):
 def with_members(name, value):
     """It, and of a class the public methods and properties of its own, and ``__call__``."""
     yield name, value
-    for member, inner in vars(value).items() if inspect.isclass(value) and not getattr(value, "_is_protocol", False) else ():
+    for member, inner in vars(
+            value).items() if inspect.isclass(value) and not getattr(value, "_is_protocol", False) else ():
         inner = inner.__func__ if isinstance(inner, (classmethod, staticmethod)) else inner
-        if (member == "__call__" or not member.startswith("_")) and (inspect.isfunction(inner) or isinstance(inner, (property, cached_property))):
+        if (member == "__call__" or not member.startswith("_")) and (inspect.isfunction(inner)
+                                                                     or isinstance(inner, (property, cached_property))):
             yield f"{name}.{member}", inner
 
 
-EVERYTHING = {name: value for module in MODULES for whole in own(importlib.import_module(module)) for name, value in with_members(*whole)}
-API = {name: value for name, value in EVERYTHING.items() if name.count(".") < 2 or name.split(".")[1] in dreamda.__all__}
+EVERYTHING = {
+    name: value
+    for module in MODULES
+    for whole in own(importlib.import_module(module))
+    for name, value in with_members(*whole)
+}
+API = {
+    name: value
+    for name, value in EVERYTHING.items() if name.count(".") < 2 or name.split(".")[1] in dreamda.__all__
+}
 
 
 def section(text, title):
@@ -50,7 +63,10 @@ def section(text, title):
 def described(text):
     """The names that a section describes: those before the colon of every line that is not indented."""
     joined = re.sub(r",[ \\]*\n(?=\w)", ", ", text)
-    return [name.strip().lstrip("*") for line in joined.splitlines() if line[:1].strip() for name in line.split(" : ")[0].split(",")]
+    return [
+        name.strip().lstrip("*") for line in joined.splitlines() if line[:1].strip()
+        for name in line.split(" : ")[0].split(",")
+    ]
 
 
 def parameters(value):
@@ -61,7 +77,8 @@ def parameters(value):
 
 
 def test_the_walk_finds_what_is_public():
-    assert {"dreamda.Pipeline.augment", "dreamda.UNet.__call__", "dreamda.normals", "dreamda.AMSTClassifier.fit"} <= API.keys()
+    assert {"dreamda.Pipeline.augment", "dreamda.UNet.__call__", "dreamda.normals",
+            "dreamda.AMSTClassifier.fit"} <= API.keys()
     assert "dreamda.runs.replay.replay" in EVERYTHING.keys() - API.keys()
 
 
@@ -86,7 +103,8 @@ def test_the_names_of_dreamda_say_all(name):
     if inspect.isbuiltin(value) or value.__annotations__["return"] not in (None, "None"):
         assert section(text, "Returns"), "no section Returns"
     if inspect.isfunction(value):
-        raises = any(isinstance(node, ast.Raise) for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value)))))
+        raises = any(
+            isinstance(node, ast.Raise) for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value)))))
         assert not raises or section(text, "Raises"), "no section Raises"
 
 
@@ -102,7 +120,8 @@ def test_every_command_and_option_has_a_help_text(name):
 
 
 def test_all_the_commands_are_walked():
-    assert {"generate", "replay", "demo", "inspect", "doctor", "train", "evaluate", "predict", "import", "report"} <= set(COMMANDS)
+    assert {"generate", "replay", "demo", "inspect", "doctor", "train", "evaluate", "predict", "import",
+            "report"} <= set(COMMANDS)
 
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +142,9 @@ def test_the_commands_of_the_docs_exist(page):
         if words[1].startswith("-"):
             continue
         command = COMMANDS[words[1]]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
+        known = {name
+                 for parameter in command.params
+                 for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help", "-h"}
         for word in words[2:]:
             assert not word.startswith("-") or word.split("=")[0] in known, f"{page.name}: {shlex.join(words)}"
 
@@ -150,6 +171,12 @@ def test_the_page_of_the_package_lists_every_module():
     package = ROOT / "python/dreamda"
     page = (package / "ARCHITECTURE.md").read_text()
     listed = {match for row in re.findall(r"^\| `([^|]+)` \|", page, re.M) for match in row.split("` `")}
-    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")}
-    there |= {path.parent.relative_to(package).as_posix() + "/" for path in package.rglob("__init__.py") if path.parent != package}
+    there = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
+    }
+    there |= {
+        path.parent.relative_to(package).as_posix() + "/"
+        for path in package.rglob("__init__.py") if path.parent != package
+    }
     assert listed == there

@@ -1,7 +1,8 @@
 """What surrounds the process: OpenMP's variables, the processors and CPU quota we may use, and who calls.
 
-Every line of ENVIRONMENTS is computed in a process of its own, by default and with two threads asked for, and has to give the very bytes
-of an undisturbed process with as many threads. Add a line for an environment that was not thought of.
+Every line of ENVIRONMENTS is computed in a process of its own, by default and with two threads asked for, and has to
+give the very bytes of an undisturbed process with as many threads. Add a line for an environment that was not thought
+of.
 """
 
 import json
@@ -66,8 +67,14 @@ CALL = "print(json.dumps([everything(int(n) or None) for n in sys.argv[1].split(
 def run(code, *arguments, before=(), seconds=120, **environment):
     """A Python process in that environment, free of the variables of ours."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
-    clean |= {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]), "PYTHONWARNINGS": "ignore"} | environment
-    return subprocess.run([*before, sys.executable, "-c", SETUP + code, *arguments], capture_output=True, text=True, timeout=seconds, env=clean)
+    clean |= {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]), "PYTHONWARNINGS": "ignore"
+    } | environment
+    return subprocess.run([*before, sys.executable, "-c", SETUP + code, *arguments],
+                          capture_output=True,
+                          text=True,
+                          timeout=seconds,
+                          env=clean)
 
 
 def results(code, *arguments, **options):
@@ -86,24 +93,28 @@ ONE_PROCESSOR = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
 SAME, DEFAULT = {}, min(PROCESSORS, 2)
 # Name: variables, a command before Python's, threads by default, and where two are asked for.
 ENVIRONMENTS = {
-    "OMP_THREAD_LIMIT=1": ({"OMP_THREAD_LIMIT": "1"}, (), 1, 1),
-    "OMP_THREAD_LIMIT=2": ({"OMP_THREAD_LIMIT": "2"}, (), DEFAULT, 2),
+    "OMP_THREAD_LIMIT=1": ({"OMP_THREAD_LIMIT": "1"}, (), 1, 1), "OMP_THREAD_LIMIT=2": ({"OMP_THREAD_LIMIT":
+                                                                                         "2"}, (), DEFAULT, 2),
     "OMP_THREAD_LIMIT=1, OMP_NUM_THREADS=2": ({"OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "2"}, (), 1, 1),
-    "OMP_DYNAMIC": ({"OMP_DYNAMIC": "true", "OMP_NUM_THREADS": "2"}, (), DEFAULT, 2),
-    "OMP_NUM_THREADS=1": ({"OMP_NUM_THREADS": "1"}, (), 1, 2),
-    "OMP_NUM_THREADS=2,1": ({"OMP_NUM_THREADS": "2,1"}, (), DEFAULT, 2),
-    "OMP_NESTED": ({"OMP_NESTED": "true", "OMP_NUM_THREADS": "2"}, (), DEFAULT, 2),
-    "OMP_MAX_ACTIVE_LEVELS=0": ({"OMP_MAX_ACTIVE_LEVELS": "0"}, (), 1, 1),
-    "OMP_MAX_ACTIVE_LEVELS=3": ({"OMP_MAX_ACTIVE_LEVELS": "3", "OMP_NUM_THREADS": "2"}, (), DEFAULT, 2),
-    "OMP_PROC_BIND": ({"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS": "2"}, (), None, 2),
-    "OMP_PLACES of one": ({"OMP_PLACES": f"{{{ONE_PROCESSOR[-1]}}}"}, (), 1, 2),
-    "GOMP_CPU_AFFINITY": ({"GOMP_CPU_AFFINITY": ONE_PROCESSOR[-1]}, (), 1, 2),
-    "OMP_WAIT_POLICY": ({"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}, (), DEFAULT, 2),
-    "OMP_CANCELLATION, OMP_SCHEDULE": ({"OMP_CANCELLATION": "true", "OMP_SCHEDULE": "dynamic,1", "OMP_NUM_THREADS": "2"}, (), DEFAULT, 2),
-    "MKL and KMP": ({"MKL_NUM_THREADS": "1", "MKL_DYNAMIC": "true", "KMP_BLOCKTIME": "0", "KMP_AFFINITY": "compact", "OMP_NUM_THREADS": "2"},
-                    (), DEFAULT, 2),
-    "taskset": (SAME, ONE_PROCESSOR, 1, 2),
-    "nice": (SAME, ("nice", "-n", "5"), None, 2),
+    "OMP_DYNAMIC": ({"OMP_DYNAMIC": "true", "OMP_NUM_THREADS":
+                     "2"}, (), DEFAULT, 2), "OMP_NUM_THREADS=1": ({"OMP_NUM_THREADS": "1"}, (), 1, 2),
+    "OMP_NUM_THREADS=2,1": ({"OMP_NUM_THREADS":
+                             "2,1"}, (), DEFAULT, 2), "OMP_NESTED": ({"OMP_NESTED": "true", "OMP_NUM_THREADS":
+                                                                      "2"}, (), DEFAULT, 2), "OMP_MAX_ACTIVE_LEVELS=0":
+    ({"OMP_MAX_ACTIVE_LEVELS":
+      "0"}, (), 1, 1), "OMP_MAX_ACTIVE_LEVELS=3": ({"OMP_MAX_ACTIVE_LEVELS": "3", "OMP_NUM_THREADS":
+                                                    "2"}, (), DEFAULT, 2), "OMP_PROC_BIND":
+    ({"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS":
+      "2"}, (), None, 2), "OMP_PLACES of one": ({"OMP_PLACES":
+                                                 f"{{{ONE_PROCESSOR[-1]}}}"}, (), 1, 2), "GOMP_CPU_AFFINITY":
+    ({"GOMP_CPU_AFFINITY":
+      ONE_PROCESSOR[-1]}, (), 1, 2), "OMP_WAIT_POLICY": ({"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS":
+                                                          "2"}, (), DEFAULT, 2), "OMP_CANCELLATION, OMP_SCHEDULE":
+    ({"OMP_CANCELLATION": "true", "OMP_SCHEDULE": "dynamic,1", "OMP_NUM_THREADS":
+      "2"}, (), DEFAULT, 2), "MKL and KMP": ({
+          "MKL_NUM_THREADS": "1", "MKL_DYNAMIC": "true", "KMP_BLOCKTIME": "0", "KMP_AFFINITY": "compact",
+          "OMP_NUM_THREADS": "2"
+      }, (), DEFAULT, 2), "taskset": (SAME, ONE_PROCESSOR, 1, 2), "nice": (SAME, ("nice", "-n", "5"), None, 2),
 }
 
 
@@ -156,7 +167,8 @@ def inside(call):
 @pytest.mark.parametrize("variables", [SAME, {"OMP_MAX_ACTIVE_LEVELS": "3"}], ids=["default", "nested"])
 def test_callers_in_a_parallel_region(undisturbed, variables):
     """There one thread computes; what was made for two is told so, and goes on outside."""
-    found = results(REGION + """
+    found = results(
+        REGION + """
 made_outside, (plan, inputs) = trainer(2), networks.unet(rows=2, height=32, width=32, threads=2)
 pipe = dreamda.Pipeline.load("fashion-mini", "f32", 2)
 z = pipe.encode(dreamda.load_bundled("fashion-mini").seeds[:1])
@@ -178,7 +190,8 @@ def test_the_core_refuses_a_smaller_team_by_name(variable):
     for call in ("network(2)", "trainer(2)"):
         done = run(call, **dict([variable.split("=")]))
         assert done.returncode == 1
-        assert done.stderr.splitlines()[-1].startswith("dreamda.Error: threads: 2 are needed, but OpenMP gives 1 (" + variable)
+        assert done.stderr.splitlines()[-1].startswith("dreamda.Error: threads: 2 are needed, but OpenMP gives 1 ("
+                                                       + variable)
 
 
 def test_the_commands_compute_right_with_fewer_threads_than_asked(tmp_path):
@@ -201,7 +214,8 @@ print(json.dumps({"codes": [made, trained], "images": len(pixels), "digest": dig
     assert limited.returncode == 0, limited.stderr
     found, free = json.loads(limited.stdout.splitlines()[-1]), results(code, str(tmp_path / "free"))
     assert found == free and found["codes"] == [0, 0] and found["images"] == 4
-    assert limited.stderr.count("dreamda: threads: 2 were asked for, 1 will compute: OpenMP gives 1 of 2 (OMP_THREAD_LIMIT=1)") == 2
+    assert limited.stderr.count(
+        "dreamda: threads: 2 were asked for, 1 will compute: OpenMP gives 1 of 2 (OMP_THREAD_LIMIT=1)") == 2
 
 
 # ---- the default number of threads ---------------------------------------------------------------------------------
@@ -210,29 +224,33 @@ V1, V2 = "30 24 0:26 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu
 HYBRID = "31 24 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"
 # Name: /proc/self/cgroup, /proc/self/mountinfo, the files below /sys/fs/cgroup, and the quota in processors.
 GROUPS = {
-    "no control groups": ("", "", {}, None),
-    "version 2, no quota": ("0::/\n", V2.format(root="/"), {"cpu.max": "max 100000\n"}, None),
-    "version 2, a container": ("0::/\n", V2.format(root="/"), {"cpu.max": "150000 100000\n"}, 1.5),
-    "version 2, our group": ("0::/a/b\n", V2.format(root="/"), {"a/b/cpu.max": "50000 100000\n"}, 0.5),
-    "version 2, a group around ours": ("0::/a/b\n", V2.format(root="/"), {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2),
-    "version 2, the smallest of nested ones": ("0::/a/b/c\n", V2.format(root="/"), {"a/cpu.max": "100000 100000", "a/b/cpu.max": "300000 100000",
-                                                                                    "a/b/c/cpu.max": "200000 100000"}, 1),
-    "version 2, a sibling's does not count": ("0::/a/b\n", V2.format(root="/"), {"a/c/cpu.max": "50000 100000"}, None),
-    "version 2, mounted from our group on": ("0::/docker/1\n", V2.format(root="/docker/1"), {"cpu.max": "250000 100000"}, 2.5),
-    "version 2, outside of what is mounted": ("0::/../elsewhere\n", V2.format(root="/"), {"cpu.max": "100000 100000"}, 1),
-    "version 1": ("4:cpu,cpuacct:/a\n", V1.format(root="/"), {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n",
-                                                              "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"}, 3),
-    "version 1, no quota": ("4:cpu,cpuacct:/\n", V1.format(root="/"), {"cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-                                                                       "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, None),
-    "version 1, a container": ("4:cpu,cpuacct:/docker/1\n", V1.format(root="/docker/1"), {"cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-                                                                                          "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 0.5),
-    "both versions": ("4:cpu,cpuacct:/a\n0::/u\n", V1.format(root="/") + "\n" + HYBRID, {
-        "cpu,cpuacct/a/cpu.cfs_quota_us": "400000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000", "unified/u/cpu.max": "300000 100000"}, 3),
-    "another controller": ("5:memory:/a\n", "30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", {}, None),
-    "cpuset is not cpu": ("5:cpuset:/a\n", "30 24 0:26 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset", {}, None),
-    "nonsense in the file": ("0::/\n", V2.format(root="/"), {"cpu.max": "many\n"}, None),
-    "a period of zero": ("0::/\n", V2.format(root="/"), {"cpu.max": "100 0\n"}, None),
-    "lines that mean nothing": ("hello\n0:\n", "world\n - cgroup2\n", {}, None),
+    "no control groups": ("", "", {}, None), "version 2, no quota":
+    ("0::/\n", V2.format(root="/"), {"cpu.max": "max 100000\n"}, None), "version 2, a container":
+    ("0::/\n", V2.format(root="/"), {"cpu.max": "150000 100000\n"}, 1.5), "version 2, our group":
+    ("0::/a/b\n", V2.format(root="/"), {"a/b/cpu.max": "50000 100000\n"}, 0.5), "version 2, a group around ours":
+    ("0::/a/b\n", V2.format(root="/"), {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"},
+     2), "version 2, the smallest of nested ones": ("0::/a/b/c\n", V2.format(root="/"), {
+         "a/cpu.max": "100000 100000", "a/b/cpu.max": "300000 100000", "a/b/c/cpu.max": "200000 100000"
+     }, 1), "version 2, a sibling's does not count": ("0::/a/b\n", V2.format(root="/"), {"a/c/cpu.max": "50000 100000"},
+                                                      None), "version 2, mounted from our group on":
+    ("0::/docker/1\n", V2.format(root="/docker/1"), {"cpu.max":
+                                                     "250000 100000"}, 2.5), "version 2, outside of what is mounted":
+    ("0::/../elsewhere\n", V2.format(root="/"), {"cpu.max": "100000 100000"}, 1), "version 1":
+    ("4:cpu,cpuacct:/a\n", V1.format(root="/"),
+     {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/a/cpu.cfs_period_us":
+      "100000\n"}, 3), "version 1, no quota": ("4:cpu,cpuacct:/\n", V1.format(root="/"), {
+          "cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"
+      }, None), "version 1, a container": ("4:cpu,cpuacct:/docker/1\n", V1.format(root="/docker/1"), {
+          "cpu,cpuacct/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"
+      }, 0.5), "both versions": ("4:cpu,cpuacct:/a\n0::/u\n", V1.format(root="/") + "\n" + HYBRID, {
+          "cpu,cpuacct/a/cpu.cfs_quota_us": "400000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000", "unified/u/cpu.max":
+          "300000 100000"
+      }, 3), "another controller": ("5:memory:/a\n", "30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory",
+                                    {}, None), "cpuset is not cpu":
+    ("5:cpuset:/a\n", "30 24 0:26 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset", {},
+     None), "nonsense in the file": ("0::/\n", V2.format(root="/"), {"cpu.max": "many\n"}, None), "a period of zero":
+    ("0::/\n", V2.format(root="/"), {"cpu.max": "100 0\n"},
+     None), "lines that mean nothing": ("hello\n0:\n", "world\n - cgroup2\n", {}, None),
 }
 
 
@@ -249,11 +267,14 @@ def test_cpu_quotas(name, tmp_path, monkeypatch):
     memberships, mounts, files, quota = GROUPS[name]
     root = grow(tmp_path, memberships, mounts, files)
     assert cpu_quota(root) == quota
-    monkeypatch.setattr("dreamda.networks.threads.os", SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 8, environ={}))
-    monkeypatch.setattr("dreamda.networks.threads._core", SimpleNamespace(info=lambda: {"threads": 4}, team=lambda threads: threads))
+    monkeypatch.setattr("dreamda.networks.threads.os",
+                        SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 8, environ={}))
+    monkeypatch.setattr("dreamda.networks.threads._core",
+                        SimpleNamespace(info=lambda: {"threads": 4}, team=lambda threads: threads))
     used, reason = explain_threads(None, root)
     assert used == min(4, math.ceil(quota or 4))
-    assert reason == (f"a CPU quota of {quota:.3g} processors" if quota and quota <= 3 else "4 of 8 processors allowed (taskset or cpuset)")
+    assert reason == (f"a CPU quota of {quota:.3g} processors"
+                      if quota and quota <= 3 else "4 of 8 processors allowed (taskset or cpuset)")
 
 
 def test_without_proc(tmp_path):
@@ -269,9 +290,11 @@ def test_without_proc(tmp_path):
 ])
 def test_the_smallest_limit_applies(allowed, openmp, variable, used, reason, tmp_path, monkeypatch):
     environ = {"OMP_NUM_THREADS": variable} if variable else {}
-    monkeypatch.setattr("dreamda.networks.threads.os",
-                        SimpleNamespace(sched_getaffinity=lambda pid: set(range(allowed)), cpu_count=lambda: 8, environ=environ))
-    monkeypatch.setattr("dreamda.networks.threads._core", SimpleNamespace(info=lambda: {"threads": openmp}, team=lambda threads: threads))
+    monkeypatch.setattr(
+        "dreamda.networks.threads.os",
+        SimpleNamespace(sched_getaffinity=lambda pid: set(range(allowed)), cpu_count=lambda: 8, environ=environ))
+    monkeypatch.setattr("dreamda.networks.threads._core",
+                        SimpleNamespace(info=lambda: {"threads": openmp}, team=lambda threads: threads))
     assert explain_threads(None, tmp_path) == (used, reason)
 
 
@@ -296,14 +319,16 @@ def test_doctor_says_which_limit_applies():
 
 # ---- a training leaves the processors that other programs use -------------------------------------------------------
 
-@pytest.mark.parametrize("busy, allowed, idle", [
-    ([0, 0, 0, 0], range(4), 4), ([1, 0, 0, 0], range(4), 3), ([0.5, 0.5, 0.5, 0.5], range(4), 2), ([1, 1, 1, 1], range(4), 0),
-    ([1, 1, 0, 0], (2, 3), 2), ([1, 1, 0, 0], (0, 3), 1),
-])
+@pytest.mark.parametrize("busy, allowed, idle", [([0, 0, 0, 0], range(4), 4), ([1, 0, 0, 0], range(4), 3),
+                                                 ([0.5, 0.5, 0.5, 0.5], range(4), 2), ([1, 1, 1, 1], range(4), 0),
+                                                 ([1, 1, 0, 0], (2, 3), 2), ([1, 1, 0, 0], (0, 3), 1), ])
 def test_idle_processors(busy, allowed, idle):
     """100 ticks on each of four processors, the busy share of them for a user's program."""
     def text(ticks):
-        lines = [f"cpu{i} {1000 + round(ticks * b)} 5 300 {7000 + round(ticks * (1 - b))} 40 0 2 0 0 0" for i, b in enumerate(busy)]
+        lines = [
+            f"cpu{i} {1000 + round(ticks * b)} 5 300 {7000 + round(ticks * (1 - b))} 40 0 2 0 0 0"
+            for i, b in enumerate(busy)
+        ]
         return "\n".join(["cpu  9 9 9 9 9 9 9 0 0 0", *lines, "intr 12 0 0"])
 
     assert idle_processors(text(0), text(100), set(allowed)) == pytest.approx(idle)
@@ -314,10 +339,14 @@ def test_idle_processors_without_an_answer():
     assert idle_processors("cpu0 1 2 3 4 5 6 7 8\n", "cpu0 1 2 3 4 5 6 7 8\n", {0}) is None  # no time has passed
 
 
-@pytest.mark.parametrize("idle, variable, threads", [(4.0, None, 4), (2.4, None, 2), (0.2, None, 1), (None, None, 4), (0.2, "4", 4)])
+@pytest.mark.parametrize("idle, variable, threads", [(4.0, None, 4), (2.4, None, 2), (0.2, None, 1), (None, None, 4),
+                                                     (0.2, "4", 4)])
 def test_free_threads(idle, variable, threads, tmp_path, monkeypatch):
     environ = {"OMP_NUM_THREADS": variable} if variable else {}
-    monkeypatch.setattr("dreamda.networks.threads.os", SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 4, environ=environ))
-    monkeypatch.setattr("dreamda.networks.threads._core", SimpleNamespace(info=lambda: {"threads": 4}, team=lambda threads: threads))
+    monkeypatch.setattr(
+        "dreamda.networks.threads.os",
+        SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 4, environ=environ))
+    monkeypatch.setattr("dreamda.networks.threads._core",
+                        SimpleNamespace(info=lambda: {"threads": 4}, team=lambda threads: threads))
     monkeypatch.setattr("dreamda.networks.threads.idle_processors", lambda before, after, allowed: idle)
     assert free_threads(0, tmp_path)[0] == threads

@@ -1,7 +1,8 @@
-"""scikit-learn's own checks of estimators on AMSTClassifier (an extra of the tests; the package does not need scikit-learn).
+"""scikit-learn's own checks of estimators on AMSTClassifier (an extra of the tests; the package does not need
+scikit-learn).
 
-The checks give rows of numbers, the classifier takes images: `OnRows` draws each row as an image, and leaves everything else to the
-classifier. What cannot hold is listed in `EXPECTED`, each with its reason.
+The checks give rows of numbers, the classifier takes images: `OnRows` draws each row as an image, and leaves everything
+else to the classifier. What cannot hold is listed in `EXPECTED`, each with its reason.
 """
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from sklearn.model_selection import GroupKFold, cross_val_score  # noqa: E402
 from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E402
 from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E402
 
-EXPECTED = {"check_sample_weight_equivalence_on_dense_data": "batches are drawn at random: an image that is there twice is not one of weight 2"}
+EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data":
+    "batches are drawn at random: an image that is there twice is not one of weight 2"
+}
 
 
 class OnRows(dreamda.AMSTClassifier):
@@ -49,7 +53,15 @@ class OnRows(dreamda.AMSTClassifier):
 
 
 def make():
-    return OnRows(method="real-only", epochs=8, steps_per_epoch=10, batch_size=16, learning_rate=0.1, crop_scale=(1.0, 1.0), flip=False, workers=0, threads=1)
+    return OnRows(method="real-only",
+                  epochs=8,
+                  steps_per_epoch=10,
+                  batch_size=16,
+                  learning_rate=0.1,
+                  crop_scale=(1.0, 1.0),
+                  flip=False,
+                  workers=0,
+                  threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +80,9 @@ def name_of(check):
     return getattr(check, "func", check).__name__
 
 
-@pytest.mark.parametrize("number", range(len(CHECKS)), ids=[f"{i}-{name_of(check)}" for i, (_, check) in enumerate(CHECKS)])
+@pytest.mark.parametrize("number",
+                         range(len(CHECKS)),
+                         ids=[f"{i}-{name_of(check)}" for i, (_, check) in enumerate(CHECKS)])
 def test_check(number):
     estimator, check = CHECKS[number]
     if name_of(check) in EXPECTED:
@@ -88,7 +102,8 @@ def test_not_fitted_is_scikit_learns():
 
 
 def test_cross_validation_with_groups_leaves_out_what_would_leak():
-    """The folds of scikit-learn slice `groups`; the synthetic images go whole to every fold, which takes those of its own groups."""
+    """The folds of scikit-learn slice `groups`; the synthetic images go whole to every fold, which takes those of its
+    own groups."""
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 2
     images = np.clip(rng.normal(100, 20, (30, 16, 16, 3)) + 60 * labels[:, None, None, None], 0, 255).astype(np.uint8)
@@ -102,6 +117,13 @@ def test_cross_validation_with_groups_leaves_out_what_would_leak():
             return self
 
     estimator = Counting(method="plain", epochs=2, batch_size=8, workers=0, threads=1)
-    scores = cross_val_score(estimator, images, labels, groups=groups, cv=GroupKFold(3),
-                             params={"X_synthetic": synthetic, "y_synthetic": np.repeat(labels, 2), "groups": groups, "groups_synthetic": np.repeat(groups, 2)})
+    scores = cross_val_score(estimator,
+                             images,
+                             labels,
+                             groups=groups,
+                             cv=GroupKFold(3),
+                             params={
+                                 "X_synthetic": synthetic, "y_synthetic": np.repeat(labels, 2), "groups": groups,
+                                 "groups_synthetic": np.repeat(groups, 2)
+                             })
     assert left_out == [20, 20, 20] and len(scores) == 3 and np.isfinite(scores).all()

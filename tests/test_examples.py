@@ -1,4 +1,5 @@
-"""python/examples: the scikit-learn script runs in every mode. Those for PyTorch run in its environment: tests/parity/heads_torch.py --train."""
+"""python/examples: the scikit-learn script runs in every mode. Those for PyTorch run in its environment:
+tests/parity/heads_torch.py --train."""
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,11 @@ def data(tmp_path_factory):
     for part in ("seeds", "test"):
         bundled.write(bundled.folder(root / part, part), part)
     folder = bundled.folder(root / "seeds")
-    generate_dataset(folder, root / "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=1, steps=3), prompts=prompts_from_template(folder))
+    generate_dataset(folder,
+                     root / "synthetic",
+                     dreamda.Pipeline.load("fashion-mini"),
+                     GenerationOptions(variants=1, steps=3),
+                     prompts=prompts_from_template(folder))
     return root
 
 
@@ -33,7 +38,11 @@ def data(tmp_path_factory):
 def test_scikit_learn(mode, request):
     pytest.importorskip("sklearn", reason='scikit-learn is not installed: pip install ".[test-others]"')
     data = request.getfixturevalue("data")
-    done = subprocess.run([sys.executable, EXAMPLES / "sklearn_features.py", mode, "--real", data / "seeds", "--test", data / "test", "--synthetic",
-                           data / "synthetic", "--steps", "60"], capture_output=True, text=True)
+    done = subprocess.run([
+        sys.executable, EXAMPLES / "sklearn_features.py", mode, "--real", data / "seeds", "--test", data / "test",
+        "--synthetic", data / "synthetic", "--steps", "60"
+    ],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.splitlines()[-1].split()[1].rstrip("%")) > 40  # of ten classes

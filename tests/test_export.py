@@ -1,4 +1,5 @@
-"""Shards for WebDataset and folders for Hugging Face's datasets, read back by the libraries themselves where they are installed."""
+"""Shards for WebDataset and folders for Hugging Face's datasets, read back by the libraries themselves where they are
+installed."""
 import io
 import json
 import tarfile
@@ -28,12 +29,14 @@ def members(shards) -> dict[str, bytes]:
 
 def test_shards_hold_every_image_with_its_line_and_class(out, tmp_path):
     shards = dreamda.to_webdataset(out, str(tmp_path / "shards/s-%03d.tar"), shard_size=7)
-    assert [s.name for s in shards] == ["s-000.tar", "s-001.tar", "s-002.tar"] and sorted((tmp_path / "shards").iterdir()) == shards
+    assert [s.name for s in shards] == ["s-000.tar", "s-001.tar", "s-002.tar"] and sorted(
+        (tmp_path / "shards").iterdir()) == shards
     found = members(shards)
     rows = lines(out)
     assert len(found) == 3 * len(rows) == 54
     for index, row in enumerate(rows):
-        assert found[f"{index:08d}.png"] == (out / row["file_name"]).read_bytes() and json.loads(found[f"{index:08d}.json"]) == row
+        assert found[f"{index:08d}.png"] == (out / row["file_name"]).read_bytes() and json.loads(
+            found[f"{index:08d}.json"]) == row
         assert found[f"{index:08d}.cls"] == str(["ankle_boot", "coat"].index(row["label"])).encode()
     before = tree(tmp_path / "shards")
     dreamda.to_webdataset(out, str(tmp_path / "shards/s-%03d.tar"), shard_size=7)
@@ -43,8 +46,10 @@ def test_shards_hold_every_image_with_its_line_and_class(out, tmp_path):
 def test_plain_folders_and_unlabelled_images(tmp_path):
     root = make_real(tmp_path / "real").root
     found = members(dreamda.to_webdataset(root, str(tmp_path / "a-%d.tar")))
-    assert len(found) == 18 and found["00000005.cls"] == b"1" and json.loads(found["00000005.json"]) == {"file_name": "coat/02.png", "label": "coat"}
-    (root / "metadata.jsonl").write_text('{"file_name": "coat/01.png", "label": null}\n{"file_name": "coat/00.png", "text": "my coat"}\n')
+    assert len(found) == 18 and found["00000005.cls"] == b"1" and json.loads(
+        found["00000005.json"]) == {"file_name": "coat/02.png", "label": "coat"}
+    (root / "metadata.jsonl"
+     ).write_text('{"file_name": "coat/01.png", "label": null}\n{"file_name": "coat/00.png", "text": "my coat"}\n')
     found = members(dreamda.to_webdataset(root, str(tmp_path / "b-%d.tar")))
     assert {*found} == {"00000000.png", "00000000.json", "00000001.png", "00000001.json", "00000001.cls"}
 
@@ -65,9 +70,11 @@ def test_bad_input(out, tmp_path):
     with pytest.raises(ValueError, match="is not the image that its line"):
         dreamda.to_webdataset(out, str(tmp_path / "s/a-%d.tar"))
     assert not list((tmp_path / "s").iterdir())
-    for line, message in (({"file_name": "coat/77.png", "label": "coat"}, "is no image of"), ({"file_name": 3}, "is no image of"),
-                          ({"file_name": "coat/00-001.png", "label": 3}, "must be a text or null"),
-                          ({"file_name": "coat/00-001.png", "label": "hat"}, "'hat', which is no class folder")):
+    for line, message in (({"file_name": "coat/77.png", "label": "coat"}, "is no image of"), ({"file_name":
+                                                                                               3}, "is no image of"),
+                          ({"file_name": "coat/00-001.png", "label":
+                            3}, "must be a text or null"), ({"file_name": "coat/00-001.png", "label":
+                                                             "hat"}, "'hat', which is no class folder")):
         (out / "metadata.jsonl").write_text(json.dumps(line))
         with pytest.raises(ValueError, match=message):
             dreamda.to_webdataset(out, str(tmp_path / "s/a-%d.tar"))
@@ -76,7 +83,9 @@ def test_bad_input(out, tmp_path):
 def test_webdataset_reads_the_shards(out, tmp_path):
     webdataset = pytest.importorskip("webdataset", reason='webdataset is not installed: pip install ".[test-others]"')
     dreamda.to_webdataset(out, str(tmp_path / "s-%03d.tar"), shard_size=10)
-    samples = list(webdataset.WebDataset(str(tmp_path / "s-{000..001}.tar"), shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json"))
+    samples = list(
+        webdataset.WebDataset(str(tmp_path / "s-{000..001}.tar"),
+                              shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json"))
     assert len(samples) == 18
     for (pixels, label, row), line in zip(samples, lines(out), strict=True):
         assert row == line and label == ["ankle_boot", "coat"].index(row["label"])
@@ -94,5 +103,6 @@ def test_hugging_face_datasets_loads_the_folder(out, tmp_path, monkeypatch):
         row = by_digest.pop(sample["sha256"])
         assert {k: sample[k] for k in ("label", "prompt", "seed_file", "variant", "noise_scale", "size")} == {
             k: row[k] for k in ("label", "prompt", "seed_file", "variant", "noise_scale", "size")}
-        np.testing.assert_array_equal(np.asarray(sample["image"]), np.asarray(Image.open(io.BytesIO((out / row["file_name"]).read_bytes()))))
+        np.testing.assert_array_equal(np.asarray(sample["image"]),
+                                      np.asarray(Image.open(io.BytesIO((out / row["file_name"]).read_bytes()))))
     assert loaded.class_encode_column("label").features["label"].names == ["ankle_boot", "coat"]

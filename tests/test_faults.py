@@ -1,4 +1,5 @@
-"""Every public entry of the core with every one of its allocations failing in turn, and thousands of calls that must leave nothing behind."""
+"""Every public entry of the core with every one of its allocations failing in turn, and thousands of calls that must
+leave nothing behind."""
 import functools
 import gc
 import os
@@ -14,8 +15,10 @@ from networks import CLIP, TINY_VAE, UNET, VAE, load
 from dreamda import _core, normals
 
 CALLS = 1_000 if os.environ.get("DREAMDA_SANITIZED") else 10_000  # under two seconds; sanitizers are ten times slower
-SMALL_UNET = UNET | {"block_out_channels": [8], "layers_per_block": [1], "down_attention": [True], "up_attention": [True], "transformer_layers": [1],
-                     "heads": [1], "context_dim": 4, "norm_num_groups": 2}
+SMALL_UNET = UNET | {
+    "block_out_channels": [8], "layers_per_block": [1], "down_attention": [True], "up_attention": [True],
+    "transformer_layers": [1], "heads": [1], "context_dim": 4, "norm_num_groups": 2
+}
 SMALL_VAE = VAE | {"block_out_channels": [8], "norm_num_groups": 2}
 SMALL_CLIP = CLIP | {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 TRAINER = {"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 2}
@@ -40,19 +43,25 @@ def trainer_run():
 
 def losses():
     ones = np.ones((4, 3), np.float32)
-    return (_core.linear(Z, ones, ones[:, 0].copy()), _core.linear_backward(Z, ones, np.ones((4, 4), np.float32), ones.copy(), ones[:, 0].copy()),
-            _core.softmax(Z), _core.softmax_cross_entropy(Z, [0, 1, 2, 0], np.ones(4), 0.1), _core.consistency(Z, Z, 0.5), _core.pseudo_label(Z[None], 0.5),
-            _core.sgd_step(ones.copy(), ones, ones.copy(), 0.1), normals(1, 2, 3, 4, 5, 6, (70, 3)))
+    return (_core.linear(Z, ones, ones[:, 0].copy()),
+            _core.linear_backward(Z, ones, np.ones((4, 4), np.float32), ones.copy(), ones[:,
+                                                                                          0].copy()), _core.softmax(Z),
+            _core.softmax_cross_entropy(Z, [0, 1, 2, 0], np.ones(4), 0.1), _core.consistency(Z, Z, 0.5),
+            _core.pseudo_label(Z[None], 0.5), _core.sgd_step(ones.copy(), ones, ones.copy(),
+                                                             0.1), normals(1, 2, 3, 4, 5, 6, (70, 3)))
 
 
 ENTRIES = {
-    "unet": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=1),
-    "unet, two decoders": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=2),
-    "guided unet": lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3),
-    "tiny_vae_encoder": lambda: model_run("tiny_vae_encoder", TINY_VAE, height=4, width=4),
-    "tiny_vae_decoder": lambda: model_run("tiny_vae_decoder", TINY_VAE, height=4, width=4),
-    "vae_encoder": lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder": lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4),
-    "clip_text": lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "resnet": lambda: model_run("resnet", TRAINER, height=8, width=8), "trainer": trainer_run, "losses": losses}
+    "unet": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=1), "unet, two decoders":
+    lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=2), "guided unet":
+    lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3), "tiny_vae_encoder":
+    lambda: model_run("tiny_vae_encoder", TINY_VAE, height=4, width=4), "tiny_vae_decoder":
+    lambda: model_run("tiny_vae_decoder", TINY_VAE, height=4, width=4), "vae_encoder":
+    lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder":
+    lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4), "clip_text":
+    lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "resnet":
+    lambda: model_run("resnet", TRAINER, height=8, width=8), "trainer": trainer_run, "losses": losses
+}
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -88,19 +97,26 @@ def unloaded():
     return _core.Model("clip_text", SMALL_CLIP).plan(rows=1, dtype="f32", threads=1, tokens=4)
 
 
-# What Python sees of a plan, a model and a trainer: none may lose an exception, or hand out an object with a hole in it.
+# What Python sees of a plan, a model and a trainer: none may lose an exception, or hand out an object with a hole in
+# it.
 LOOKS = {
-    "inputs": lambda plan, model, trainer: plan.inputs, "outputs": lambda plan, model, trainer: plan.outputs,
-    "memory": lambda plan, model, trainer: plan.memory, "missing": lambda plan, model, trainer: unloaded().missing(),
-    "profile": lambda plan, model, trainer: len(plan.profile()), "parameters": lambda plan, model, trainer: model.parameters(),
-    "a run": lambda plan, model, trainer: sorted(plan.run(RUN)), "a trainer's parameters": lambda plan, model, trainer: sorted(trainer.parameters),
-    "a trainer's profile": lambda plan, model, trainer: (trainer.forward(IMAGES), len(trainer.profile()))[1], "info": lambda plan, model, trainer: sorted(_core.info())}
-RUN = {"sample": np.zeros((1, 4, 1, 300), np.float32), "timestep": np.zeros(1, np.float32), "context": np.zeros((1, 300, 300), np.float32)}
+    "inputs": lambda plan, model, trainer: plan.inputs, "outputs": lambda plan, model, trainer: plan.outputs, "memory":
+    lambda plan, model, trainer: plan.memory, "missing": lambda plan, model, trainer: unloaded().missing(), "profile":
+    lambda plan, model, trainer: len(plan.profile()), "parameters": lambda plan, model, trainer: model.parameters(),
+    "a run": lambda plan, model, trainer: sorted(plan.run(RUN)), "a trainer's parameters":
+    lambda plan, model, trainer: sorted(trainer.parameters), "a trainer's profile": lambda plan, model, trainer:
+    (trainer.forward(IMAGES), len(trainer.profile()))[1], "info": lambda plan, model, trainer: sorted(_core.info())
+}
+RUN = {
+    "sample": np.zeros((1, 4, 1, 300), np.float32), "timestep": np.zeros(1, np.float32), "context": np.zeros(
+        (1, 300, 300), np.float32)
+}
 
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_failed_allocation_of_python(name):
-    """Python's Nth allocation fails, for every N: a MemoryError, never another error, a crash, or a result with a hole in it."""
+    """Python's Nth allocation fails, for every N: a MemoryError, never another error, a crash, or a result with a hole
+    in it."""
     testcapi = pytest.importorskip("_testcapi", reason="this Python was installed without its own test modules")
     (plan, model), trainer = wide_plan(), _core.Trainer(TRAINER, batch=2, height=8, width=8, dtype="f32", threads=1)
     trainer.forward(IMAGES), trainer.profile()  # packs the weights, once
@@ -152,7 +168,10 @@ for call in (plan, trainer):
 @pytest.mark.skipif(bool(os.environ.get("DREAMDA_SANITIZED")), reason="sanitizers map terabytes of address space")
 def test_address_space_that_runs_out_is_a_memory_error():
     """oneDNN itself would crash in a third of these children; the core asks for room first."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent),
+                                       os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"
+    }
     done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0 and not done.stderr, (done.returncode, done.stderr)
     for name in ("plan", "trainer"):
@@ -170,31 +189,48 @@ def refused(call, *arguments):
 
 
 def test_thousands_of_calls_leave_nothing_behind():
-    """References, the core's bytes and the process's memory are level over calls that succeed and calls that are refused."""
+    """References, the core's bytes and the process's memory are level over calls that succeed and calls that are
+    refused."""
     model = _core.Model("clip_text", SMALL_CLIP)
     plan = load(model.plan(rows=1, tokens=4, dtype="f32", threads=1), model)
     trainer = _core.Trainer(TRAINER, batch=2, height=8, width=8, dtype="f32", threads=1)
     tokens, parameters = np.zeros((1, 4), np.int32), dict(model.parameters())
     name, shape = next(iter(parameters.items()))
     weight, labels = np.zeros(shape, np.float32), np.zeros(4, np.int64)
-    kept = [model, plan, trainer, tokens, Z, IMAGES, weight, labels, name, TRAINER, SMALL_CLIP, None, ValueError, np.dtype("f4"), type(plan)]
+    kept = [
+        model, plan, trainer, tokens, Z, IMAGES, weight, labels, name, TRAINER, SMALL_CLIP, None, ValueError,
+        np.dtype("f4"),
+        type(plan)
+    ]
     given = {"tokens": tokens}
 
     def good():
-        plan.run(given), plan.load(name, weight), plan.missing(), plan.profile(), plan.inputs, plan.outputs, plan.memory, model.parameters()
+        plan.run(given), plan.load(
+            name, weight), plan.missing(), plan.profile(), plan.inputs, plan.outputs, plan.memory, model.parameters()
         losses()
 
     def bad():
-        refused(plan.run, {"tokens": Z}), refused(plan.run, given | {"x": Z}), refused(plan.run, []), refused(plan.run, {"tokens": tokens - 1})
-        refused(plan.load, "no", weight), refused(plan.load, name, Z), refused(plan.load, name, weight.astype("f8")), refused(plan.load, name, weight + np.nan)
-        refused(_core.softmax_cross_entropy, Z, labels + 9), refused(_core.linear, Z, IMAGES, Z), refused(_core.sgd_step, Z, IMAGES, Z, 0.1)
-        refused(_core.Model, "x", SMALL_CLIP), refused(_core.Model, "clip_text", SMALL_CLIP | {"vocab_size": "x"}), refused(_core.Trainer, {})
-        refused(trainer.forward, Z), refused(trainer.forward, IMAGES, 7), refused(trainer.backward, Z), refused(trainer.evaluate, labels)
-        refused(trainer.step, -1.0, 0, 0), refused(normals, 0, 0, -1, 0, 0, 0, (3,)), refused(_core.pseudo_label, Z, 0.5)
+        refused(plan.run,
+                {"tokens": Z}), refused(plan.run,
+                                        given | {"x": Z}), refused(plan.run,
+                                                                   []), refused(plan.run, {"tokens": tokens - 1})
+        refused(plan.load, "no",
+                weight), refused(plan.load, name,
+                                 Z), refused(plan.load, name,
+                                             weight.astype("f8")), refused(plan.load, name, weight + np.nan)
+        refused(_core.softmax_cross_entropy, Z, labels + 9), refused(_core.linear, Z, IMAGES,
+                                                                     Z), refused(_core.sgd_step, Z, IMAGES, Z, 0.1)
+        refused(_core.Model, "x", SMALL_CLIP), refused(_core.Model, "clip_text",
+                                                       SMALL_CLIP | {"vocab_size": "x"}), refused(_core.Trainer, {})
+        refused(trainer.forward, Z), refused(trainer.forward, IMAGES, 7), refused(trainer.backward,
+                                                                                  Z), refused(trainer.evaluate, labels)
+        refused(trainer.step, -1.0, 0, 0), refused(normals, 0, 0, -1, 0, 0, 0,
+                                                   (3, )), refused(_core.pseudo_label, Z, 0.5)
 
     def heavy():
         _core.Model("clip_text", SMALL_CLIP)
-        trainer.forward(IMAGES), trainer.evaluate(IMAGES), trainer.parameters, trainer.gradients, trainer.buffers, trainer.moments, trainer.profile()
+        trainer.forward(IMAGES), trainer.evaluate(
+            IMAGES), trainer.parameters, trainer.gradients, trainer.buffers, trainer.moments, trainer.profile()
 
     for call, times in ((good, CALLS), (bad, CALLS // 4), (heavy, CALLS // 4)):
         for _ in range(20):
@@ -219,8 +255,10 @@ def test_an_object_in_use_outlives_its_last_name():
     plan = load(model.plan(rows=1, tokens=4, dtype="f32", threads=1), model)
     expected, results = plan.run({"tokens": np.zeros((1, 4), np.int32)})["hidden"], []
     del model
-    threads = [threading.Thread(target=lambda run=plan.run: results.extend(run({"tokens": np.zeros((1, 4), np.int32)})["hidden"] for _ in range(50)))
-               for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda run=plan.run: results.extend(
+            run({"tokens": np.zeros((1, 4), np.int32)})["hidden"] for _ in range(50))) for _ in range(4)
+    ]
     del plan
     for thread in threads:
         thread.start()

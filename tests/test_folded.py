@@ -1,4 +1,5 @@
-"""ResNets in plans, with every batch norm folded into its convolution: the features of a trainer's evaluation, without its gradients."""
+"""ResNets in plans, with every batch norm folded into its convolution: the features of a trainer's evaluation, without
+its gradients."""
 import itertools
 
 import numpy as np
@@ -7,10 +8,21 @@ import pytest
 from dreamda import _core
 from dreamda.networks.models import resolve_dtype
 
-DTYPES = ["f32", pytest.param("bf16", marks=pytest.mark.skipif(resolve_dtype("auto") != "bf16", reason="no bfloat16 instructions here"))]
+DTYPES = [
+    "f32",
+    pytest.param("bf16",
+                 marks=pytest.mark.skipif(resolve_dtype("auto") != "bf16", reason="no bfloat16 instructions here"))
+]
 BATCH = 4
-SHAPES = [("resnet18", "small", 8, 16), ("resnet18", "small", 40, 16), ("resnet34", "small", 13, 8), ("resnet50", "small", 16, 8),
-          ("resnet18", "imagenet", 32, 16), ("resnet50", "imagenet", 67, 8)]  # at 8 and 32 pixels the last windows are cropped
+SHAPES = [
+    ("resnet18", "small", 8, 16),
+    ("resnet18", "small", 40, 16),
+    ("resnet34", "small", 13, 8),
+    ("resnet50", "small", 16, 8),
+    # at 8 and 32 pixels the last windows are cropped
+    ("resnet18", "imagenet", 32, 16),
+    ("resnet50", "imagenet", 67, 8)
+]
 
 
 def trained(backbone="resnet18", stem="small", size=8, width=8, dtype="f32"):
@@ -44,7 +56,10 @@ def test_a_plan_computes_what_a_trainer_evaluates(backbone, stem, size, width, d
     plan = folded(trainer, config, size, dtype)
     expected, features = trainer.evaluate(images), plan.run({"images": images})["features"]
     assert features.shape == (BATCH, trainer.features)
-    np.testing.assert_allclose(features, expected, rtol=1e-5 if dtype == "f32" else 1e-2, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(features,
+                               expected,
+                               rtol=1e-5 if dtype == "f32" else 1e-2,
+                               atol=1e-5 * np.abs(expected).max())
     assert {name for name, _ in _core.Model("resnet", config).parameters()} == {*trainer.parameters, *trainer.buffers}
 
 
@@ -57,8 +72,11 @@ def test_it_takes_a_fraction_of_a_trainers_memory():
 def test_parameters_come_in_any_order():
     trainer, config = trained()
     images = np.random.default_rng(1).standard_normal((BATCH, 3, 8, 8), np.float32)
-    found = [folded(trainer, config, order=order).run({"images": images})["features"]
-             for order in (sorted, lambda names: sorted(names, reverse=True), lambda names: sorted(names, key=lambda name: name[::-1]))]
+    found = [
+        folded(trainer, config, order=order).run({"images": images})["features"]
+        for order in (sorted, lambda names: sorted(names, reverse=True),
+                      lambda names: sorted(names, key=lambda name: name[::-1]))
+    ]
     for one, other in itertools.pairwise(found):
         np.testing.assert_array_equal(one, other)
 

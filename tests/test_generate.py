@@ -1,4 +1,5 @@
-"""The run folder: resume, shards, locks, signals, hostile names. The pipeline is a stand-in whose images depend on keys and parameters."""
+"""The run folder: resume, shards, locks, signals, hostile names. The pipeline is a stand-in whose images depend on keys
+and parameters."""
 import hashlib
 import json
 import os
@@ -92,7 +93,12 @@ def undisturbed(real, tmp_path):
 
 def test_a_run_writes_every_variant_and_describes_it(real, tmp_path):
     seen = []
-    report = generate_dataset(real, tmp_path / "out", FakePipeline(), SETTINGS, model="fake", progress=lambda a, b: seen.append((a, b)))
+    report = generate_dataset(real,
+                              tmp_path / "out",
+                              FakePipeline(),
+                              SETTINGS,
+                              model="fake",
+                              progress=lambda a, b: seen.append((a, b)))
     assert (report.made, report.present, report.total, report.skipped, report.signal) == (18, 0, 18, [], None)
     assert seen[-1] == (18, 18) and seen == sorted(seen)
     rows = lines(tmp_path / "out")
@@ -104,7 +110,8 @@ def test_a_run_writes_every_variant_and_describes_it(real, tmp_path):
         assert row["seed_sha256"] == hashlib.sha256((real.root / row["seed_file"]).read_bytes()).hexdigest()
         about = json.loads(Image.open(tmp_path / "out" / row["file_name"]).text["dreamda"])
         assert about == {k: v for k, v in row.items() if k != "sha256"}
-        assert (row["steps"], row["strength"], row["model"], row["model_sha256"], row["dtype"]) == (40, 0.8, "fake", "f" * 64, "f32")
+        assert (row["steps"], row["strength"], row["model"], row["model_sha256"], row["dtype"]) == (40, 0.8, "fake",
+                                                                                                    "f" * 64, "f32")
     assert sorted(os.listdir(tmp_path / "out")) == ["ankle_boot", "coat", "metadata.jsonl", "run.json"]
 
 
@@ -126,8 +133,11 @@ def test_shards_together_equal_one_run(real, tmp_path, undisturbed, count):
 def test_shards_at_the_same_time_on_one_folder(real, tmp_path, undisturbed):
     barrier = threading.Barrier(3)
     pipes = [FakePipeline(lambda pipe: len(pipe.calls) == 1 and barrier.wait(30)) for _ in range(3)]
-    work = [threading.Thread(target=generate_dataset, args=(real, tmp_path / "out", pipe, SETTINGS), kwargs={"shard": (i, 3)})
-            for i, pipe in enumerate(pipes)]
+    work = [
+        threading.Thread(target=generate_dataset,
+                         args=(real, tmp_path / "out", pipe, SETTINGS),
+                         kwargs={"shard": (i, 3)}) for i, pipe in enumerate(pipes)
+    ]
     for thread in work:
         thread.start()
     for thread in work:
@@ -162,25 +172,39 @@ def test_parts_cover_a_list_and_overlap_only_where_they_say_so():
     for a in every:
         for b in every:
             assert a.overlaps(b) == bool(set(a.of(range(840))) & set(b.of(range(840)))), (a, b)
-    assert Part.parse(str(Part(3, MAX_SHARDS))) == Part(3, MAX_SHARDS) and Part.parse("3-of-3") is Part.parse("lock") is None
+    assert Part.parse(str(Part(3, MAX_SHARDS))) == Part(
+        3, MAX_SHARDS) and Part.parse("3-of-3") is Part.parse("lock") is None
 
 
-@pytest.mark.parametrize("changed", [dict(variants=2), dict(steps=5), dict(strength=0.7), dict(seed=1), dict(method="sdedit"),
-                                     dict(share_start=False), dict(source_prompt="a thing")])
+@pytest.mark.parametrize("changed", [
+    dict(variants=2),
+    dict(steps=5),
+    dict(strength=0.7),
+    dict(seed=1),
+    dict(method="sdedit"),
+    dict(share_start=False),
+    dict(source_prompt="a thing")
+])
 def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):
     with pytest.raises(ValueError, match="--" + next(iter(changed)).replace("_", "-")):
-        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), GenerationOptions(**{"variants": 3, "steps": 40, **changed}))
+        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(),
+                         GenerationOptions(**{"variants": 3, "steps": 40, **changed}))
     assert tree(tmp_path / "undisturbed") == undisturbed
 
 
 def test_another_model_dtype_size_or_prompt_is_refused(real, tmp_path, undisturbed):
-    for name, value, message in [("fingerprint", "0" * 64, "--model"), ("dtype", "bf16", "--dtype"), ("size", (16, 16), "--size")]:
+    for name, value, message in [("fingerprint", "0" * 64, "--model"), ("dtype", "bf16", "--dtype"),
+                                 ("size", (16, 16), "--size")]:
         pipe = FakePipeline()
         setattr(pipe, name, value)
         with pytest.raises(ValueError, match=message):
             generate_dataset(real, tmp_path / "undisturbed", pipe, SETTINGS)
     with pytest.raises(ValueError, match="--template"):
-        generate_dataset(real, tmp_path / "undisturbed", FakePipeline(), SETTINGS, prompts=prompts_from_template(real, "one {}"),
+        generate_dataset(real,
+                         tmp_path / "undisturbed",
+                         FakePipeline(),
+                         SETTINGS,
+                         prompts=prompts_from_template(real, "one {}"),
                          prompt_source={"template": "one {}"})
     assert tree(tmp_path / "undisturbed") == undisturbed
 
@@ -220,7 +244,9 @@ def test_images_of_another_shape_are_fitted_as_asked_for(tmp_path, fit):
     folder, settings = ImageFolder.scan(tmp_path / "real"), replace(SETTINGS, fit=fit)
     generate_dataset(folder, tmp_path / "out", Seeing(), settings)
     assert np.array_equal(seen[0], fitted(wide, (8, 8), fit))
-    assert json.loads((tmp_path / "out/run.json").read_text())["fit"] == fit and {row["fit"] for row in lines(tmp_path / "out")} == {fit}
+    assert json.loads(
+        (tmp_path / "out/run.json").read_text())["fit"] == fit and {row["fit"]
+                                                                    for row in lines(tmp_path / "out")} == {fit}
     with pytest.raises(ValueError, match="holds a run with another --fit"):
         generate_dataset(folder, tmp_path / "out", Seeing(), replace(SETTINGS, fit="pad" if fit == "crop" else "crop"))
 
@@ -237,14 +263,16 @@ def test_a_run_begun_before_there_was_a_choice_goes_on_squashing(tmp_path):
 
 
 def test_images_in_deeper_folders(real, tmp_path):
-    """They belong to the class, and their files in OUT are not in deeper folders; names that would be the same are told apart."""
+    """They belong to the class, and their files in OUT are not in deeper folders; names that would be the same are told
+    apart."""
     content = (real.root / "coat/00.png").read_bytes()
     for name in ("coat/deeper/00.png", "coat/deeper-00.png", "coat/deeper/00.jpg"):
         (real.root / name).parent.mkdir(exist_ok=True)
         (real.root / name).write_bytes(content)
     folder = ImageFolder.scan(real.root)
     stems = output_stems(folder)
-    assert stems["coat/00.png"] == "00" and len(set(stems.values())) == 6 and not any("/" in stem for stem in stems.values())
+    assert stems["coat/00.png"] == "00" and len(set(stems.values())) == 6 and not any("/" in stem
+                                                                                      for stem in stems.values())
     assert stems["coat/deeper/00.jpg"] == "deeper-00.jpg" and stems["coat/deeper/00.png"].startswith("deeper-00.png-")
     report = generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
     assert report.made == 27 and report.skipped == [] and len(lines(tmp_path / "out")) == 27
@@ -270,11 +298,13 @@ def test_a_changed_seed_is_made_again_and_a_removed_one_reported(real, tmp_path,
     assert report.made == 3 and [name for name, _ in report.skipped] == ["coat/02.png"]
     now = tree(tmp_path / "undisturbed")
     changed = {name for name in now if now[name] != undisturbed[name]}
-    assert changed == {"metadata.jsonl", "run.json", *(f"coat/00-00{v}.png" for v in range(3))} and now.keys() == undisturbed.keys()
+    assert changed == {"metadata.jsonl", "run.json", *(f"coat/00-00{v}.png"
+                                                       for v in range(3))} and now.keys() == undisturbed.keys()
 
 
 def test_a_seed_that_vanishes_during_the_run_is_skipped(real, tmp_path):
-    report = generate_dataset(real, tmp_path / "out", FakePipeline(lambda _: (real.root / "coat/02.png").unlink(missing_ok=True)), SETTINGS)
+    report = generate_dataset(real, tmp_path / "out",
+                              FakePipeline(lambda _: (real.root / "coat/02.png").unlink(missing_ok=True)), SETTINGS)
     assert report.skipped == [("coat/02.png", "cannot be read (No such file or directory)")] and report.made == 15
 
 
@@ -327,7 +357,8 @@ def test_a_signal_finishes_the_images_in_hand(real, tmp_path, undisturbed, numbe
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_variant_in_hand_of_a_large_image(real, tmp_path, number, monkeypatch):
-    """The pipeline gives back what is finished when it is asked to stop; the next call goes on with the variants that are missing."""
+    """The pipeline gives back what is finished when it is asked to stop; the next call goes on with the variants that
+    are missing."""
     def interrupt(pipe):
         if len(pipe.calls) == 2:
             os.kill(os.getpid(), number)
@@ -370,7 +401,8 @@ def test_a_seed_that_changes_between_its_variants_is_made_again(real, tmp_path, 
 
 
 def test_any_beginning_of_a_run_is_a_balanced_data_set(tmp_path, monkeypatch):
-    """Whenever a run is killed, the classes have as many images each, and the seeds of a class as many variants; to one."""
+    """Whenever a run is killed, the classes have as many images each, and the seeds of a class as many variants; to
+    one."""
     real = make_real(tmp_path / "real", 4, ("a", "b", "c"))
     monkeypatch.setattr(generate, "SECONDS_A_BATCH", 0.0)
     seen = []
@@ -389,21 +421,26 @@ def test_any_beginning_of_a_run_is_a_balanced_data_set(tmp_path, monkeypatch):
     assert [(r["seed_file"], r["variant"]) for r in rows] == [(i.key, v) for i in real.images for v in range(3)]
 
 
-@pytest.mark.parametrize("changed, variants", [
-    ({}, 1), ({"share_source": True}, 5), ({"share_source": True, "guidance_scale": 1.0}, 9), ({"method": "asymmetric"}, 5), ({"steps": 5}, 3), ({"method": "sdedit"}, 1),
-    ({"diverse": True, "share_start": False}, 10), ({"share_source": True, "variants": 2}, 2)])
+@pytest.mark.parametrize("changed, variants", [({}, 1), ({"share_source": True}, 5),
+                                               ({"share_source": True, "guidance_scale": 1.0}, 9),
+                                               ({"method": "asymmetric"}, 5), ({"steps": 5}, 3),
+                                               ({"method": "sdedit"}, 1), ({"diverse": True, "share_start": False}, 10),
+                                               ({"share_source": True, "variants": 2}, 2)])
 def test_a_visit_makes_more_than_one_variant_only_where_much_would_be_repeated(changed, variants):
     assert variants_a_visit(GenerationOptions(**{"variants": 10, "steps": 100, **changed})) == variants
 
 
 def test_the_work_list_does_what_is_missing_and_nothing_else(real):
-    made = {(image.key, v): hashlib.sha256(real.path(image).read_bytes()).hexdigest() for image in real.images for v in range(3)}
+    made = {(image.key, v): hashlib.sha256(real.path(image).read_bytes()).hexdigest()
+            for image in real.images
+            for v in range(3)}
     del made["coat/01.png", 1], made["coat/02.png", 1], made["ankle_boot/00.png", 2]
     work = WorkList(real, in_turn(real.images), (8, 8), "crop", 3, 1, made)
     assert (work.total, work.present) == (18, 15)
     first, second = work.take(10), work.take(10)
     assert (first.keys, first.first, first.last) == (["coat/01.png", "coat/02.png"], 1, 2)
-    assert (second.keys, second.first, second.last) == (["ankle_boot/00.png"], 2, 3) and work.take(10) is None and not work
+    assert (second.keys, second.first, second.last) == (["ankle_boot/00.png"
+                                                         ], 2, 3) and work.take(10) is None and not work
     for piece in (second, first):
         work.done(piece, 1)
     assert not work and len(made) == 18
@@ -453,7 +490,8 @@ def other_data_set(tmp_path, names=("00", "01", "02"), labels=("coat", "ankle_bo
     return ImageFolder.scan(tmp_path / "other")
 
 
-@pytest.mark.parametrize("names, labels", [(("00", "01", "02"), ("coat", "ankle_boot")), (("a", "b"), ("coat", "ankle_boot")), (("00",), ("cat", "dog"))],
+@pytest.mark.parametrize("names, labels", [(("00", "01", "02"), ("coat", "ankle_boot")),
+                                           (("a", "b"), ("coat", "ankle_boot")), (("00", ), ("cat", "dog"))],
                          ids=["the same names", "the same classes", "other classes"])
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_data_set_is_refused(real, tmp_path, names, labels, finished):
@@ -463,7 +501,11 @@ def test_another_data_set_is_refused(real, tmp_path, names, labels, finished):
     else:  # killed before the first image
         assert run_worker(real.root, out, 9).returncode == -signal.SIGKILL and not list(out.rglob("*.png"))
     before = tree(out)
-    with pytest.raises(ValueError, match=r"made from another data set .*real.: 0 of 6 of its real images looked at are in .*other as they were; give another OUT"):
+    with pytest.raises(
+            ValueError,
+            match=
+            r"made from another data set .*real.: 0 of 6 of its real images looked at are in .*other as they were; give another OUT"
+    ):
         generate_dataset(other_data_set(tmp_path, names, labels), out, FakePipeline(), SETTINGS)
     assert tree(out) == before
 
@@ -495,12 +537,16 @@ def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
     record = (out / "run.json").read_bytes()
     generate_dataset(real, out, FakePipeline(), settings, shard=(0, 2))
     rows = lines(out)
-    assert [list(row) for row in rows] == [["file_name", "label", "seed_file", "seed_sha256", "variant", "prompt", "dreamda", "variants", "steps", "strength", "eta",
-                                            "guidance_scale", "noise_scale", "source_prompt", "source_guidance_scale", "step", "share_source", "share_start",
-                                            "diverse", "seed", "guidance_low", "guidance_high", "dtype", "size", "model_sha256", "model", "sha256"]] * 9
+    assert [list(row) for row in rows] == [[
+        "file_name", "label", "seed_file", "seed_sha256", "variant", "prompt", "dreamda", "variants", "steps",
+        "strength", "eta", "guidance_scale", "noise_scale", "source_prompt", "source_guidance_scale", "step",
+        "share_source", "share_start", "diverse", "seed", "guidance_low", "guidance_high", "dtype", "size",
+        "model_sha256", "model", "sha256"
+    ]] * 9
     assert (out / "run.json").read_bytes() == record
     (out / ".dreamda").mkdir()
-    (out / "metadata.jsonl").rename(out / ".dreamda/0-of-2.jsonl")  # where an earlier version kept the lines until it ended
+    # where an earlier version kept the lines until it ended
+    (out / "metadata.jsonl").rename(out / ".dreamda/0-of-2.jsonl")
     assert generate_dataset(real, out, FakePipeline(), settings).present == 9 and len(lines(out)) == 18
     with pytest.raises(ValueError, match="begun by an earlier version"):
         generate_dataset(real, out, FakePipeline(), replace(settings, variants=4))
@@ -531,11 +577,17 @@ def test_another_machine_is_mentioned_where_it_decides_bits(real, tmp_path, matt
     def report(threads, isa, shard):
         pipe = FakePipeline()
         pipe.threads_matter = matter
-        return generate_dataset(real, tmp_path / "out", pipe, SETTINGS, environment={"threads": threads, "kernels_isa": isa, "cpu": shard},
+        return generate_dataset(real,
+                                tmp_path / "out",
+                                pipe,
+                                SETTINGS,
+                                environment={"threads": threads, "kernels_isa": isa, "cpu": shard},
                                 shard=(shard, 3)).notes
 
     assert report(2, "avx2", 0) == []
-    assert report(3, "avx2", 1) == (["this run was begun with threads 2 (now 3): the images made from here on may differ in their last bits"] if matter else [])
+    assert report(3, "avx2", 1) == ([
+        "this run was begun with threads 2 (now 3): the images made from here on may differ in their last bits"
+    ] if matter else [])
     assert "begun with kernels_isa avx2 (now avx512)" in report(2, "avx512", 2)[0]
 
 
@@ -565,11 +617,14 @@ WORKER = textwrap.dedent("""
 
 
 def run_worker(real: Path, out: Path, after: int) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", WORKER, real, out, Path(__file__).parent, str(after)], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", WORKER, real, out,
+         Path(__file__).parent, str(after)], capture_output=True, text=True)
 
 
 def test_kill_at_any_moment_then_resume_is_byte_identical(real, tmp_path, undisturbed):
-    """SIGKILL before the n-th call that changes the disk (in the middle of it, where it is a write), for n spread over a whole run."""
+    """SIGKILL before the n-th call that changes the disk (in the middle of it, where it is a write), for n spread over
+    a whole run."""
     whole = run_worker(real.root, tmp_path / "whole", 0)
     assert tree(tmp_path / "whole") == undisturbed, whole.stderr
     events = int(whole.stdout.split()[-1])
@@ -656,7 +711,8 @@ def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk)
     assert not list((place / "out").rglob("*.tmp"))
     assert mount("-o", "remount,size=4m").returncode == 0
     report = generate_dataset(real, place / "out", FakePipeline(), settings)
-    assert report.present > 0 and report.made + report.present == 120 and tree(place / "out") == tree(tmp_path / "whole")
+    assert report.present > 0 and report.made + report.present == 120 and tree(place / "out") == tree(
+        tmp_path / "whole")
 
 
 def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, disk, undisturbed):
@@ -665,10 +721,12 @@ def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, di
     generate_dataset(real, place / "out", FakePipeline(), SETTINGS, shard=(0, 2))
     assert mount("-o", "remount,ro").returncode == 0
     for out in ("out", "new"):
-        with pytest.raises(OSError, match="OUT .* cannot be written .Read-only file system.; put that right or give another OUT"):
+        with pytest.raises(
+                OSError, match="OUT .* cannot be written .Read-only file system.; put that right or give another OUT"):
             generate_dataset(real, place / out, FakePipeline(), SETTINGS)
     assert mount("-o", "remount,rw").returncode == 0
-    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(place / "out") == undisturbed
+    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(
+        place / "out") == undisturbed
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -720,7 +778,10 @@ def test_nothing_is_written_through_a_symlink(real, tmp_path):
 
 def test_odd_names(tmp_path):
     labels = ["..a", "a b\n", "-rf", "Ünïcødé", "猫", "%s{}", "x" * 255, "nul", "'\"`$(id)", "\u202eabc"]
-    names = ["..png", "a.png", "a.jpg", "a.png.jpg", "b" * 251 + ".png", "c" * 251 + ".PNG", "é.png", "e\u0301.png", "a-000.png", "\\.png", "\x7f\x01.png"]
+    names = [
+        "..png", "a.png", "a.jpg", "a.png.jpg", "b" * 251 + ".png", "c" * 251 + ".PNG", "é.png", "e\u0301.png",
+        "a-000.png", "\\.png", "\x7f\x01.png"
+    ]
     for label in labels:
         (tmp_path / "real" / label).mkdir(parents=True)
     for name in names:
@@ -730,11 +791,15 @@ def test_odd_names(tmp_path):
     folder = ImageFolder.scan(tmp_path / "real")
     report = generate_dataset(folder, tmp_path / "out", FakePipeline(), SETTINGS)
     rows = lines(tmp_path / "out")
-    assert report.made == len(rows) == len({r["file_name"] for r in rows}) == 3 * len(folder.images) == 3 * (len(names) - 1 + 2)
-    assert {r["file_name"] for r in rows} == {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    assert report.made == len(rows) == len({r["file_name"]
+                                            for r in rows}) == 3 * len(folder.images) == 3 * (len(names) - 1 + 2)
+    assert {r["file_name"]
+            for r in rows} == {str(p.relative_to(tmp_path / "out"))
+                               for p in (tmp_path / "out").rglob("*.png")}
     assert sorted(os.listdir(tmp_path)) == ["out", "real"]
     stems = output_stems(folder)
-    assert [stems[f"猫/{n}"] for n in ("a.png", "a.jpg", "a.png.jpg", "a-000.png")] == ["a.png", "a.jpg", "a.png.jpg", "a-000"]
+    assert [stems[f"猫/{n}"]
+            for n in ("a.png", "a.jpg", "a.png.jpg", "a-000.png")] == ["a.png", "a.jpg", "a.png.jpg", "a-000"]
 
 
 def test_reserved_class_names_are_refused(tmp_path):
@@ -744,10 +809,24 @@ def test_reserved_class_names_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("bad", [dict(variants=0), dict(steps=0), dict(strength=0), dict(strength=1.01), dict(strength=float("nan")),
-                                 dict(eta=-1), dict(eta=2), dict(method="ddpm"), dict(guidance_scale=float("inf")),
-                                 dict(noise_scale=-1), dict(diverse=True), dict(seed=-1), dict(seed=1 << 64), dict(guidance_low=1.0),
-                                 dict(guidance_low=-0.5), dict(guidance_low=float("nan"))])
+@pytest.mark.parametrize("bad", [
+    dict(variants=0),
+    dict(steps=0),
+    dict(strength=0),
+    dict(strength=1.01),
+    dict(strength=float("nan")),
+    dict(eta=-1),
+    dict(eta=2),
+    dict(method="ddpm"),
+    dict(guidance_scale=float("inf")),
+    dict(noise_scale=-1),
+    dict(diverse=True),
+    dict(seed=-1),
+    dict(seed=1 << 64),
+    dict(guidance_low=1.0),
+    dict(guidance_low=-0.5),
+    dict(guidance_low=float("nan"))
+])
 def test_settings_that_cannot_be_meant(bad):
     with pytest.raises(ValueError, match=f"^{list(bad)[0]}: "):
         GenerationOptions(**bad)

@@ -1,4 +1,5 @@
-"""Tiny networks against what diffusers and transformers computed for them (tests/golden/make_networks.py), without PyTorch."""
+"""Tiny networks against what diffusers and transformers computed for them (tests/golden/make_networks.py), without
+PyTorch."""
 
 import json
 import sys
@@ -19,7 +20,8 @@ from dreamda.networks.models import UNet, VAE, guidance_input, resolve_dtype  # 
 
 GOLDEN = np.load(HERE / "networks.npz")
 HAS_BF16 = resolve_dtype("auto") == "bf16"
-BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
+BF16 = pytest.param("bf16",
+                    marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
 # f32: sums in another order. bf16: eight bits of mantissa through a few dozen layers (PyTorch's own is about the same).
 BARS = {"f32": 1e-10, "bf16": 2e-3}
 
@@ -47,16 +49,28 @@ def networks(name, folder, dtype):
         decoder = plan("vae_decoder", read, dtype, rows=rows, height=height, width=width)
         return lambda x: encoder.run({"image": x["image"]}) | decoder.run({"latent": x["latent"]})
     if kind == "tiny_vae":
-        shapes = [p for half in ("encoder", "decoder") for p in _core.Model(f"tiny_vae_{half}", read_vae_config(folder)).parameters()]
+        shapes = [
+            p for half in ("encoder", "decoder")
+            for p in _core.Model(f"tiny_vae_{half}", read_vae_config(folder)).parameters()
+        ]
         save_file({key: weight(key, shape) for key, shape in shapes}, folder / "diffusion_pytorch_model.safetensors")
         tiny = VAE.load(folder, dtype, 2)
         return lambda x: dict(encoded=tiny.moments(x["image"])[0], image=tiny.decode(x["latent"]))
     rows, height, width, tokens = shape
-    unet = plan("unet", read_unet_config(folder), dtype, rows=rows, height=height, width=width, tokens=tokens, decoders=2)
+    unet = plan("unet",
+                read_unet_config(folder),
+                dtype,
+                rows=rows,
+                height=height,
+                width=width,
+                tokens=tokens,
+                decoders=2)
 
     def run(x):
         guidance = {"guidance": guidance_input(x["guidance_scale"], rows)} if "guidance_scale" in x else {}
-        return unet.run({k: v for k, v in x.items() if k != "guidance_scale"} | guidance | {"noise_scale": np.ones(rows, np.float32)})
+        return unet.run({k: v
+                         for k, v in x.items() if k != "guidance_scale"} | guidance
+                        | {"noise_scale": np.ones(rows, np.float32)})
 
     return run
 
@@ -73,7 +87,8 @@ def test_networks_match_pytorch(name, dtype, tmp_path):
             error = np.sum((out[key.split(".")[-1]] - expected) ** 2) / np.sum(expected**2)
             assert error <= BARS[dtype], f"{key}: NMSE {error:.1e}"
         first = first or out
-    assert all(np.array_equal(first[k], out[k]) for k in out), "the same inputs give the same bits, whatever ran between"
+    assert all(np.array_equal(first[k], out[k])
+               for k in out), "the same inputs give the same bits, whatever ran between"
 
 
 def test_guidance_as_an_input(tmp_path):
@@ -83,8 +98,10 @@ def test_guidance_as_an_input(tmp_path):
     for name in ("lcm", "sd1"):
         (folder := tmp_path / name).mkdir()
         (folder / "config.json").write_text(json.dumps(CASES[name][1]))
-        save_file({key: weight(key, shape) for key, shape in _core.Model("unet", read_unet_config(folder)).parameters()},
-                  folder / "diffusion_pytorch_model.safetensors")
+        save_file(
+            {key: weight(key, shape)
+             for key, shape in _core.Model("unet", read_unet_config(folder)).parameters()},
+            folder / "diffusion_pytorch_model.safetensors")
         models[name] = UNet.load(folder, "f32", 2)
     arguments = x["sample"], x["timestep"], x["context"]
     lcm = models["lcm"](*arguments, guidance_scale=x["guidance_scale"])

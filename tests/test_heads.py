@@ -1,4 +1,5 @@
-"""AMSTHeads: losses and gradients against the definition and finite differences, the three stages on a feature matrix."""
+"""AMSTHeads: losses and gradients against the definition and finite differences, the three stages on a feature
+matrix."""
 import doctest
 
 import numpy as np
@@ -15,7 +16,8 @@ LABELS = np.array([0, 1, 2, 2, 1, 0])
 
 
 def logits(heads, name, features):
-    return features.astype(np.float64) @ heads.parameters[f"{name}.weight"].T.astype(np.float64) + heads.parameters[f"{name}.bias"]
+    return features.astype(np.float64) @ heads.parameters[f"{name}.weight"].T.astype(
+        np.float64) + heads.parameters[f"{name}.bias"]
 
 
 def test_heads_start_different_and_equal_seeds_start_equal():
@@ -23,7 +25,8 @@ def test_heads_start_different_and_equal_seeds_start_equal():
     weights = [one.parameters[f"{name}.weight"] for name in NAMES]
     for i, weight in enumerate(weights):
         assert weight.std() == pytest.approx(1 / np.sqrt(900), rel=0.1)
-        assert np.array_equal(weight, same.parameters[f"{NAMES[i]}.weight"]) and not np.array_equal(weight, other.parameters[f"{NAMES[i]}.weight"])
+        assert np.array_equal(weight, same.parameters[f"{NAMES[i]}.weight"]) and not np.array_equal(
+            weight, other.parameters[f"{NAMES[i]}.weight"])
         assert all(abs(np.corrcoef(weight.ravel(), w.ravel())[0, 1]) < 0.1 for w in weights[:i])
 
 
@@ -32,7 +35,8 @@ def test_pretrain_loss_is_the_sum_of_four_cross_entropies():
     weights = [1, 0.5, 1, 1, 0, 2]
     loss, _, _ = heads.pretrain_loss(WEAK, STRONG, LABELS, weights)
     views = {"f1_w": WEAK, "f2_w": WEAK, "f1_s": STRONG, "f2_s": STRONG}
-    assert loss == pytest.approx(sum(cross_entropy(logits(heads, n, x), LABELS, weights)[0] for n, x in views.items()), rel=1e-6)
+    assert loss == pytest.approx(sum(cross_entropy(logits(heads, n, x), LABELS, weights)[0] for n, x in views.items()),
+                                 rel=1e-6)
     assert not heads.gradients["f5.weight"].any() and not heads.gradients["f5.bias"].any()
 
 
@@ -40,10 +44,17 @@ def test_gradients_of_stage_1_by_finite_differences():
     heads = AMSTHeads(4, 3)
     _, d_weak, d_strong = heads.pretrain_loss(WEAK, STRONG, LABELS)
     own = {k: v.copy() for k, v in heads.gradients.items()}
-    np.testing.assert_allclose(d_weak, numeric_gradient(lambda x: heads.pretrain_loss(x, STRONG, LABELS)[0], WEAK), atol=2e-4)
-    np.testing.assert_allclose(d_strong, numeric_gradient(lambda x: heads.pretrain_loss(WEAK, x, LABELS)[0], STRONG), atol=2e-4)
+    np.testing.assert_allclose(d_weak,
+                               numeric_gradient(lambda x: heads.pretrain_loss(x, STRONG, LABELS)[0], WEAK),
+                               atol=2e-4)
+    np.testing.assert_allclose(d_strong,
+                               numeric_gradient(lambda x: heads.pretrain_loss(WEAK, x, LABELS)[0], STRONG),
+                               atol=2e-4)
     for name in ("f1_w.weight", "f2_s.bias"):
-        np.testing.assert_allclose(own[name], parameter_gradient(heads, name, lambda: heads.pretrain_loss(WEAK, STRONG, LABELS)[0]), atol=2e-4)
+        np.testing.assert_allclose(own[name],
+                                   parameter_gradient(heads, name,
+                                                      lambda: heads.pretrain_loss(WEAK, STRONG, LABELS)[0]),
+                                   atol=2e-4)
 
 
 def parameter_gradient(heads, name, loss):
@@ -60,8 +71,8 @@ def parameter_gradient(heads, name, loss):
         parameter[...] = start
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"smoothing": 0.1}, {"weights": [1, 0, 2, 1, 1, 0.5]}, {"mixed_labels": LABELS[::-1], "mixed": 0.3, "smoothing": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}, {"weights": [1, 0, 2, 1, 1, 0.5]},
+                                     {"mixed_labels": LABELS[::-1], "mixed": 0.3, "smoothing": 0.1}])
 def test_gradients_of_stage_3_by_finite_differences(options):
     heads = AMSTHeads(4, 3, random_state=3)
     weak = 10 * OTHER  # some rows are confident, some not
@@ -159,15 +170,19 @@ NAN = WEAK.copy()
 NAN[2, 1] = np.nan
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda h: h.pretrain_loss(WEAK[:, :3], STRONG, LABELS), r"features_weak has shape \(6, 3\); these heads are for \(rows, 4\)"),
-    (lambda h: h.pretrain_loss(WEAK, NAN, LABELS), "features_strong has NaN or infinity in row 2"),
-    (lambda h: h.pretrain_loss(WEAK, STRONG, LABELS + 1), "labels: number 2 is 3, but with 3 classes"),
-    (lambda h: h.pretrain_loss(WEAK, STRONG[:5], LABELS), "labels: expected an array of shape"),
-    (lambda h: h.train_loss(NAN, LABELS), "features has NaN or infinity in row 2"),
-    (lambda h: h.train_loss(WEAK, LABELS, WEAK), "belong together"), (lambda h: h.train_loss(WEAK, LABELS, WEAK, STRONG[:5]), "weak: expected"),
-    (lambda h: h.label(WEAK[0]), "has shape"), (lambda h: h.label(WEAK, threshold=1.1), "threshold"), (lambda h: h.predict_proba([]), "shape"),
-    (lambda h: AMSTHeads(4, 1), "n_classes"), (lambda h: AMSTHeads(0, 2), "n_features")])
+@pytest.mark.parametrize(
+    "call, message",
+    [(lambda h: h.pretrain_loss(WEAK[:, :3], STRONG, LABELS),
+      r"features_weak has shape \(6, 3\); these heads are for \(rows, 4\)"),
+     (lambda h: h.pretrain_loss(WEAK, NAN, LABELS), "features_strong has NaN or infinity in row 2"),
+     (lambda h: h.pretrain_loss(WEAK, STRONG, LABELS + 1), "labels: number 2 is 3, but with 3 classes"),
+     (lambda h: h.pretrain_loss(WEAK, STRONG[:5], LABELS), "labels: expected an array of shape"),
+     (lambda h: h.train_loss(NAN, LABELS), "features has NaN or infinity in row 2"),
+     (lambda h: h.train_loss(WEAK, LABELS, WEAK), "belong together"),
+     (lambda h: h.train_loss(WEAK, LABELS, WEAK, STRONG[:5]), "weak: expected"),
+     (lambda h: h.label(WEAK[0]), "has shape"), (lambda h: h.label(WEAK, threshold=1.1), "threshold"),
+     (lambda h: h.predict_proba([]), "shape"), (lambda h: AMSTHeads(4, 1), "n_classes"),
+     (lambda h: AMSTHeads(0, 2), "n_features")])
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(AMSTHeads(4, 3))

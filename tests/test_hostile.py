@@ -1,4 +1,5 @@
-"""Files made to do harm: what they say is refused by name, nothing grows with a number in them, nothing is written beside OUT.
+"""Files made to do harm: what they say is refused by name, nothing grows with a number in them, nothing is written
+beside OUT.
 
 Found by tests/fuzz, or thought of; the readers' own tests hold the plain cases.
 """
@@ -45,13 +46,16 @@ NAMES = ["a\nb", "\x1b[31mred\x07", "\u202egnp.", "$\\foo{", "%s{}", "猫", "-rf
 # ------------------------------------------------------------------------------------------------ configurations
 
 
-@pytest.mark.parametrize("family, config", [
-    ("unet", UNET | {"layers_per_block": [1 << 20] * 2, "transformer_layers": [1 << 20] * 2}),
-    ("unet", UNET | {"block_out_channels": [16] * 8, "layers_per_block": [1 << 20] * 8, "down_attention": [True] * 8, "up_attention": [True] * 8,
-                     "transformer_layers": [1 << 20] * 8, "heads": [1] * 8}),
-    ("vae_encoder", VAE | {"layers_per_block": 1 << 20}), ("vae_decoder", VAE | {"layers_per_block": 1 << 20, "block_out_channels": [16] * 8}),
-    ("tiny_vae_encoder", TINY_VAE | {"encoder_blocks": [1 << 20] * 2}), ("tiny_vae_decoder", TINY_VAE | {"decoder_blocks": [1 << 20] * 2}),
-    ("clip_text", CLIP | {"num_hidden_layers": 1 << 20})])
+@pytest.mark.parametrize(
+    "family, config", [("unet", UNET | {"layers_per_block": [1 << 20] * 2, "transformer_layers": [1 << 20] * 2}),
+                       ("unet", UNET | {
+                           "block_out_channels": [16] * 8, "layers_per_block": [1 << 20] * 8, "down_attention":
+                           [True] * 8, "up_attention": [True] * 8, "transformer_layers": [1 << 20] * 8, "heads": [1] * 8
+                       }), ("vae_encoder", VAE | {"layers_per_block": 1 << 20}),
+                       ("vae_decoder", VAE | {"layers_per_block": 1 << 20, "block_out_channels": [16] * 8}),
+                       ("tiny_vae_encoder", TINY_VAE | {"encoder_blocks": [1 << 20] * 2}),
+                       ("tiny_vae_decoder", TINY_VAE | {"decoder_blocks": [1 << 20] * 2}),
+                       ("clip_text", CLIP | {"num_hidden_layers": 1 << 20})])
 def test_models_without_end_are_refused_at_once(family, config):
     began = time.process_time()
     with pytest.raises(ValueError, match="operations|skip connections"):
@@ -60,10 +64,13 @@ def test_models_without_end_are_refused_at_once(family, config):
 
 
 def test_thousands_of_layers_take_time_in_proportion():
-    """A configuration may ask for 20,000 operations; planning and loading them must not take that many steps squared."""
+    """A configuration may ask for 20,000 operations; planning and loading them must not take that many steps
+    squared."""
     seconds = {}
     for layers in (200, 1000):
-        model = _core.Model("clip_text", CLIP | {"num_hidden_layers": layers, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1})
+        model = _core.Model(
+            "clip_text",
+            CLIP | {"num_hidden_layers": layers, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 1})
         began = time.process_time()
         plan = model.plan(rows=1, tokens=4, dtype="f32", threads=1)
         for name, shape in model.parameters():
@@ -76,7 +83,9 @@ def test_thousands_of_layers_take_time_in_proportion():
 @pytest.mark.parametrize("shift, channels", [(8.0, 16), (100.0, 16), (0.5, 1)])
 def test_a_frequency_shift_that_divides_by_zero(shift, channels):
     with pytest.raises(ValueError, match="leaves no frequency"):
-        _core.Model("unet", UNET | {"freq_shift": shift, "block_out_channels": [channels, 16], "norm_num_groups": 1, "heads": [1, 1]})
+        _core.Model(
+            "unet",
+            UNET | {"freq_shift": shift, "block_out_channels": [channels, 16], "norm_num_groups": 1, "heads": [1, 1]})
 
 
 def copied(tmp_path, part, name, **changes):
@@ -88,12 +97,13 @@ def copied(tmp_path, part, name, **changes):
     return folder
 
 
-@pytest.mark.parametrize("changes", [
-    {"beta_start": 0.0, "beta_end": 0.0}, {"beta_start": 0.0, "beta_end": 0.5}, {"beta_start": 0.99, "beta_end": 0.999}, {"trained_betas": [0] * 10},
-    {"trained_betas": [0.9] * 1000}, {"trained_betas": [1e-300] * 10}])
+@pytest.mark.parametrize("changes", [{"beta_start": 0.0, "beta_end": 0.0}, {"beta_start": 0.0, "beta_end": 0.5}, {
+    "beta_start": 0.99, "beta_end": 0.999
+}, {"trained_betas": [0] * 10}, {"trained_betas": [0.9] * 1000}, {"trained_betas": [1e-300] * 10}])
 def test_schedules_that_divide_by_zero(tmp_path, changes):
     folder = copied(tmp_path, "scheduler", "scheduler_config.json", **changes) / "scheduler"
-    with pytest.raises(ValueError, match="scheduler_config.json: the betas have to leave some noise .* and some signal"):
+    with pytest.raises(ValueError,
+                       match="scheduler_config.json: the betas have to leave some noise .* and some signal"):
         read_scheduler_config(folder)
 
 
@@ -109,9 +119,11 @@ def test_an_odd_text_encoder(tmp_path, value):
     assert len(str(caught.value)) < 2000
 
 
-@pytest.mark.parametrize("text", ['{"in_channels": ' + "9" * 5000 + "}", '{"in_channels": "' + "x" * 1_000_000 + '"}', '{"in_channels": -' + "9" * 4000 + "}",
-                                  '{"block_out_channels": ' + "[" * 900 + "]" * 900 + "}", '{"block_out_channels": [1], "in_channels": {"a": [1e999]}}',
-                                  '{"_class_name": ' + "[" * 900 + "]" * 900 + "}"])
+@pytest.mark.parametrize("text", [
+    '{"in_channels": ' + "9" * 5000 + "}", '{"in_channels": "' + "x" * 1_000_000 + '"}',
+    '{"in_channels": -' + "9" * 4000 + "}", '{"block_out_channels": ' + "[" * 900 + "]" * 900 + "}",
+    '{"block_out_channels": [1], "in_channels": {"a": [1e999]}}', '{"_class_name": ' + "[" * 900 + "]" * 900 + "}"
+])
 @pytest.mark.parametrize("read", [read_unet_config, read_text_config])
 def test_messages_name_the_file_and_stay_short(tmp_path, read, text):
     (tmp_path / "config.json").write_text(text)
@@ -146,7 +158,8 @@ def test_shards_with_names_that_no_file_can_have(tmp_path):
             WeightFile(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ weights and tokenizers
+# ------------------------------------------------------------------------------------------------ weights and
+# tokenizers
 
 
 def test_weights_with_nan_are_named(tmp_path):
@@ -156,12 +169,17 @@ def test_weights_with_nan_are_named(tmp_path):
     content[-2:] = b"\xff\xff"  # the last element, whether float16, bfloat16 or float32
     file.write_bytes(content)
     pipe = dreamda.Pipeline.load(folder, dtype="f32", threads=1)
-    with pytest.raises(ValueError, match="unet/diffusion_pytorch_model.safetensors: parameter '.*' holds NaN or infinite values: the file is damaged"):
+    with pytest.raises(
+            ValueError,
+            match=
+            "unet/diffusion_pytorch_model.safetensors: parameter '.*' holds NaN or infinite values: the file is damaged"
+    ):
         pipe.unet.plan(rows=1, height=8, width=8, tokens=16)
 
 
 def test_weights_that_change_after_they_were_listed(tmp_path):
-    """The header is read at once, the tensors with the first plan: a file that is gone or another one by then is named, not read."""
+    """The header is read at once, the tensors with the first plan: a file that is gone or another one by then is named,
+    not read."""
     folder = shutil.copytree(MODEL, tmp_path / "model")
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     content = file.read_bytes()
@@ -171,7 +189,8 @@ def test_weights_that_change_after_they_were_listed(tmp_path):
         unet.plan(rows=1, height=8, width=8, tokens=16)
     for other in (content[:-1], content):  # truncated; the same bytes, but who could know
         file.write_bytes(other)
-        with pytest.raises(ValueError, match=f"{file}: it has changed since the model was loaded; load the model again"):
+        with pytest.raises(ValueError,
+                           match=f"{file}: it has changed since the model was loaded; load the model again"):
             unet.plan(rows=1, height=8, width=8, tokens=16)
     (tmp_path / "aside").replace(file)
     assert unet.plan(rows=1, height=8, width=8, tokens=16).missing() == []
@@ -207,9 +226,10 @@ def test_lists_of_misfits_end(tmp_path):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("file, content", [
-    ("tokenizer_config.json", '{"bos_token": {"content": []}}'), ("tokenizer_config.json", '{"pad_token": {"content": {"a": 1}}}'),
-    ("tokenizer_config.json", '{"eos_token": [[]]}'), ("vocab.json", "{}"), ("vocab.json", '{"<|startoftext|>": true, "<|endoftext|>": false}')])
+@pytest.mark.parametrize("file, content", [("tokenizer_config.json", '{"bos_token": {"content": []}}'),
+                                           ("tokenizer_config.json", '{"pad_token": {"content": {"a": 1}}}'),
+                                           ("tokenizer_config.json", '{"eos_token": [[]]}'), ("vocab.json", "{}"),
+                                           ("vocab.json", '{"<|startoftext|>": true, "<|endoftext|>": false}')])
 def test_tokenizers_of_odd_types(tmp_path, file, content):
     folder = shutil.copytree(MODEL / "tokenizer", tmp_path / "tokenizer")
     (folder / "special_tokens_map.json").unlink()
@@ -218,11 +238,14 @@ def test_tokenizers_of_odd_types(tmp_path, file, content):
         Tokenizer(folder)
 
 
-# ------------------------------------------------------------------------------------------------ trained models and checkpoints
+# ------------------------------------------------------------------------------------------------ trained models and
+# checkpoints
 
 
-ABOUT = {"format": 1, "kind": "model", "backbone": "resnet18", "stem": "small", "width": 8, "size": [16, 16], "mean": [0.5] * 3, "std": [0.5] * 3,
-         "classes": ["a", "b"], "about": {}}
+ABOUT = {
+    "format": 1, "kind": "model", "backbone": "resnet18", "stem": "small", "width": 8, "size": [16, 16], "mean":
+    [0.5] * 3, "std": [0.5] * 3, "classes": ["a", "b"], "about": {}
+}
 HEAD = {"fc.weight": np.zeros((2, 64), np.float32), "fc.bias": np.zeros(2, np.float32)}
 
 
@@ -232,11 +255,14 @@ def stored(path, about, arrays=HEAD):
 
 
 @pytest.mark.parametrize("about", [
-    "[" * 100_000, "9" * 5000, "[]", "null", *(json.dumps(ABOUT | change) for change in (
-        {"size": [16]}, {"size": ["a", 2]}, {"size": [16, 1 << 20]}, {"size": 16}, {"mean": "abc"}, {"mean": [0.5] * 4}, {"std": [0.5, 0.5, 0]},
-        {"std": [1, 1, float("nan")]}, {"width": "8"}, {"width": 0}, {"width": True}, {"stem": []}, {"stem": "auto"}, {"backbone": ["resnet18"]},
-        {"classes": {"a": 1, "b": 2}}, {"classes": [["a"], ["b"]]}, {"classes": ["a", 1]}, {"classes": []}, {"classes": ["a", "b", "c"]}, {"about": []},
-        {"format": [[1]]}, {"kind": "checkpoint"}))])
+    "[" * 100_000, "9" * 5000, "[]", "null",
+    *(json.dumps(ABOUT | change)
+      for change in ({"size": [16]}, {"size": ["a", 2]}, {"size": [16, 1 << 20]}, {"size": 16}, {"mean": "abc"},
+                     {"mean": [0.5] * 4}, {"std": [0.5, 0.5, 0]}, {"std": [1, 1, float("nan")]}, {"width": "8"},
+                     {"width": 0}, {"width": True}, {"stem": []}, {"stem": "auto"}, {"backbone": ["resnet18"]},
+                     {"classes": {"a": 1, "b": 2}}, {"classes": [["a"], ["b"]]}, {"classes": ["a", 1]}, {"classes": []},
+                     {"classes": ["a", "b", "c"]}, {"about": []}, {"format": [[1]]}, {"kind": "checkpoint"}))
+])
 def test_headers_of_trained_models(tmp_path, about):
     with pytest.raises(ValueError, match="m.safetensors") as caught:
         TrainedModel.load(stored(tmp_path / "m.safetensors", about))
@@ -250,10 +276,12 @@ def test_parameters_of_a_saved_classifier(tmp_path, params):
         dreamda.AMSTClassifier.load(file)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"fc.weight": np.zeros((), np.float32)}, "its head and its classes"), ({"fc.weight": np.zeros((2, 64, 1), np.float32)}, "its head and its classes"),
-    ({"fc.bias": np.full(2, np.nan, np.float32)}, "'fc.bias' is not float32, or holds NaN"), ({"x": np.full(1, np.inf, np.float32)}, "'x' is not float32"),
-    ({"fc.bias": np.zeros(2, np.float64)}, "'fc.bias' is not float32")])
+@pytest.mark.parametrize("change, message",
+                         [({"fc.weight": np.zeros((), np.float32)}, "its head and its classes"),
+                          ({"fc.weight": np.zeros((2, 64, 1), np.float32)}, "its head and its classes"),
+                          ({"fc.bias": np.full(2, np.nan, np.float32)}, "'fc.bias' is not float32, or holds NaN"),
+                          ({"x": np.full(1, np.inf, np.float32)}, "'x' is not float32"),
+                          ({"fc.bias": np.zeros(2, np.float64)}, "'fc.bias' is not float32")])
 def test_tensors_of_trained_models(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         TrainedModel.load(stored(tmp_path / "m.safetensors", ABOUT, HEAD | change))
@@ -261,16 +289,21 @@ def test_tensors_of_trained_models(tmp_path, change, message):
 
 def test_a_trained_model_without_its_backbone_is_refused_by_name(tmp_path):
     model = TrainedModel.load(stored(tmp_path / "m.safetensors", ABOUT))
-    with pytest.raises(ValueError, match="the model's conv1.weight is missing; a resnet18 of width 8 and this stem needs"):
+    with pytest.raises(ValueError,
+                       match="the model's conv1.weight is missing; a resnet18 of width 8 and this stem needs"):
         model.predict_proba(np.zeros((1, 16, 16, 3), np.uint8), dtype="f32", threads=1)
 
 
 def test_a_trained_model_takes_no_memory_that_its_file_does_not_hold(tmp_path):
     """A width of 2048 would be 140 GiB; it is refused before any of them is taken."""
-    arrays = HEAD | {"conv1.weight": np.zeros((2048, 3, 3, 3), np.float32), "layer4.0.conv1.weight": np.zeros((64, 32, 3, 3), np.float32)}
+    arrays = HEAD | {
+        "conv1.weight": np.zeros((2048, 3, 3, 3), np.float32), "layer4.0.conv1.weight": np.zeros(
+            (64, 32, 3, 3), np.float32)
+    }
     model = TrainedModel.load(stored(tmp_path / "m.safetensors", ABOUT | {"width": 2048}, arrays))
     before = _core.info()["live_bytes"]
-    with pytest.raises(ValueError, match=r"bn1.weight is missing; a resnet18 of width 2048 and this stem needs \(2048,\)"):
+    with pytest.raises(ValueError,
+                       match=r"bn1.weight is missing; a resnet18 of width 2048 and this stem needs \(2048,\)"):
         model.predict_proba(np.zeros((1, 16, 16, 3), np.uint8), dtype="f32", threads=1)
     assert _core.info()["live_bytes"] == before
 
@@ -284,16 +317,24 @@ def test_pretrained_weights_with_nan_are_named(tmp_path):
         load_pretrained(backbone, tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"epoch": -1}, "position"), ({"epoch": -10**30}, "position"), ({"epoch": 4}, "position"), ({"step": 10**9}, "position"), ({"round": "1"}, "position"),
-    ({"epoch": 1.5}, "position"), ({"sums": []}, "position"), ({"step": 1, "sums": {}}, "position"), ({"best": 3}, "position"),
-    ({"best": {"accuracy": "x"}}, "position"), ({"epoch": None}, "position"), ({"sums": dict.fromkeys(SUMS, float("nan")), "step": 1}, "position"),
-    ({"assigned": np.full(6, 3, np.int32)}, "labels of the synthetic images"), ({"assigned": np.full(6, -2, np.int32)}, "labels of the synthetic images"),
-    ({"assigned": np.full(6, 0.5, np.float32)}, "labels of the synthetic images"), ({"backbone.bn1.bias": np.full(24, np.inf, np.float32)}, "holds NaN or infinite")])
+@pytest.mark.parametrize("change, message",
+                         [({"epoch": -1}, "position"), ({"epoch": -10**30}, "position"), ({"epoch": 4}, "position"),
+                          ({"step": 10**9}, "position"), ({"round": "1"}, "position"), ({"epoch": 1.5}, "position"),
+                          ({"sums": []}, "position"), ({"step": 1, "sums": {}}, "position"), ({"best": 3}, "position"),
+                          ({"best": {"accuracy": "x"}}, "position"), ({"epoch": None}, "position"),
+                          ({"sums": dict.fromkeys(SUMS, float("nan")), "step": 1}, "position"),
+                          ({"assigned": np.full(6, 3, np.int32)}, "labels of the synthetic images"),
+                          ({"assigned": np.full(6, -2, np.int32)}, "labels of the synthetic images"),
+                          ({"assigned": np.full(6, 0.5, np.float32)}, "labels of the synthetic images"),
+                          ({"backbone.bn1.bias": np.full(24, np.inf, np.float32)}, "holds NaN or infinite")])
 def test_positions_and_arrays_of_checkpoints(tmp_path, change, message):
     images, labels = pictures(6)
-    run = Training(StandIn(batch=4), AMSTHeads(24, 3), Recipe(epochs=3, batch_size=4), Views((16, 16), (0.5,) * 3, (0.2,) * 3),
-                   Data(images, labels, images), workers=0)
+    run = Training(StandIn(batch=4),
+                   AMSTHeads(24, 3),
+                   Recipe(epochs=3, batch_size=4),
+                   Views((16, 16), (0.5, ) * 3, (0.2, ) * 3),
+                   Data(images, labels, images),
+                   workers=0)
     arrays, position = run.state()
     arrays |= {k: v for k, v in change.items() if isinstance(v, np.ndarray)}
     position |= {k: v for k, v in change.items() if k in position}
@@ -336,10 +377,12 @@ def paths(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("change", [
-    {"label": ".."}, {"label": "/etc"}, {"label": "\0"}, {"label": ""}, {"label": "b"}, {"file_name": "../x.png"}, {"file_name": "a/../../x.png"},
-    {"file_name": "/etc/passwd"}, {"file_name": "a/"}, {"file_name": "a"}, {"file_name": "a/\0"}, {"prompt": "\ud800"}, {"variant": True}, {"variant": 0.0},
-    {"seed_file": "../1.png"}, {"seed_file": "b/1.png"}, {"seed_sha256": None}, "[" * 100_000, "9" * 5000])
+@pytest.mark.parametrize(
+    "change",
+    [{"label": ".."}, {"label": "/etc"}, {"label": "\0"}, {"label": ""}, {"label": "b"}, {"file_name": "../x.png"},
+     {"file_name": "a/../../x.png"}, {"file_name": "/etc/passwd"}, {"file_name": "a/"}, {"file_name": "a"},
+     {"file_name": "a/\0"}, {"prompt": "\ud800"}, {"variant": True}, {"variant": 0.0}, {"seed_file": "../1.png"},
+     {"seed_file": "b/1.png"}, {"seed_sha256": None}, "[" * 100_000, "9" * 5000])
 def test_foreign_lines_in_the_manifest_are_refused(tmp_path, real, change):
     """With its line number; the manifest stays as it is, and nothing is made or written elsewhere."""
     out = tmp_path / "out"
@@ -356,7 +399,9 @@ def test_foreign_lines_in_the_manifest_are_refused(tmp_path, real, change):
         contact_sheet_of_run(out, real.root)
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"label": "\\ud800"}', "9" * 5000, json.dumps({"label": "..", "file_name": "../x"})])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"label": "\\ud800"}', "9" * 5000,
+             json.dumps({"label": "..", "file_name": "../x"})])
 def test_foreign_lines_in_a_journal_are_left_out(tmp_path, real, line):
     generate_dataset(real, tmp_path / "whole", Grey(), GenerationOptions(variants=1))
     (tmp_path / "out/.dreamda").mkdir(parents=True)
@@ -375,7 +420,8 @@ def test_a_run_json_that_is_no_file_does_not_block(tmp_path, real):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_class_folders_with_any_name(tmp_path):
-    """Every name that a file system takes goes through generation, the table and the pictures; no control character comes out."""
+    """Every name that a file system takes goes through generation, the table and the pictures; no control character
+    comes out."""
     for label in NAMES:
         (tmp_path / "real" / label).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(tmp_path / "real" / label / "1.png")
@@ -385,7 +431,8 @@ def test_class_folders_with_any_name(tmp_path):
     assert scan_labelled(tmp_path / "out", sorted(NAMES), "X").labels.tolist() == list(range(len(NAMES)))
     metrics = evaluate_predictions(np.eye(len(NAMES)), np.arange(len(NAMES)), NAMES)
     table = metrics.table()
-    assert len(table.splitlines()) == len(NAMES) + 2 and all(line.isprintable() and len(line) < 200 for line in table.splitlines())
+    assert len(table.splitlines()) == len(NAMES) + 2 and all(line.isprintable() and len(line) < 200
+                                                             for line in table.splitlines())
     assert contact_sheet_of_run(tmp_path / "out", tmp_path / "real").width > 100
     contact_sheet(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 1, 8, 8, 3), np.uint8), ["a\nb\x00"])
     if sys.modules.get("matplotlib") or pytest.importorskip("matplotlib"):

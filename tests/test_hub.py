@@ -28,23 +28,39 @@ def test_a_hub_id_needs_the_extra(monkeypatch):
         find_model("owner/name")
 
 
-COMMON = ["model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt",
-          "tokenizer/vocab.json", "unet/config.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
-SHARDS = ["unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
-          "unet/diffusion_pytorch_model.safetensors.index.json"]
-HALF_SHARDS = ["unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors", "unet/diffusion_pytorch_model-00002-of-00002.fp16.safetensors",
-               "unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
-NEWER_HALF_SHARDS = ["unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
-                     "unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
+COMMON = [
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder/model.safetensors",
+    "tokenizer/merges.txt", "tokenizer/vocab.json", "unet/config.json", "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors"
+]
+SHARDS = [
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"
+]
+HALF_SHARDS = [
+    "unet/diffusion_pytorch_model-00001-of-00002.fp16.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.fp16.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
+]
+NEWER_HALF_SHARDS = [
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json"
+]
 HALF = ["unet/diffusion_pytorch_model.fp16.safetensors"]
-OTHERS = ["README.md", "model.ckpt", "v1-5-pruned.safetensors", "safety_checker/model.safetensors", "safety_checker/config.json", "tokenizer/x/vocab.json",
-          "unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/model.onnx", "text_encoder/pytorch_model.bin",
-          "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors", "unet/flax_model.msgpack", "feature_extractor/config.json"]
+OTHERS = [
+    "README.md", "model.ckpt", "v1-5-pruned.safetensors", "safety_checker/model.safetensors",
+    "safety_checker/config.json", "tokenizer/x/vocab.json", "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors", "unet/model.onnx", "text_encoder/pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors", "unet/flax_model.msgpack",
+    "feature_extractor/config.json"
+]
 
 
-@pytest.mark.parametrize("there, chosen", [
-    ([UNET], [UNET]), ([UNET, *HALF], [UNET]), ([UNET, *SHARDS], [UNET]), (SHARDS, SHARDS), (SHARDS + HALF, SHARDS), (HALF, HALF),
-    (HALF_SHARDS, HALF_SHARDS), (NEWER_HALF_SHARDS, NEWER_HALF_SHARDS), (HALF + HALF_SHARDS, HALF), (SHARDS + HALF_SHARDS, SHARDS), ([], [])])
+@pytest.mark.parametrize("there, chosen", [([UNET], [UNET]), ([UNET, *HALF], [UNET]), ([UNET, *SHARDS], [UNET]),
+                                           (SHARDS, SHARDS), (SHARDS + HALF, SHARDS), (HALF, HALF),
+                                           (HALF_SHARDS, HALF_SHARDS), (NEWER_HALF_SHARDS, NEWER_HALF_SHARDS),
+                                           (HALF + HALF_SHARDS, HALF), (SHARDS + HALF_SHARDS, SHARDS), ([], [])])
 def test_only_needed_files_are_chosen(there, chosen):
     assert sorted(needed_files(COMMON + OTHERS + there)) == sorted(COMMON + chosen)
 
@@ -74,9 +90,11 @@ class Hub(BaseHTTPRequestHandler):
                 return self.reply(b"", 404, **{"X-Error-Code": "RevisionNotFound"})
             files = self.files[commit]
             if len(parts) > 5 and parts[5] == "tree":
-                return self.reply(json.dumps([{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                                              for n, c in files.items()]).encode())
-            return self.reply(json.dumps({"id": "owner/mini", "sha": commit, "siblings": [{"rfilename": n} for n in files]}).encode())
+                return self.reply(
+                    json.dumps([{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                                for n, c in files.items()]).encode())
+            return self.reply(
+                json.dumps({"id": "owner/mini", "sha": commit, "siblings": [{"rfilename": n} for n in files]}).encode())
         commit, name = parts[4], "/".join(parts[5:])
         content = self.files.get(COMMITS.get(commit, commit), {}).get(name)
         if content is None:
@@ -118,11 +136,17 @@ def hub(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
-                    "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(dreamda.__file__).parents[1])
+    }
 
     def load(model="owner/mini", **more):
-        return subprocess.run([sys.executable, "-c", PROGRAM, model], env=environment | more, capture_output=True, text=True, timeout=120)
+        return subprocess.run([sys.executable, "-c", PROGRAM, model],
+                              env=environment | more,
+                              capture_output=True,
+                              text=True,
+                              timeout=120)
 
     yield handler, load
     server.shutdown()
@@ -141,8 +165,11 @@ def test_models_from_the_hub(hub, variant):
     files = handler.files[COMMITS["main"]]
     files[UNET.replace(".safe", f"{variant}.safe")] = files.pop(UNET)
     wanted = set(files)
-    files |= {"model.ckpt": b"", "unet/diffusion_pytorch_model.bin": b"", "unet/diffusion_pytorch_model.non_ema.safetensors": b"",
-              "vae/diffusion_pytorch_model.fp16.safetensors": b"", "v1-5-pruned.safetensors": b"", "safety_checker/model.safetensors": b""}
+    files |= {
+        "model.ckpt": b"", "unet/diffusion_pytorch_model.bin": b"", "unet/diffusion_pytorch_model.non_ema.safetensors":
+        b"", "vae/diffusion_pytorch_model.fp16.safetensors": b"", "v1-5-pruned.safetensors": b"",
+        "safety_checker/model.safetensors": b""
+    }
     first = load()
     assert first.returncode == 0, first.stderr
     assert fetched(handler) == wanted
@@ -156,7 +183,9 @@ def test_models_from_the_hub(hub, variant):
 def test_revisions(hub):
     handler, load = hub
     old = handler.files[COMMITS["main"]]
-    handler.files[COMMITS["v1"]] = old | {"scheduler/scheduler_config.json": old["scheduler/scheduler_config.json"].replace(b"0.012", b"0.013")}
+    handler.files[COMMITS["v1"]] = old | {
+        "scheduler/scheduler_config.json": old["scheduler/scheduler_config.json"].replace(b"0.012", b"0.013")
+    }
     main, named, commit = load(), load("owner/mini@v1"), load(f"owner/mini@{COMMITS['v1']}")
     assert main.returncode == named.returncode == 0, named.stderr
     assert named.stdout == commit.stdout != main.stdout

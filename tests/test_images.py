@@ -15,9 +15,14 @@ from PIL import Image
 from dreamda.data import BrokenImageError, decode_image
 
 HEIGHT, WIDTH = 6, 16
-CHANNELS = {"rgb": 3, "rgba": 4, "rgba premultiplied": 4, "rgbx": 4, "cmyk": 4, "grey+alpha": 2, "black+alpha": 2, "lab": 3,
-            "P3": 3, "P6": 3}
-PHOTOMETRIC = {"white": 0, "rgb": 2, "rgba": 2, "rgbx": 2, "rgba premultiplied": 2, "cmyk": 5, "palette": 3, "palette 8": 3, "lab": 8}
+CHANNELS = {
+    "rgb": 3, "rgba": 4, "rgba premultiplied": 4, "rgbx": 4, "cmyk": 4, "grey+alpha": 2, "black+alpha": 2, "lab": 3,
+    "P3": 3, "P6": 3
+}
+PHOTOMETRIC = {
+    "white": 0, "rgb": 2, "rgba": 2, "rgbx": 2, "rgba premultiplied": 2, "cmyk": 5, "palette": 3, "palette 8": 3, "lab":
+    8
+}
 EXTRA = {"": b"", "exif": chunk(b"eXIf", b"no EXIF at all"), "exif checksum": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0", 1),
          "text checksum": chunk(b"tEXt", b"Comment\0hello", 1), "short pHYs": chunk(b"pHYs", b"\0"),
          "profile": chunk(b"iCCP", b"x\0\0nothing"), "cut": b""}
@@ -92,8 +97,16 @@ def make_tiff(bits, colour, order="<", top=None, tile=0, planes=False, deflate=F
     if rotated:
         tags[274] = ("H", (6,))
     colours = np.random.default_rng(1).integers(0, 256, (full + 1, 3)) if photometric == 3 else None
-    data = image_files.tiff(stored, bits, photometric, order=order, kind=kind, tile=tile, planes=planes, deflate=deflate,
-                            tags=tags, colour_map=None if colours is None else colours * (1 if colour == "palette 8" else 257))
+    data = image_files.tiff(stored,
+                            bits,
+                            photometric,
+                            order=order,
+                            kind=kind,
+                            tile=tile,
+                            planes=planes,
+                            deflate=deflate,
+                            tags=tags,
+                            colour_map=None if colours is None else colours * (1 if colour == "palette 8" else 257))
     try:
         import tifffile
     except ImportError:
@@ -101,7 +114,9 @@ def make_tiff(bits, colour, order="<", top=None, tile=0, planes=False, deflate=F
     else:
         if bits in (8, 16, 32, 64) and not deflate or bits == 1:
             np.testing.assert_allclose(np.squeeze(tifffile.imread(io.BytesIO(data))).astype(float),
-                                       (np.moveaxis(stored, -1, 0) if planes else stored).astype(float), rtol=1e-3, atol=1e-3)
+                                       (np.moveaxis(stored, -1, 0) if planes else stored).astype(float),
+                                       rtol=1e-3,
+                                       atol=1e-3)
     shown = meaning(numbers, full if range is None or sample == "float" else range[1], colour, colours)
     return data, np.rot90(shown, -1) if rotated else shown
 
@@ -112,12 +127,14 @@ def make_ppm(colour, top):
     head = f"{colour} {WIDTH} {HEIGHT}" + ("" if top == 1 else f" {top}") + "\n"
     if colour in ("P1", "P2", "P3"):
         return (head + " ".join(map(str, numbers.ravel())) + "\n").encode(), shown
-    stored = image_files.packed(numbers, 1) if colour == "P4" else numbers.astype(">u2" if top > 255 else "u1").tobytes()
+    stored = image_files.packed(numbers,
+                                1) if colour == "P4" else numbers.astype(">u2" if top > 255 else "u1").tobytes()
     return head.encode() + stored, shown
 
 
 def make_pillow(kind, colour, save={}, save_as=None):
-    smooth = np.dstack(np.broadcast_arrays(np.arange(WIDTH) * 15, np.arange(HEIGHT)[:, None] * 50, 128)).astype(np.uint8)
+    smooth = np.dstack(np.broadcast_arrays(np.arange(WIDTH) * 15,
+                                           np.arange(HEIGHT)[:, None] * 50, 128)).astype(np.uint8)
     with_alpha = np.dstack([smooth, smooth[..., 0]])
     image = Image.fromarray(with_alpha) if colour == "RGBA" else Image.fromarray(smooth).convert(colour)
     save = dict(save)

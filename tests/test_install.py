@@ -58,7 +58,8 @@ def test_a_missing_library_is_explained(path):
 
 def test_lower_instruction_sets_can_be_asked_for():
     for isa, kernels in (("AVX2", "avx2"), ("AVX512_CORE", "avx512")):
-        result = run("import dreamda; i = dreamda.info(); print(i['onednn_isa'], i['kernels_isa'])", ONEDNN_MAX_CPU_ISA=isa)
+        result = run("import dreamda; i = dreamda.info(); print(i['onednn_isa'], i['kernels_isa'])",
+                     ONEDNN_MAX_CPU_ISA=isa)
         assert result.returncode == 0, result.stderr
         if "avx512f" in open("/proc/cpuinfo").read() or isa == "AVX2":
             assert result.stdout.split() == [isa, kernels]

@@ -1,4 +1,5 @@
-"""`dreamda generate` and `dreamda train` as a user runs them, on the real engine: killed and interrupted at random moments, run twice at once.
+"""`dreamda generate` and `dreamda train` as a user runs them, on the real engine: killed and interrupted at random
+moments, run twice at once.
 
 DREAMDA_LONG=1 kills each of them 50 times instead of 6; DREAMDA_SEED repeats the moments of a run that failed.
 """
@@ -19,12 +20,18 @@ import dreamda
 from dreamda import cli
 from dreamda.data import load_bundled
 
-STOPS = 50 if os.environ.get("DREAMDA_LONG") else 2 if os.environ.get("DREAMDA_SANITIZED") else 6  # sanitizers look at memory, not at files
+# sanitizers look at memory, not at files
+STOPS = 50 if os.environ.get("DREAMDA_LONG") else 2 if os.environ.get("DREAMDA_SANITIZED") else 6
 # A batch a seed image, so that writes are spread over the whole run.
 START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
-GENERATE = ["--model", "fashion-mini", "--variants", "3", "--steps", "2", "--strength", "0.5", "--dtype", "f32", "--threads", "2"]
-TRAIN = ["--width", "8", "--batch-size", "8", "--epochs", "6", "--pretrain-epochs", "2", "--steps-per-epoch", "3", "--threshold", "0.3", "--validation",
-         "0.34", "--crop-scale", "0.9,1", "--dtype", "f32", "--threads", "2"]
+GENERATE = [
+    "--model", "fashion-mini", "--variants", "3", "--steps", "2", "--strength", "0.5", "--dtype", "f32", "--threads",
+    "2"
+]
+TRAIN = [
+    "--width", "8", "--batch-size", "8", "--epochs", "6", "--pretrain-epochs", "2", "--steps-per-epoch", "3",
+    "--threshold", "0.3", "--validation", "0.34", "--crop-scale", "0.9,1", "--dtype", "f32", "--threads", "2"
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,13 @@ def data(tmp_path_factory):
 def command(name: str, root: Path, out: Path) -> list[str]:
     if name == "generate":
         return ["generate", str(root / "seeds"), "--out", str(out), *GENERATE]
-    return ["train", str(root / "seeds"), str(root / "whole-generate"), "--out", str(out), "--test", str(root / "test"), *TRAIN]
+    return [
+        "train",
+        str(root / "seeds"),
+        str(root / "whole-generate"), "--out",
+        str(out), "--test",
+        str(root / "test"), *TRAIN
+    ]
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -58,17 +71,22 @@ def content(out: Path) -> dict[str, bytes]:
     files = tree(out)
     if "log.jsonl" in files:
         events = [json.loads(line) for line in files["log.jsonl"].splitlines()]
-        files["log.jsonl"] = json.dumps([{k: v for k, v in event.items() if k != "seconds"} for event in events]).encode()
+        files["log.jsonl"] = json.dumps([{k: v
+                                          for k, v in event.items() if k != "seconds"} for event in events]).encode()
     return files
 
 
 def start(name: str, root: Path, out: Path) -> subprocess.Popen:
     """The command in a process of its own, from the moment on that it works on `out`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", START, *command(name, root, out)], env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", START, *command(name, root, out)],
+                               env=environment,
+                               stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE,
+                               text=True)
     deadline = time.monotonic() + 600
-    while process.poll() is None and time.monotonic() < deadline and not is_locked(out / ".dreamda/0-of-1.lock" if name == "generate" else out):
+    while process.poll() is None and time.monotonic(
+    ) < deadline and not is_locked(out / ".dreamda/0-of-1.lock" if name == "generate" else out):
         time.sleep(0.002)
     return process
 
@@ -84,7 +102,8 @@ def is_locked(path: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["generate", "train"])
 def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tmp_path, name):
-    """SIGKILL, SIGINT and SIGTERM at random moments, again and again on one folder until the run is through, then on a new one."""
+    """SIGKILL, SIGINT and SIGTERM at random moments, again and again on one folder until the run is through, then on a
+    new one."""
     seed = int(os.environ.get("DREAMDA_SEED") or time.time_ns() % 1_000_000)
     print(f"DREAMDA_SEED={seed}")
     chance = random.Random(seed)
@@ -101,8 +120,11 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
         output, errors = process.communicate(timeout=600)
-        late = process.returncode in (-(number or 0), 128 + (number or 0)) and number != signal.SIGKILL and "run the same command again to resume" not in errors
-        if process.returncode == 0 or late:  # it was through before the signal came (late: the process was just ending), or was not sent any
+        late = process.returncode in (
+            -(number or 0), 128 +
+            (number or 0)) and number != signal.SIGKILL and "run the same command again to resume" not in errors
+        # it was through before the signal came (late: the process was just ending), or was not sent any
+        if process.returncode == 0 or late:
             assert content(out) == whole, (seed, stops)
             assert not [p for p in out.rglob("*") if p.name.startswith(".") or p.name.endswith(".tmp")]
             finished, out = finished + 1, tmp_path / str(finished + 1)
@@ -113,7 +135,8 @@ def test_stopped_at_random_moments_and_resumed_it_writes_the_same_bytes(data, tm
         if number == signal.SIGKILL:
             assert process.returncode == -signal.SIGKILL, errors
         else:
-            assert process.returncode == 128 + number and "run the same command again to resume" in errors, (process.returncode, errors, seed)
+            assert process.returncode == 128 + number and "run the same command again to resume" in errors, (
+                process.returncode, errors, seed)
             assert "Traceback" not in errors
     assert finished >= 1 and stops >= STOPS
     print(f"{name}: {stops} stops, {finished} runs ended with the same bytes")
@@ -129,7 +152,8 @@ def test_a_second_process_on_the_same_folder_is_refused(data, tmp_path, name):
     try:
         second = start(name, data, out)
         _, errors = second.communicate(timeout=600)
-        assert second.returncode == 2 and "is being written by another process" in errors and errors.count("\n") == 1, errors
+        assert second.returncode == 2 and "is being written by another process" in errors and errors.count(
+            "\n") == 1, errors
     finally:
         first.send_signal(signal.SIGCONT)
     _, errors = first.communicate(timeout=600)

@@ -1,7 +1,8 @@
 """Every kernel against float64 NumPy, in f32 and bf16 and on every instruction set of this processor.
 
-Tolerances: f32 NMSE (squared error over squared reference) 1e-12, that is about 1e-6 relative; bf16 keeps 8 bits, whose rounding
-alone gives 2.7e-6, and attention rounds its weights as well. References take the inputs after rounding to bf16.
+Tolerances: f32 NMSE (squared error over squared reference) 1e-12, that is about 1e-6 relative; bf16 keeps 8 bits, whose
+rounding alone gives 2.7e-6, and attention rounds its weights as well. References take the inputs after rounding to
+bf16.
 """
 
 import numpy as np
@@ -35,7 +36,8 @@ def normal(rng, *shape, scale=1.0, mean=0.0):
 
 
 def nmse(result, reference, size=None):
-    """`size`: of the summands of each result, where they may nearly cancel: rounding is relative to them. Default: the reference."""
+    """`size`: of the summands of each result, where they may nearly cancel: rounding is relative to them. Default: the
+    reference."""
     result, reference = to_f32(result).astype(np.float64), np.asarray(reference, np.float64)
     assert result.shape == reference.shape and np.isfinite(result).all()
     return ((result - reference) ** 2).sum() / max(np.square(reference if size is None else size).sum(), 1e-30)
@@ -65,10 +67,10 @@ def group_norm(src0, src1, row_bias, gamma, beta, groups, isa, silu=True, eps=1e
 
 
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize(("n", "hw", "c0", "c1", "groups"), [
-    (2, 64, 320, 0, 32), (1, 1, 8, 0, 2), (2, 17, 21, 9, 6), (3, 1000, 40, 0, 4), (1, 300, 64, 32, 8), (2, 37, 1280, 640, 32),
-    (1, 9, 1, 0, 1), (2, 520, 5, 11, 1),
-])
+@pytest.mark.parametrize(("n", "hw", "c0", "c1", "groups"), [(2, 64, 320, 0, 32), (1, 1, 8, 0, 2), (2, 17, 21, 9, 6),
+                                                             (3, 1000, 40, 0, 4), (1, 300, 64, 32, 8),
+                                                             (2, 37, 1280, 640, 32), (1, 9, 1, 0, 1),
+                                                             (2, 520, 5, 11, 1), ])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_group_norm(isa, dtype, n, hw, c0, c1, groups, silu):
@@ -172,7 +174,8 @@ def attention_case(isa, dtype, n, heads, tq, tk, d, causal=False, seed=0, spread
     scale = float(np.float32(d**-0.5))
     result = _selftest.attention(q, k, v, heads, scale, causal, isa, 2)
     q, k, v = to_f32(q), to_f32(k), to_f32(v)
-    return result, attention_reference(q, k, v, heads, scale, causal), attention_reference(q, k, np.abs(v), heads, scale, causal)
+    return result, attention_reference(q, k, v, heads, scale,
+                                       causal), attention_reference(q, k, np.abs(v), heads, scale, causal)
 
 
 @pytest.mark.parametrize(("n", "heads", "tq", "tk", "d", "causal"), [
@@ -199,17 +202,26 @@ def test_attention(isa, dtype, n, heads, tq, tk, d, causal):
 
 
 @settings(max_examples=60, deadline=None)
-@given(isa=st.integers(0, BEST), dtype=st.sampled_from(DTYPES), n=st.integers(1, 2), heads=st.integers(1, 3),
-       tq=st.integers(1, 150), tk=st.integers(1, 600), d=st.integers(1, 70), causal=st.booleans(), seed=st.integers(0, 1000))
+@given(isa=st.integers(0, BEST),
+       dtype=st.sampled_from(DTYPES),
+       n=st.integers(1, 2),
+       heads=st.integers(1, 3),
+       tq=st.integers(1, 150),
+       tk=st.integers(1, 600),
+       d=st.integers(1, 70),
+       causal=st.booleans(),
+       seed=st.integers(0, 1000))
 def test_attention_of_any_shape(isa, dtype, n, heads, tq, tk, d, causal, seed):
-    """A small case may have one result alone, so that no mean hides its rounding; a sum that nearly cancels is no fault. In bf16 each rounding
-    is off by 2^-8 at most: that of the result, and where weights are bf16 (`dot`) that of each and, through it, that of their sum."""
+    """A small case may have one result alone, so that no mean hides its rounding; a sum that nearly cancels is no
+    fault. In bf16 each rounding is off by 2^-8 at most: that of the result, and where weights are bf16 (`dot`) that of
+    each and, through it, that of their sum."""
     result, reference, size = attention_case(isa, dtype, n, heads, tq, tk, d, causal, seed)
     if dtype == "f32":
         assert nmse(result, reference, size) <= 2e-12
     else:
         roundings = 3 if isa >= 2 else 1
-        assert (np.abs(to_f32(result) - reference) <= size * (roundings * 2**-8 + 2e-4)).all()  # 2^x itself is off by 8.6e-5
+        # 2^x itself is off by 8.6e-5
+        assert (np.abs(to_f32(result) - reference) <= size * (roundings * 2**-8 + 2e-4)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -278,7 +290,8 @@ def test_the_same_bits_with_either_width_of_widened_bf16():
 def convolution_reference(x, weights, bias, residual):
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     h, w = x.shape[1:3]
-    result = sum(padded[:, i : i + h, j : j + w] @ weights[:, :, i, j].T.astype(np.float64) for i in range(3) for j in range(3))
+    result = sum(padded[:, i:i + h, j:j + w] @ weights[:, :, i, j].T.astype(np.float64) for i in range(3)
+                 for j in range(3))
     return result + (0 if bias is None else bias) + (0 if residual is None else to_f32(residual))
 
 
@@ -295,7 +308,8 @@ def winograd_case(isa, dtype, n, h, w, ic, oc, bias=True, residual=True, seed=0)
     return nmse(result, convolution_reference(to_f32(x), weights, bias, residual))
 
 
-@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 8, 8, 32, 64), (1, 9, 7, 16, 32), (1, 1, 1, 16, 32), (1, 2, 31, 48, 32), (3, 33, 20, 64, 96)])
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 8, 8, 32, 64), (1, 9, 7, 16, 32), (1, 1, 1, 16, 32),
+                                                       (1, 2, 31, 48, 32), (3, 33, 20, 64, 96)])
 @pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
 def test_winograd(isa, dtype, n, h, w, ic, oc):
     """bf16: products of rounded V and U, each error about 1.6 times that of a rounded weight or activation."""
@@ -316,22 +330,30 @@ def test_winograd_backward_and_relu(isa, dtype):
 
 
 @settings(max_examples=30, deadline=None)
-@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 2), h=st.integers(1, 23), w=st.integers(1, 23), ic=st.integers(1, 4),
-       oc=st.integers(1, 3), seed=st.integers(0, 1000))
+@given(which=st.sampled_from(WINOGRAD_DTYPES),
+       n=st.integers(1, 2),
+       h=st.integers(1, 23),
+       w=st.integers(1, 23),
+       ic=st.integers(1, 4),
+       oc=st.integers(1, 3),
+       seed=st.integers(0, 1000))
 def test_winograd_of_any_shape(which, n, h, w, ic, oc, seed):
     assert winograd_case(*which, n, h, w, 16 * ic, 32 * oc, seed=seed) <= (1e-11 if which[1] == "f32" else 1e-4)
 
 
-@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 4, 4, 32, 64), (1, 5, 3, 16, 32), (1, 1, 1, 16, 32), (2, 17, 10, 48, 64)])
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc"), [(2, 4, 4, 32, 64), (1, 5, 3, 16, 32), (1, 1, 1, 16, 32),
+                                                       (2, 17, 10, 48, 64)])
 @pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
 def test_winograd_behind_an_upsampling_is_that_of_the_upsampled(isa, dtype, n, h, w, ic, oc):
     """To the bit: it leaves out products with zero."""
     rng = np.random.default_rng(15)
-    x, weights, bias = cast(normal(rng, n, h, w, ic), dtype), normal(rng, oc, ic, 3, 3, scale=1 / np.sqrt(9 * ic)), normal(rng, oc)
+    x, weights, bias = cast(normal(rng, n, h, w, ic), dtype), normal(rng, oc, ic, 3, 3,
+                                                                     scale=1 / np.sqrt(9 * ic)), normal(rng, oc)
     residual = cast(normal(rng, n, 2 * h, 2 * w, oc), dtype)
     large = _selftest.upsample_nearest(x, 2 * h, 2 * w)
     for some in (residual, None):
-        assert np.array_equal(_selftest.winograd(x, weights, bias, some, isa, 2, up=True), _selftest.winograd(large, weights, bias, some, isa, 2))
+        assert np.array_equal(_selftest.winograd(x, weights, bias, some, isa, 2, up=True),
+                              _selftest.winograd(large, weights, bias, some, isa, 2))
 
 
 @pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
@@ -345,14 +367,21 @@ def test_winograd_rows_do_not_see_each_other(isa, dtype):
 
 
 @settings(max_examples=30, deadline=None)
-@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 3), h=st.integers(1, 20), w=st.integers(1, 40), ic=st.integers(2, 5),
-       residual=st.booleans(), threads=st.integers(1, 2), seed=st.integers(0, 1000))
+@given(which=st.sampled_from(WINOGRAD_DTYPES),
+       n=st.integers(1, 3),
+       h=st.integers(1, 20),
+       w=st.integers(1, 40),
+       ic=st.integers(2, 5),
+       residual=st.booleans(),
+       threads=st.integers(1, 2),
+       seed=st.integers(0, 1000))
 def test_winograd_in_place(which, n, h, w, ic, residual, threads, seed):
     """Written over its own source, with any number of tasks and threads: the same bits."""
     isa, dtype = which
     oc = 32
     rng = np.random.default_rng(seed)
-    x, weights, bias = cast(normal(rng, n, 2 * h, w, 2 * 16 * ic, mean=0.5), dtype), normal(rng, oc, 2 * 16 * ic, 3, 3), normal(rng, oc)
+    x, weights, bias = cast(normal(rng, n, 2 * h, w, 2 * 16 * ic, mean=0.5), dtype), normal(rng, oc, 2 * 16 * ic, 3,
+                                                                                            3), normal(rng, oc)
     some = cast(normal(rng, n, 2 * h, w, oc), dtype) if residual else None
     apart = _selftest.winograd(x, weights, bias, some, isa, 1)
     assert np.array_equal(apart, _selftest.winograd(x.copy(), weights, bias, some, isa, threads, in_place=True))
@@ -381,18 +410,31 @@ def weight_gradient_case(isa, dtype, n, h, w, ic, oc, kernel, stride, pad, seed=
     return nmse(result, weight_gradient_reference(to_f32(x), to_f32(d_dst), kernel, stride, pad))
 
 
-@pytest.mark.parametrize(("n", "h", "w", "ic", "oc", "kernel", "stride", "pad"), [
-    (2, 8, 8, 32, 64, 3, 1, 1), (3, 9, 7, 16, 32, 3, 2, 1), (5, 1, 1, 64, 96, 3, 1, 1), (3, 2, 2, 128, 128, 3, 2, 1), (2, 5, 4, 48, 32, 1, 2, 0),
-    (1, 12, 12, 16, 32, 7, 2, 3), (1, 70, 60, 64, 32, 3, 1, 1), (1, 40, 33, 16, 2048, 1, 1, 0)])
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc", "kernel", "stride", "pad"), [(2, 8, 8, 32, 64, 3, 1, 1),
+                                                                                  (3, 9, 7, 16, 32, 3, 2, 1),
+                                                                                  (5, 1, 1, 64, 96, 3, 1, 1),
+                                                                                  (3, 2, 2, 128, 128, 3, 2, 1),
+                                                                                  (2, 5, 4, 48, 32, 1, 2, 0),
+                                                                                  (1, 12, 12, 16, 32, 7, 2, 3),
+                                                                                  (1, 70, 60, 64, 32, 3, 1, 1),
+                                                                                  (1, 40, 33, 16, 2048, 1, 1, 0)])
 @pytest.mark.parametrize(("isa", "dtype"), WINOGRAD_DTYPES)
 def test_weight_gradient(isa, dtype, n, h, w, ic, oc, kernel, stride, pad):
-    """Products of bf16 are exact in f32, so one bar holds for both. The last two shapes take several stretches of rows."""
+    """Products of bf16 are exact in f32, so one bar holds for both. The last two shapes take several stretches of
+    rows."""
     assert weight_gradient_case(isa, dtype, n, h, w, ic, oc, kernel, stride, pad) <= 1e-11
 
 
 @settings(max_examples=30, deadline=None)
-@given(which=st.sampled_from(WINOGRAD_DTYPES), n=st.integers(1, 3), h=st.integers(1, 12), w=st.integers(1, 12), ic=st.integers(1, 5),
-       oc=st.integers(1, 3), kernel=st.sampled_from([1, 2, 3, 7]), stride=st.integers(1, 3), seed=st.integers(0, 1000))
+@given(which=st.sampled_from(WINOGRAD_DTYPES),
+       n=st.integers(1, 3),
+       h=st.integers(1, 12),
+       w=st.integers(1, 12),
+       ic=st.integers(1, 5),
+       oc=st.integers(1, 3),
+       kernel=st.sampled_from([1, 2, 3, 7]),
+       stride=st.integers(1, 3),
+       seed=st.integers(0, 1000))
 def test_weight_gradient_of_any_shape(which, n, h, w, ic, oc, kernel, stride, seed):
     pad = kernel // 2
     if min(h, w) + 2 * pad >= kernel:
@@ -421,7 +463,8 @@ def test_attention_without_memory():
 # ---- the small ones --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dim", "flip", "shift"), [(320, True, 0.0), (320, False, 1.0), (33, True, 0.0), (2, False, 0.0)])
+@pytest.mark.parametrize(("dim", "flip", "shift"), [(320, True, 0.0), (320, False, 1.0), (33, True, 0.0),
+                                                    (2, False, 0.0)])
 def test_timestep_embedding(dim, flip, shift):
     t = np.array([0, 1, 2.5, 501, 999], np.float32)
     half = dim // 2
@@ -488,7 +531,8 @@ def test_convert():
     wide = halves.astype(np.float32)
     number = ~np.isnan(wide)
     result = _selftest.convert(halves, False)
-    assert np.array_equal(result.view(np.uint32)[number], wide.view(np.uint32)[number]) and np.isnan(result[~number]).all()
+    assert np.array_equal(result.view(np.uint32)[number],
+                          wide.view(np.uint32)[number]) and np.isnan(result[~number]).all()
     assert np.array_equal(_selftest.convert(halves, True)[number], to_bf16(wide)[number])
     assert np.array_equal(_selftest.convert(every, False).view(np.uint32), every.astype(np.uint32) << 16)
     rng = np.random.default_rng(16)
@@ -500,8 +544,8 @@ def test_convert():
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_vector_rounding_to_bf16(isa):
-    """Ties, NaN and infinity through the kernels' own stores: gamma 0 hands beta to the output. Subnormals are left out:
-    the AVX512-BF16 instruction flushes them, the integer version does not."""
+    """Ties, NaN and infinity through the kernels' own stores: gamma 0 hands beta to the output. Subnormals are left
+    out: the AVX512-BF16 instruction flushes them, the integer version does not."""
     rng = np.random.default_rng(17)
     beta = rng.integers(0, 2**32, 4096, dtype=np.uint32)
     beta[:512] = (beta[:512] & 0xFFFF0000) | 0x8000

@@ -7,7 +7,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "python/dreamda"
 # As in ARCHITECTURE.md. What the package offers at its top (info, normals, Error, the version) anybody may use.
 LADDER = ["_onednn", "_core", "options", "data", "networks", "generation", "training", "runs", "distributed", "cli"]
-# The reader of a scheduler's configuration makes the schedule, inside of a function, so that a bad file is refused by name.
+# The reader of a scheduler's configuration makes the schedule, inside of a function, so that a bad file is refused by
+# name.
 EXCEPTIONS = {("networks/config.py", "generation")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -15,7 +16,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def imported(text, package):
     """The top-level places that a module of `package` ("dreamda.runs", say) imports at run time."""
     tree = ast.parse(text)
-    for_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in node.body}
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in node.body
+    }
     for node in ast.walk(tree):
         if not isinstance(node, ast.ImportFrom) or id(node) in for_types:
             continue
@@ -33,7 +38,8 @@ def complaints(path, text):
             and (path.relative_to(PACKAGE).as_posix(), other) not in EXCEPTIONS]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE or p.stem in LADDER], ids=lambda p: p.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != PACKAGE or p.stem in LADDER],
+                         ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_imports_point_upwards(path):
     assert complaints(path, path.read_text()) == []
 
@@ -42,7 +48,9 @@ def test_every_folder_has_its_place():
     assert {p.relative_to(PACKAGE).parts[0] for p in FILES if p.parent != PACKAGE} <= set(LADDER) and len(FILES) > 40
 
 
-@pytest.mark.parametrize("name, text", [("data/images.py", "from ..runs.files import OutputError"), ("networks/models.py", "from ..generation import schedulers"),
-                                        ("training/heads.py", "def f():\n    from .. import cli"), ("generation/pipeline.py", "from dreamda.training import views")])
+@pytest.mark.parametrize("name, text", [("data/images.py", "from ..runs.files import OutputError"),
+                                        ("networks/models.py", "from ..generation import schedulers"),
+                                        ("training/heads.py", "def f():\n    from .. import cli"),
+                                        ("generation/pipeline.py", "from dreamda.training import views")])
 def test_the_rule_can_be_broken(name, text):
     assert len(complaints(PACKAGE / name, text)) == 1

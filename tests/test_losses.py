@@ -37,7 +37,8 @@ def numeric_gradient(f, x, eps=1e-3):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(2, 60), st.sampled_from([0.0, 0.1, 1.0]), st.booleans(), st.integers(0, 2**31), st.floats(0.1, 50))
+@given(st.integers(1, 40), st.integers(2, 60), st.sampled_from([0.0, 0.1, 1.0]), st.booleans(), st.integers(0, 2**31),
+       st.floats(0.1, 50))
 def test_cross_entropy_equals_the_definition(n, c, smoothing, weighted, seed, scale):
     rng = np.random.default_rng(seed)
     z = (scale * rng.standard_normal((n, c))).astype(np.float32)
@@ -77,7 +78,8 @@ def test_extreme_logits_stay_finite_and_nan_comes_through():
     for bad in (np.nan, np.inf):
         loss, gradient = _core.softmax_cross_entropy(np.float32([[0, bad], [0, 1]]), [0, 1])
         assert np.isnan(loss) and np.isnan(gradient[0]).any() and np.isfinite(gradient[1]).all()
-    loss, gradient = _core.softmax_cross_entropy(np.float32([[0, np.nan], [0, 1]]), [0, 1], [0, 1])  # a row without weight
+    # a row without weight
+    loss, gradient = _core.softmax_cross_entropy(np.float32([[0, np.nan], [0, 1]]), [0, 1], [0, 1])
     assert np.isfinite(loss) and (gradient[0] == 0).all()
 
 
@@ -108,7 +110,8 @@ SURE = [0.0, 9.0, 0.0]
 @pytest.mark.parametrize("heads, threshold, label, confidence", [
     ([SURE] * 4, 0.9, 1, 0.9998), ([SURE] * 4, 1.0, -1, 0.9998),
     ([SURE] * 3 + [[9, 0, 0]], 0.9, -1, 0.9998),                                  # one head disagrees
-    ([SURE] * 3 + [[0, 1, 0]], 0.8, 1, 0.8939), ([SURE] * 3 + [[0, 1, 0]], 0.9, -1, 0.8939),  # the mean counts, not each head
+    # the mean counts, not each head
+    ([SURE] * 3 + [[0, 1, 0]], 0.8, 1, 0.8939), ([SURE] * 3 + [[0, 1, 0]], 0.9, -1, 0.8939),
     ([[9, 9, 0]] * 4, 0.3, -1, 0.49997),                                          # an exact tie is no prediction
     ([SURE] * 3 + [[3, 3, 0]], 0.3, -1, 0.8718),
     ([SURE] * 3 + [[0, 9, np.nan]], 0.0, -1, 0), ([[np.nan] * 3] * 4, 0.0, -1, 0), ([[0, np.inf, 0]] * 4, 0.0, -1, 0),
@@ -128,7 +131,8 @@ def test_pseudo_labels_equal_numpy(n, c, heads, threshold, seed):
     expected = np.exp(log_softmax(z)).max(axis=-1).mean(axis=0)
     np.testing.assert_allclose(confidence, expected, rtol=1e-5)
     consistent = (z.argmax(axis=-1) == z[0].argmax(axis=-1)).all(axis=0)
-    np.testing.assert_array_equal(labels, np.where(consistent & (confidence >= np.float32(threshold)), z[0].argmax(axis=-1), -1))
+    np.testing.assert_array_equal(
+        labels, np.where(consistent & (confidence >= np.float32(threshold)), z[0].argmax(axis=-1), -1))
 
 
 @settings(max_examples=40, deadline=None)
@@ -158,7 +162,8 @@ def test_rows_do_not_depend_on_their_neighbours_and_large_equals_small():
     _core.sgd_step(one[0], g, one[1], 0.1, 0.9, 1e-2)
     parts = [a.copy() for a in (p, m)]
     for start in range(0, 200_001, 5000):
-        _core.sgd_step(parts[0][start: start + 5000], g[start: start + 5000], parts[1][start: start + 5000], 0.1, 0.9, 1e-2)
+        _core.sgd_step(parts[0][start:start + 5000], g[start:start + 5000], parts[1][start:start + 5000], 0.1, 0.9,
+                       1e-2)
     np.testing.assert_array_equal(one[0], parts[0])
     np.testing.assert_array_equal(one[1], parts[1])
 
@@ -181,27 +186,32 @@ def test_sgd_is_pytorchs(nesterov):
 F = np.zeros((3, 4), np.float32)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: _core.softmax_cross_entropy(F, [0, 1, 4]), "labels: number 2 is 4, but with 4 classes labels go from 0 to 3"),
-    (lambda: _core.softmax_cross_entropy(F, [0, -1, 1]), "labels: number 1 is -1"),
-    (lambda: _core.softmax_cross_entropy(F, [0, 2**40, 1]), "labels: number 1 is 1099511627776"),
-    (lambda: _core.softmax_cross_entropy(F, [0, 1]), r"labels: expected an array of shape \(3,\), got \(2,\)"),
-    (lambda: _core.softmax_cross_entropy(F, [0.0, 1.0, 2.0]), "labels: expected an array of integers"),
-    (lambda: _core.softmax_cross_entropy(F[0], [0]), "logits: expected a matrix"),
-    (lambda: _core.softmax_cross_entropy(F[:0], []), "logits: expected a matrix with at least one row"),
-    (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], smoothing=1.5), "smoothing: has to be from 0 to 1, got 1.5"),
-    (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], smoothing=float("nan")), "smoothing: has to be from 0 to 1, got nan"),
-    (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], [1.0]), r"weights: expected an array of shape \(3,\)"),
-    (lambda: _core.consistency(F, F[:2], 0.5), "weak: expected an array of shape"), (lambda: _core.consistency(F, F, 2), "threshold: has to be"),
-    (lambda: _core.pseudo_label(F, 0.5), "logits: expected"), (lambda: _core.pseudo_label(F[None], -1), "threshold: has to be"),
-    (lambda: _core.linear(F, F[:, :3], F[0]), "x: has 4 features a row, but the weights are for 3"),
-    (lambda: _core.linear(F, F, F[0]), r"bias: expected an array of shape \(3,\)"),
-    (lambda: _core.linear(F.astype("U"), F, F[0]), "x: expected an array of float32"),
-    (lambda: _core.linear_backward(F, F, F, F, F[0]), "d_y: expected an array of shape"),
-    (lambda: _core.linear_backward(F, F, F[:, :3].copy(), F.astype(float), F[0]), "d_weight: is written in place"),
-    (lambda: _core.sgd_step(F.T, F.T, F.T, 0.1), "parameters: is written in place"),
-    (lambda: _core.sgd_step(F, F[0], F, 0.1), "gradients: expected an array of shape"),
-    (lambda: _core.sgd_step(F, F, np.broadcast_to(np.float32(0), (3, 4)), 0.1), "moments: is written in place")])
+@pytest.mark.parametrize(
+    "call, message",
+    [(lambda: _core.softmax_cross_entropy(F, [0, 1, 4]),
+      "labels: number 2 is 4, but with 4 classes labels go from 0 to 3"),
+     (lambda: _core.softmax_cross_entropy(F, [0, -1, 1]), "labels: number 1 is -1"),
+     (lambda: _core.softmax_cross_entropy(F, [0, 2**40, 1]), "labels: number 1 is 1099511627776"),
+     (lambda: _core.softmax_cross_entropy(F, [0, 1]), r"labels: expected an array of shape \(3,\), got \(2,\)"),
+     (lambda: _core.softmax_cross_entropy(F, [0.0, 1.0, 2.0]), "labels: expected an array of integers"),
+     (lambda: _core.softmax_cross_entropy(F[0], [0]), "logits: expected a matrix"),
+     (lambda: _core.softmax_cross_entropy(F[:0], []), "logits: expected a matrix with at least one row"),
+     (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], smoothing=1.5), "smoothing: has to be from 0 to 1, got 1.5"),
+     (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], smoothing=float("nan")),
+      "smoothing: has to be from 0 to 1, got nan"),
+     (lambda: _core.softmax_cross_entropy(F, [0, 1, 2], [1.0]), r"weights: expected an array of shape \(3,\)"),
+     (lambda: _core.consistency(F, F[:2], 0.5), "weak: expected an array of shape"),
+     (lambda: _core.consistency(F, F, 2), "threshold: has to be"),
+     (lambda: _core.pseudo_label(F, 0.5), "logits: expected"),
+     (lambda: _core.pseudo_label(F[None], -1), "threshold: has to be"),
+     (lambda: _core.linear(F, F[:, :3], F[0]), "x: has 4 features a row, but the weights are for 3"),
+     (lambda: _core.linear(F, F, F[0]), r"bias: expected an array of shape \(3,\)"),
+     (lambda: _core.linear(F.astype("U"), F, F[0]), "x: expected an array of float32"),
+     (lambda: _core.linear_backward(F, F, F, F, F[0]), "d_y: expected an array of shape"),
+     (lambda: _core.linear_backward(F, F, F[:, :3].copy(), F.astype(float), F[0]), "d_weight: is written in place"),
+     (lambda: _core.sgd_step(F.T, F.T, F.T, 0.1), "parameters: is written in place"),
+     (lambda: _core.sgd_step(F, F[0], F, 0.1), "gradients: expected an array of shape"),
+     (lambda: _core.sgd_step(F, F, np.broadcast_to(np.float32(0), (3, 4)), 0.1), "moments: is written in place")])
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -218,13 +228,15 @@ def test_memory_is_given_back_and_its_lack_reported():
 
 
 def test_pytorch_agrees():
-    """The losses' values and gradients, and five steps of SGD on a linear head, against autograd (tests/golden/make_losses.py)."""
+    """The losses' values and gradients, and five steps of SGD on a linear head, against autograd
+    (tests/golden/make_losses.py)."""
     g = np.load(Path(__file__).parent / "golden/losses.npz")
     loss, gradient = _core.softmax_cross_entropy(g["strong"], g["labels"], smoothing=0.1)
     assert loss == pytest.approx(float(g["smoothed_loss"]), rel=1e-6)
     np.testing.assert_allclose(gradient, g["smoothed_gradient"], rtol=1e-5, atol=1e-8)
     loss, gradient, used = _core.consistency(g["strong"], g["weak"], 0.8)
-    assert loss == pytest.approx(float(g["consistency_loss"]), rel=1e-6) and used == g["consistency_used"] and 0 < used < 12
+    assert loss == pytest.approx(float(g["consistency_loss"]),
+                                 rel=1e-6) and used == g["consistency_used"] and 0 < used < 12
     np.testing.assert_allclose(gradient, g["consistency_gradient"], rtol=1e-5, atol=1e-8)
     weight, bias, losses = g["weight"].copy(), g["bias"].copy(), []
     moments = np.zeros_like(weight), np.zeros_like(bias)

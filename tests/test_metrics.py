@@ -21,7 +21,8 @@ def test_by_hand():
     np.testing.assert_allclose(m.f1, [2 / 3, 2 / 3, 2 / 3])
     assert m.macro_f1 == pytest.approx(2 / 3)
     table = m.table()
-    assert table.splitlines()[1].split() == ["a", "0.667", "0.667", "0.667", "3"] and "accuracy 0.6667, macro-F1 0.6667, 6 images" in table
+    assert table.splitlines()[1].split() == ["a", "0.667", "0.667", "0.667", "3"
+                                             ] and "accuracy 0.6667, macro-F1 0.6667, 6 images" in table
     assert m.to_json()["per_class"][1]["class"] == "b" and m.to_json()["confusion"] == m.confusion.tolist()
 
 
@@ -60,15 +61,18 @@ def test_pictures(monkeypatch, tmp_path):
     confusion_picture(m).savefig(tmp_path / "a.png")
     big = evaluate_predictions(np.eye(60), np.arange(60), [str(i) for i in range(60)])
     confusion_picture(big).savefig(tmp_path / "b.png")
-    events = [{"event": "epoch", "epoch": 1, "lr": 0.1, "loss": 1, "train_accuracy": 0.5},
-              {"event": "labelling", "epoch": 1}, {"event": "epoch", "epoch": 2, "lr": 0.1, "loss": 1, "supervised": 1, "train_accuracy": 0.5}]
+    events = [{"event": "epoch", "epoch": 1, "lr": 0.1, "loss": 1, "train_accuracy":
+               0.5}, {"event": "labelling", "epoch": 1},
+              {"event": "epoch", "epoch": 2, "lr": 0.1, "loss": 1, "supervised": 1, "train_accuracy": 0.5}]
     curves_picture(events).savefig(tmp_path / "c.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("a.png", "b.png", "c.png"))
 
 
 def test_curves_have_whole_epochs_and_legends_beside_the_points():
     pytest.importorskip("matplotlib")
-    events = [{"event": "epoch", "epoch": e, "lr": 0.1, "loss": 2.0, "supervised": 2.0, "consistency": c, "train_accuracy": 0.5} for e, c in ((1, 0.0), (2, 0.5))]
+    events = [{
+        "event": "epoch", "epoch": e, "lr": 0.1, "loss": 2.0, "supervised": 2.0, "consistency": c, "train_accuracy": 0.5
+    } for e, c in ((1, 0.0), (2, 0.5))]
     for shown, labels in ((events, ["total", "supervised", "consistency"]), (events[:1], ["supervised"])):
         figure = curves_picture(shown)
         figure.canvas.draw()
@@ -78,7 +82,8 @@ def test_curves_have_whole_epochs_and_legends_beside_the_points():
             assert all(tick == round(tick) for tick in axes.get_xticks())
             if axes.get_legend() is not None:
                 assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1 - 1
-    assert repr(evaluate_predictions(SCORES, LABELS, ["a", "b", "c"])) == "Metrics(accuracy 0.6667, macro-F1 0.6667, 6 images, 3 classes)"
+    assert repr(evaluate_predictions(
+        SCORES, LABELS, ["a", "b", "c"])) == "Metrics(accuracy 0.6667, macro-F1 0.6667, 6 images, 3 classes)"
 
 
 def test_without_matplotlib(monkeypatch):

@@ -48,8 +48,9 @@ def test_imports_of_dreamda_exist(path):
 
 
 def test_a_missing_import_is_found():
-    assert absent("import dreamda.nothing\nfrom dreamda import Pipeline, Nothing\nfrom dreamda.training.views import Views, Nothing\nimport nothing") == [
-        "dreamda.nothing", "dreamda.Nothing", "dreamda.training.views.Nothing"]
+    assert absent(
+        "import dreamda.nothing\nfrom dreamda import Pipeline, Nothing\nfrom dreamda.training.views import Views, Nothing\nimport nothing"
+    ) == ["dreamda.nothing", "dreamda.Nothing", "dreamda.training.views.Nothing"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS + EXAMPLES, ids=lambda p: p.stem)
@@ -79,4 +80,7 @@ def test_runs(path, tmp_path):
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook,
+                            timeout=900,
+                            kernel_name="python3",
+                            resources={"metadata": {"path": str(tmp_path)}}).execute()

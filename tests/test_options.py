@@ -1,4 +1,5 @@
-"""One definition of every option: the dataclass, the API's signatures, the command line, run.json and the type checker's keywords agree."""
+"""One definition of every option: the dataclass, the API's signatures, the command line, run.json and the type
+checker's keywords agree."""
 
 import dataclasses
 import inspect
@@ -23,7 +24,9 @@ from dreamda.options import Option, Options, ParameterError, accepts, defaults_o
 
 FIELDS = [each.name for each in dataclasses.fields(GenerationOptions)]
 # What differs from the field's default, and why: a call from Python is a first try, a data set is a run.
-OWN_DEFAULTS = {dreamda.Pipeline.augment: {"variants": 4}, dreamda.Pipeline.augment_latents: {"variants": 4}, Augmenter: {}}
+OWN_DEFAULTS = {
+    dreamda.Pipeline.augment: {"variants": 4}, dreamda.Pipeline.augment_latents: {"variants": 4}, Augmenter: {}
+}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -32,7 +35,8 @@ def test_signatures(function, name):
     shown = inspect.signature(function).parameters[name]
     assert shown.default == OWN_DEFAULTS[function].get(name, defaults_of(GenerationOptions)[name])
     assert shown.kind is inspect.Parameter.KEYWORD_ONLY
-    assert f"\n{name} : " in inspect.cleandoc(function.__doc__) and spelled(options_of(GenerationOptions)[name].help) in function.__doc__
+    assert f"\n{name} : " in inspect.cleandoc(function.__doc__) and spelled(
+        options_of(GenerationOptions)[name].help) in function.__doc__
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -44,13 +48,17 @@ def test_command_line(name):
 
 
 def test_type_checkers_see_the_same_fields():
-    assert typing.get_type_hints(OptionKeywords) == typing.get_type_hints(GenerationOptions) and list(OptionKeywords.__annotations__) == FIELDS
+    assert typing.get_type_hints(OptionKeywords) == typing.get_type_hints(GenerationOptions) and list(
+        OptionKeywords.__annotations__) == FIELDS
 
 
 def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
     assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
     expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3))
-    assert {name: value for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS} == expected
+    assert {
+        name: value
+        for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS
+    } == expected
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -67,17 +75,21 @@ def test_recipes_are_checked_by_the_fields(tmp_path):
     assert load_recipe(tmp_path / "mine.json") == ({"method": "sdedit", "strength": 1.0}, None)
 
 
-@pytest.mark.parametrize("options, library, command", [
-    (["--steps", "0"], "steps: 0 is not possible", "--steps: 0 is not possible; use a whole number of 1 or more"),
-    (["--method", "x"], "method: 'x' is not", "--method: 'x' is not possible; use one of cycle, asymmetric, sdedit"),
-    (["--diverse"], "diverse: chooses among noisy starts, so it needs share_start=False, and method=cycle or method=sdedit",
-     "--diverse: chooses among noisy starts, so it needs --no-share-start, and --method cycle or --method sdedit"),
-    (["--guidance-low", "0.5", "--guidance-high", "0.5"], "guidance_low: 0.5 is not below guidance_high, which is 0.5",
-     "--guidance-low: 0.5 is not below --guidance-high, which is 0.5"),
-    (["--share-source", "--method", "sdedit"], "share_source: method=sdedit has no", "--share-source: --method sdedit has no source trajectory"),
-    (["--seed", str(1 << 64)], "seed: 18446744073709551616 is not", "--seed: 18446744073709551616 is not possible; use a whole number from 0 to 2**64 - 1"),
-])
-def test_the_library_names_the_parameter_and_the_command_its_option(fake, real, tmp_path, capsys, options, library, command):  # noqa: F811
+@pytest.mark.parametrize(
+    "options, library, command",
+    [(["--steps", "0"], "steps: 0 is not possible", "--steps: 0 is not possible; use a whole number of 1 or more"),
+     (["--method", "x"], "method: 'x' is not", "--method: 'x' is not possible; use one of cycle, asymmetric, sdedit"),
+     (["--diverse"
+       ], "diverse: chooses among noisy starts, so it needs share_start=False, and method=cycle or method=sdedit",
+      "--diverse: chooses among noisy starts, so it needs --no-share-start, and --method cycle or --method sdedit"),
+     (["--guidance-low", "0.5", "--guidance-high", "0.5"], "guidance_low: 0.5 is not below guidance_high, which is 0.5",
+      "--guidance-low: 0.5 is not below --guidance-high, which is 0.5"),
+     (["--share-source", "--method", "sdedit"
+       ], "share_source: method=sdedit has no", "--share-source: --method sdedit has no source trajectory"),
+     (["--seed", str(1 << 64)], "seed: 18446744073709551616 is not",
+      "--seed: 18446744073709551616 is not possible; use a whole number from 0 to 2**64 - 1"), ])
+def test_the_library_names_the_parameter_and_the_command_its_option(fake, real, tmp_path, capsys, options, library,  # noqa: F811
+                                                                    command):
     words = [int(word) if word.isdecimal() else float(word) if "." in word else word for word in options]
     keywords, name = {}, ""
     for word in words:
@@ -104,17 +116,22 @@ class Shape(Options):
     round: bool = option(False, "Whether corners are round.", group="Ink", spelling="--soft")
 
 
-@pytest.mark.parametrize("field, value, kept", [("sides", 8, 8), ("width", 2, 2.0), ("size", None, None), ("size", 1, 1.0), ("style", "bold", "bold"),
-                                                ("round", True, True)])
+@pytest.mark.parametrize("field, value, kept", [("sides", 8, 8), ("width", 2, 2.0), ("size", None, None),
+                                                ("size", 1, 1.0), ("style", "bold", "bold"), ("round", True, True)])
 def test_values_get_their_fields_type(field, value, kept):
     found = getattr(Shape(**{field: value}), field)
     assert found == kept and type(found) is type(kept)
 
 
-@pytest.mark.parametrize("field, value, possible", [
-    ("sides", 2, "a whole number from 3 to 8"), ("sides", 9, "a whole number from 3 to 8"), ("sides", 3.0, "a whole number"), ("sides", True, "a whole number"),
-    ("width", 0, "a number above 0, at most 2"), ("width", float("nan"), "a number"), ("width", "1", "a number"), ("width", None, "a number"),
-    ("size", float("inf"), "a finite number"), ("style", "wide", "one of thin, bold"), ("style", 1, "one of thin, bold"), ("round", 1, "True or False")])
+@pytest.mark.parametrize("field, value, possible", [("sides", 2, "a whole number from 3 to 8"),
+                                                    ("sides", 9, "a whole number from 3 to 8"),
+                                                    ("sides", 3.0, "a whole number"), ("sides", True, "a whole number"),
+                                                    ("width", 0, "a number above 0, at most 2"),
+                                                    ("width", float("nan"), "a number"), ("width", "1", "a number"),
+                                                    ("width", None, "a number"),
+                                                    ("size", float("inf"), "a finite number"),
+                                                    ("style", "wide", "one of thin, bold"),
+                                                    ("style", 1, "one of thin, bold"), ("round", 1, "True or False")])
 def test_values_that_are_not_possible(field, value, possible):
     with pytest.raises(ParameterError) as caught:
         Shape(**{field: value})
@@ -123,8 +140,10 @@ def test_values_that_are_not_possible(field, value, possible):
     assert (type(again), str(again), again.parameter) == (ParameterError, str(caught.value), field)
 
 
-@pytest.mark.parametrize("about, possible", [(Option("", "", int, low=1), "a whole number of 1 or more"), (Option("", "", float, above=0), "a number above 0"),
-                                             (Option("", "", float, high=4), "a number of at most 4"), (Option("", "", int, low=0, high=2**64 - 1), "to 2**64 - 1"),
+@pytest.mark.parametrize("about, possible", [(Option("", "", int, low=1), "a whole number of 1 or more"),
+                                             (Option("", "", float, above=0), "a number above 0"),
+                                             (Option("", "", float, high=4), "a number of at most 4"),
+                                             (Option("", "", int, low=0, high=2**64 - 1), "to 2**64 - 1"),
                                              (Option("", "", str), "a text")])
 def test_possible_values_in_words(about, possible):
     assert about.possible.endswith(possible)
@@ -150,9 +169,11 @@ def test_a_function_with_the_fields_as_keywords():
     assert list(inspect.signature(draw).parameters) == ["name", "colour", "sides", "width", "size", "style", "round"]
     text = inspect.cleandoc(draw.__doc__)
     assert 'style : {"thin", "bold"}, default \'thin\'\n    How it is drawn; style=bold stands out.\n' in text and "sides : int, default 4\n" in text
-    assert "size : float, default as wide as width=2\n" in text and "Its fields." not in text and text.endswith("Returns\n-------\nstr")
+    assert "size : float, default as wide as width=2\n" in text and "Its fields." not in text and text.endswith(
+        "Returns\n-------\nstr")
     assert draw("x") == Shape(sides=4) and draw("x", round=True) == Shape(sides=4, round=True)
-    with pytest.raises(TypeError, match=r"draw\(\) got an unexpected keyword argument 'side'; the options are sides, width"):
+    with pytest.raises(TypeError,
+                       match=r"draw\(\) got an unexpected keyword argument 'side'; the options are sides, width"):
         draw("x", side=3)
 
 
@@ -172,8 +193,10 @@ def test_a_command_with_the_fields_as_options(capsys):
     assert made == [Shape(sides=4, size=2, style="bold", round=True)]
     invoke("--help")
     text = " ".join((shown := capsys.readouterr().out).split())
-    for part in ("Outline: --sides N How many sides; not with --soft. [default: 3]", "--size X How large. [default: as wide as --width 2]",
-                 "Ink: --style [thin|bold] How it is drawn; --style bold stands out. [default: thin]", "--soft / --no-soft Whether corners are round."):
+    for part in ("Outline: --sides N How many sides; not with --soft. [default: 3]",
+                 "--size X How large. [default: as wide as --width 2]",
+                 "Ink: --style [thin|bold] How it is drawn; --style bold stands out. [default: thin]",
+                 "--soft / --no-soft Whether corners are round."):
         assert part in text
     assert shown.endswith("Examples:\n  draw square\n  draw circle --soft\n") and "<" not in shown.split("Outline:")[1]
     with pytest.raises(ValueError, match="^--width: 0.0 is not possible; use a number above 0, at most 2"):

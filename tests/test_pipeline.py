@@ -1,4 +1,5 @@
-"""The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad input gets."""
+"""The reverse process on the bundled model: against the recursions written plainly, invariants, bits, and what bad
+input gets."""
 
 import inspect
 import json
@@ -24,8 +25,8 @@ from dreamda.networks.models import resolve_dtype
 from dreamda.generation import recursions
 from dreamda.generation.options import GenerationOptions
 from dreamda.generation.pipeline import image_key
-from dreamda.generation.recursions import (CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR, STREAM_START, STREAM_STEP,
-                                           choose_diverse)
+from dreamda.generation.recursions import (CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR,
+                                           STREAM_START, STREAM_STEP, choose_diverse)
 from dreamda.generation.lanes import group_size
 from dreamda.generation.schedulers import Schedule
 from dreamda.options import ParameterError
@@ -66,14 +67,34 @@ def scheduled(pipe, **changes):
         pipe.schedule = before
 
 
-# ------------------------------------------------------------------------------------------------ the recursions, written plainly
+# ------------------------------------------------------------------------------------------------ the recursions,
+# written plainly
 
 
 class Plain:
-    """One variant of one image at a time, one U-Net row at a time, float64, and the noise z formed as in the authors' code."""
+    """One variant of one image at a time, one U-Net row at a time, float64, and the noise z formed as in the authors'
+    code."""
 
-    def __init__(self, pipe, unet, z0, prompt, image, variant, *, steps, strength=0.8, eta=1.0, guidance_scale=7.5, noise_scale=3.0, source_prompt="",
-                 source_guidance_scale=1.5, share_source=False, share_start=True, seed=0, guidance_low=0.0, guidance_high=1.0):
+    def __init__(self,
+                 pipe,
+                 unet,
+                 z0,
+                 prompt,
+                 image,
+                 variant,
+                 *,
+                 steps,
+                 strength=0.8,
+                 eta=1.0,
+                 guidance_scale=7.5,
+                 noise_scale=3.0,
+                 source_prompt="",
+                 source_guidance_scale=1.5,
+                 share_source=False,
+                 share_start=True,
+                 seed=0,
+                 guidance_low=0.0,
+                 guidance_high=1.0):
         self.__dict__.update(locals())
         config = read_scheduler_config(MODEL / "scheduler")
         betas = np.linspace(math.sqrt(config["beta_start"]), math.sqrt(config["beta_end"]), 1000) ** 2
@@ -92,8 +113,10 @@ class Plain:
         shape = (1, 128, 4, 4)
         noise = None
         if noise_row is not None:
-            noise = self.noise_scale * normals(self.seed, self.image, self.variant, step, STREAM_BOTTLENECK, noise_row, shape[1:])[None]
-        return self.unet(x[None].astype(np.float32), t, self.pipe.context(prompt)[None], bottleneck_noise=noise)[0].astype(np.float64)
+            noise = self.noise_scale * normals(self.seed, self.image, self.variant, step, STREAM_BOTTLENECK, noise_row,
+                                               shape[1:])[None]
+        return self.unet(x[None].astype(np.float32), t, self.pipe.context(prompt)[None],
+                         bottleneck_noise=noise)[0].astype(np.float64)
 
     def target(self, x, t, step, noisy=True):
         text = self.row(x, t, self.prompt, step, 1 if noisy else None)
@@ -134,7 +157,8 @@ class Plain:
                 following = self.z0.astype(np.float64)
             else:
                 e = (source - math.sqrt(a_t) * self.z0) / math.sqrt(1 - a_t)
-                following = math.sqrt(a_p) * self.z0 + math.sqrt(1 - a_p - sigma**2) * e + sigma * self.draw(STREAM_STEP, self.own, i)
+                following = math.sqrt(a_p) * self.z0 + math.sqrt(1 - a_p - sigma**2) * e + sigma * self.draw(
+                    STREAM_STEP, self.own, i)
             z = (following - self.ddim(out, source, t, 0)) / sigma
             x, source = self.ddim(self.target(x, t, i), x, t, z), following
         return x
@@ -148,7 +172,8 @@ class Plain:
             a_t, a_p, sigma = self.alpha(t), self.alpha(t - self.stride), self.sigma(t)
             noise, _ = self.split(self.target(x, t, i, noisy=False), x, a_t)
             _, clean = self.split(self.target(x, t, i), x, a_t)
-            x = math.sqrt(a_p) * clean + math.sqrt(1 - a_p - sigma**2) * noise + sigma * self.draw(STREAM_STEP, self.variant, i)
+            x = math.sqrt(a_p) * clean + math.sqrt(1 - a_p - sigma**2) * noise + sigma * self.draw(
+                STREAM_STEP, self.variant, i)
         return x
 
     def sdedit(self):
@@ -158,7 +183,8 @@ class Plain:
         return x
 
 
-@pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction"}, {"clip_sample": True}], ids=["epsilon", "velocity", "clipped"])
+@pytest.mark.parametrize("schedule", [{}, {"prediction_type": "v_prediction"}, {"clip_sample": True}],
+                         ids=["epsilon", "velocity", "clipped"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -197,12 +223,21 @@ def test_against_the_plain_recursions(pipe, unet, z0, schedule, options):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("options", [dict(), dict(eta=0.0), dict(share_source=True), dict(share_start=False)], ids=str)
 def test_without_a_difference_the_cycle_returns_the_seed(pipe, z0, guidance, options):
-    made = pipe.augment_latents(z0[:2], [COAT, COAT], variants=2, steps=6, noise_scale=0, guidance_scale=guidance, source_prompt=COAT,
-                                source_guidance_scale=guidance, **options)
+    made = pipe.augment_latents(z0[:2], [COAT, COAT],
+                                variants=2,
+                                steps=6,
+                                noise_scale=0,
+                                guidance_scale=guidance,
+                                source_prompt=COAT,
+                                source_guidance_scale=guidance,
+                                **options)
     assert np.array_equal(made, np.repeat(z0[:2, None], 2, axis=1))
 
 
-@pytest.mark.parametrize("options", [dict(), dict(share_source=True), dict(method="asymmetric", eta=0.0), dict(method="sdedit")], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(share_source=True),
+                dict(method="asymmetric", eta=0.0),
+                dict(method="sdedit")], ids=str)
 def test_variants_differ_from_each_other_and_from_the_seed(pipe, seeds, options):
     made = pipe.augment(seeds[:1], [COAT], variants=3, steps=6, **options).astype(int)
     assert made.shape == (1, 3, 32, 32, 3)
@@ -218,7 +253,8 @@ def test_the_perturbation_is_what_tells_variants_of_one_source_apart(pipe, z0):
 
 
 def test_the_class_survives(pipe, seeds):
-    """Not black, not noise: at moderate settings a variant stays nearer to its own seed than to one of another class."""
+    """Not black, not noise: at moderate settings a variant stays nearer to its own seed than to one of another
+    class."""
     made = pipe.augment(seeds[:2], [COAT, BOOT], variants=2, steps=10, guidance_scale=4.0).astype(float)
     distance = np.abs(made[:, :, None] - seeds[:2].astype(float)[None, None]).mean(axis=(3, 4, 5))
     assert (distance[0, :, 0] < 0.6 * distance[0, :, 1]).all() and (distance[1, :, 1] < 0.6 * distance[1, :, 0]).all()
@@ -238,9 +274,11 @@ def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monk
     units = group_size(fixed + 2, *z0.shape[2:])
     unguided, guided = (units * (fixed + n) for n in (1, 2))
     assert rows[-4:] == [unguided, guided, unguided, unguided]
-    assert done[-1][0] == done[-1][1] and all(a[0] < b[0] for a, b in zip(done, done[1:])), "progress counts the rows that are run"
+    assert done[-1][0] == done[-1][1] and all(a[0] < b[0]
+                                              for a, b in zip(done, done[1:])), "progress counts the rows that are run"
     assert np.array_equal(made(guidance_low=0.7), made(guidance_scale=1)), "an interval without a step is no guidance"
-    assert np.array_equal(made(guidance_low=0.001, guidance_high=0.602), made()), "an interval with every step is plain guidance"
+    assert np.array_equal(made(guidance_low=0.001, guidance_high=0.602),
+                          made()), "an interval with every step is plain guidance"
 
 
 # ------------------------------------------------------------------------------------------------ bits
@@ -250,7 +288,9 @@ MODES = [dict(method="cycle"), dict(method="cycle", share_source=True), dict(met
          dict(method="sdedit", share_start=False, diverse=True)]
 
 
-@pytest.mark.parametrize("dtype", ["f32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions"))])
+@pytest.mark.parametrize(
+    "dtype",
+    ["f32", pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="no bfloat16 instructions"))])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_an_image_alone_equals_itself_among_others(seeds, dtype, mode):
     pipe = Pipeline.load(MODEL, dtype=dtype, threads=2)
@@ -258,9 +298,11 @@ def test_an_image_alone_equals_itself_among_others(seeds, dtype, mode):
     options = dict(variants=3, steps=4, seed=9, **mode)
     together = pipe.augment(seeds, prompts, keys=keys, **options)
     for i in (0, 2):
-        assert np.array_equal(together[i : i + 1], pipe.augment(seeds[i : i + 1], prompts[i : i + 1], keys=keys[i : i + 1], **options))
+        assert np.array_equal(together[i:i + 1],
+                              pipe.augment(seeds[i:i + 1], prompts[i:i + 1], keys=keys[i:i + 1], **options))
     if mode != MODES[-1]:  # which dissimilar noises are chosen depends on how many
-        assert np.array_equal(together[:1, :2], pipe.augment(seeds[:1], prompts[:1], keys=keys[:1], **options | {"variants": 2}))
+        assert np.array_equal(together[:1, :2],
+                              pipe.augment(seeds[:1], prompts[:1], keys=keys[:1], **options | {"variants": 2}))
     backwards = pipe.augment(seeds[::-1], prompts[::-1], keys=keys[::-1], **options)
     assert np.array_equal(together, backwards[::-1])
 
@@ -276,13 +318,17 @@ def test_blocks_of_images_leave_no_trace(pipe, z0, monkeypatch):
 
 def test_threads_leave_no_trace(pipe, seeds):
     one = Pipeline.load(MODEL, dtype="f32", threads=1)
-    assert np.array_equal(one.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4), pipe.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4))
+    assert np.array_equal(one.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4),
+                          pipe.augment(seeds[:2], [COAT, BOOT], variants=2, steps=4))
 
 
 def test_calls_from_many_threads(pipe, seeds):
     expected = pipe.augment(seeds[:1], [COAT], variants=2, steps=4)
     results = []
-    threads = [threading.Thread(target=lambda: results.append(pipe.augment(seeds[:1], [COAT], variants=2, steps=4))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: results.append(pipe.augment(seeds[:1], [COAT], variants=2, steps=4)))
+        for _ in range(3)
+    ]
     for t in threads:
         t.start()
     for t in threads:
@@ -341,7 +387,8 @@ def test_dissimilar_noises(pipe, z0):
 def test_dissimilar_noises_are_chosen_once_an_image(pipe, z0, monkeypatch):
     """Not once in every lane: functools.cached_property has no lock since Python 3.12."""
     calls = []
-    monkeypatch.setattr(recursions, "choose_diverse", lambda *arguments: (calls.append(0), time.sleep(0.05), choose_diverse(*arguments))[2])
+    monkeypatch.setattr(recursions, "choose_diverse", lambda *arguments:
+                        (calls.append(0), time.sleep(0.05), choose_diverse(*arguments))[2])
     pipe.augment_latents(z0, [COAT] * 3, variants=9, steps=2, method="sdedit", diverse=True, share_start=False)
     assert len(calls) == 3
 
@@ -375,7 +422,10 @@ def test_images_of_several_sizes_and_kinds(pipe, seeds, photo):
     together = pipe.augment([seeds[1], photo, Image.open(photo).convert("L")], [BOOT, COAT, COAT], **options)
     assert np.array_equal(together[0], pipe.augment(seeds[1], BOOT, **options))
     assert np.array_equal(together[1], pipe.augment(photo, COAT, **options))
-    assert np.array_equal(together, pipe.augment([seeds[1], photo, np.asarray(Image.open(photo).convert("L").convert("RGB"))], [BOOT, COAT, COAT], **options))
+    assert np.array_equal(
+        together,
+        pipe.augment([seeds[1], photo, np.asarray(Image.open(photo).convert("L").convert("RGB"))], [BOOT, COAT, COAT],
+                     **options))
     assert np.array_equal(pipe.augment(seeds[:2], COAT, **options), pipe.augment(seeds[:2], [COAT, COAT], **options))
 
 
@@ -421,7 +471,9 @@ def test_a_callback_may_end_the_call(pipe, seeds):
 
 def test_other_sizes_are_resized(pipe, seeds):
     large = np.asarray(Image.fromarray(seeds[0]).resize((57, 40)))[None]
-    small = np.asarray(Image.fromarray(large[0]).resize((32, 32), Image.Resampling.BICUBIC, box=(8.5, 0, 48.5, 40)))[None]  # the centre
+    # the centre
+    small = np.asarray(Image.fromarray(large[0]).resize((32, 32), Image.Resampling.BICUBIC,
+                                                        box=(8.5, 0, 48.5, 40)))[None]
     assert np.array_equal(pipe.encode(large, keys=[0]), pipe.encode(small, keys=[0]))
 
 
@@ -483,7 +535,8 @@ def test_no_parameter_of_runs_is_public(pipe):
 
 def test_no_images(pipe):
     for mode in MODES:
-        assert pipe.augment(np.empty((0, 32, 32, 3), np.uint8), [], variants=2, steps=4, **mode).shape == (0, 2, 32, 32, 3)
+        assert pipe.augment(np.empty((0, 32, 32, 3), np.uint8), [], variants=2, steps=4,
+                            **mode).shape == (0, 2, 32, 32, 3)
 
 
 def test_a_progress_bar(pipe, seeds, capsys):
@@ -520,48 +573,41 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
 
 @pytest.mark.parametrize(
     "change, message",
-    [
-        (dict(images=np.zeros((1, 32, 32, 3), np.float32)), "images: expected uint8"),
-        (dict(images=np.zeros((32, 32), np.uint8)), "images: expected uint8"),
-        (dict(images=[np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)]), "images: expected uint8 (H, W, 3), and number 1 is uint8 (32, 32)"),
-        (dict(images=[Image.new("F", (8, 8))]), "images: number 0: 32-bit or signed values have no defined black and white"),
-        (dict(images=["no-such.png"]), "images: no-such.png: cannot be read"),
-        (dict(images=np.zeros((1, 32, 32, 4), np.uint8)), "images: expected uint8"),
-        (dict(images=np.zeros((1, 0, 32, 3), np.uint8)), "images: expected uint8"),
-        (dict(prompts=[]), "prompts: expected a text for all, or 1 texts"),
-        (dict(prompts=[None]), "prompts: expected a text for all, or 1 texts"),
-        (dict(keys=[]), "keys: expected 1, one an image, got 0"),
-        (dict(keys=["a", "b"]), "keys: expected 1, one an image, got 2"),
-        (dict(keys=[-1]), "keys: -1 is not possible"),
-        (dict(keys=[1.5]), "keys: 1.5 is not possible"),
-        (dict(variants=0), "variants: 0 is not possible"),
-        (dict(variants=1.5), "variants: 1.5 is not possible"),
-        (dict(variants=True), "variants: True is not possible"),
-        (dict(steps=0), "steps: 0 is not possible"),
-        (dict(steps=1001), "steps: 1001 is not possible"),
-        (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step to run; use at least 0.1"),
-        (dict(strength=0), "strength: 0 is not possible"),
-        (dict(strength=1.01), "strength: 1.01 is not possible"),
-        (dict(strength=float("nan")), "strength: nan is not possible; use a number above 0, at most 1"),
-        (dict(strength="1"), "strength: '1' is not possible"),
-        (dict(eta=-0.1), "eta: -0.1 is not possible"),
-        (dict(eta=1.1), "eta: 1.1 is not possible"),
-        (dict(guidance_scale=float("inf")), "guidance_scale: inf is not possible; use a number of 0 or more"),
-        (dict(source_guidance_scale=None), "source_guidance_scale: None is not possible"),
-        (dict(noise_scale=-1), "noise_scale: -1 is not possible"),
-        (dict(guidance_low=0.5, guidance_high=0.5), "guidance_low: 0.5 is not below guidance_high, which is 0.5"),
-        (dict(guidance_low=-0.1), "guidance_low: -0.1 is not possible; use a number from 0 to 1"),
-        (dict(guidance_high=1.5), "guidance_high: 1.5 is not possible"),
-        (dict(guidance_high=float("nan")), "guidance_high: nan is not possible"),
-        (dict(seed=-1), "seed: -1 is not possible"),
-        (dict(seed=2**64), "seed: 18446744073709551616 is not possible"),
-        (dict(method="ddim"), "method: 'ddim' is not possible; use one of cycle, asymmetric, sdedit"),
-        (dict(source_prompt=None), "source_prompt: None is not possible; use a text"),
-        (dict(source_prompt="a bag", method="sdedit"), "source_prompt: method=sdedit has no source"),
-        (dict(share_source=True, method="asymmetric"), "share_source: method=asymmetric has no source trajectory"),
-        (dict(diverse=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
-        (dict(diverse=True, share_start=False, method="asymmetric"), "diverse: "),
-    ],
+    [(dict(images=np.zeros((1, 32, 32, 3), np.float32)), "images: expected uint8"),
+     (dict(images=np.zeros((32, 32), np.uint8)), "images: expected uint8"),
+     (dict(images=[np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)]),
+      "images: expected uint8 (H, W, 3), and number 1 is uint8 (32, 32)"),
+     (dict(images=[Image.new("F", (8, 8))]),
+      "images: number 0: 32-bit or signed values have no defined black and white"),
+     (dict(images=["no-such.png"]), "images: no-such.png: cannot be read"),
+     (dict(images=np.zeros((1, 32, 32, 4), np.uint8)), "images: expected uint8"),
+     (dict(images=np.zeros((1, 0, 32, 3), np.uint8)), "images: expected uint8"),
+     (dict(prompts=[]), "prompts: expected a text for all, or 1 texts"),
+     (dict(prompts=[None]), "prompts: expected a text for all, or 1 texts"),
+     (dict(keys=[]), "keys: expected 1, one an image, got 0"),
+     (dict(keys=["a", "b"]), "keys: expected 1, one an image, got 2"), (dict(keys=[-1]), "keys: -1 is not possible"),
+     (dict(keys=[1.5]), "keys: 1.5 is not possible"), (dict(variants=0), "variants: 0 is not possible"),
+     (dict(variants=1.5), "variants: 1.5 is not possible"), (dict(variants=True), "variants: True is not possible"),
+     (dict(steps=0), "steps: 0 is not possible"), (dict(steps=1001), "steps: 1001 is not possible"),
+     (dict(steps=10, strength=0.05), "strength: 0.05 of 10 steps leaves no step to run; use at least 0.1"),
+     (dict(strength=0), "strength: 0 is not possible"), (dict(strength=1.01), "strength: 1.01 is not possible"),
+     (dict(strength=float("nan")), "strength: nan is not possible; use a number above 0, at most 1"),
+     (dict(strength="1"), "strength: '1' is not possible"), (dict(eta=-0.1), "eta: -0.1 is not possible"),
+     (dict(eta=1.1), "eta: 1.1 is not possible"),
+     (dict(guidance_scale=float("inf")), "guidance_scale: inf is not possible; use a number of 0 or more"),
+     (dict(source_guidance_scale=None), "source_guidance_scale: None is not possible"),
+     (dict(noise_scale=-1), "noise_scale: -1 is not possible"),
+     (dict(guidance_low=0.5, guidance_high=0.5), "guidance_low: 0.5 is not below guidance_high, which is 0.5"),
+     (dict(guidance_low=-0.1), "guidance_low: -0.1 is not possible; use a number from 0 to 1"),
+     (dict(guidance_high=1.5), "guidance_high: 1.5 is not possible"),
+     (dict(guidance_high=float("nan")), "guidance_high: nan is not possible"),
+     (dict(seed=-1), "seed: -1 is not possible"), (dict(seed=2**64), "seed: 18446744073709551616 is not possible"),
+     (dict(method="ddim"), "method: 'ddim' is not possible; use one of cycle, asymmetric, sdedit"),
+     (dict(source_prompt=None), "source_prompt: None is not possible; use a text"),
+     (dict(source_prompt="a bag", method="sdedit"), "source_prompt: method=sdedit has no source"),
+     (dict(share_source=True, method="asymmetric"), "share_source: method=asymmetric has no source trajectory"),
+     (dict(diverse=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
+     (dict(diverse=True, share_start=False, method="asymmetric"), "diverse: "), ],
     ids=lambda v: str(v)[:40],
 )
 def test_bad_arguments(pipe, change, message):
@@ -611,7 +657,8 @@ def test_text_encoder_alone(pipe):
     assert np.array_equal(both[1:], pipe.text_encoder([""]))
     ids = pipe.text_encoder.tokenizer([COAT])
     for length in (1, 7, 16):
-        np.testing.assert_allclose(pipe.text_encoder.encode_tokens(ids[:, :length]), both[:1, :length], atol=1e-5)  # causal
+        # causal
+        np.testing.assert_allclose(pipe.text_encoder.encode_tokens(ids[:, :length]), both[:1, :length], atol=1e-5)
     with pytest.raises(ValueError):
         pipe.text_encoder.encode_tokens(np.zeros((1, 17), np.int32))
     with pytest.raises(ValueError):
@@ -677,20 +724,23 @@ def test_the_fingerprint_is_of_what_is_loaded(folder):
 
 @pytest.mark.parametrize("kind", ["float16", "shards"])
 def test_other_weight_files(folder, seeds, kind):
-    """The bundled weights are float16; as float32, in shards, they give the same bits, and names without "text_model." do too."""
+    """The bundled weights are float16; as float32, in shards, they give the same bits, and names without "text_model."
+    do too."""
     expected = Pipeline.load(MODEL, dtype="f32").augment(seeds[:1], [COAT], variants=1, steps=4)
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     file.unlink()
     if kind == "float16":
-        save_file({k: v.astype(np.float16) for k, v in tensors.items()}, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+        save_file({k: v.astype(np.float16)
+                   for k, v in tensors.items()}, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
     else:
         names, weight_map = sorted(tensors), {}
         for i in range(2):
             shard = f"diffusion_pytorch_model-{i + 1:05d}-of-00002.safetensors"
             save_file({n: tensors[n].astype(np.float32) for n in names[i::2]}, file.with_name(shard))
             weight_map |= dict.fromkeys(names[i::2], shard)
-        file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        file.with_name("diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": weight_map}))
     text = folder / "text_encoder" / "model.safetensors"
     save_file({k.removeprefix("text_model."): v for k, v in load_file(text).items()}, text)
     assert np.array_equal(expected, Pipeline.load(folder, dtype="f32").augment(seeds[:1], [COAT], variants=1, steps=4))
@@ -796,8 +846,9 @@ def lcm(tmp_path_factory):
     return Pipeline.load(folder, dtype="f32", threads=2)
 
 
-FEW = [("lcm", dict(steps=4)), ("lcm", dict(steps=2, eta=0.5)), ("TCDScheduler", dict(steps=4, eta=0.3)), ("EulerDiscreteScheduler", dict(steps=5)),
-       ("DPMSolverMultistepScheduler", dict(steps=12, eta=0.0)), ("DPMSolverMultistepScheduler", dict(steps=6))]
+FEW = [("lcm", dict(steps=4)), ("lcm", dict(steps=2, eta=0.5)), ("TCDScheduler", dict(steps=4, eta=0.3)),
+       ("EulerDiscreteScheduler", dict(steps=5)), ("DPMSolverMultistepScheduler", dict(steps=12, eta=0.0)),
+       ("DPMSolverMultistepScheduler", dict(steps=6))]
 
 
 @contextmanager
@@ -814,8 +865,14 @@ def test_few_steps_return_the_image_without_perturbation(pipe, lcm, z0, kind, op
     """No perturbation, equal prompts and guidance on both sides: cycle gives the latents back, whatever the sampler."""
     with few_steps(pipe, lcm, kind) as made:
         for more in ({}, {"share_source": True}, {"share_start": False}):
-            out = made.augment_latents(z0[:1], [COAT], variants=2, noise_scale=0, source_prompt=COAT, guidance_scale=2, source_guidance_scale=2,
-                                       **options, **more)
+            out = made.augment_latents(z0[:1], [COAT],
+                                       variants=2,
+                                       noise_scale=0,
+                                       source_prompt=COAT,
+                                       guidance_scale=2,
+                                       source_guidance_scale=2,
+                                       **options,
+                                       **more)
             np.testing.assert_allclose(out, np.broadcast_to(z0[:1, None], out.shape), atol=2e-4)
 
 
@@ -841,7 +898,8 @@ def test_rows_of_few_steps(pipe, lcm, z0):
     group = group_size(1, 16, 16)
     common = dict(steps=4, variants=group)
     assert rows(lcm, method="sdedit", guidance_scale=3, **common) == 4 * group
-    assert rows(lcm, method="cycle", guidance_scale=3, share_source=True, **common) == 2 * 4 * group  # the source's group is filled up
+    # the source's group is filled up
+    assert rows(lcm, method="cycle", guidance_scale=3, share_source=True, **common) == 2 * 4 * group
     with scheduled(pipe, class_name="EulerDiscreteScheduler", timestep_spacing="trailing"):
         for scale, expected in ((0, 1), (1, 1), (2, 2)):
             assert rows(pipe, method="sdedit", guidance_scale=scale, strength=1.0, **common) == 4 * group * expected
@@ -851,7 +909,8 @@ def test_guidance_as_an_input_changes_the_images(lcm, z0):
     made = [lcm.augment_latents(z0[:1], [COAT], variants=1, steps=2, method="sdedit", guidance_scale=g) for g in (1, 4)]
     assert not np.allclose(*made, atol=1e-3)
     for name in ("guidance_scale", "source_guidance_scale"):
-        with pytest.raises(ParameterError, match=f"^{name}: 0.5 is not possible: this model takes the guidance as an input"):
+        with pytest.raises(ParameterError,
+                           match=f"^{name}: 0.5 is not possible: this model takes the guidance as an input"):
             lcm.augment_latents(z0[:1], [COAT], steps=2, **{name: 0.5})
     with pytest.raises(ParameterError, match="^steps: 100 exceeds the 50 of this model's schedule"):
         lcm.augment_latents(z0[:1], [COAT])
@@ -867,5 +926,10 @@ def test_a_real_latent_consistency_model(method):
     images = np.stack([np.asarray(Image.fromarray(i).resize((64, 64))) for i in dreamda.load_bundled().seeds[:1]])
     if images.ndim == 3:
         images = np.repeat(images[..., None], 3, axis=3)
-    made = pipe.augment(images, ["a photo of a goldfish"], variants=2, steps=2, method=method, guidance_scale=2, noise_scale=0.5)
+    made = pipe.augment(images, ["a photo of a goldfish"],
+                        variants=2,
+                        steps=2,
+                        method=method,
+                        guidance_scale=2,
+                        noise_scale=0.5)
     assert made.shape == (1, 2, 64, 64, 3) and made.std() > 10 and not np.array_equal(made[0, 0], made[0, 1])

@@ -15,7 +15,8 @@ from dreamda import _core, normals
 from dreamda.networks.models import resolve_dtype
 
 HAS_BF16 = resolve_dtype("auto") == "bf16"
-BF16 = pytest.param("bf16", marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
+BF16 = pytest.param("bf16",
+                    marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
 DTYPES = ["f32", BF16]
 
 
@@ -69,7 +70,8 @@ def test_plans_of_one_model_share_packed_weights():
     assert again.missing() == []
 
 
-# ------------------------------------------------------------------------------------------------ noise at the bottleneck
+# ------------------------------------------------------------------------------------------------ noise at the
+# bottleneck
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -233,17 +235,15 @@ def test_inputs_are_taken_as_they_come_and_never_written():
 
 
 @pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"sample": np.zeros((2, 4, 8, 9), np.float32)}, r"sample: expected an array of shape \(2, 4, 8, 8\), got \(2, 4, 8, 9\)"),
-        ({"sample": np.zeros((2, 4, 8), np.float32)}, "sample: expected an array of shape"),
-        ({"timestep": np.array(["a", "b"])}, "timestep: expected an array of float32"),
-        ({"timestep": np.array([1j, 2])}, "timestep: expected an array of float32"),
-        ({"sample": None}, "input 'sample' is missing"),
-        ({"extra": np.zeros(3)}, "this plan has no input of one of the given names"),
-        ({"noise_scale": np.ones(2)}, "neither noise nor noise_key"),
-        ({"noise_key": np.zeros((2, 8))}, "noise_key: expected an array of integers"),
-    ],
+    "change, message", [({"sample": np.zeros(
+        (2, 4, 8, 9), np.float32)}, r"sample: expected an array of shape \(2, 4, 8, 8\), got \(2, 4, 8, 9\)"),
+                        ({"sample": np.zeros((2, 4, 8), np.float32)}, "sample: expected an array of shape"),
+                        ({"timestep": np.array(["a", "b"])}, "timestep: expected an array of float32"),
+                        ({"timestep": np.array([1j, 2])}, "timestep: expected an array of float32"),
+                        ({"sample": None}, "input 'sample' is missing"),
+                        ({"extra": np.zeros(3)}, "this plan has no input of one of the given names"),
+                        ({"noise_scale": np.ones(2)}, "neither noise nor noise_key"),
+                        ({"noise_key": np.zeros((2, 8))}, "noise_key: expected an array of integers"), ],
 )
 def test_bad_inputs(change, message):
     plan, inputs = unet()
@@ -287,14 +287,16 @@ def test_the_vae_decoder_holds_little_more_than_three_images_of_its_last_level()
 
 
 def test_long_rows_that_are_whole_pages_apart():
-    """Before AVX-512 a linear layer of 3072 inputs reads a padded copy of them: it agrees with one of more inputs, the others zero."""
+    """Before AVX-512 a linear layer of 3072 inputs reads a padded copy of them: it agrees with one of more inputs, the
+    others zero."""
     tokens, results = {"tokens": np.arange(4, dtype=np.int32)[None]}, []
     for inputs in (3072, 3088):
         model = _core.Model("clip_text", CLIP | {"intermediate_size": inputs})
         plan = model.plan(rows=1, tokens=4, dtype="f32", threads=2)
         for name, shape in model.parameters():
             values = np.zeros(shape, np.float32)
-            values[tuple(slice(3072 if size == 3088 else size) for size in shape)] = weight(name, tuple(3072 if size == 3088 else size for size in shape))
+            values[tuple(slice(3072 if size == 3088 else size)
+                         for size in shape)] = weight(name, tuple(3072 if size == 3088 else size for size in shape))
             plan.load(name, values)
         results.append(plan.run(tokens))
     for name, first in results[0].items():
@@ -379,7 +381,8 @@ def test_an_upsampling_that_doubles_is_folded_into_its_convolution(height, folde
     plan.run(inputs)
     rows = plan.profile()
     assert ("upsample" not in {r["op"] for r in rows}) == folded
-    assert any(r["name"] == "up_blocks.0.upsamplers.0.conv" and ("winograd" in r["implementation"]) == folded for r in rows)
+    assert any(r["name"] == "up_blocks.0.upsamplers.0.conv" and ("winograd" in r["implementation"]) == folded
+               for r in rows)
 
 
 def test_a_profile_names_every_op():
@@ -393,16 +396,25 @@ def test_a_profile_names_every_op():
 
 # ------------------------------------------------------------------------------------------------ weights, part by part
 
-# 376 channels end between two blocks of any layout and take several parts, as GEGLU's rows do; up, the shortcut is split by columns. Of the
-# text encoders' stacked queries, keys and values, 1088 rows fill their blocks and 1032 do not.
+# 376 channels end between two blocks of any layout and take several parts, as GEGLU's rows do; up, the shortcut is
+# split by columns. Of the text encoders' stacked queries, keys and values, 1088 rows fill their blocks and 1032 do not.
 WIDE = {
-    "unet": ("unet", UNET | dict(block_out_channels=[376], layers_per_block=[1], down_attention=[True], up_attention=[True],
-                                 transformer_layers=[1], heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
-    **{f"text, {size}": ("clip_text", CLIP | dict(hidden_size=size, num_hidden_layers=1, num_attention_heads=8), dict(rows=1, tokens=6))
-       for size in (1088, 1032)},
+    "unet": ("unet", UNET | dict(block_out_channels=[376],
+                                 layers_per_block=[1],
+                                 down_attention=[True],
+                                 up_attention=[True],
+                                 transformer_layers=[1],
+                                 heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
+    **{
+        f"text, {size}": ("clip_text", CLIP | dict(hidden_size=size, num_hidden_layers=1, num_attention_heads=8),
+                          dict(rows=1, tokens=6))
+        for size in (1088, 1032)
+    },
 }
-SEVERAL_PARTS = {"unet": "mid_block.resnets.1.conv2.weight", "text, 1088": "text_model.encoder.layers.0.self_attn.v_proj.weight",
-                 "text, 1032": "text_model.encoder.layers.0.self_attn.v_proj.weight"}
+SEVERAL_PARTS = {
+    "unet": "mid_block.resnets.1.conv2.weight", "text, 1088": "text_model.encoder.layers.0.self_attn.v_proj.weight",
+    "text, 1032": "text_model.encoder.layers.0.self_attn.v_proj.weight"
+}
 
 
 def wide(case, dtype="f32"):
@@ -418,11 +430,16 @@ def wide(case, dtype="f32"):
 @pytest.fixture(scope="module")
 def wide_weights():
     """By case: every parameter, made once."""
-    return {case: {n: weight(n, s) for n, s in _core.Model(family, config).parameters()} for case, (family, config, _) in WIDE.items()}
+    return {
+        case: {n: weight(n, s)
+               for n, s in _core.Model(family, config).parameters()}
+        for case, (family, config, _) in WIDE.items()
+    }
 
 
 def stored(file, weights, kind="float32"):
-    """Writes the tensors one after another, not aligned to anything; what `read` takes of each, and the arrays that it should be like."""
+    """Writes the tensors one after another, not aligned to anything; what `read` takes of each, and the arrays that it
+    should be like."""
     places, arrays, offset = {}, {}, 3
     with open(file, "wb") as stream:
         stream.write(bytes(offset))
@@ -449,16 +466,20 @@ def test_reading_is_loading(case, kind, wide_weights, tmp_path):
 
 
 def rolled(weights, names, step):
-    """The network with a layer's channels in another order: a roll of the first names' rows and of the second names' columns."""
+    """The network with a layer's channels in another order: a roll of the first names' rows and of the second names'
+    columns."""
     rows, cols = names
-    changed = {n: np.roll(weights[n], step, axis=0) for n in rows} | {n: np.roll(weights[n], step, axis=1) for n in cols}
+    changed = {n: np.roll(weights[n], step, axis=0)
+               for n in rows} | {n: np.roll(weights[n], step, axis=1)
+                                 for n in cols}
     return weights | changed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", WIDE)
 def test_no_row_depends_on_its_part(case, dtype, wide_weights):
-    """Channels within a layer may stand in any order: rows of the last part, at a layout's border, change places with others."""
+    """Channels within a layer may stand in any order: rows of the last part, at a layout's border, change places with
+    others."""
     weights = wide_weights[case]
     turned = weights
     if case == "unet":
@@ -468,7 +489,9 @@ def test_no_row_depends_on_its_part(case, dtype, wide_weights):
         for name in (n for n in weights if n.endswith("ff.net.0.proj.weight")):
             out = name.replace("0.proj", "2")
             for part in (name, name.replace("weight", "bias")):
-                turned = turned | {part: np.concatenate([np.roll(half, 500, axis=0) for half in np.split(weights[part], 2)])}
+                turned = turned | {
+                    part: np.concatenate([np.roll(half, 500, axis=0) for half in np.split(weights[part], 2)])
+                }
             turned = rolled(turned, ([], [out]), 500)
     else:
         layer, head = "text_model.encoder.layers.0.self_attn", weights["text_model.final_layer_norm.weight"].size // 8
@@ -501,7 +524,8 @@ def test_damage_in_a_late_part_is_named_and_can_be_mended(case, damage, wide_wei
         file.unlink()
         message = f"{file}: it cannot be opened .No such file or directory.; weights are read when a plan is made"
     else:
-        file.write_bytes(content[:end - 1] if damage == "cut" else content[:end - 4] + np.float32(np.nan).tobytes() + content[end:])
+        file.write_bytes(content[:end - 1] if damage == "cut" else content[:end - 4] + np.float32(np.nan).tobytes()
+                         + content[end:])
         message = f"{file}: tensor '{name}' ends early" if damage == "cut" else f"parameter '{name}' holds NaN or infinite values"
     with pytest.raises(ValueError, match=message):
         plan.read(name, *places[name])
@@ -511,12 +535,13 @@ def test_damage_in_a_late_part_is_named_and_can_be_mended(case, damage, wide_wei
     assert same(plan.run(inputs), whole.run(inputs))
 
 
-@pytest.mark.parametrize(("arguments", "error"), [(("nothing", "/dev/null", "float32", 0), "the model has no parameter 'nothing'"),
-                                                  (("conv_in.bias", "/dev/null", "float64", 0), "expected float32, float16 or uint16"),
-                                                  (("conv_in.bias", "/dev/null", "float32", 0), "ends early"),
-                                                  (("conv_in.bias", "/dev/null", "float32", -1), "ends early"),
-                                                  (("conv_in.bias", "/dev/null", "float32", 2**63 - 1), "ends early"),
-                                                  (("conv_in.bias", "/", "float32", 0), "ends early")])
+@pytest.mark.parametrize(("arguments", "error"),
+                         [(("nothing", "/dev/null", "float32", 0), "the model has no parameter 'nothing'"),
+                          (("conv_in.bias", "/dev/null", "float64", 0), "expected float32, float16 or uint16"),
+                          (("conv_in.bias", "/dev/null", "float32", 0), "ends early"),
+                          (("conv_in.bias", "/dev/null", "float32", -1), "ends early"),
+                          (("conv_in.bias", "/dev/null", "float32", 2**63 - 1), "ends early"),
+                          (("conv_in.bias", "/", "float32", 0), "ends early")])
 def test_what_cannot_be_read(arguments, error):
     plan = _core.Model("unet", UNET).plan(rows=1, height=8, width=8, tokens=5, dtype="f32", threads=1)
     with pytest.raises(ValueError, match=error):

@@ -1,4 +1,5 @@
-"""The memory planner alone, with made-up lifetimes: nothing that is alive at the same time may overlap, and gaps are used."""
+"""The memory planner alone, with made-up lifetimes: nothing that is alive at the same time may overlap, and gaps are
+used."""
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -17,7 +18,8 @@ def test_a_touching_step_is_an_overlap():
 
 
 def test_the_smallest_gap_that_fits_is_taken():
-    # Two long-lived walls leave gaps of 256 and 128 bytes once their neighbours die; the late 128-byte buffer takes the latter.
+    # Two long-lived walls leave gaps of 256 and 128 bytes once their neighbours die; the late 128-byte buffer takes the
+    # latter.
     buffers = [(1024, 0, 9), (512, 0, 9), (256, 0, 2), (128, 0, 2), (128, 3, 9)]
     offsets, arena = _selftest.plan_memory(buffers)
     assert arena == 1024 + 512 + 256 + 128

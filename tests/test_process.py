@@ -1,4 +1,5 @@
-"""The process around the engine: forks, spawned children, and an end in the middle of a run. Each in a process of its own, with a time limit."""
+"""The process around the engine: forks, spawned children, and an end in the middle of a run. Each in a process of its
+own, with a time limit."""
 
 import os
 import subprocess
@@ -31,7 +32,11 @@ MESSAGE = "dreamda.Error: the engine was used before this process was forked"
 def run(code, *arguments, seconds=120):
     """What the script printed, as lines; it has to end by itself, without a signal and without a word on stderr."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", SETUP + code, *arguments], capture_output=True, text=True, timeout=seconds, env=environment)
+    done = subprocess.run([sys.executable, "-c", SETUP + code, *arguments],
+                          capture_output=True,
+                          text=True,
+                          timeout=seconds,
+                          env=environment)
     assert done.returncode == 0 and not done.stderr, (done.returncode, done.stderr)
     return done.stdout.splitlines()
 

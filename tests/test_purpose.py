@@ -44,7 +44,8 @@ def test_a_size_that_the_model_was_not_made_for(tmp_path):
     assert check_model(folder, prompts_from_template(folder), tmp_path, (128, 128)) == []  # a model that does not say
 
 
-@pytest.mark.parametrize("about, message", [('{"training_size": 3}', "'training_size'"), ('{"words": "coat"}', "'words'"), ('{"greyscale": 1}', "'greyscale'"),
+@pytest.mark.parametrize("about, message", [('{"training_size": 3}', "'training_size'"),
+                                            ('{"words": "coat"}', "'words'"), ('{"greyscale": 1}', "'greyscale'"),
                                             ("[", "dreamda.json")])
 def test_a_damaged_purpose_is_refused(tmp_path, about, message):
     folder = make_real(tmp_path / "real", labels=("coat",))

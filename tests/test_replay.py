@@ -22,11 +22,12 @@ from dreamda.runs.replay import RecordedRun
 def made(fake, real, tmp_path):  # noqa: F811
     """A run whose prompts come from a file that is gone afterwards, with a seed that could not be read."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot") for i in range(3)]
+    rows = [{"file_name": f"{c}/{i:02d}.png", "text": f"{c} number {i}"} for c in ("coat", "ankle_boot")
+            for i in range(3)]
     (real / "coat/00.jpg").write_bytes(b"broken, but it has a say in the names")
     prompts.write_text("\n".join(map(json.dumps, [*rows, {"file_name": "coat/00.jpg", "text": "x"}])))
-    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--prompts", prompts, "--seed", "7", "--noise-scale", "1", "--no-share-start", "--diverse", "--guidance-high",
-               "0.6") == 1
+    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--prompts", prompts, "--seed", "7", "--noise-scale",
+               "1", "--no-share-start", "--diverse", "--guidance-high", "0.6") == 1
     assert "coat/00.png-000.png" in [r["file_name"] for r in lines(tmp_path / "out")]
     prompts.unlink()
     (real / "coat/00.jpg").unlink()
@@ -46,7 +47,10 @@ def test_it_repeats_a_run_from_its_records(made, real, tmp_path, capsys, monkeyp
     assert run("replay", made) == 2
     assert "the real images of the run are not there" in capsys.readouterr().err
     assert run("replay", made, tmp_path / "moved", "--out", tmp_path / "third") == 0
-    assert {k: v for k, v in tree(tmp_path / "third").items() if k != "run.json"} == {k: v for k, v in tree(made).items() if k != "run.json"}
+    assert {k: v
+            for k, v in tree(tmp_path / "third").items()
+            if k != "run.json"} == {k: v
+                                    for k, v in tree(made).items() if k != "run.json"}
 
 
 def test_the_first_image_that_differs_is_named(made, capsys, monkeypatch):
@@ -98,7 +102,8 @@ def test_a_signal_stops_it_and_it_goes_on(made, fake, tmp_path, capsys):  # noqa
     fake.on_call = lambda pipe: os.kill(os.getpid(), signal.SIGINT)
     capsys.readouterr()
     assert run("replay", made) == 130 and "name a folder with --out to be able to resume" in capsys.readouterr().err
-    assert run("replay", made, "--out", tmp_path / "again") == 130 and "run the same command again to resume" in capsys.readouterr().err
+    assert run("replay", made, "--out",
+               tmp_path / "again") == 130 and "run the same command again to resume" in capsys.readouterr().err
     fake.on_call = None
     assert run("replay", made, "--out", tmp_path / "again") == 0 and tree(tmp_path / "again") == tree(made)
 
@@ -133,15 +138,22 @@ def changed(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **fields}.items() if v is not None}))
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda out: (out / "run.json").unlink(), "no such file"), (lambda out: (out / "metadata.jsonl").unlink(), "go on with the run until it ends"),
-    (lambda out: changed(out / "run.json", dreamda="9.9"), "made by dreamda 9.9"), (lambda out: changed(out / "run.json", seed=None), "does not say 'seed'"),
-    (lambda out: changed(out / "run.json", steps=0), "is damaged: steps: 0 is not possible"), (lambda out: changed(out / "run.json", size=[8, "x"]), "is damaged"),
-    (lambda out: changed(out / "run.json", steps="x"), "is damaged"), (lambda out: (out / "run.json").write_text("[" * 9999), "is not a run"),
-    (lambda out: (out / "metadata.jsonl").write_text('{"file_name": "x"}'), "line 1 is not a line"),
-    (lambda out: (out / "metadata.jsonl").write_text((out / "metadata.jsonl").read_text().replace('"seed_file": "coat/', '"seed_file": "coat/../../')),
-     "is not a line of dreamda generate"),
-    (lambda out: (out / "metadata.jsonl").write_text((out / "metadata.jsonl").read_text().replace('coat', '..')), "is not a line of dreamda generate")])
+@pytest.mark.parametrize(
+    "break_it, message",
+    [(lambda out: (out / "run.json").unlink(), "no such file"),
+     (lambda out: (out / "metadata.jsonl").unlink(), "go on with the run until it ends"),
+     (lambda out: changed(out / "run.json", dreamda="9.9"), "made by dreamda 9.9"),
+     (lambda out: changed(out / "run.json", seed=None), "does not say 'seed'"),
+     (lambda out: changed(out / "run.json", steps=0), "is damaged: steps: 0 is not possible"),
+     (lambda out: changed(out / "run.json", size=[8, "x"]), "is damaged"),
+     (lambda out: changed(out / "run.json", steps="x"), "is damaged"),
+     (lambda out: (out / "run.json").write_text("[" * 9999), "is not a run"),
+     (lambda out: (out / "metadata.jsonl").write_text('{"file_name": "x"}'), "line 1 is not a line"),
+     (lambda out: (out / "metadata.jsonl").write_text(
+         (out / "metadata.jsonl").read_text().replace('"seed_file": "coat/', '"seed_file": "coat/../../')),
+      "is not a line of dreamda generate"),
+     (lambda out: (out / "metadata.jsonl").write_text(
+         (out / "metadata.jsonl").read_text().replace('coat', '..')), "is not a line of dreamda generate")])
 def test_damaged_records_are_one_sentence_exit_2(made, tmp_path, capsys, break_it, message):
     break_it(made)
     before = tree(tmp_path)
@@ -162,10 +174,13 @@ def test_the_run_itself_is_no_place_for_its_repetition(made, capsys):
     assert "is the run that is to be repeated" in capsys.readouterr().err
 
 
-OLD_RUN = {"format": 1, "dreamda": __version__, "template": "a photo of a {}", "prompts_sha256": None, "variants": 2, "steps": 3, "strength": 0.8, "eta": 1.0,
-           "guidance_scale": 7.5, "noise_scale": 0.0, "source_prompt": "", "source_guidance_scale": 1.5, "step": "sdedit", "share_source": False,
-           "share_start": True, "diverse": False, "seed": 0, "guidance_low": 0.0, "guidance_high": 1.0, "dtype": "f32", "size": [8, 8],
-           "model_sha256": "f" * 64, "model": "fake"}
+OLD_RUN = {
+    "format": 1, "dreamda": __version__, "template": "a photo of a {}", "prompts_sha256": None, "variants": 2, "steps":
+    3, "strength": 0.8, "eta": 1.0, "guidance_scale": 7.5, "noise_scale": 0.0, "source_prompt": "",
+    "source_guidance_scale": 1.5, "step": "sdedit", "share_source": False, "share_start": True, "diverse": False,
+    "seed": 0, "guidance_low": 0.0, "guidance_high": 1.0, "dtype": "f32", "size": [8, 8], "model_sha256": "f" * 64,
+    "model": "fake"
+}
 
 
 @pytest.fixture
@@ -175,12 +190,16 @@ def old(fake, real, tmp_path):  # noqa: F811
     (out / "coat").mkdir(parents=True)
     (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
     pixels = np.asarray(Image.open(real / seed))
-    made = fake._augment(pixels[None], ["a photo of a coat"], [seed], GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash"))
+    made = fake._augment(pixels[None], ["a photo of a coat"], [seed],
+                         GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash"))
     rows = []
     for variant in range(2):
-        row = {"file_name": f"coat/00-{variant:03d}.png", "label": "coat", "seed_file": seed,
-               "seed_sha256": hashlib.sha256((real / seed).read_bytes()).hexdigest(), "variant": variant, "prompt": "a photo of a coat",
-               **{k: v for k, v in OLD_RUN.items() if k not in ("format", "template", "prompts_sha256")}}
+        row = {
+            "file_name": f"coat/00-{variant:03d}.png", "label": "coat", "seed_file": seed, "seed_sha256":
+            hashlib.sha256((real / seed).read_bytes()).hexdigest(), "variant": variant, "prompt": "a photo of a coat",
+            **{k: v
+               for k, v in OLD_RUN.items() if k not in ("format", "template", "prompts_sha256")}
+        }
         png = encode_png(made[0, variant], row)
         (out / row["file_name"]).write_bytes(png)
         rows.append(json.dumps({**row, "sha256": hashlib.sha256(png).hexdigest()}))
@@ -191,13 +210,20 @@ def old(fake, real, tmp_path):  # noqa: F811
 def test_a_run_recorded_with_an_old_name_is_replayed(old, tmp_path, capsys):
     assert run("replay", old, "--out", tmp_path / "again") == 0, capsys.readouterr().err
     assert "2 of 2 images repeated to the same bytes" in capsys.readouterr().out
-    assert {k: v for k, v in tree(tmp_path / "again").items() if k != "run.json"} == {k: v for k, v in tree(old).items() if k != "run.json"}
+    assert {k: v
+            for k, v in tree(tmp_path / "again").items()
+            if k != "run.json"} == {k: v
+                                    for k, v in tree(old).items() if k != "run.json"}
 
 
 def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F811
     before = tree(old)
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
-    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr().err and tree(old) == before
-    assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method", "sdedit", "--fit", "squash") == 0
+    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr(
+    ).err and tree(old) == before
+    assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method",
+               "sdedit", "--fit", "squash") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
-    assert tree(old)["run.json"] == before["run.json"] and {row["step"] for row in lines(old)} == {"sdedit"} and len(lines(old)) == 12
+    assert tree(old)["run.json"] == before["run.json"] and {row["step"]
+                                                            for row in lines(old)} == {"sdedit"} and len(
+                                                                lines(old)) == 12

@@ -38,7 +38,8 @@ def by_hand(real, synthetic, k):
 
 def test_measures_against_their_definitions():
     for shift in (0.0, 1.0, 3.0):
-        real, synthetic = RNG.normal(size=(30, 3)).astype(np.float32), (RNG.normal(size=(22, 3)) * 0.7 + shift).astype(np.float32)
+        real, synthetic = RNG.normal(size=(30, 3)).astype(np.float32), (RNG.normal(size=(22, 3)) * 0.7 + shift).astype(
+            np.float32)
         np.testing.assert_allclose(neighbour_metrics(real, synthetic, 4), by_hand(real, synthetic, 4), atol=1e-6)
 
 
@@ -47,7 +48,8 @@ def test_measures_where_the_answer_is_known():
     alike = neighbour_metrics(real, same)
     assert 0.85 < alike.density < 1.15 and alike.coverage > 0.9 and alike.precision > 0.8 and alike.recall > 0.8
     assert neighbour_metrics(real, same + 50) == (0, 0, 0, 0)
-    collapsed = neighbour_metrics(real, (real[:1] + 1e-3 * same).astype(np.float32))   # many images, all of them nearly one
+    # many images, all of them nearly one
+    collapsed = neighbour_metrics(real, (real[:1] + 1e-3 * same).astype(np.float32))
     assert collapsed.precision == 1 and collapsed.recall < 0.05 and collapsed.coverage < 0.1
     with pytest.raises(ValueError, match="need more than 5 images"):
         neighbour_metrics(real[:5], same)
@@ -58,7 +60,8 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "EPOCHS", 1)  # the verdicts have tests of their own
     monkeypatch.setattr(measures, "STEPS", 2)
     monkeypatch.chdir(tmp_path)
-    generate_dataset(make_real(tmp_path / "real", 4, ("coat", "<b>hat</b>".replace("/", "_"))), tmp_path / "out", FakePipeline(), SETTINGS)
+    generate_dataset(make_real(tmp_path / "real", 4, ("coat", "<b>hat</b>".replace("/", "_"))), tmp_path / "out",
+                     FakePipeline(), SETTINGS)
     return tmp_path
 
 
@@ -77,8 +80,10 @@ def test_the_page_holds_everything_itself(data, capsys):
     assert "Look at: out-report.html" in capsys.readouterr().out and tree(data / "out") == before
     text = (data / "out-report.html").read_text()
     assert "24 synthetic images from 8 real ones" in text and "among 8 real and 24 synthetic images" in text
-    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', text)) and "http" not in text
-    assert len(re.findall("<img ", text)) == 1 + 12 * 4 and all("alt=" in tag for tag in re.findall("<img [^>]*>", text))
+    assert all(source.startswith("data:image/png;base64,")
+               for source in re.findall(r'src="([^"]*)"', text)) and "http" not in text
+    assert len(re.findall("<img ", text)) == 1 + 12 * 4 and all("alt=" in tag
+                                                                for tag in re.findall("<img [^>]*>", text))
     assert "<b>hat" not in text and "&lt;b&gt;hat" in text  # names are untrusted
     assert report(data / "real", data / "out", "--out", data / "again.html") == 0
     assert (data / "again.html").read_text() == text
@@ -104,12 +109,15 @@ def coloured(count, classes, seed, size=16):
 def test_verdicts_where_the_answer_is_known(monkeypatch, source):
     monkeypatch.setattr(measures, "EPOCHS", 3)
     monkeypatch.setattr(measures, "STEPS", 10)
-    features = (lambda images: images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)) if source == "features" else None
+    features = (lambda images: images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)
+                ) if source == "features" else None
     real, labels = coloured(24, 3, 0)
     good, made_of = coloured(48, 3, 1)
     seeds = np.array([np.flatnonzero(labels == label)[i % 8] for i, label in enumerate(made_of)])
-    words = lambda synthetic: [v.word for v in verdicts(judge(real, labels, synthetic, seeds, features=features, threads=1),  # noqa: E731
-                                                        labels, seeds, ["red", "green", "blue"], False)]
+    words = lambda synthetic: [  # noqa: E731
+        v.word for v in verdicts(judge(real, labels, synthetic, seeds, features=features, threads=1), labels, seeds,
+                                 ["red", "green", "blue"], False)
+    ]
     assert words(good) == ["good"] * 3
     assert words(good[:, :, :, [1, 2, 0]]) == ["unlike"] * 3          # every class looks like another
     odd = good.copy()
@@ -144,7 +152,8 @@ def test_features_of_a_pretrained_network(data, capsys):
     random = np.random.default_rng(0)
     weights = {name: (np.abs(random.normal(size=array.shape)) * 0.1 + 0.01).astype(np.float32)
                for name, array in (*backbone.parameters.items(), *backbone.buffers.items())}
-    save_file(weights | {"fc.weight": np.zeros((10, 64), np.float32), "fc.bias": np.zeros(10, np.float32)}, data / "net.safetensors")
+    save_file(weights | {"fc.weight": np.zeros((10, 64), np.float32), "fc.bias": np.zeros(10, np.float32)},
+              data / "net.safetensors")
     network = read_network(data / "net.safetensors")
     assert (network.backbone, network.stem, network.width, network.size) == ("resnet18", "small", 8, (64, 64))
     assert network.features(np.zeros((2, 64, 64, 3), np.uint8)).shape == (2, 64)
@@ -160,8 +169,12 @@ def test_features_of_a_pretrained_network(data, capsys):
 def test_in_the_features_of_a_classifier(data, monkeypatch):
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     backbone = StandIn(features=6, height=8, width=8)
-    weights = {k: v + RNG.normal(size=v.shape).astype(np.float32) for k, v in (*backbone.parameters.items(), *backbone.buffers.items())}
-    weights |= {"fc.weight": np.zeros((2, 6), np.float32), "fc.bias": np.array([0, 1], np.float32)}  # calls everything the second class
+    weights = {
+        k: v + RNG.normal(size=v.shape).astype(np.float32)
+        for k, v in (*backbone.parameters.items(), *backbone.buffers.items())
+    }
+    # calls everything the second class
+    weights |= {"fc.weight": np.zeros((2, 6), np.float32), "fc.bias": np.array([0, 1], np.float32)}
     model = TrainedModel("resnet18", "small", 64, (8, 8), (0.5,) * 3, (0.5,) * 3, ["<b>hat<_b>", "coat"], weights)
     model.save(data / "model.safetensors")
     assert report(data / "real", data / "out", "--classifier", data / "model.safetensors") == 0
@@ -172,9 +185,11 @@ def test_in_the_features_of_a_classifier(data, monkeypatch):
 def test_bad_input_is_one_sentence(data, capsys):
     (data / "plain/coat").mkdir(parents=True)
     (data / "real/coat/00.png").rename(data / "other.png")
-    for arguments, message in (([data / "real", data / "none"], "has no metadata.jsonl"), ([data / "real", data / "out"], "made from coat/00.png, which is not in"),
-                               ([data / "none", data / "out"], "no such folder"), ([data / "real", data / "out", "--out", data / "real"], "is a folder"),
-                               ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
+    for arguments, message in (([data / "real", data / "none"], "has no metadata.jsonl"), ([
+            data / "real", data / "out"
+    ], "made from coat/00.png, which is not in"), ([data / "none", data / "out"], "no such folder"), ([
+            data / "real", data / "out", "--out", data / "real"
+    ], "is a folder"), ([data / "real", data / "out", "--classifier", data / "none"], "no such file")):
         assert report(*arguments) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     (data / "other.png").rename(data / "real/coat/00.png")
@@ -183,26 +198,42 @@ def test_bad_input_is_one_sentence(data, capsys):
     assert "00-001.png: not an image" in capsys.readouterr().err
     (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
     assert report(data / "real", data / "out") == 2
-    assert "line 1 is not a line of dreamda generate" in capsys.readouterr().err and not (data / "out-report.html").exists()
+    assert "line 1 is not a line of dreamda generate" in capsys.readouterr().err and not (data
+                                                                                          / "out-report.html").exists()
 
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+                None)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package chromium)")
 def test_in_a_real_browser(data):
-    """The page as it is shown: every picture is there, nothing is loaded from anywhere, and no script or style is complained of."""
+    """The page as it is shown: every picture is there, nothing is loaded from anywhere, and no script or style is
+    complained of."""
     assert report(data / "real", data / "out", "--out", data / "page.html") == 0
     # The browser itself counts the pictures that it could decode, in a copy of the page with a script at its end.
     count = "<script>addEventListener('load', () => document.title = [...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + " \
             "document.images.length + ', ' + performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>"
     (data / "counted.html").write_text((data / "page.html").read_text() + count)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={data / 'profile'}",
-               "--window-size=1200,900", "--virtual-time-budget=5000", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer is not for the browser
-    shown = subprocess.run([*command, "--dump-dom", f"file://{data / 'counted.html'}"], capture_output=True, text=True, timeout=120, env=plain)
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+        f"--user-data-dir={data / 'profile'}", "--window-size=1200,900", "--virtual-time-budget=5000",
+        "--host-resolver-rules=MAP * ~NOTFOUND"
+    ]
+    # a sanitizer is not for the browser
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    shown = subprocess.run([*command, "--dump-dom", f"file://{data / 'counted.html'}"],
+                           capture_output=True,
+                           text=True,
+                           timeout=120,
+                           env=plain)
     assert "<title>49 of 49, 0</title>" in shown.stdout, shown.stdout[-300:] + shown.stderr[-2000:]
     assert "CONSOLE" not in shown.stderr
-    subprocess.run([*command, f"--screenshot={data / 'page.png'}", f"file://{data / 'page.html'}"], capture_output=True, timeout=120, check=True, env=plain)
+    subprocess.run([*command, f"--screenshot={data / 'page.png'}", f"file://{data / 'page.html'}"],
+                   capture_output=True,
+                   timeout=120,
+                   check=True,
+                   env=plain)
     picture = np.asarray(Image.open(data / "page.png").convert("RGB"))
-    assert picture.shape == (900, 1200, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # text and pictures, not an empty page
+    # text and pictures, not an empty page
+    assert picture.shape == (900, 1200, 3) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 100

@@ -1,7 +1,8 @@
-"""How far the same command gives the same images: to the bit for any number of threads, within a stated bound on other instruction sets and in bf16.
+"""How far the same command gives the same images: to the bit for any number of threads, within a stated bound on other
+instruction sets and in bf16.
 
-The bounds are in units of 255 and hold for these few steps; rounding grows with the steps and the guidance (in bf16 to a mean of 1.4 after 8
-steps of `asymmetric` at guidance 7.5, where the images still show the same thing).
+The bounds are in units of 255 and hold for these few steps; rounding grows with the steps and the guidance (in bf16 to
+a mean of 1.4 after 8 steps of `asymmetric` at guidance 7.5, where the images still show the same thing).
 """
 import os
 import subprocess
@@ -34,8 +35,10 @@ if dreamda.info()["onednn_isa"] == sys.argv[4]:
 def images(dtype: str, threads: int = 2) -> np.ndarray:
     """int (modes, N, K, H, W, 3): the two methods of DreamDA at the default settings but for the number of steps."""
     pipe = Pipeline.load("fashion-mini", dtype=dtype, threads=threads)
-    return np.stack([pipe.augment(load_bundled().seeds[:2], ["a photo of a t-shirt"] * 2, variants=2, steps=5, method=method)
-                     for method in ("cycle", "asymmetric")]).astype(int)
+    return np.stack([
+        pipe.augment(load_bundled().seeds[:2], ["a photo of a t-shirt"] * 2, variants=2, steps=5, method=method)
+        for method in ("cycle", "asymmetric")
+    ]).astype(int)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,11 @@ def here() -> np.ndarray:
 
 def on(isa: str, dtype: str, tmp_path: Path) -> np.ndarray:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", MAKE, tmp_path / "images.npy", dtype, Path(__file__).parent, isa], env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MAKE, tmp_path / "images.npy", dtype,
+                           Path(__file__).parent, isa],
+                          env=environment,
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     if done.stdout.split()[-1] != isa:
         pytest.skip(f"this CPU has no {isa}")

@@ -1,4 +1,5 @@
-"""The noise: Philox against its published answers, the normals' distribution, and that only the key decides the numbers."""
+"""The noise: Philox against its published answers, the normals' distribution, and that only the key decides the
+numbers."""
 
 import math
 
@@ -39,9 +40,10 @@ def test_normals_are_box_muller_of_philox():
 
 def test_a_key_that_does_not_fit_is_refused():
     whole = dreamda.normals(5, 2**64 - 1, 3, 0, 0, 2**32 - 1, (9,))
-    assert np.array_equal(whole, dreamda.normals(np.int64(5), np.uint64(2**64 - 1), np.int8(3), 0, 0, np.uint32(2**32 - 1), (9,)))
-    for name, value in (("seed", -1), ("seed", 2**64), ("image", 2**70 + 5), ("image", -1), ("row", 2**32), ("step", -1), ("seed", 1.0),
-                        ("variant", "1"), ("seed", None)):
+    assert np.array_equal(
+        whole, dreamda.normals(np.int64(5), np.uint64(2**64 - 1), np.int8(3), 0, 0, np.uint32(2**32 - 1), (9, )))
+    for name, value in (("seed", -1), ("seed", 2**64), ("image", 2**70 + 5), ("image", -1), ("row", 2**32),
+                        ("step", -1), ("seed", 1.0), ("variant", "1"), ("seed", None)):
         with pytest.raises(ValueError, match=f"^{name}: expected a whole number from 0 to "):
             dreamda.normals(**dict(seed=1, image=2, variant=3, step=4, stream=5, row=6, shape=(2,)) | {name: value})
 

@@ -48,7 +48,9 @@ def test_the_table_names_every_class():
     assert {entry["name"] for entry in SCHEDULERS} == CLASSES_GOLDEN.keys()
 
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: f"{c['config']['beta_schedule']}-{c['config']['prediction_type']}-{c['steps']}")
+@pytest.mark.parametrize("case",
+                         GOLDEN["cases"],
+                         ids=lambda c: f"{c['config']['beta_schedule']}-{c['config']['prediction_type']}-{c['steps']}")
 def test_steps_equal_diffusers(tmp_path, case):
     made = schedule(tmp_path, **case["config"])
     steps = made.steps(case["steps"], case["strength"], case["eta"])
@@ -59,7 +61,10 @@ def test_steps_equal_diffusers(tmp_path, case):
     for row in case["rows"]:
         step = by_t[row["t"]]
         # diffusers makes its table in float32, which is what the tolerance is for
-        np.testing.assert_allclose(made.mean(prediction, x, step)[0] + np.float32(step.sigma) * noise, row["down"], rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(made.mean(prediction, x, step)[0] + np.float32(step.sigma) * noise,
+                                   row["down"],
+                                   rtol=2e-5,
+                                   atol=2e-5)
         np.testing.assert_allclose(made.undo(prediction, x, step), row["up"], rtol=2e-5, atol=2e-5)
 
 
@@ -92,16 +97,20 @@ def test_without_eta_nothing_is_random(tmp_path):
     assert all(s.sigma > 0 for s in made.steps(50, 0.8, 1.0)[:-1])
 
 
-@pytest.mark.parametrize("steps, strength, option", [(1001, 1.0, "steps"), (0, 1.0, "steps"), (10, 0.05, "strength"), (1000, 1.0, "steps")])
+@pytest.mark.parametrize("steps, strength, option", [(1001, 1.0, "steps"), (0, 1.0, "steps"), (10, 0.05, "strength"),
+                                                     (1000, 1.0, "steps")])
 def test_impossible_numbers_of_steps(tmp_path, steps, strength, option):
     made = schedule(tmp_path, steps_offset=1)  # with an offset the 1000th of 1000 timesteps does not exist
     with pytest.raises(ValueError, match=f"^{option}: "):
         made.steps(steps, strength, 1.0)
 
 
-@pytest.mark.parametrize("case, expected", list(zip(CASES, SAMPLERS, strict=True)), ids=lambda c: "-".join(map(str, c)) if isinstance(c, tuple) else "")
+@pytest.mark.parametrize("case, expected",
+                         list(zip(CASES, SAMPLERS, strict=True)),
+                         ids=lambda c: "-".join(map(str, c)) if isinstance(c, tuple) else "")
 def test_trajectories_equal_diffusers(tmp_path, case, expected):
-    """LCM, TCD, Euler, Euler ancestral, DDIM trailing, DPM-Solver++ 2M and its SDE form, on a toy network (golden/make_samplers.py)."""
+    """LCM, TCD, Euler, Euler ancestral, DDIM trailing, DPM-Solver++ 2M and its SDE form, on a toy network
+    (golden/make_samplers.py)."""
     name, changes, count, strength, eta = case
     made = schedule(tmp_path, _class_name=name, **SD | changes)
     steps = made.steps(count, strength, eta)
@@ -115,16 +124,19 @@ def test_trajectories_equal_diffusers(tmp_path, case, expected):
     np.testing.assert_allclose(x, expected["result"], rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("config, steps, strength, message", [
-    (dict(_class_name="LCMScheduler"), 51, 1.0, "steps: 51 exceeds the 50 of this model's schedule"),
-    (dict(_class_name="LCMScheduler"), 100, 0.8, "steps: 100 exceeds the 50"),
-    (dict(_class_name="LCMScheduler"), 4, 0.05, "strength: 0.05 leaves 2 timesteps for 4 steps; use at least 0.08"),
-    (dict(_class_name="LCMScheduler"), 29, 0.58, "use at least 0.581"),  # int(50 * 0.58) is 28
-    (dict(_class_name="TCDScheduler", original_inference_steps=20), 21, 1.0, "steps: 21 exceeds the 20"),
-    (dict(_class_name="EulerDiscreteScheduler", timestep_spacing="trailing"), 1, 0.8, "strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
-    (dict(_class_name="EulerDiscreteScheduler", timestep_spacing="trailing"), 4, 0.2, "use at least 0.25"),
-    (dict(_class_name="DPMSolverMultistepScheduler"), 1001, 1.0, "steps: 1001 is not possible"),
-])
+@pytest.mark.parametrize(
+    "config, steps, strength, message",
+    [
+        (dict(_class_name="LCMScheduler"), 51, 1.0, "steps: 51 exceeds the 50 of this model's schedule"),
+        (dict(_class_name="LCMScheduler"), 100, 0.8, "steps: 100 exceeds the 50"),
+        (dict(_class_name="LCMScheduler"), 4, 0.05, "strength: 0.05 leaves 2 timesteps for 4 steps; use at least 0.08"),
+        (dict(_class_name="LCMScheduler"), 29, 0.58, "use at least 0.581"),  # int(50 * 0.58) is 28
+        (dict(_class_name="TCDScheduler", original_inference_steps=20), 21, 1.0, "steps: 21 exceeds the 20"),
+        (dict(_class_name="EulerDiscreteScheduler",
+              timestep_spacing="trailing"), 1, 0.8, "strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
+        (dict(_class_name="EulerDiscreteScheduler", timestep_spacing="trailing"), 4, 0.2, "use at least 0.25"),
+        (dict(_class_name="DPMSolverMultistepScheduler"), 1001, 1.0, "steps: 1001 is not possible"),
+    ])
 def test_few_steps_that_are_impossible(tmp_path, config, steps, strength, message):
     with pytest.raises(ValueError) as caught:
         schedule(tmp_path, **config).steps(steps, strength, 1.0)
@@ -141,5 +153,6 @@ def test_zero_terminal_snr(tmp_path):
     for step in steps:
         for value in (made.mean(prediction, x, step)[0], made.undo(prediction, x, step), step.sigma, step.direction):
             assert np.isfinite(value).all()
-    with pytest.raises(ValueError, match="scheduler_config.json: 'rescale_betas_zero_snr' .* needs 'prediction_type' v_prediction"):
+    with pytest.raises(ValueError,
+                       match="scheduler_config.json: 'rescale_betas_zero_snr' .* needs 'prediction_type' v_prediction"):
         schedule(tmp_path, **config)

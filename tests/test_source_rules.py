@@ -1,4 +1,5 @@
-"""Rules of the C sources that no compiler checks: the ladder of includes, one door to oneDNN, nothing that kills a process."""
+"""Rules of the C sources that no compiler checks: the ladder of includes, one door to oneDNN, nothing that kills a
+process."""
 
 import importlib.metadata
 import os
@@ -37,8 +38,10 @@ def complaints(name: str, text: str) -> list[str]:
     if folder != "bindings" and "Python.h" in text:
         found.append(f"{name}: Python.h belongs to bindings/")
     if name != "base/arena.c":
-        found += [f"{name}: {call}: use base/arena.h" for call in ("malloc", "calloc", "realloc", "free", "aligned_alloc")
-                  if re.search(rf"(?<![\w.]){call}\s*\(", text)]
+        found += [
+            f"{name}: {call}: use base/arena.h" for call in ("malloc", "calloc", "realloc", "free", "aligned_alloc")
+            if re.search(rf"(?<![\w.]){call}\s*\(", text)
+        ]
     found += [f"{name}: {call} has no place in a library" for call in ("exit", "abort", "printf", "puts", "assert")
               if re.search(rf"(?<!\w){call}\s*\(", text)]
     return found
@@ -87,35 +90,42 @@ def test_headers_open_with_a_comment(path):
 
 # What the example at the top of a header takes for granted: includes, and declarations of its variables.
 EXAMPLES = {
-    "base/arena.h": ("base/status.h", "int64_t n, int64_t h, int64_t w"),
-    "base/dtype.h": ("base/status.h", "int n, const uint16_t *h"),
-    "base/planner.h": ("", "void"),
-    "base/process.h": ("", "void (*compute)(void)"),
-    "base/rng.h": ("base/status.h", "float *x"),
-    "base/status.h": ("base/arena.h", None),
-    "base/team.h": ("onednn/onednn.h", "dd_primitive *primitive"),
-    "bindings/core.h": ("", "dd_module_state *state, PyObject *object, int ndim, const npy_intp *dims, dd_status status"),
-    "graph/convolution.h": ("", "dd_graph *graph, const dd_op *op, dd_isa isa, dd_primitive *primitive, dd_engine *engine"),
-    "graph/graph.h": ("", "dd_weights *weights, int rows"),
-    "graph/plan.h": ("", "dd_graph *graph, dd_weights *weights, const float **parameters, float *sample, float *timestep, float *context, float *eps"),
-    "graph/step.h": ("", "dd_plan *plan, dd_step *step, dd_call call"),
-    "graph/weights.h": ("", "const dd_layout *layout, const void *data"),
-    "kernels/kernels.h": ("base/status.h", "int n, int hw, int c, float *dst, float *src, float *gamma, float *beta, void *scratch"),
-    "kernels/losses.h": ("base/status.h", "size_t n, size_t f, size_t c, float *y, float *x, float *w, float *b, float *dy, float *dx, float *dw, float *db, "
-                                          "double *rows, int64_t *labels"),
-    "kernels/table.h": ("base/status.h", "float *dst, float *src, float *gamma, float *beta, int rows, int c, float eps"),
-    "kernels/train.h": ("base/status.h", "dd_isa isa, int rows, int c, float *gamma, float *beta, float *mean, float *variance, void *dst, void *src, "
-                                         "void *residual, void *scratch, void *d_src, void *d_dst, float *d_gamma, float *d_beta"),
-    "models/layers.h": ("", "dd_graph *g, dd_value x, dd_value emb"),
-    "models/models.h": ("graph/plan.h", "dd_graph *graph, dd_plan *plan"),
-    "onednn/internal.h": ("", "dnnl_memory_desc_t md, dnnl_dims_t dims"),
-    "onednn/onednn.h": ("", "const float *plain, void *packed, void *src"),
-    "training/plan.h": ("", "dd_trainer *t"),
-    "training/trainer.h": ("", "dd_weights *weights, dd_graph *g, dd_resnet_config config, float *images, float *features, float *d_features, int rows"),
+    "base/arena.h": ("base/status.h", "int64_t n, int64_t h, int64_t w"), "base/dtype.h":
+    ("base/status.h", "int n, const uint16_t *h"), "base/planner.h": ("", "void"), "base/process.h":
+    ("", "void (*compute)(void)"), "base/rng.h": ("base/status.h", "float *x"), "base/status.h": ("base/arena.h", None),
+    "base/team.h": ("onednn/onednn.h", "dd_primitive *primitive"), "bindings/core.h":
+    ("", "dd_module_state *state, PyObject *object, int ndim, const npy_intp *dims, dd_status status"),
+    "graph/convolution.h": ("",
+                            "dd_graph *graph, const dd_op *op, dd_isa isa, dd_primitive *primitive, dd_engine *engine"),
+    "graph/graph.h": ("", "dd_weights *weights, int rows"), "graph/plan.h":
+    ("",
+     "dd_graph *graph, dd_weights *weights, const float **parameters, float *sample, float *timestep, float *context, float *eps"
+     ), "graph/step.h": ("", "dd_plan *plan, dd_step *step, dd_call call"), "graph/weights.h":
+    ("", "const dd_layout *layout, const void *data"), "kernels/kernels.h":
+    ("base/status.h",
+     "int n, int hw, int c, float *dst, float *src, float *gamma, float *beta, void *scratch"), "kernels/losses.h":
+    ("base/status.h",
+     "size_t n, size_t f, size_t c, float *y, float *x, float *w, float *b, float *dy, float *dx, float *dw, float *db, "
+     "double *rows, int64_t *labels"), "kernels/table.h":
+    ("base/status.h",
+     "float *dst, float *src, float *gamma, float *beta, int rows, int c, float eps"), "kernels/train.h":
+    ("base/status.h",
+     "dd_isa isa, int rows, int c, float *gamma, float *beta, float *mean, float *variance, void *dst, void *src, "
+     "void *residual, void *scratch, void *d_src, void *d_dst, float *d_gamma, float *d_beta"), "models/layers.h":
+    ("", "dd_graph *g, dd_value x, dd_value emb"), "models/models.h": ("graph/plan.h",
+                                                                       "dd_graph *graph, dd_plan *plan"),
+    "onednn/internal.h": ("", "dnnl_memory_desc_t md, dnnl_dims_t dims"), "onednn/onednn.h":
+    ("", "const float *plain, void *packed, void *src"), "training/plan.h": ("", "dd_trainer *t"), "training/trainer.h":
+    ("",
+     "dd_weights *weights, dd_graph *g, dd_resnet_config config, float *images, float *features, float *d_features, int rows"
+     ),
 }
 # Parts of the template of kernels, which only an isa_*.c file can compile.
-PARTS = {f"kernels/{part}.h" for part in ("attention", "batch_norm", "norm", "template", "tiles", "vector", "weight_gradient", "winograd",
-                                          "winograd_gradient", "winograd_pack")}
+PARTS = {
+    f"kernels/{part}.h"
+    for part in ("attention", "batch_norm", "norm", "template", "tiles", "vector", "weight_gradient", "winograd",
+                 "winograd_gradient", "winograd_pack")
+}
 
 
 def example_of(header: str) -> str:
@@ -130,7 +140,8 @@ def compiled(header: str, code: str, folder: Path) -> "subprocess.CompletedProce
         text += "typedef struct { int *part; } dd_thing;\ndd_status dd_part_create(int **out);\nvoid dd_thing_destroy(dd_thing *t);\n" + code
     else:
         status = "" if "dd_status status" in code + declarations else "dd_status status = DD_OK;\n"
-        result, end = ("PyObject *", "") if "return dd_raise" in code else ("dd_status", "goto fail;\nfail:\n    return status;\n")
+        result, end = ("PyObject *", "") if "return dd_raise" in code else ("dd_status",
+                                                                            "goto fail;\nfail:\n    return status;\n")
         text += f"{result} example({declarations});\n{result} example({declarations})\n{{\n{status}{code}{end}}}\n"
     file = folder / "example.c"
     file.write_text(text)
@@ -139,7 +150,10 @@ def compiled(header: str, code: str, folder: Path) -> "subprocess.CompletedProce
     else:
         files = importlib.metadata.files("onednn-devel-cpu-gomp") or []
         onednn = [str(Path(str(f.locate())).parents[2]) for f in files if str(f).endswith("oneapi/dnnl/dnnl.h")]
-    command = ["gcc", "-std=c11", "-fsyntax-only", "-fopenmp", "-Wall", "-Wno-unused", "-Wno-unused-but-set-variable", "-Werror", "-D_GNU_SOURCE"]
+    command = [
+        "gcc", "-std=c11", "-fsyntax-only", "-fopenmp", "-Wall", "-Wno-unused", "-Wno-unused-but-set-variable",
+        "-Werror", "-D_GNU_SOURCE"
+    ]
     command += [f"-I{folder}" for folder in (CORE, numpy.get_include(), sysconfig.get_paths()["include"], *onednn)]
     return subprocess.run([*command, str(file)], capture_output=True, text=True)
 
@@ -164,7 +178,8 @@ def test_every_header_has_an_example():
 @compiles
 @pytest.mark.parametrize("header", EXAMPLES)
 def test_the_example_of_a_header_compiles(header, tmp_path):
-    assert example_of(header).count("\n") >= (1 if header == "models/layers.h" else 2), "a header opens with a short example"
+    assert example_of(header).count("\n") >= (1 if header == "models/layers.h" else
+                                              2), "a header opens with a short example"
     result = compiled(header, example_of(header), tmp_path)
     assert result.returncode == 0, result.stderr
 

@@ -1,4 +1,5 @@
-"""What comes from elsewhere: dependencies with their ranges and licences, no network that nobody asked for, no code out of a model folder."""
+"""What comes from elsewhere: dependencies with their ranges and licences, no network that nobody asked for, no code out
+of a model folder."""
 
 import ast
 import importlib.metadata
@@ -19,14 +20,21 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
 # Nothing of the package may import these, nor call these.
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch", "yaml", "runpy", "code", "imp", "pty",
-                     "subprocess", "xmlrpc", "socket", "urllib", "http", "requests", "ftplib", "telnetlib", "smtplib", "webbrowser"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "execfile", "system", "popen", "spawnl", "spawnv", "spawnvp", "execv", "execve", "execvp",
-                   "startfile", "spec_from_file_location", "module_from_spec", "SourceFileLoader", "load_module", "exec_module", "run_path"}
+FORBIDDEN_MODULES = {
+    "pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch", "yaml", "runpy",
+    "code", "imp", "pty", "subprocess", "xmlrpc", "socket", "urllib", "http", "requests", "ftplib", "telnetlib",
+    "smtplib", "webbrowser"
+}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "execfile", "system", "popen", "spawnl", "spawnv", "spawnvp", "execv",
+    "execve", "execvp", "startfile", "spec_from_file_location", "module_from_spec", "SourceFileLoader", "load_module",
+    "exec_module", "run_path"
+}
 
 
 def test_every_dependency_is_bounded():
-    """From below, and from above where the next major version may break: exact for oneDNN, below the next major for the rest."""
+    """From below, and from above where the next major version may break: exact for oneDNN, below the next major for the
+    rest."""
     for requirement in REQUIREMENTS:
         assert re.fullmatch(r"[\w.-]+(?:\[\w+\])?(==[\d.]+|>=[\d.]+,<\d+)", requirement), requirement
 
@@ -73,8 +81,10 @@ def test_no_file_can_become_code(path):
         of_re = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "re"
         assert name not in FORBIDDEN_CALLS or of_re, where
         assert "trust_remote_code" not in keywords, where
-        if name == "load" and isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") in ("np", "numpy"):
-            assert isinstance(keywords.get("allow_pickle"), ast.Constant) and keywords["allow_pickle"].value is False, where
+        if name == "load" and isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id",
+                                                                               "") in ("np", "numpy"):
+            assert isinstance(keywords.get("allow_pickle"),
+                              ast.Constant) and keywords["allow_pickle"].value is False, where
         if name == "import_module":
             assert path.name == "__init__.py", where  # of a fixed table of our own modules
         if name in ("CDLL", "LoadLibrary", "dlopen"):
@@ -89,7 +99,8 @@ def test_the_core_runs_no_programs():
     assert len(sources) > 40
     for path in sources:
         assert not PROGRAMS.search(path.read_text()), path.name
-    assert all(PROGRAMS.search(text) for text in ('system("ls")', "fork()", "dlopen (name, 0)", "PyRun_SimpleString(text)"))
+    assert all(
+        PROGRAMS.search(text) for text in ('system("ls")', "fork()", "dlopen (name, 0)", "PyRun_SimpleString(text)"))
 
 
 WATCH = """
@@ -149,16 +160,20 @@ except FileNotFoundError:
 
 
 def test_a_model_folder_full_of_code_is_only_data(tmp_path):
-    """Python, pickles and libraries beside the weights, and configurations that point at them: no such file is even opened."""
+    """Python, pickles and libraries beside the weights, and configurations that point at them: no such file is even
+    opened."""
     folder = shutil.copytree(BUNDLED / "fashion-mini", tmp_path / "model")
     evil = "import os; os.system('touch /tmp/dreamda-was-here')"
     for part in (".", "unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        for name in ("__init__.py", "modeling.py", "pipeline.py", "pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pkl", "setup.py", "conftest.py",
-                     "libdnnl.so.3", "sitecustomize.py"):
+        for name in ("__init__.py", "modeling.py", "pipeline.py", "pytorch_model.bin", "diffusion_pytorch_model.bin",
+                     "model.pkl", "setup.py", "conftest.py", "libdnnl.so.3", "sitecustomize.py"):
             (folder / part / name).write_text(evil)
-    for name in ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"):
+    for name in ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
+                 "tokenizer/tokenizer_config.json"):
         content = json.loads((folder / name).read_text())
-        content |= {"_auto_map": {"AutoModel": "modeling.Evil"}, "_custom_pipeline": "pipeline.py", "_library": "modeling"}
+        content |= {
+            "_auto_map": {"AutoModel": "modeling.Evil"}, "_custom_pipeline": "pipeline.py", "_library": "modeling"
+        }
         (folder / name).write_text(json.dumps(content))
     opened = watched(f"""
 pipe = dreamda.Pipeline.load("{folder}", threads=1)

@@ -1,4 +1,5 @@
-"""Tokens against those of transformers' CLIPTokenizer, for many texts and for folders of every age, and damaged folders."""
+"""Tokens against those of transformers' CLIPTokenizer, for many texts and for folders of every age, and damaged
+folders."""
 
 import json
 import random
@@ -71,7 +72,8 @@ def test_the_length_defaults_to_clips(tmp_path, length):
 
 
 def test_added_tokens_need_embeddings(tmp_path):
-    """A folder with more tokens than the text encoder has embeddings for is refused; with as many, a new token is one embedding."""
+    """A folder with more tokens than the text encoder has embeddings for is refused; with as many, a new token is one
+    embedding."""
     model = Path(shutil.copytree(BUNDLED / "fashion-mini", tmp_path / "model"))
     (model / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 598}))
     with pytest.raises(ValueError, match="599 tokens exceed the text encoder's 'vocab_size' 598"):
@@ -79,7 +81,8 @@ def test_added_tokens_need_embeddings(tmp_path):
     assert list(Tokenizer(model / "tokenizer")(["<cat-toy>"])[0, :3]) == [596, 598, 597]
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "name", ["vocab.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
 def test_damaged_files_are_read_or_refused(tmp_path, name):
     """Bytes changed at random: either tokens come out, or an error names the folder; never another exception."""
     rng = random.Random(name)
@@ -89,7 +92,8 @@ def test_damaged_files_are_read_or_refused(tmp_path, name):
     for _ in range(60):
         content = bytearray(whole)
         for _ in range(rng.choice([1, 2, 10])):
-            content[rng.randrange(len(content))] = rng.choice(b'0123456789"{}[],: nulltrefas\\u' if rng.random() < 0.8 else bytes(range(256)))
+            content[rng.randrange(len(content))] = rng.choice(b'0123456789"{}[],: nulltrefas\\u' if rng.random() <
+                                                              0.8 else bytes(range(256)))
         (tmp_path / name).write_bytes(content)
         try:
             tokenizer = Tokenizer(tmp_path)

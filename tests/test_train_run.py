@@ -1,4 +1,5 @@
-"""`dreamda train | evaluate | predict`: files, resume to the same bytes, signals, errors that write nothing. The backbone is a stand-in."""
+"""`dreamda train | evaluate | predict`: files, resume to the same bytes, signals, errors that write nothing. The
+backbone is a stand-in."""
 import dataclasses
 import inspect
 import json
@@ -25,8 +26,11 @@ from dreamda.runs import labelled
 from dreamda.runs.labelled import FolderImages
 
 NAMES = ("bag", "coat", "shirt")
-FAST = ["--epochs", "4", "--batch-size", "16", "--learning-rate", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12", "--threshold", "0.6",
-        "--crop-scale", "0.9,1", "--threads", "1", "--pretrain-epochs", "1", "--hint", "ignore", "--consistency-on", "rest", "--relabel", "0"]
+FAST = [
+    "--epochs", "4", "--batch-size", "16", "--learning-rate", "0.1", "--warmup-epochs", "1", "--steps-per-epoch", "12",
+    "--threshold", "0.6", "--crop-scale", "0.9,1", "--threads", "1", "--pretrain-epochs", "1", "--hint", "ignore",
+    "--consistency-on", "rest", "--relabel", "0"
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +71,10 @@ def train(data, out="out", *options, synthetic="synthetic"):
 
 
 def content(folder: Path, *names: str) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names or ("checkpoint.safetensors", "model.safetensors", "run.json")}
+    return {
+        name: (folder / name).read_bytes()
+        for name in names or ("checkpoint.safetensors", "model.safetensors", "run.json")
+    }
 
 
 def test_the_whole_run(data, capsys):
@@ -76,7 +83,8 @@ def test_the_whole_run(data, capsys):
     assert "accuracy" in captured.out and "out/model.safetensors" in captured.out and "labelling 45 synthetic images:" in captured.err
     assert {p.name for p in (data / "out").iterdir()} >= {*train_run.FILES} - {"confusion.png", "curves.png"}
     log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in log] == ["stage", "epoch", "stage", "labelling", "epoch", "epoch", "epoch"] and log[3]["agree_with_seed"] > 0.7
+    assert [e["event"] for e in log] == ["stage", "epoch", "stage", "labelling", "epoch", "epoch", "epoch"
+                                         ] and log[3]["agree_with_seed"] > 0.7
     metrics = json.loads((data / "out/metrics.json").read_text())
     assert metrics["images"] == 60 and metrics["accuracy"] > 0.75 and metrics["per_class"][0]["class"] == "bag"
     before = content(data / "out")
@@ -88,16 +96,20 @@ def test_the_whole_run(data, capsys):
     capsys.readouterr()
     assert run("predict", data / "out/model.safetensors", data / "test/coat", data / "real/bag/000.png") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 21 and rows[-1]["file_name"].endswith("bag/000.png") and set(rows[0]["probabilities"]) == {*NAMES}
-    assert np.mean([r["label"] == "coat" for r in rows[:20]]) > 0.5 and rows[0]["probability"] == pytest.approx(max(rows[0]["probabilities"].values()), abs=1e-6)
+    assert len(rows) == 21 and rows[-1]["file_name"].endswith("bag/000.png") and set(
+        rows[0]["probabilities"]) == {*NAMES}
+    assert np.mean([r["label"] == "coat" for r in rows[:20]]) > 0.5 and rows[0]["probability"] == pytest.approx(
+        max(rows[0]["probabilities"].values()), abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [[], ["--method", "plain", "--mix", "cutmix"], ["--validation", "0.2", "--relabel", "1"]])
+@pytest.mark.parametrize("options",
+                         [[], ["--method", "plain", "--mix", "cutmix"], ["--validation", "0.2", "--relabel", "1"]])
 def test_two_runs_and_an_interrupted_one_write_the_same_bytes(data, capsys, standin, options, monkeypatch):
     assert train(data, "one", *options) == 0
     assert train(data, "two", *options, "--workers", "0") == 0
     assert content(data / "one") == content(data / "two")
-    for at in (4, 20):                                              # within the first epoch, then the twentieth step from there
+    # within the first epoch, then the twentieth step from there
+    for at in (4, 20):
         steps = StandIn.step
         count = iter(range(1, 1000))
 
@@ -115,7 +127,8 @@ def test_two_runs_and_an_interrupted_one_write_the_same_bytes(data, capsys, stan
     assert train(data, "part", *options) == 0
     assert "resuming from" in capsys.readouterr().err
     assert content(data / "one") == content(data / "part")
-    without_times = [[{**json.loads(line), "seconds": 0} for line in (data / f"{name}/log.jsonl").read_text().splitlines()] for name in ("one", "part")]
+    without_times = [[{**json.loads(line), "seconds": 0}
+                      for line in (data / f"{name}/log.jsonl").read_text().splitlines()] for name in ("one", "part")]
     assert without_times[0] == without_times[1]
 
 
@@ -146,7 +159,8 @@ def test_best_epoch_is_the_model(data):
 
 def test_labels_come_from_metadata_not_from_names(data, capsys):
     """As dreamda generate writes it; a field "truth" gives the precision of the pseudo-labels."""
-    rows = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[(i + (i < 9)) % 3], "truth": NAMES[i % 3]} for i in range(45)]
+    rows = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[(i + (i < 9)) % 3], "truth": NAMES[i % 3]}
+            for i in range(45)]
     (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert train(data) == 0
     labelling = json.loads((data / "out/log.jsonl").read_text().splitlines()[3])
@@ -157,7 +171,8 @@ def test_nothing_accepted_is_said_when_labelling_ends_and_training_goes_on(data,
     assert train(data, "out", "--threshold", "1") == 0
     err = capsys.readouterr().err
     assert "0 confident at threshold 1, 45 without a label" in err and "Lower --threshold, raise --pretrain-epochs, or use --hint keep" in err
-    assert err.index("0 confident at threshold 1") < err.index("epoch   2 (train)") and "no synthetic image ever got a label at --threshold 1" in err
+    assert err.index("0 confident at threshold 1") < err.index(
+        "epoch   2 (train)") and "no synthetic image ever got a label at --threshold 1" in err
     capsys.readouterr()
     assert train(data, "kept", "--threshold", "1", "--hint", "keep") == 0
     assert "0 confident at threshold 1, 45 kept with their source label" in capsys.readouterr().err
@@ -173,32 +188,43 @@ def test_divergence_names_the_step_and_the_checkpoint(data, capsys, monkeypatch)
     assert train(data) == 1
     err = capsys.readouterr().err
     assert "diverged in stage train, step 21" in err and "checkpoint.safetensors, of epoch 1" in err
-    assert np.isfinite(saved.load_arrays(data / "out/checkpoint.safetensors", "checkpoint")[0]["backbone.conv1.weight"]).all()
+    assert np.isfinite(
+        saved.load_arrays(data / "out/checkpoint.safetensors", "checkpoint")[0]["backbone.conv1.weight"]).all()
 
 
 def tree(folder: Path) -> list[tuple[str, float]]:
     return sorted((str(p), p.stat().st_mtime) for p in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["{real}", "{synthetic}"], "--out is missing"), (["{real}", "--out", "{out}"], "SYNTHETIC: is missing: --method amst needs the output of dreamda generate"),
-    (["{none}", "{synthetic}", "--out", "{out}"], "no such folder"), (["{real}", "{none}", "--out", "{out}"], "no such folder"),
-    (["{one}", "{synthetic}", "--out", "{out}"], "1 class ('bag'); a classifier needs 2 or more"),
-    (["{empty}", "{synthetic}", "--out", "{out}"], "class 'hat' has no real image"),
-    (["{real}", "{more}", "--out", "{out}"], "SYNTHETIC {more} has class 'hat' that the others lack"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "TEST {more} has class 'hat'"),
-    (["{real}", "{broken}", "--out", "{out}"], "broken/bag/x.png: not an image"), (["{real}", "{real}", "--out", "{real}/x"], "lies in the data set"),
-    (["{real}", "{synthetic}", "--out", "{real}"], "lies in the data set"), (["{real}", "{synthetic}", "--out", "{other}"], "no run.json"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--size", "7"], "too small for the small stem"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--stem", "imagenet"], "too small for the imagenet stem"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"), (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "nan"], "--learning-rate"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--mean", "1,2"], "--mean"), (["{real}", "{synthetic}", "--out", "{out}", "--validation", "1"], "--validation"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--validation", "0.001"], "--validation: 0.001 holds back no image"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "1e7"], "--learning-rate: 10000000.0 is not possible; use a number above 0, at most 1000000"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--std", "0,0,0"], "std"), (["{real}", "{synthetic}", "--out", "{out}", "--epochs", "1"], "--epochs"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{none}"], "No such file"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{weights}"], "another architecture"),
-    (["{real}", "{synthetic}", "--out", "{out}", "--width", "2"], "--width"), (["{real}", "{synthetic}", "--out", "{out}", "--dtype", "f8"], "dtype")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["{real}", "{synthetic}"], "--out is missing"),
+     (["{real}", "--out", "{out}"], "SYNTHETIC: is missing: --method amst needs the output of dreamda generate"),
+     (["{none}", "{synthetic}", "--out", "{out}"], "no such folder"),
+     (["{real}", "{none}", "--out", "{out}"], "no such folder"),
+     (["{one}", "{synthetic}", "--out", "{out}"], "1 class ('bag'); a classifier needs 2 or more"),
+     (["{empty}", "{synthetic}", "--out", "{out}"], "class 'hat' has no real image"),
+     (["{real}", "{more}", "--out", "{out}"], "SYNTHETIC {more} has class 'hat' that the others lack"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "TEST {more} has class 'hat'"),
+     (["{real}", "{broken}", "--out", "{out}"], "broken/bag/x.png: not an image"),
+     (["{real}", "{real}", "--out", "{real}/x"], "lies in the data set"),
+     (["{real}", "{synthetic}", "--out", "{real}"], "lies in the data set"),
+     (["{real}", "{synthetic}", "--out", "{other}"], "no run.json"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--size", "7"], "too small for the small stem"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--stem", "imagenet"], "too small for the imagenet stem"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--method", "x"], "--method"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "nan"], "--learning-rate"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--mean", "1,2"], "--mean"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--validation", "1"], "--validation"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--validation", "0.001"], "--validation: 0.001 holds back no image"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--learning-rate", "1e7"
+       ], "--learning-rate: 10000000.0 is not possible; use a number above 0, at most 1000000"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--std", "0,0,0"], "std"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--epochs", "1"], "--epochs"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{none}"], "No such file"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--pretrained", "{weights}"], "another architecture"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--width", "2"], "--width"),
+     (["{real}", "{synthetic}", "--out", "{out}", "--dtype", "f8"], "dtype")])
 def test_bad_input_is_one_sentence_exit_2_nothing_written(data, capsys, arguments, message):
     (data / "one/bag").mkdir(parents=True)
     Image.fromarray(pictures(1)[0][0]).save(data / "one/bag/a.png")
@@ -210,17 +236,22 @@ def test_bad_input_is_one_sentence_exit_2_nothing_written(data, capsys, argument
     (data / "other").mkdir()
     (data / "other/file").write_text("mine")
     saved.save_arrays(data / "weights", {"conv1.weight": np.zeros((2, 2), np.float32)}, {})
-    places = {name: str(data / name) for name in ("real", "synthetic", "none", "one", "empty", "more", "broken", "other", "out", "weights")}
+    places = {
+        name: str(data / name)
+        for name in ("real", "synthetic", "none", "one", "empty", "more", "broken", "other", "out", "weights")
+    }
     before = tree(data)
     assert run("train", *(a.format(**places) for a in arguments)) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and message.format(**places) in captured.err and captured.out == ""
+    assert captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1 and message.format(
+        **places) in captured.err and captured.out == ""
     assert tree(data) == before
 
 
 def test_another_run_in_out_is_refused(data, capsys):
     assert train(data) == 0
-    for options, message in ((["--learning-rate", "0.2"], "another --learning-rate: 0.1, now 0.2"), (["--seed", "1"], "another --seed"), (["--no-flip"], "another --flip")):
+    for options, message in ((["--learning-rate", "0.2"], "another --learning-rate: 0.1, now 0.2"),
+                             (["--seed", "1"], "another --seed"), (["--no-flip"], "another --flip")):
         assert train(data, "out", *options) == 2
         assert message in capsys.readouterr().err
     Image.fromarray(pictures(1, seed=9)[0][0]).save(data / "synthetic/bag/000.png")
@@ -244,13 +275,15 @@ def test_a_full_disk_exits_1_and_goes_on_later(data, capsys, monkeypatch):
         patch.setattr(os, "fsync", full)
         assert train(data, "two") == 1
     err = capsys.readouterr().err
-    assert "No space left on device" in err and "run the same command again to resume from the last checkpoint" in err and not list((data / "two").glob(".*"))
+    assert "No space left on device" in err and "run the same command again to resume from the last checkpoint" in err and not list(
+        (data / "two").glob(".*"))
     assert train(data, "two") == 0
     assert content(data / "one") == content(data / "two")
 
 
 def short(data, out, *options):
-    return train(data, out, "--epochs", "3", "--steps-per-epoch", "4", "--batch-size", "6", "--threshold", "0.3", *options)
+    return train(data, out, "--epochs", "3", "--steps-per-epoch", "4", "--batch-size", "6", "--threshold", "0.3",
+                 *options)
 
 
 def test_what_a_kill_in_the_middle_of_a_write_leaves_is_removed(data):
@@ -276,10 +309,13 @@ def test_another_number_of_threads_is_refused_by_name(data, capsys):
     before = content(data / "out")
     capsys.readouterr()
     assert short(data, "out", "--threads", "1") == 2
-    assert "begun with 2 threads, now there are 1" in (err := capsys.readouterr().err) and "--threads 2" in err and err.count("\n") == 1
+    assert "begun with 2 threads, now there are 1" in (
+        err := capsys.readouterr().err) and "--threads 2" in err and err.count("\n") == 1
     assert content(data / "out") == before
     run = json.loads(before["run.json"])
-    assert (run["threads"], run["dtype"], run["environment"]["kernels_isa"]) == (2, *(dreamda.networks.models.resolve_dtype("auto"), dreamda.info()["kernels_isa"]))
+    assert (run["threads"], run["dtype"],
+            run["environment"]["kernels_isa"]) == (2, *(dreamda.networks.models.resolve_dtype("auto"),
+                                                        dreamda.info()["kernels_isa"]))
     del run["threads"], run["environment"]                          # as older versions wrote it
     (data / "out/run.json").write_text(json.dumps(run))
     assert short(data, "out", "--threads", "1") == 0
@@ -287,10 +323,14 @@ def test_another_number_of_threads_is_refused_by_name(data, capsys):
 
 def test_another_instruction_set_is_mentioned(data, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(StandIn, "step", lambda self, *_, step=StandIn.step, **__: (step(self, *_, **__), os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(StandIn,
+                      "step",
+                      lambda self, *_, step=StandIn.step, **__:
+                      (step(self, *_, **__), os.kill(os.getpid(), signal.SIGINT)))
         assert short(data, "out") == 130
     path = data / "out/run.json"
-    path.write_text(path.read_text().replace(f'"kernels_isa": "{dreamda.info()["kernels_isa"]}"', '"kernels_isa": "avx9"'))
+    path.write_text(path.read_text().replace(f'"kernels_isa": "{dreamda.info()["kernels_isa"]}"',
+                                             '"kernels_isa": "avx9"'))
     capsys.readouterr()
     assert short(data, "out") == 0
     assert "begun with kernels_isa avx9 (now " in capsys.readouterr().err
@@ -388,12 +428,14 @@ def test_evaluate_and_predict_errors(data, capsys):
     write(data / "more", *pictures(4), ("hat", "coat", "bag"))
     (data / "nothing").mkdir()
     capsys.readouterr()
-    for arguments, message in (
-            (["evaluate", data / "out", data / "more"], "class 'hat' that the others lack"), (["evaluate", data / "none", data / "test"], "no such file"),
-            (["evaluate", data / "real", data / "test"], "no such file"), (["predict", data / "out", data / "none"], "no such file"),
-            (["predict", data / "out/log.jsonl", data / "test"], "not a whole safetensors file"),
-            (["evaluate", data / "out/checkpoint.safetensors", data / "test"], "not written by dreamda train as a model"),
-            (["predict", data / "out", data / "nothing"], "holds no images")):
+    for arguments, message in ((["evaluate", data / "out", data / "more"], "class 'hat' that the others lack"), ([
+            "evaluate", data / "none", data / "test"
+    ], "no such file"), (["evaluate", data / "real",
+                          data / "test"], "no such file"), (["predict", data / "out", data / "none"], "no such file"),
+                               (["predict", data / "out/log.jsonl", data / "test"], "not a whole safetensors file"),
+                               (["evaluate", data / "out/checkpoint.safetensors",
+                                 data / "test"], "not written by dreamda train as a model"),
+                               (["predict", data / "out", data / "nothing"], "holds no images")):
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
     (data / "file").write_text("mine")
@@ -419,11 +461,13 @@ def test_every_command_reads_the_same_files_and_names_the_rest(data, capsys):
     assert json.loads((data / "out/metrics.json").read_text())["images"] == 62
     assert run("predict", data / "out", data / "test", "--out", data / "p.jsonl") == 0
     names = [json.loads(line)["file_name"] for line in (data / "p.jsonl").read_text().splitlines()]
-    assert len(names) == 62 and {str(data / "test/bag/deeper/x.gif"), str(data / "test/bag/without_ending")} < set(names)
+    assert len(names) == 62 and {str(data / "test/bag/deeper/x.gif"),
+                                 str(data / "test/bag/without_ending")} < set(names)
     capsys.readouterr()
     for part in ("real", "synthetic", "test"):
         (data / part / "bag/deeper/y.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    for arguments, parts in ((["evaluate", data / "out", data / "test"], ["test"]), (["predict", data / "out", data / "test"], ["test"])):
+    for arguments, parts in ((["evaluate", data / "out",
+                               data / "test"], ["test"]), (["predict", data / "out", data / "test"], ["test"])):
         assert run(*arguments) == 1
         err = capsys.readouterr().err
         assert all(f"skipped {data / part / 'bag/deeper/y.heic'}: HEIC images are not read" in err for part in parts)
@@ -434,7 +478,8 @@ def test_every_command_reads_the_same_files_and_names_the_rest(data, capsys):
 def test_images_that_metadata_does_not_list_are_named(data, capsys):
     assert train(data) == 0
     names = sorted(str(path.relative_to(data / "test")) for path in (data / "test").rglob("*.png"))
-    (data / "test/metadata.jsonl").write_text("".join(json.dumps({"file_name": n, "label": n.split("/")[0]}) + "\n" for n in names[1:]))
+    (data / "test/metadata.jsonl").write_text("".join(
+        json.dumps({"file_name": n, "label": n.split("/")[0]}) + "\n" for n in names[1:]))
     capsys.readouterr()
     assert run("evaluate", data / "out", data / "test") == 1
     assert f"skipped {data / 'test' / names[0]}: metadata.jsonl has no line for it" in capsys.readouterr().err
@@ -442,7 +487,9 @@ def test_images_that_metadata_does_not_list_are_named(data, capsys):
 
 def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    write(tmp_path, [rng.integers(0, 256, (100, 150, 3), dtype=np.uint8), rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)], [0, 1])
+    write(tmp_path,
+          [rng.integers(0, 256, (100, 150, 3), dtype=np.uint8),
+           rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)], [0, 1])
     images = FolderImages(sorted(tmp_path.rglob("*.png")), (16, 16))
     images.read_all()
     assert [images[i].shape for i in (0, 1)] == [(32, 48, 3), (20, 30, 3)] and images[0] is images[0]
@@ -455,7 +502,10 @@ def test_large_photos_are_reduced_and_cached(tmp_path, monkeypatch):
 
 def seeded(data, rows=45):
     """metadata.jsonl as dreamda generate writes it: image i was made from the real image i % 30 of its class."""
-    lines = [{"file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[i % 3], "seed_file": f"{NAMES[i % 3]}/{i % 30:03d}.png"} for i in range(rows)]
+    lines = [{
+        "file_name": f"{NAMES[i % 3]}/{i:03d}.png", "label": NAMES[i % 3], "seed_file":
+        f"{NAMES[i % 3]}/{i % 30:03d}.png"
+    } for i in range(rows)]
     (data / "synthetic/metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return lines
 
@@ -467,7 +517,9 @@ def test_children_of_held_back_images_are_left_out_counted_and_said(data, capsys
     found = train_run.scan_real(data / "real")
     held = {found.names[i] for i in split(found.labels, 0.3, 0)[1]}
     children = [line["file_name"] for line in lines if line["seed_file"] in held]
-    assert len(held) == 9 and f"synthetic images: 45, {len(children)} of them left out: they were made from images that are held back" in err
+    assert len(
+        held
+    ) == 9 and f"synthetic images: 45, {len(children)} of them left out: they were made from images that are held back" in err
     assert "30 of 3 classes, 9 of them held back for validation" in err
     for name in children:                                          # so their pixels decide nothing
         Image.new("RGB", (16, 16)).save(data / "synthetic" / name)
@@ -493,10 +545,13 @@ def test_a_synthetic_folder_that_does_not_name_its_seeds_is_mentioned(data, caps
     assert "SYNTHETIC does not say which real image each image was made from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["{synthetic}", "--method", "real-only"], "SYNTHETIC: {synthetic} would not be used, as --method real-only leaves synthetic images out"),
-    (["--flip", "false", "--method", "real-only"], "SYNTHETIC: false would not be used"), (["--flip", "false"], "false: no such folder"),
-    (["{synthetic}", "--flip", "false"], "unexpected extra argument"), (["{synthetic}", "--batch", "4"], "--batch")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["{synthetic}", "--method", "real-only"
+       ], "SYNTHETIC: {synthetic} would not be used, as --method real-only leaves synthetic images out"),
+     (["--flip", "false", "--method", "real-only"], "SYNTHETIC: false would not be used"),
+     (["--flip", "false"], "false: no such folder"), (["{synthetic}", "--flip", "false"], "unexpected extra argument"),
+     (["{synthetic}", "--batch", "4"], "--batch")])
 def test_arguments_that_would_not_be_used_are_refused(data, capsys, arguments, message):
     before = tree(data)
     places = {"synthetic": str(data / "synthetic")}
@@ -541,15 +596,17 @@ def test_predict_sees_large_photographs_as_evaluate_does(data, capsys, monkeypat
     images = FolderImages(sorted(large.glob("*.png")), model.size)
     images.read_all()
     np.testing.assert_allclose(told, model.predict_proba(images), atol=1e-6)
-    np.testing.assert_array_equal(model.predict_proba(images), model.predict_proba([decode(path.read_bytes()) for path in images.paths]))
+    np.testing.assert_array_equal(model.predict_proba(images),
+                                  model.predict_proba([decode(path.read_bytes()) for path in images.paths]))
     assert 1 <= most[0] <= 2
 
 
 def test_the_header_says_what_is_trained(data, capsys):
     assert train(data, "out", "--test", data / "test") == 0
     err = capsys.readouterr().err
-    for part in ("real images: 30 of 3 classes\n", "synthetic images: 45\n", "test images: 60\n", "image size: 16 x 16 (the images are 16 x 16)\n",
-                 "network: resnet18, width 16, small stem: ", "weights: random, seed 0\n", "training: method amst, 4 epochs of 12 steps of 16 images: 48 steps\n",
+    for part in ("real images: 30 of 3 classes\n", "synthetic images: 45\n", "test images: 60\n",
+                 "image size: 16 x 16 (the images are 16 x 16)\n", "network: resnet18, width 16, small stem: ",
+                 "weights: random, seed 0\n", "training: method amst, 4 epochs of 12 steps of 16 images: 48 steps\n",
                  "Stage 1 (pretrain), 1 epochs:", "Stage 2 (train), 3 epochs:"):
         assert part in err
 
@@ -558,16 +615,22 @@ def test_help_is_grouped_and_needs_no_decoding(capsys):
     assert run("train", "--help") == 0
     text = capsys.readouterr().out
     groups = [line[:-1] for line in text.splitlines() if line.endswith(":") and line[0] not in " -"]
-    assert groups == ["Arguments", "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running", "Other options", "Examples"]
-    assert "<int" not in text and "Batch size" in text and "Run the same command again to resume" in " ".join(text.split())
-    assert text.split("Examples:")[1].count("dreamda train") == 2 and all(len(line) <= 120 for line in text.splitlines())
+    assert groups == [
+        "Arguments", "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running", "Other options",
+        "Examples"
+    ]
+    assert "<int" not in text and "Batch size" in text and "Run the same command again to resume" in " ".join(
+        text.split())
+    assert text.split("Examples:")[1].count("dreamda train") == 2 and all(
+        len(line) <= 120 for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Recipe)])
 def test_every_field_of_the_recipe_is_a_parameter_an_option_and_in_run_json(name):
     about = options_of(Recipe)[name]
     parameter = inspect.signature(dreamda.AMSTClassifier).parameters[name]
-    assert parameter.default == defaults_of(Recipe)[name] and f"\n{name} : " in inspect.cleandoc(dreamda.AMSTClassifier.__doc__)
+    assert parameter.default == defaults_of(Recipe)[name] and f"\n{name} : " in inspect.cleandoc(
+        dreamda.AMSTClassifier.__doc__)
     option = {p.name: p for p in typer.main.get_command(cli.app).commands["train"].params}[name]
     assert option.rich_help_panel == about.group and option.opts == [about.spelling or f"--{name.replace('_', '-')}"]
 
@@ -575,17 +638,22 @@ def test_every_field_of_the_recipe_is_a_parameter_an_option_and_in_run_json(name
 def test_run_json_holds_the_recipe(data):
     assert short(data, "out", "--size", "16x20") == 0
     recorded = json.loads((data / "out/run.json").read_text())
-    assert {field.name for field in dataclasses.fields(Recipe)} <= recorded.keys() and recorded["image_size"] == [16, 20] and recorded["hint"] == "ignore"
+    assert {field.name
+            for field in dataclasses.fields(Recipe)
+            } <= recorded.keys() and recorded["image_size"] == [16, 20] and recorded["hint"] == "ignore"
 
 
 def test_a_training_leaves_busy_processors_alone_and_resumes_with_its_own_number(data, monkeypatch, capsys):
-    """The default number of threads is what is free when the run begins; the same command resumes with that, whatever is free then."""
-    monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda: (1, "other programs use the rest of 2 processors"))
+    """The default number of threads is what is free when the run begins; the same command resumes with that, whatever
+    is free then."""
+    monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda:
+                        (1, "other programs use the rest of 2 processors"))
     monkeypatch.setattr("dreamda.networks.threads.resolve_threads", lambda threads: threads or 2)
     where = FAST.index("--threads")
     command = ["train", data / "real", "--out", data / "out", "--method", "real-only", *FAST[:where], *FAST[where + 2:]]
     assert run(*command) == 0
-    assert "1 threads (other programs use the rest of 2 processors; --threads overrides this)" in capsys.readouterr().err
+    assert "1 threads (other programs use the rest of 2 processors; --threads overrides this)" in capsys.readouterr(
+    ).err
     assert json.loads((data / "out/run.json").read_text())["threads"] == 1
     monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda: (2, ""))
     assert run(*command) == 0

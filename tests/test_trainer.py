@@ -17,9 +17,18 @@ BF16 = pytest.param("bf16", marks=NEEDS_BF16)
 F32 = 1e-4  # batch norm over the eight values that the last level has here multiplies f32's rounding
 
 
-# Weights as in tests/parity/train_reference.py: small residual branches, and norms that shift by about +-2, so that few values lie
-# where f32's rounding decides what ReLU lets pass.
-def make(backbone="resnet18", stem="small", width=8, batch=BATCH, size=8, dtype="f32", slots=1, threads=2, seed=0, in_channels=3):
+# Weights as in tests/parity/train_reference.py: small residual branches, and norms that shift by about +-2, so that few
+# values lie where f32's rounding decides what ReLU lets pass.
+def make(backbone="resnet18",
+         stem="small",
+         width=8,
+         batch=BATCH,
+         size=8,
+         dtype="f32",
+         slots=1,
+         threads=2,
+         seed=0,
+         in_channels=3):
     config = dict(backbone=backbone, stem=stem, in_channels=in_channels, width=width)
     t = _core.Trainer(config, batch=batch, height=size, width=size, dtype=dtype, threads=threads, slots=slots)
     rng = np.random.default_rng(seed)
@@ -67,7 +76,8 @@ class Reference:
             mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
             count = x.size // x.shape[1]
             for key, new in (("mean", mean), ("var", variance * count / (count - 1))):
-                self.running[f"{name}.running_{key}"] = (1 - MOMENTUM) * self.running[f"{name}.running_{key}"] + MOMENTUM * new
+                self.running[f"{name}.running_{key}"] = (
+                    1 - MOMENTUM) * self.running[f"{name}.running_{key}"] + MOMENTUM * new
         scale = self.p[f"{name}.weight"] / np.sqrt(variance + EPS)
         return (x - mean[:, None, None]) * scale[:, None, None] + self.p[f"{name}.bias"][:, None, None]
 
@@ -77,7 +87,9 @@ class Reference:
         x = conv(x, self.p["conv1.weight"], 1, 1) if self.stem == "small" else conv(x, self.p["conv1.weight"], 2, 3)
         x = relu(self.norm(x, "bn1", training))
         x = x if self.stem == "small" else max_pool(x)
-        prefixes = sorted({".".join(k.split(".")[:2]) for k in self.p if k.startswith("layer")}, key=lambda k: (k[:6], int(k[7:])))
+        prefixes = sorted({".".join(k.split(".")[:2])
+                           for k in self.p if k.startswith("layer")},
+                          key=lambda k: (k[:6], int(k[7:])))
         for prefix in prefixes:
             stride = 2 if prefix.endswith(".0") and not prefix.startswith("layer1") else 1
             convs = [i for i in (1, 2, 3) if f"{prefix}.conv{i}.weight" in self.p]
@@ -88,7 +100,8 @@ class Reference:
                 y = self.norm(conv(y, w, stride if strided else 1, w.shape[2] // 2), f"{prefix}.bn{i}", training)
                 y = relu(y) if i != convs[-1] else y
             if f"{prefix}.downsample.0.weight" in self.p:
-                x = self.norm(conv(x, self.p[f"{prefix}.downsample.0.weight"], stride, 0), f"{prefix}.downsample.1", training)
+                x = self.norm(conv(x, self.p[f"{prefix}.downsample.0.weight"], stride, 0), f"{prefix}.downsample.1",
+                              training)
             x = relu(x + y)
         return x.mean((2, 3))
 
@@ -99,7 +112,8 @@ def close(got, expected, tolerance):
     assert distance <= tolerance, distance
 
 
-NETWORKS = [("resnet18", "small", 8), ("resnet34", "small", 8), ("resnet50", "small", 8), ("resnet18", "imagenet", 32), ("resnet50", "imagenet", 32)]
+NETWORKS = [("resnet18", "small", 8), ("resnet34", "small", 8), ("resnet50", "small", 8), ("resnet18", "imagenet", 32),
+            ("resnet50", "imagenet", 32)]
 
 
 @pytest.mark.parametrize("backbone,stem,size", NETWORKS)
@@ -130,11 +144,14 @@ def test_evaluation_uses_the_running_statistics(backbone, stem, size):
 
 
 def kinds_of_parameters(t):
-    """One parameter of every kind of operation: stem, 3 x 3 with and without stride, 1 x 1 projection, norms with and without residual."""
-    wanted = ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn2.weight",
-              "layer1.0.bn2.bias", "layer1.1.conv2.weight", "layer2.0.conv1.weight", "layer2.0.conv2.weight", "layer2.0.conv3.weight",
-              "layer2.0.bn3.weight", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.weight", "layer2.0.downsample.1.bias",
-              "layer3.0.conv1.weight", "layer4.1.conv2.weight", "layer4.1.bn2.weight"]
+    """One parameter of every kind of operation: stem, 3 x 3 with and without stride, 1 x 1 projection, norms with and
+    without residual."""
+    wanted = [
+        "conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn2.weight",
+        "layer1.0.bn2.bias", "layer1.1.conv2.weight", "layer2.0.conv1.weight", "layer2.0.conv2.weight",
+        "layer2.0.conv3.weight", "layer2.0.bn3.weight", "layer2.0.downsample.0.weight", "layer2.0.downsample.1.weight",
+        "layer2.0.downsample.1.bias", "layer3.0.conv1.weight", "layer4.1.conv2.weight", "layer4.1.bn2.weight"
+    ]
     return [name for name in wanted if name in t.parameters]
 
 
@@ -152,19 +169,22 @@ def check_gradient(t, stem, x, d_features, name, rng, bar):
 
 @pytest.mark.parametrize("backbone,stem,size", NETWORKS)
 def test_gradients_are_finite_differences(backbone, stem, size):
-    """Along a random direction of each parameter, against central differences of the f64 reference (1e-6 wide: f64 leaves 1e-9)."""
+    """Along a random direction of each parameter, against central differences of the f64 reference (1e-6 wide: f64
+    leaves 1e-9)."""
     t = make(backbone, stem, size=size)
     x, rng = images(t, size=size), np.random.default_rng(3)
     d_features = rng.standard_normal(t.forward(x).shape).astype(np.float32)
     t.zero_grad()
     t.backward(d_features)
     for name in kinds_of_parameters(t):
-        # 3e-4: f32's rounding in front of 50 layers, and of a ReLU here and there, comes to 2e-4 with either instruction set.
+        # 3e-4: f32's rounding in front of 50 layers, and of a ReLU here and there, comes to 2e-4 with either
+        # instruction set.
         check_gradient(t, stem, x, d_features, name, rng, 3e-4)
 
 
 def test_winograd_convolutions():
-    """Batches of this size take Winograd's convolution in layers 1 to 3, forward, backward and in evaluation; the bars are the others'."""
+    """Batches of this size take Winograd's convolution in layers 1 to 3, forward, backward and in evaluation; the bars
+    are the others'."""
     t = make(width=32, size=32)
     x, rng = images(t, size=32), np.random.default_rng(5)
     reference = Reference(t)
@@ -181,8 +201,11 @@ def test_winograd_convolutions():
 
 
 @pytest.mark.parametrize("hold", [
-    lambda views: views, lambda views: views["layer1.0.conv1.weight"], lambda views: views["layer1.0.conv1.weight"][1:].reshape(-1),
-    lambda views: memoryview(views["layer1.0.conv1.weight"])], ids=["all", "one", "a part of one", "a memoryview"])
+    lambda views: views, lambda views: views["layer1.0.conv1.weight"],
+    lambda views: views["layer1.0.conv1.weight"][1:].reshape(-1),
+    lambda views: memoryview(views["layer1.0.conv1.weight"])
+],
+                         ids=["all", "one", "a part of one", "a memoryview"])
 def test_writes_through_a_view_are_seen_at_any_time(hold):
     t, name = make(), "layer1.0.conv1.weight"
     x, held = images(t), hold(t.parameters)
@@ -256,7 +279,8 @@ def test_views_keep_the_trainer_alive():
 
 
 def test_windows_on_few_positions():
-    """At 32 pixels the ImageNet stem leaves 1 x 1 positions to layer4: its windows are cropped, and weight gradients are our own."""
+    """At 32 pixels the ImageNet stem leaves 1 x 1 positions to layer4: its windows are cropped, and weight gradients
+    are our own."""
     t = make(stem="imagenet", width=32, size=32)
     x, rng = images(t, size=32), np.random.default_rng(6)
     reference = Reference(t, "imagenet")
@@ -266,7 +290,8 @@ def test_windows_on_few_positions():
     t.backward(d_features)
     ours = {row["name"] for row in t.profile() if row["implementation"] == "dreamda:weight_gradient" and row["ms"] > 0}
     assert {"layer3.0.conv1", "layer3.1.conv2", "layer4.0.conv1", "layer4.0.downsample.0", "layer4.1.conv2"} <= ours
-    for name in ("layer3.0.conv1.weight", "layer3.1.conv2.weight", "layer4.0.conv1.weight", "layer4.0.downsample.0.weight", "layer4.1.conv2.weight"):
+    for name in ("layer3.0.conv1.weight", "layer3.1.conv2.weight", "layer4.0.conv1.weight",
+                 "layer4.0.downsample.0.weight", "layer4.1.conv2.weight"):
         check_gradient(t, "imagenet", x, d_features, name, rng, 2e-4)
     unseen = t.gradients["layer4.1.conv2.weight"].copy()
     unseen[:, :, 1, 1] = 0
@@ -377,7 +402,9 @@ def test_two_runs_give_the_same_bits(dtype):
             t.forward(images(t, step))
             t.backward(rng.standard_normal((BATCH, t.features)).astype(np.float32))
             t.step(0.05, 0.9, 1e-4, clip_norm=1.0)
-        return np.concatenate([v.ravel() for v in (*t.parameters.values(), *t.moments.values(), *t.buffers.values(), t.evaluate(images(t)))])
+        return np.concatenate([
+            v.ravel() for v in (*t.parameters.values(), *t.moments.values(), *t.buffers.values(), t.evaluate(images(t)))
+        ])
 
     assert (run().view(np.uint32) == run().view(np.uint32)).all()
 
@@ -432,12 +459,14 @@ def test_threads_of_python_wait_for_each_other():
 def test_bad_input():
     config = dict(backbone="resnet18", stem="small", in_channels=3, width=8)
     shape = dict(batch=4, height=8, width=8, dtype="f32", threads=2)
-    for change, text in [(dict(backbone="vgg"), "'vgg' is unknown: use resnet18"), (dict(stem="large"), "use imagenet or small"),
-                         (dict(width=0), "'width' has to be"), (dict(in_channels="3"), "'in_channels' has to be")]:
+    for change, text in [(dict(backbone="vgg"), "'vgg' is unknown: use resnet18"),
+                         (dict(stem="large"), "use imagenet or small"), (dict(width=0), "'width' has to be"),
+                         (dict(in_channels="3"), "'in_channels' has to be")]:
         with pytest.raises(ValueError, match=text):
             _core.Trainer(config | change, **shape)
-    for change, text in [(dict(height=7), "too small: the small stem needs 8 x 8"), (dict(dtype="f16"), "use f32 or bf16"),
-                         (dict(slots=5), "1 to 4 slots"), (dict(threads=0), "threads"), (dict(batch=0), "batch of 0"),
+    for change, text in [(dict(height=7), "too small: the small stem needs 8 x 8"),
+                         (dict(dtype="f16"), "use f32 or bf16"), (dict(slots=5), "1 to 4 slots"),
+                         (dict(threads=0), "threads"), (dict(batch=0), "batch of 0"),
                          (dict(batch=1), "more than one value a channel")]:
         with pytest.raises(ValueError, match=text):
             _core.Trainer(config, **(shape | change))

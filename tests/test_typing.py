@@ -1,4 +1,5 @@
-"""The types that the package promises (py.typed): the stub of the C core is the module, the package is sound, and users' code is understood."""
+"""The types that the package promises (py.typed): the stub of the C core is the module, the package is sound, and
+users' code is understood."""
 
 import importlib.util
 import os
@@ -10,7 +11,8 @@ import pytest
 
 import dreamda
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy (extra test-others) is not installed")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("mypy"),
+                                reason="mypy (extra test-others) is not installed")
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(dreamda.__file__).parent
 USE = """
@@ -42,7 +44,10 @@ try:
 except dreamda.Error as error:
     reveal_type(error)
 """
-REVEALED = ["ndarray", "ndarray", "int", "float", "float", "ndarray", "list[pathlib.Path]", "dict[str, Any]", "dreamda._core.Error"]
+REVEALED = [
+    "ndarray", "ndarray", "int", "float", "float", "ndarray", "list[pathlib.Path]", "dict[str, Any]",
+    "dreamda._core.Error"
+]
 MISUSE = """
 import dreamda
 
@@ -58,13 +63,22 @@ dreamda.nothing
 def mypy(*arguments, cwd):
     # The package is found as its users find it; an editable one lies where mypy does not look by itself.
     environment = {**os.environ, "MYPYPATH": str(PACKAGE.parent) if "site-packages" not in PACKAGE.parts else ""}
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=900)
+    done = subprocess.run([sys.executable, "-m", *arguments],
+                          capture_output=True,
+                          text=True,
+                          cwd=cwd,
+                          env=environment,
+                          timeout=900)
     return done.returncode, done.stdout + done.stderr
 
 
 def test_the_stub_of_the_core_is_the_core(tmp_path):
-    code, output = mypy("mypy.stubtest", "dreamda._core", "--allowlist", write(tmp_path, "allowed", "dreamda\\._core\\._alloc_fail_after\n"),
-                        "--ignore-unused-allowlist", cwd=tmp_path)
+    code, output = mypy("mypy.stubtest",
+                        "dreamda._core",
+                        "--allowlist",
+                        write(tmp_path, "allowed", "dreamda\\._core\\._alloc_fail_after\n"),
+                        "--ignore-unused-allowlist",
+                        cwd=tmp_path)
     assert code == 0, output
 
 
@@ -85,7 +99,10 @@ def test_use_is_understood(tmp_path):
 def test_misuse_is_found(tmp_path):
     code, output = mypy("mypy", "--cache-dir", str(tmp_path), write(tmp_path, "misuse.py", MISUSE), cwd=tmp_path)
     found = {int(line.split(":")[1]) for line in output.splitlines() if ": error:" in line}
-    assert code == 1 and found == {number for number, line in enumerate(MISUSE.splitlines(), 1) if line.startswith("dreamda.")}, output
+    assert code == 1 and found == {
+        number
+        for number, line in enumerate(MISUSE.splitlines(), 1) if line.startswith("dreamda.")
+    }, output
 
 
 def write(folder, name, text):

@@ -22,7 +22,8 @@ def make(size=(32, 32), **options):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.sampled_from(KINDS), st.integers(0, 2**40))
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), st.sampled_from(KINDS),
+       st.integers(0, 2**40))
 def test_any_image_gives_a_view_of_the_right_kind(height, width, h, w, kind, index):
     image = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
     view = make((h, w), crop_scale=(0.08, 1)).view(kind, image, 1, index)
@@ -37,8 +38,13 @@ def test_a_view_depends_on_its_key_and_on_nothing_else():
     two.strong(PHOTO, 1, 1)
     for kind in reversed(KINDS):
         np.testing.assert_array_equal(two.view(kind, PHOTO, 5, 7), base[kind])
-    others = [make(seed=4).weak(PHOTO, 5, 7), make(seed=3, stage=1).weak(PHOTO, 5, 7), one.weak(PHOTO, 6, 7), one.weak(PHOTO, 5, 8),
-              one.view("weak", PHOTO, 5, 7, stream=1), base["randaugment"]]
+    others = [
+        make(seed=4).weak(PHOTO, 5, 7),
+        make(seed=3, stage=1).weak(PHOTO, 5, 7),
+        one.weak(PHOTO, 6, 7),
+        one.weak(PHOTO, 5, 8),
+        one.view("weak", PHOTO, 5, 7, stream=1), base["randaugment"]
+    ]
     assert not any(np.array_equal(other, base["weak"]) for other in others)
 
 
@@ -58,7 +64,8 @@ def test_crops_have_the_area_and_shape_that_were_asked_for():
     y, x = np.mgrid[0:200, 0:200]
     image = np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
     views = make((50, 50), crop_scale=(0.3, 0.6), flip=False)
-    boxes = np.array([[v[0].max() - v[0].min(), v[1].max() - v[1].min()] for v in (views.weak(image, 0, i) for i in range(200))]) * 255 + 3
+    boxes = np.array([[v[0].max() - v[0].min(), v[1].max() - v[1].min()]
+                      for v in (views.weak(image, 0, i) for i in range(200))]) * 255 + 3
     area, ratio = boxes.prod(axis=1) / 200**2, boxes[:, 0] / boxes[:, 1]
     assert 0.27 < area.min() < 0.33 and 0.57 < area.max() < 0.63 and abs(area.mean() - 0.45) < 0.02
     assert 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4
@@ -74,13 +81,19 @@ def test_flip_can_be_switched_off():
 def test_fourteen_operations_each_change_a_photo_and_keep_its_size():
     assert len(OPERATIONS) == 14
     picture = Image.fromarray(np.asarray(Image.fromarray(PHOTO).resize((64, 64))) // 2 + 40)
-    changed = [not np.array_equal(np.asarray(op(picture, 0.8, sign, (9, 9, 9))), np.asarray(picture)) for op in OPERATIONS for sign in (True, False)]
+    changed = [
+        not np.array_equal(np.asarray(op(picture, 0.8, sign, (9, 9, 9))), np.asarray(picture)) for op in OPERATIONS
+        for sign in (True, False)
+    ]
     assert changed[:2] == [False, False] and all(changed[2:])  # the first is Identity
     for op in OPERATIONS:
         for strength in (0.0, 1.0):
             out = op(picture, strength, True, (9, 9, 9))
             assert out.size == (64, 64) and out.mode == "RGB"
-    near = [op for op in OPERATIONS if np.abs(np.asarray(op(picture, 0.0, True, (0, 0, 0))).astype(int) - np.asarray(picture)).mean() < 1]
+    near = [
+        op for op in OPERATIONS
+        if np.abs(np.asarray(op(picture, 0.0, True, (0, 0, 0))).astype(int) - np.asarray(picture)).mean() < 1
+    ]
     assert len(near) == 12  # strength 0 does nothing, but for the two without strength: AutoContrast, Equalize
 
 
@@ -120,7 +133,8 @@ def test_the_centre_is_cropped_whatever_the_size_of_the_image(side):
     assert shown.min() == pytest.approx(255 / 16, abs=2) and shown.max() == pytest.approx(255 * 15 / 16, abs=2)
 
 
-@pytest.mark.parametrize("shape, reduced", [((100, 150), (32, 48)), ((32, 500), (32, 500)), ((40, 40), (32, 32)), ((32, 64), (32, 64)), ((20, 30), (20, 30))])
+@pytest.mark.parametrize("shape, reduced", [((100, 150), (32, 48)), ((32, 500), (32, 500)), ((40, 40), (32, 32)),
+                                            ((32, 64), (32, 64)), ((20, 30), (20, 30))])
 def test_large_photographs_are_reduced_once(shape, reduced):
     photo = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     small = reduce(photo, (16, 16))
@@ -136,8 +150,9 @@ def test_channel_statistics():
     assert channel_statistics(np.zeros((2, 4, 4, 3), np.uint8)) == ((0, 0, 0), (1e-3,) * 3)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"crop_scale": (0, 1)}, "crop_scale"), ({"crop_scale": (0.9, 0.1)}, "crop_scale"), ({"std": (0, 1, 1)}, "std"), ({"mean": (0,)}, "mean")])
+@pytest.mark.parametrize("options, message", [({"crop_scale": (0, 1)}, "crop_scale"),
+                                              ({"crop_scale": (0.9, 0.1)}, "crop_scale"), ({"std": (0, 1, 1)}, "std"),
+                                              ({"mean": (0, )}, "mean")])
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
@@ -178,4 +193,5 @@ def test_ahead_passes_errors_on_and_stops_when_closed():
 
 
 def test_module_docstring_numbers():
-    assert module.channel_statistics([np.full((2, 2, 3), 51, np.uint8), np.full((4, 4, 3), 153, np.uint8)]) == ((0.4,) * 3, (0.2,) * 3)
+    assert module.channel_statistics([np.full((2, 2, 3), 51, np.uint8),
+                                      np.full((4, 4, 3), 153, np.uint8)]) == ((0.4, ) * 3, (0.2, ) * 3)

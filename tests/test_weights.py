@@ -33,7 +33,11 @@ def raw(tensors):
 def test_types(tmp_path):
     half, bits = A.astype(np.float16), (A.view(np.uint32) >> 16).astype(np.uint16)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(raw({"f32": ("F32", [2, 3], A.tobytes()), "f16": ("F16", [2, 3], half.tobytes()), "bf16": ("BF16", [2, 3], bits.tobytes())}))
+    file.write_bytes(
+        raw({
+            "f32": ("F32", [2, 3], A.tobytes()), "f16": ("F16", [2, 3], half.tobytes()), "bf16":
+            ("BF16", [2, 3], bits.tobytes())
+        }))
     for place in (file, tmp_path):
         weights = WeightFile(place)
         assert weights.names() == ["f32", "f16", "bf16"]
@@ -42,8 +46,10 @@ def test_types(tmp_path):
             assert got.dtype == expected.dtype and np.array_equal(got, expected) and weights.shape(name) == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
-                                  "model.fp16.safetensors"])
+@pytest.mark.parametrize("name", [
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors"
+])
 def test_names_of_files(tmp_path, name):
     save_file({"a": A}, tmp_path / name)
     assert WeightFile(tmp_path).files == [tmp_path / name]
@@ -62,14 +68,20 @@ def shards(folder, weight_map):
 
 
 def test_shards(tmp_path):
-    shards(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"})
+    shards(
+        tmp_path, {
+            "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", "c":
+            "model-00002-of-00002.safetensors"
+        })
     weights = WeightFile(tmp_path)
     assert weights.names() == ["a", "b", "c"] and len(weights.files) == 2
     assert np.array_equal(weights.read("c"), A + 2)
 
 
-@pytest.mark.parametrize("weight_map, message", [({"a": "gone.safetensors"}, "gone.safetensors"), ({"a": "../model.safetensors"}, "not in the same folder"),
-                                                 ({"a": 3}, "'weight_map' has to map"), ([], "'weight_map' has to map")])
+@pytest.mark.parametrize("weight_map, message", [({"a": "gone.safetensors"}, "gone.safetensors"),
+                                                 ({"a": "../model.safetensors"}, "not in the same folder"),
+                                                 ({"a": 3}, "'weight_map' has to map"),
+                                                 ([], "'weight_map' has to map")])
 def test_wrong_shards(tmp_path, weight_map, message):
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -193,13 +205,13 @@ def test_damage_is_refused_or_harmless(changes):
             assert weights.read(name).shape == weights.shape(name)
 
 
-@pytest.mark.parametrize("header", [
-    {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 25]}},
-    {"a": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]}},
-    {"a": {"dtype": "F32", "shape": [2, -3], "data_offsets": [0, 24]}},
-    {"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 24]}},
-    {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}, "b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 20]}},
-])
+@pytest.mark.parametrize("header", [{"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 25]}}, {
+    "a": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]}
+}, {"a": {"dtype": "F32", "shape": [2, -3], "data_offsets": [0, 24]}},
+                                    {"a": {"dtype": "F32", "shape": [1 << 62, 1 << 62], "data_offsets": [0, 24]}}, {
+                                        "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}, "b":
+                                        {"dtype": "F32", "shape": [3], "data_offsets": [8, 20]}
+                                    }, ])
 def test_headers_that_contradict_themselves(tmp_path, header):
     text = json.dumps(header).encode()
     file = tmp_path / "model.safetensors"
@@ -217,9 +229,12 @@ def test_other_types_are_refused(tmp_path):
 
 def test_check_counts_everything_and_names_five(tmp_path):
     file = tmp_path / "model.safetensors"
-    save_file({"fits": A, "extra": A, "wrong": A, "decoder.x": A, "embeddings.position_ids": np.arange(4, dtype=np.int64)}, file)
+    save_file(
+        {"fits": A, "extra": A, "wrong": A, "decoder.x": A, "embeddings.position_ids": np.arange(4, dtype=np.int64)},
+        file)
     with pytest.raises(ValueError) as caught:
-        WeightFile(file).check([("fits", (2, 3)), ("wrong", (3, 2)), ("gone", (1,)), ("gone.too", (1,))], ignore=("decoder.",))
+        WeightFile(file).check([("fits", (2, 3)), ("wrong", (3, 2)), ("gone", (1, )), ("gone.too", (1, ))],
+                               ignore=("decoder.", ))
     text = str(caught.value)
     assert "2 missing: gone, gone.too;" in text and "1 unexpected: extra;" in text
     assert "1 of another shape: wrong (2, 3) instead of (3, 2)" in text
@@ -237,7 +252,8 @@ def test_old_names_of_the_vae_attention(tmp_path):
 
 
 def test_the_prefix_of_text_encoders(tmp_path):
-    """transformers 5 leaves it out for CLIPTextModel; CLIPTextModelWithProjection has a tensor beside the text model."""
+    """transformers 5 leaves it out for CLIPTextModel; CLIPTextModelWithProjection has a tensor beside the text
+    model."""
     save_file({"text_model.a": A, "text_projection.weight": A}, tmp_path / "old.safetensors")
     save_file({"a": A, "text_projection.weight": A}, tmp_path / "new.safetensors")
     for name in ("old", "new"):
@@ -258,16 +274,23 @@ def test_a_single_file_beside_a_stale_index(tmp_path):
     assert WeightFile(tmp_path).names() == ["whole"]
     save_file({"whole": A}, tmp_path / "diffusion_pytorch_model.safetensors")
     index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"b": "model-00002-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"}}))
+    index.write_text(
+        json.dumps({"weight_map": {"b": "model-00002-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"}}))
     assert WeightFile(tmp_path).names() == ["b", "c"]
     index.write_text(json.dumps({"weight_map": {"b": "gone.safetensors"}}))
     with pytest.raises(ValueError, match="names 'gone.safetensors', which is not in the same folder"):
         WeightFile(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "model.safetensors.fp16.index.json", "model.fp16.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "index",
+    ["model.safetensors.index.fp16.json", "model.safetensors.fp16.index.json", "model.fp16.safetensors.index.json"])
 def test_names_of_half_precision_indices(tmp_path, index):
-    shards(tmp_path, {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"})
+    shards(
+        tmp_path, {
+            "a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors", "c":
+            "model-00002-of-00002.safetensors"
+        })
     (tmp_path / "model.safetensors.index.json").rename(tmp_path / index)
     assert WeightFile(tmp_path).names() == ["a", "b", "c"]
 
@@ -275,7 +298,8 @@ def test_names_of_half_precision_indices(tmp_path, index):
 def test_safetensors_under_other_names(tmp_path):
     save_file({"a": A}, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
     (tmp_path / "model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"\(diffusion_pytorch_model.non_ema.safetensors\) have other names than"):
+    with pytest.raises(FileNotFoundError,
+                       match=r"\(diffusion_pytorch_model.non_ema.safetensors\) have other names than"):
         WeightFile(tmp_path)
 
 

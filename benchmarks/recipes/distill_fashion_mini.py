@@ -2,13 +2,14 @@
 
     python distill_fashion_mini.py DATA OUT [--seconds 5400] [--threads 1]
 
-Latent consistency distillation (Luo et al., 2023): the student jumps from any timestep to the clean image, and learns to land where it
-lands one step later on the teacher's 50-step DDIM path. Guidance is an input (`time_cond_proj_dim`), w = guidance_scale - 1 drawn from
-0 to 4, so that no second row is needed; one prompt in ten is empty, which the source of `cycle` and the inversion of `asymmetric` run on.
+Latent consistency distillation (Luo et al., 2023): the student jumps from any timestep to the clean image, and learns
+to land where it lands one step later on the teacher's 50-step DDIM path. Guidance is an input (`time_cond_proj_dim`), w
+= guidance_scale - 1 drawn from 0 to 4, so that no second row is needed; one prompt in ten is empty, which the source of
+`cycle` and the inversion of `asymmetric` run on.
 
-DATA holds Fashion-MNIST's idx .gz files (Debian: dataset-fashion-mnist, /usr/share/datasets/fashion-mnist). As for the teacher only the
-first 50,000 training images are used. Needs torch, diffusers and transformers; 2 CPU cores suffice. The learning rate follows the clock.
-OUT becomes a U-Net folder in fp16 (averaged weights), saved every five minutes.
+DATA holds Fashion-MNIST's idx .gz files (Debian: dataset-fashion-mnist, /usr/share/datasets/fashion-mnist). As for the
+teacher only the first 50,000 training images are used. Needs torch, diffusers and transformers; 2 CPU cores suffice.
+The learning rate follows the clock. OUT becomes a U-Net folder in fp16 (averaged weights), saved every five minutes.
 """
 import argparse
 import gzip
@@ -22,8 +23,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 TEACHER = Path(__file__).parents[2] / "python/dreamda/bundled/fashion-mini"
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-TEMPLATES = ["a photo of a {}", "a picture of a {}", "an image of a {}", "a product photo of a {}", "a grayscale photo of a {}",
-             "a studio photo of a {} on a black background", "{}", "a {}"]
+TEMPLATES = [
+    "a photo of a {}", "a picture of a {}", "an image of a {}", "a product photo of a {}", "a grayscale photo of a {}",
+    "a studio photo of a {} on a black background", "{}", "a {}"
+]
 DIM, SOLVER_STEPS, EMPTY, BATCH, RATE, SAVE_SECONDS = 64, 50, 0.1, 32, 3e-4, 300
 HUBER = 1e-3  # the loss is sqrt(difference^2 + HUBER^2) - HUBER
 
@@ -55,7 +58,8 @@ def autocast() -> torch.autocast:
 
 
 # 1. images, encoded as they are drawn
-images = torch.from_numpy(np.pad(idx("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:50000], ((0, 0), (2, 2), (2, 2))))
+images = torch.from_numpy(
+    np.pad(idx("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:50000], ((0, 0), (2, 2), (2, 2))))
 labels = torch.from_numpy(idx("train-labels-idx1-ubyte.gz", 8)[:50000].astype(np.int64))
 vae = AutoencoderKL.from_pretrained(TEACHER / "vae").float().to(memory_format=torch.channels_last).requires_grad_(False)
 
@@ -73,15 +77,21 @@ tokenizer = CLIPTokenizer.from_pretrained(TEACHER / "tokenizer")
 text = CLIPTextModel.from_pretrained(TEACHER / "text_encoder").float()
 prompts = [t.format(n).replace("a ankle", "an ankle") for n in NAMES for t in TEMPLATES] + [""]
 with torch.no_grad():
-    ids = tokenizer(prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt")["input_ids"]
+    ids = tokenizer(prompts,
+                    padding="max_length",
+                    truncation=True,
+                    max_length=tokenizer.model_max_length,
+                    return_tensors="pt")["input_ids"]
     contexts = text(ids)[0]
 
 # 3. teacher, student, and the student's moving average, which is also the target
-teacher = UNet2DConditionModel.from_pretrained(TEACHER / "unet").float().to(memory_format=torch.channels_last).requires_grad_(False)
+teacher = UNet2DConditionModel.from_pretrained(
+    TEACHER / "unet").float().to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 def student_like() -> UNet2DConditionModel:
-    model = UNet2DConditionModel.from_config({**teacher.config, "time_cond_proj_dim": DIM}).to(memory_format=torch.channels_last)
+    model = UNet2DConditionModel.from_config({**teacher.config, "time_cond_proj_dim":
+                                              DIM}).to(memory_format=torch.channels_last)
     model.load_state_dict(teacher.state_dict(), strict=False)
     torch.nn.init.zeros_(model.time_embedding.cond_proj.weight)
     return model
@@ -124,21 +134,25 @@ while (part := (time.time() - begun) / a.seconds) < 1:
     optimiser.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 50) * (0.5 * (1 + np.cos(np.pi * part)) + 0.02)
     i = torch.randint(0, len(labels), (BATCH,))
     x0 = latents(i)
-    chosen = torch.where(torch.rand(BATCH) < EMPTY, empty, labels[i] * len(TEMPLATES) + torch.randint(0, len(TEMPLATES), (BATCH,)))
+    chosen = torch.where(
+        torch.rand(BATCH) < EMPTY, empty, labels[i] * len(TEMPLATES) + torch.randint(0, len(TEMPLATES), (BATCH, )))
     context, w, k = contexts[chosen], torch.rand(BATCH) * 4, torch.randint(0, SOLVER_STEPS, (BATCH,))
     t, before = grid[k], (grid[k] - stride).clamp(min=0)
     guidance = guidance_embedding(w)
-    x = (column(alphas[t].sqrt()) * x0 + column((1 - alphas[t]).sqrt()) * torch.randn_like(x0)).contiguous(memory_format=torch.channels_last)
+    x = (column(alphas[t].sqrt()) * x0 + column(
+        (1 - alphas[t]).sqrt()) * torch.randn_like(x0)).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         both = torch.cat([contexts[empty].expand(BATCH, -1, -1), context]).bfloat16()
         rows = teach(torch.cat([x, x]).bfloat16(), torch.cat([t, t]), both).sample
         unconditional, conditional = rows.float().chunk(2)
         noise = conditional + column(w) * (conditional - unconditional)
         clean = (x - column((1 - alphas[t]).sqrt()) * noise) / column(alphas[t].sqrt())
-        x_after = (column(alphas_after[k].sqrt()) * clean + column((1 - alphas_after[k]).sqrt()) * noise).contiguous(memory_format=torch.channels_last)
+        x_after = (column(alphas_after[k].sqrt()) * clean + column(
+            (1 - alphas_after[k]).sqrt()) * noise).contiguous(memory_format=torch.channels_last)
         noise = aim(x_after.bfloat16(), before, context.bfloat16(), timestep_cond=guidance.bfloat16()).sample.float()
         goal = clean_image(noise, x_after, before)
-    loss = ((clean_image(student(x, t, context, timestep_cond=guidance).sample, x, t) - goal).pow(2) + HUBER**2).sqrt().mean() - HUBER
+    loss = ((clean_image(student(x, t, context, timestep_cond=guidance).sample, x, t) - goal).pow(2)
+            + HUBER**2).sqrt().mean() - HUBER
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -52,10 +52,14 @@ def command_page(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument" and not p.hidden]
     options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
     usage = " ".join([f"dreamda {name}", *map(placeholder, arguments), "[OPTIONS]"])
-    lines = [f"## dreamda {name}", "", f"```sh\n{usage}\n```", "", inspect.cleandoc(command.help or "").replace("\b\n", ""), ""]
+    lines = [
+        f"## dreamda {name}", "", f"```sh\n{usage}\n```", "",
+        inspect.cleandoc(command.help or "").replace("\b\n", ""), ""
+    ]
     if arguments:
         lines += ["| argument | |", "|---|---|"]
-        lines += [f"| `{(a.metavar or a.name).upper()}` | {cell(getattr(a, 'help', '') or '')} |" for a in arguments] + [""]
+        lines += [f"| `{(a.metavar or a.name).upper()}` | {cell(getattr(a, 'help', '') or '')} |"
+                  for a in arguments] + [""]
     groups: dict[str, list[Any]] = {}
     for option in options:
         groups.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(option)
@@ -71,8 +75,11 @@ def command_page(name: str, command: Any) -> str:
 def commands_page() -> str:
     """commands.md."""
     commands = typer.main.get_command(app).commands
-    lines = [NOTE, "# Commands", "", "Every command has `--help`. Exit codes: 0 done; 1 ran, but some inputs were skipped or lost; "
-             "2 wrong use or bad input, nothing written; 128 + n ended by signal n.", ""]
+    lines = [
+        NOTE, "# Commands", "",
+        "Every command has `--help`. Exit codes: 0 done; 1 ran, but some inputs were skipped or lost; "
+        "2 wrong use or bad input, nothing written; 128 + n ended by signal n.", ""
+    ]
     for name, command in commands.items():
         summary = inspect.cleandoc(command.help or "").split("\n\n")[0]
         lines.append(f"- [`dreamda {name}`](#{anchor('dreamda ' + name)}): {cell(summary)}")
@@ -113,7 +120,8 @@ def members(value: Any) -> list[tuple[str, Any, str]]:
     """The public methods and properties of a class, in their order of definition."""
     found = []
     for name, inner in vars(value).items():
-        kind = "class method" if isinstance(inner, classmethod) else "static method" if isinstance(inner, staticmethod) else ""
+        kind = "class method" if isinstance(inner,
+                                            classmethod) else "static method" if isinstance(inner, staticmethod) else ""
         inner = inner.__func__ if isinstance(inner, (classmethod, staticmethod)) else inner
         if name != "__call__" and name.startswith("_"):
             continue
@@ -149,7 +157,10 @@ def python_page() -> str:
              *(f"- [`dreamda.{name}`](#{anchor('dreamda.' + name)})" for name in names), ""]
     for name in names:
         value = getattr(dreamda, name)
-        lines += [f"## dreamda.{name}", "", f"```python\n{signature(f'dreamda.{name}', value)}\n```", "", docstring(value), ""]
+        lines += [
+            f"## dreamda.{name}", "", f"```python\n{signature(f'dreamda.{name}', value)}\n```", "",
+            docstring(value), ""
+        ]
         for member, inner, kind in members(value) if inspect.isclass(value) else []:
             title = f"{name}.{member}" if member != "__call__" else f"{name}()"
             lines += [f"### {title}", ""]

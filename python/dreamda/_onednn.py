@@ -29,8 +29,9 @@ def _candidates() -> list[Path]:
 def preload() -> None:
     """Load oneDNN into the process.
 
-    libgomp, which comes with it, reads its settings now. By default its threads spin for milliseconds at every barrier, which on a machine
-    that does anything else makes training ten times slower; unless the user has chosen, they spin briefly and then sleep.
+    libgomp, which comes with it, reads its settings now. By default its threads spin for milliseconds at every barrier,
+    which on a machine that does anything else makes training ten times slower; unless the user has chosen, they spin
+    briefly and then sleep.
 
     Raises
     ------

@@ -1,16 +1,19 @@
-"""Many machines: one picklable callable for Ray Data, Spark and Dask, and `dreamda generate` on the workers of a Ray cluster.
+"""Many machines: one picklable callable for Ray Data, Spark and Dask, and `dreamda generate` on the workers of a Ray
+cluster.
 
     import ray
     from dreamda.distributed import Augmenter
 
     rows = ray.data.from_numpy(images).add_column("prompt", ...).add_column("key", ...)
-    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"], fn_constructor_kwargs={"variants": 4, "steps": 20},
+    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"], fn_constructor_kwargs={"variants": 4,
+    "steps": 20},
                             batch_size=16, num_cpus=1, concurrency=2)
 
     augmenter = Augmenter("fashion-mini", variants=4, steps=20)                                   # Dask: a batch a task
     parts = [dask.delayed(augmenter)(batch) for batch in batches]
 
-An image's noise follows its key, so it does not matter which worker makes it, in which batch, or how often a task is repeated.
+An image's noise follows its key, so it does not matter which worker makes it, in which batch, or how often a task is
+repeated.
 """
 from __future__ import annotations
 
@@ -41,8 +44,8 @@ RETRIES = 3             # of a piece whose worker died
 
 @accepts(GenerationOptions)
 class Augmenter:
-    """`Pipeline.augment` as a function of a batch of columns, to be sent to other processes: pickled it is its arguments, and the model
-    is loaded where it is used.
+    """`Pipeline.augment` as a function of a batch of columns, to be sent to other processes: pickled it is its
+    arguments, and the model is loaded where it is used.
 
     Parameters
     ----------
@@ -51,8 +54,8 @@ class Augmenter:
     image, prompt, key : str
         The names of the columns read.
     explode : bool
-        One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which need as many
-        rows back as they gave (Spark's ``predict_batch_udf``).
+        One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which
+        need as many rows back as they gave (Spark's ``predict_batch_udf``).
     GenerationOptions
         Its fields, by keyword.
 
@@ -62,8 +65,17 @@ class Augmenter:
         As `GenerationOptions` and `Pipeline.load` do.
     """
 
-    def __init__(self, model: str, *, dtype: str = "auto", threads: int | None = None, size: tuple[int, int] | None = None,
-                 image: str = "image", prompt: str = "prompt", key: str = "key", explode: bool = True, **options: Unpack[OptionKeywords]) -> None:
+    def __init__(self,
+                 model: str,
+                 *,
+                 dtype: str = "auto",
+                 threads: int | None = None,
+                 size: tuple[int, int] | None = None,
+                 image: str = "image",
+                 prompt: str = "prompt",
+                 key: str = "key",
+                 explode: bool = True,
+                 **options: Unpack[OptionKeywords]) -> None:
         self.settings = from_keywords(GenerationOptions, Augmenter, options)
         self.model, self.dtype, self.threads, self.size = str(model), dtype, threads, size
         self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
@@ -83,14 +95,15 @@ class Augmenter:
         Parameters
         ----------
         batch : mapping of str to array
-            The image column is uint8 (N, H, W, 3), or N such images of their own sizes; the prompt column N texts; the key column N texts
-            or whole numbers, one of its own for each image of the data set. Arrays may be read-only.
+            The image column is uint8 (N, H, W, 3), or N such images of their own sizes; the prompt column N texts; the
+            key column N texts or whole numbers, one of its own for each image of the data set. Arrays may be read-only.
 
         Returns
         -------
         dict of str to array
-            With `explode`, N * K rows: the image column uint8 (N * K, height, width, 3), all others repeated, and ``"variant"``,
-            int64, counting each image's from 0. Without, N rows, and the image column is uint8 (N, K, height, width, 3).
+            With `explode`, N * K rows: the image column uint8 (N * K, height, width, 3), all others repeated, and
+            ``"variant"``, int64, counting each image's from 0. Without, N rows, and the image column is uint8 (N, K,
+            height, width, 3).
 
         Raises
         ------
@@ -99,7 +112,9 @@ class Augmenter:
         """
         for name, what in ((self.image, "image"), (self.prompt, "prompt"), (self.key, "key")):
             if name not in batch:
-                raise ValueError(f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); name the right one with {what}=")
+                raise ValueError(
+                    f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); name the right one with {what}="
+                )
         column = batch[self.image]
         images, _ = as_pixels(list(column) if getattr(column, "dtype", None) == object else column)
         keys = [key.item() if isinstance(key, np.generic) else key for key in batch[self.key]]
@@ -107,13 +122,18 @@ class Augmenter:
         if not self.explode:
             return {**batch, self.image: made}
         variants = made.shape[1]
-        others = {name: np.repeat(np.asarray(column), variants, axis=0) for name, column in batch.items() if name != self.image}
-        return {**others, self.image: made.reshape(-1, *made.shape[2:]), "variant": np.tile(np.arange(variants), len(made))}
+        others = {
+            name: np.repeat(np.asarray(column), variants, axis=0)
+            for name, column in batch.items() if name != self.image
+        }
+        return {
+            **others, self.image: made.reshape(-1, *made.shape[2:]), "variant": np.tile(np.arange(variants), len(made))
+        }
 
 
 class RayWorkers:
-    """The workers of a Ray cluster, for `generate_dataset`: they compute, this process reads and writes, so a shared file system is needed
-    for the model only.
+    """The workers of a Ray cluster, for `generate_dataset`: they compute, this process reads and writes, so a shared
+    file system is needed for the model only.
 
         with RayWorkers("fashion-mini", address="auto") as workers:
             generate_dataset(folder, "synthetic", workers, settings, engine=workers.stream)
@@ -164,19 +184,27 @@ class RayWorkers:
         if self._ours:
             try:
                 _knock(address or "")
-                ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=address,
+                         include_dashboard=None if address else False,
+                         log_to_driver=False,
+                         logging_level=logging.ERROR)
             except (OSError, ValueError, RuntimeError) as error:
-                raise ValueError(f"--address {address}: there is no Ray cluster to be reached ({str(error).splitlines()[0][:200]}); "
-                                 "start one with: ray start --head") from None
+                raise ValueError(
+                    f"--address {address}: there is no Ray cluster to be reached ({str(error).splitlines()[0][:200]}); "
+                    "start one with: ray start --head") from None
         self.notes: list[str] = []
         self._starting: dict[Any, Any] = {}
         try:
             self.threads = threads or min((cpus for cpus in self._cpus() if cpus), default=1)
             self.count = self._room()
             if not self.count:
-                raise ValueError(f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has "
-                                 f"{max(self._cpus(), default=0)}; give fewer, or start nodes with more")
-            worker: Any = ray.remote(_Worker).options(num_cpus=self.threads, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+                raise ValueError(
+                    f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has "
+                    f"{max(self._cpus(), default=0)}; give fewer, or start nodes with more")
+            worker: Any = ray.remote(_Worker).options(num_cpus=self.threads,
+                                                      max_restarts=-1,
+                                                      max_task_retries=RETRIES,
+                                                      scheduling_strategy="SPREAD")
             for _ in range(self.count):
                 actor = worker.remote(model, dtype, self.threads, size)
                 self._starting[actor.about.remote()] = actor
@@ -199,13 +227,16 @@ class RayWorkers:
         while not (ready := self._ray.wait(list(self._starting), timeout=LOOK_SECONDS)[0]):
             if time.monotonic() > until:
                 free = self._ray.available_resources().get("CPU", 0)
-                raise EngineError(f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are free); "
-                                  "wait until others have finished, or give fewer --threads")
+                raise EngineError(
+                    f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are free); "
+                    "wait until others have finished, or give fewer --threads")
         self._about = about = self._get(ready[0])
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
-        self.threads_matter, self.folder, self.environment = about["threads_matter"], about["folder"], about["environment"]
+        self.threads_matter, self.folder, self.environment = about["threads_matter"], about["folder"], about[
+            "environment"]
         if about["dreamda"] != __version__:
-            raise ValueError(f"the machine {about['host']} has dreamda {about['dreamda']}, this one {__version__}; make them equal")
+            raise ValueError(
+                f"the machine {about['host']} has dreamda {about['dreamda']}, this one {__version__}; make them equal")
         return self._starting.pop(ready[0])
 
     def _get(self, reference: Any) -> Any:
@@ -215,9 +246,10 @@ class RayWorkers:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
-            raise EngineError(f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
-                              "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
-                              "run the same command again to resume") from None
+            raise EngineError(
+                f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
+                "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
+                "run the same command again to resume") from None
 
     def _welcome(self, reference: Any) -> None:
         """Take a worker in that has loaded the model, unless it would make other images."""
@@ -225,13 +257,17 @@ class RayWorkers:
         here = self._about
         for name, of in (("dreamda", "version of dreamda"), ("fingerprint", "model"), ("dtype", "dtype")):
             if about[name] != here[name]:
-                raise ValueError(f"the machine {about['host']} has another {of} than {here['host']} ({about[name]} instead of {here[name]}); "
-                                 "make them equal")
+                raise ValueError(
+                    f"the machine {about['host']} has another {of} than {here['host']} ({about[name]} instead of {here[name]}); "
+                    "make them equal")
         if differing := differences(self.environment, about["environment"], BITS):
-            self.notes.append(f"the machine {about['host']} differs from {here['host']}, {differing}: the last bits of its images may differ")
+            self.notes.append(
+                f"the machine {about['host']} differs from {here['host']}, {differing}: the last bits of its images may differ"
+            )
         self._idle.append(actor)
 
-    def _augment(self, images: np.ndarray, prompts: Sequence[str], keys: Sequence[str], settings: GenerationOptions) -> np.ndarray:
+    def _augment(self, images: np.ndarray, prompts: Sequence[str], keys: Sequence[str],
+                 settings: GenerationOptions) -> np.ndarray:
         """`Pipeline._augment` on one worker."""
         return self._get(self._idle[0].augment.remote(images, list(prompts), list(keys), settings))
 
@@ -242,14 +278,16 @@ class RayWorkers:
         while True:
             while self._idle and not stop() and (piece := take(batch)):
                 actor = self._idle.pop()
-                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first, piece.options(settings))
+                reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first,
+                                              piece.options(settings))
                 busy[reference] = actor, piece
             if not busy:
                 return
             done, _ = self._ray.wait([*busy, *self._starting], timeout=LOOK_SECONDS)
             if not done and not self._room():
-                raise EngineError(f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
-                                  "run the same command again to resume")
+                raise EngineError(
+                    f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
+                    "run the same command again to resume")
             for reference in done:
                 if reference in self._starting:
                     self._welcome(reference)
@@ -271,7 +309,8 @@ class RayWorkers:
     def __enter__(self) -> RayWorkers:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close()
 
 
@@ -283,7 +322,8 @@ def _knock(address: str) -> None:
 
 
 class _Worker:
-    """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a death."""
+    """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a
+    death."""
 
     def __init__(self, model: str, dtype: str, threads: int, size: tuple[int, int] | None) -> None:
         self._load = partial(Pipeline.load, model, dtype=dtype, threads=threads, size=size)
@@ -294,10 +334,14 @@ class _Worker:
 
     def about(self) -> dict[str, Any]:
         pipe = self._pipeline
-        return {"size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter": pipe.threads_matter,
-                "folder": pipe.folder.resolve(), "dreamda": __version__, "environment": environment(), "host": socket.gethostname()}
+        return {
+            "size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter":
+            pipe.threads_matter, "folder": pipe.folder.resolve(), "dreamda": __version__, "environment": environment(),
+            "host": socket.gethostname()
+        }
 
-    def augment(self, images: np.ndarray, prompts: list[str], keys: list[str], settings: GenerationOptions) -> np.ndarray:
+    def augment(self, images: np.ndarray, prompts: list[str], keys: list[str],
+                settings: GenerationOptions) -> np.ndarray:
         return self._pipeline._augment(images, prompts, keys, settings)
 
     def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int,

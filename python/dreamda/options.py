@@ -5,9 +5,9 @@
         epochs: int = option(30, "Passes over the images.", group="Training", low=1)
         view: Literal["weak", "strong"] = option("weak", "How labelled images are changed.", group="Training")
 
-An instance is checked on creation. A Python function takes the fields as keywords (`accepts`), a command takes them as command-line
-options (`dreamda.cli.common.accepts_options`). Texts name other options in backticks, `` `epochs` `` or `` `view=strong` ``: the library
-shows them as they are, the command line as ``--epochs`` and ``--view strong``.
+An instance is checked on creation. A Python function takes the fields as keywords (`accepts`), a command takes them as
+command-line options (`dreamda.cli.common.accepts_options`). Texts name other options in backticks, `` `epochs` `` or ``
+`view=strong` ``: the library shows them as they are, the command line as ``--epochs`` and ``--view strong``.
 """
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class ParameterError(ValueError):
 
 
 def spelled(text: str, spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> str:
-    """The text with every `` `name` `` or `` `name=value` `` as `spell` has it; without the backticks where that is None."""
+    """The text with every `` `name` `` or `` `name=value` `` as `spell` has it; without the backticks where that is
+    None."""
     return re.sub(r"`(\w+)(?:=([^`]*))?`", lambda found: spell(found[1], found[2]) or found[0].strip("`"), text)
 
 
@@ -129,7 +130,8 @@ class Option:
         if self.kind is str and isinstance(value, str) and (not self.choices or value in self.choices):
             return str(value)
         numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
-        if self.kind in (int, float) and isinstance(value, numbers) and not isinstance(value, bool) and self._has(value):
+        if self.kind in (int, float) and isinstance(value,
+                                                    numbers) and not isinstance(value, bool) and self._has(value):
             return self.kind(value)
         raise ParameterError(name, f"{value!r} is not possible; use {self.possible}")
 
@@ -163,8 +165,10 @@ class Option:
             raise ParameterError(name, f"{text!r} is not possible; use {self.possible}") from None
 
     def _has(self, value: Any) -> bool:
-        return bool(math.isfinite(value) and (self.low is None or value >= self.low) and (self.above is None or value > self.above)
-                    and (self.high is None or value <= self.high) and (not self.choices or value in self.choices))
+        return bool(
+            math.isfinite(value) and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above) and (self.high is None or value <= self.high)
+            and (not self.choices or value in self.choices))
 
 
 def _number(value: float | None) -> str:
@@ -174,8 +178,16 @@ def _number(value: float | None) -> str:
     return "" if value is None else str(value)
 
 
-def option(default: Any, help: str, *, group: str, low: float | None = None, above: float | None = None, high: float | None = None,
-           count: int = 0, shown_default: str = "", spelling: str = "") -> Any:
+def option(default: Any,
+           help: str,
+           *,
+           group: str,
+           low: float | None = None,
+           above: float | None = None,
+           high: float | None = None,
+           count: int = 0,
+           shown_default: str = "",
+           spelling: str = "") -> Any:
     """A field of an `Options` dataclass; its type and its choices (``Literal``) come from the annotation.
 
     Parameters
@@ -185,12 +197,20 @@ def option(default: Any, help: str, *, group: str, low: float | None = None, abo
     help, group, low, above, high, count, shown_default, spelling
         As in `Option`.
     """
-    about = Option(help, group, low=low, above=above, high=high, count=count, shown_default=shown_default, spelling=spelling)
+    about = Option(help,
+                   group,
+                   low=low,
+                   above=above,
+                   high=high,
+                   count=count,
+                   shown_default=shown_default,
+                   spelling=spelling)
     return field(default=default, metadata={"option": about})
 
 
 class Options:
-    """A frozen dataclass of options, each made by `option`; every field is checked on creation, and a number gets its field's type.
+    """A frozen dataclass of options, each made by `option`; every field is checked on creation, and a number gets its
+    field's type.
 
     A subclass adds checks of fields against each other in ``__post_init__``, after this one's.
     """
@@ -204,13 +224,17 @@ def options_of(cls: type[Options]) -> Mapping[str, Option]:
     """The fields of a dataclass of options, in their order."""
     hints, found = get_type_hints(cls), {}
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, as its docstring says
-        kinds = get_args(hints[each.name]) if get_origin(hints[each.name]) in (Union, types.UnionType) else (hints[each.name],)
+        kinds = get_args(hints[each.name]) if get_origin(
+            hints[each.name]) in (Union, types.UnionType) else (hints[each.name], )
         several = [k for k in kinds if get_origin(k) is tuple]
         single = [k for k in kinds if k is not type(None) and k not in several]
         kind = single[0] if single else get_args(several[0])[0]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        found[each.name] = dataclasses.replace(each.metadata["option"], kind=type(choices[0]) if choices else kind, choices=choices,
-                                               optional=type(None) in kinds, broadcast=bool(several and single))
+        found[each.name] = dataclasses.replace(each.metadata["option"],
+                                               kind=type(choices[0]) if choices else kind,
+                                               choices=choices,
+                                               optional=type(None) in kinds,
+                                               broadcast=bool(several and single))
     return types.MappingProxyType(found)
 
 
@@ -220,9 +244,9 @@ def defaults_of(cls: type[Options]) -> dict[str, Any]:
 
 
 def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
-    """Decorate a function that takes ``**options``, or a class whose constructor does: its signature lists the fields of `cls` as keywords
-    with their defaults (or those given here, in their place). In its docstring, their documentation replaces the line that is the name of
-    `cls`, and the indented lines below.
+    """Decorate a function that takes ``**options``, or a class whose constructor does: its signature lists the fields
+    of `cls` as keywords with their defaults (or those given here, in their place). In its docstring, their
+    documentation replaces the line that is the name of `cls`, and the indented lines below.
     """
     def decorate(function: F) -> F:
         called: Any = getattr(function, "__init__") if inspect.isclass(function) else function
@@ -230,11 +254,17 @@ def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         shown = defaults_of(cls) | defaults
         hints = {each.name: each.type for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        fields = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown[name], annotation=hints[name]) for name in hints]
+        fields = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown[name], annotation=hints[name])
+            for name in hints
+        ]
         called.__signature__ = signature.replace(parameters=own + fields)
         function.__options__ = shown  # type: ignore[attr-defined]
         if function.__doc__:
-            function.__doc__ = re.sub(rf"^( *){cls.__name__}\n(?:\1 +.*\n)*", lambda m: documentation(cls, shown, m[1]), function.__doc__, flags=re.M)
+            function.__doc__ = re.sub(rf"^( *){cls.__name__}\n(?:\1 +.*\n)*",
+                                      lambda m: documentation(cls, shown, m[1]),
+                                      function.__doc__,
+                                      flags=re.M)
         return function
 
     return decorate
@@ -270,5 +300,7 @@ def from_keywords(cls: type[O], function: Callable[..., Any], options: Mapping[s
     """
     shown: Mapping[str, Any] = getattr(function, "__options__")
     if unknown := [name for name in options if name not in shown]:
-        raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument {unknown[0]!r}; the options are {', '.join(shown)}")
+        raise TypeError(
+            f"{function.__qualname__}() got an unexpected keyword argument {unknown[0]!r}; the options are {', '.join(shown)}"
+        )
     return cls(**{**shown, **options})

@@ -6,8 +6,9 @@
     python sklearn_features.py augment --real demo/real --test demo/test --model fashion-mini
     python sklearn_features.py amst    --real demo/real --test demo/test --synthetic demo/synthetic
 
-The features are principal components of the pixels and the classifier is a logistic regression: plain ones, that any other transformer and
-classifier of scikit-learn may replace. With amst the five heads are the classifier, on the same features of two random views of each image.
+The features are principal components of the pixels and the classifier is a logistic regression: plain ones, that any
+other transformer and classifier of scikit-learn may replace. With amst the five heads are the classifier, on the same
+features of two random views of each image.
 """
 import argparse
 import json
@@ -44,9 +45,18 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255.0
 
 
-def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, given: np.ndarray, *, steps: int = 300, batch: int = 32, threshold: float = 0.9, lr: float = 0.05):
-    """Train AMST's heads on features of random views; returns a function from images to class names. A synthetic image's `given` label, its
-    seed's, stands unless all four labelling heads are sure of another one."""
+def amst(features,
+         real: np.ndarray,
+         y: np.ndarray,
+         synthetic: np.ndarray,
+         given: np.ndarray,
+         *,
+         steps: int = 300,
+         batch: int = 32,
+         threshold: float = 0.9,
+         lr: float = 0.05):
+    """Train AMST's heads on features of random views; returns a function from images to class names. A synthetic
+    image's `given` label, its seed's, stands unless all four labelling heads are sure of another one."""
     classes, codes = np.unique(y, return_inverse=True)
     size = real.shape[1:3]
     views = Views(size, (0.0,) * 3, (1.0,) * 3, crop_scale=(0.7, 1.0), grey=True)
@@ -54,7 +64,8 @@ def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, given
     rng = np.random.default_rng(0)
 
     def look(images: np.ndarray, chosen: np.ndarray, kind: str, step: int, offset: int = 0) -> np.ndarray:
-        pixels = np.stack([views.view(kind, images[i], step, offset + int(i)) for i in chosen])  # float32 (n, 3, H, W), 0 to 1
+        # float32 (n, 3, H, W), 0 to 1
+        pixels = np.stack([views.view(kind, images[i], step, offset + int(i)) for i in chosen])
         return features.transform(np.clip(pixels.transpose(0, 2, 3, 1) * 255, 0, 255))
 
     for step in range(steps // 3):
@@ -72,7 +83,10 @@ def amst(features, real: np.ndarray, y: np.ndarray, synthetic: np.ndarray, given
         labelled = [look(real, a, WEAK, step), *([look(grown, b, WEAK, step, 1 << 20)] if len(b) else [])]
         chosen = rng.integers(0, len(synthetic), batch)
         unlabelled = look(synthetic, chosen, WEAK, step, 1 << 21), look(synthetic, chosen, STRONG, step, 1 << 21)
-        heads.train_loss(np.concatenate(labelled), np.concatenate([codes[a], grown_codes[b]]), *unlabelled, threshold=threshold)
+        heads.train_loss(np.concatenate(labelled),
+                         np.concatenate([codes[a], grown_codes[b]]),
+                         *unlabelled,
+                         threshold=threshold)
         heads.step(lr)
     return lambda images: classes[heads.predict_proba(features.transform(images)).argmax(axis=1)]
 
@@ -91,7 +105,9 @@ def main() -> None:
     X_test, y_test = load_folder(options.test, options.size)
     if options.mode in ("folder", "amst") and options.synthetic is None:
         parser.error(f"{options.mode} needs --synthetic")
-    features = make_pipeline(FunctionTransformer(flat), PCA(min(60, len(X) - 1), whiten=True, random_state=0), StandardScaler())
+    features = make_pipeline(FunctionTransformer(flat), PCA(min(60,
+                                                                len(X) - 1), whiten=True, random_state=0),
+                             StandardScaler())
     if options.mode == "amst":                                                                  # (c)
         synthetic, labels = load_synthetic(options.synthetic, options.size)
         features.fit(np.concatenate([X, synthetic]))

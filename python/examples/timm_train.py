@@ -1,4 +1,5 @@
-"""A timm training script (create_model, create_dataset, create_loader, create_optimizer_v2, CosineLRScheduler), and DreamDA in it.
+"""A timm training script (create_model, create_dataset, create_loader, create_optimizer_v2, CosineLRScheduler), and
+DreamDA in it.
 
     dreamda demo --out demo
     python timm_train.py real    --real demo/real --test demo/test
@@ -6,8 +7,9 @@
     python timm_train.py augment --real demo/real --test demo/test --generator fashion-mini
     python timm_train.py amst    --real demo/real --test demo/test --synthetic demo/synthetic
 
-timm's own train.py takes the synthetic folder as it is, for an output of `dreamda generate` is an image folder: merge both trees, or copy the
-`ConcatDataset` line below. The loaders have no workers here: the pipeline runs in this process, and OpenMP does not survive a fork.
+timm's own train.py takes the synthetic folder as it is, for an output of `dreamda generate` is an image folder: merge
+both trees, or copy the `ConcatDataset` line below. The loaders have no workers here: the pipeline runs in this process,
+and OpenMP does not survive a fork.
 """
 import argparse
 import tempfile
@@ -26,11 +28,20 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 
 def folder(root: Path, classes: list[str], transform=None):
-    return create_dataset("", root=str(root), class_map={name: i for i, name in enumerate(classes)}, transform=transform)
+    return create_dataset("",
+                          root=str(root),
+                          class_map={name: i
+                                     for i, name in enumerate(classes)},
+                          transform=transform)
 
 
 def test_loader(root: Path, classes: list[str], options):
-    return create_loader(folder(root, classes), (3, options.size, options.size), 64, is_training=False, use_prefetcher=False, num_workers=0, crop_pct=1.0,
+    return create_loader(folder(root, classes), (3, options.size, options.size),
+                         64,
+                         is_training=False,
+                         use_prefetcher=False,
+                         num_workers=0,
+                         crop_pct=1.0,
                          persistent_workers=False)
 
 
@@ -38,7 +49,10 @@ def regenerate(pipe, real, classes: list[str], seed: int, place: Path) -> Path:
     """New synthetic images of the real ones, as an image folder."""
     for label, name in enumerate(classes):
         pixels = [np.asarray(image.convert("RGB").resize(pipe.size[::-1])) for image, number in real if number == label]
-        made = pipe.augment(np.stack(pixels), [f"a photo of a {name.replace('_', ' ')}"] * len(pixels), variants=2, steps=20, seed=seed)
+        made = pipe.augment(np.stack(pixels), [f"a photo of a {name.replace('_', ' ')}"] * len(pixels),
+                            variants=2,
+                            steps=20,
+                            seed=seed)
         (place / name).mkdir()
         for i, picture in enumerate(made.reshape(-1, *made.shape[2:])):
             Image.fromarray(picture).save(place / name / f"{i:05d}.png")
@@ -51,7 +65,12 @@ class TwoViews(Dataset):
     def __init__(self, dataset, size: int) -> None:
         self.dataset = dataset
         self.weak = create_transform(size, is_training=True, scale=(0.5, 1.0), color_jitter=None)
-        self.strong = create_transform(size, is_training=True, scale=(0.5, 1.0), color_jitter=None, auto_augment="rand-m9-mstd0.5", re_prob=1.0)
+        self.strong = create_transform(size,
+                                       is_training=True,
+                                       scale=(0.5, 1.0),
+                                       color_jitter=None,
+                                       auto_augment="rand-m9-mstd0.5",
+                                       re_prob=1.0)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -90,7 +109,10 @@ def train(options, classes: list[str]) -> float:
         for epoch in range(options.epochs):
             if pipe and epoch % 4 == 0:                                         # (b)
                 (made := Path(place, str(epoch))).mkdir()
-                dataset = ConcatDataset([real, folder(regenerate(pipe, folder(options.real, classes), classes, epoch, made), classes, transform)])
+                dataset = ConcatDataset([
+                    real,
+                    folder(regenerate(pipe, folder(options.real, classes), classes, epoch, made), classes, transform)
+                ])
             model.train()
             for images, labels in DataLoader(dataset, options.batch, shuffle=True, drop_last=True):
                 loss = F.cross_entropy(model(images), labels)
@@ -122,7 +144,8 @@ def train_amst(options, classes: list[str]) -> float:
         for _ in range(per_epoch):
             weak, strong, labels = next(views)
             h_strong, h_weak = model(strong), model(weak)
-            _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(), h_strong.detach().numpy(), labels.numpy())
+            _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(),
+                                                      h_strong.detach().numpy(), labels.numpy())
             torch.autograd.backward([h_weak, h_strong], [torch.from_numpy(d_weak), torch.from_numpy(d_strong)])
             update()
         scheduler.step(epoch + 1)
@@ -132,7 +155,8 @@ def train_amst(options, classes: list[str]) -> float:
         features = torch.cat([model(images) for images, _ in test_loader(options.synthetic, classes, options)])
     found, accepted, _ = heads.label(features.numpy(), options.threshold)
     seeds = np.array([label for _, label in synthetic.reader.samples])
-    kept = ~(accepted & (found != seeds))  # the label of its seed stands unless all four labelling heads are sure of another one
+    # the label of its seed stands unless all four labelling heads are sure of another one
+    kept = ~(accepted & (found != seeds))
     print(f"kept {kept.sum()} of {len(kept)} synthetic images with the labels of their seeds")
     model.train()
 
@@ -150,7 +174,8 @@ def train_amst(options, classes: list[str]) -> float:
                 u_weak = model(weak).numpy()
             h_strong = model(strong)
             u_strong = h_strong.detach().numpy()
-            h = model(torch.cat([weak for weak, _, _ in parts]))  # last: the running statistics of its batch norms are for images like these
+            # last: the running statistics of its batch norms are for images like these
+            h = model(torch.cat([weak for weak, _, _ in parts]))
             result = heads.train_loss(h.detach().numpy(), labels.numpy(), u_weak, u_strong, threshold=options.threshold)
             torch.autograd.backward(h, torch.from_numpy(result.d_features))
             if result.used:
@@ -158,7 +183,8 @@ def train_amst(options, classes: list[str]) -> float:
             update()
         scheduler.step(epoch + 1)
     model.eval()
-    return evaluate(lambda images: torch.from_numpy(heads.predict_proba(model(images).numpy())), test_loader(options.test, classes, options))
+    return evaluate(lambda images: torch.from_numpy(heads.predict_proba(model(images).numpy())),
+                    test_loader(options.test, classes, options))
 
 
 def main() -> None:

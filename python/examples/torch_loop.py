@@ -11,9 +11,9 @@ folder    the synthetic images with the labels of their manifest are more traini
 augment   every few epochs the real images are re-generated, in memory; nothing is written
 amst      AMST: five NumPy heads on the features of this network, whose gradients PyTorch propagates
 
-Import dreamda before torch: they share one GNU OpenMP library, and the first to load it sets how long idle threads spin. The other order
-gives the same numbers, only slower on a machine that is busy. Call the pipeline from the main process, not from a DataLoader's worker:
-OpenMP does not survive a fork.
+Import dreamda before torch: they share one GNU OpenMP library, and the first to load it sets how long idle threads
+spin. The other order gives the same numbers, only slower on a machine that is busy. Call the pipeline from the main
+process, not from a DataLoader's worker: OpenMP does not survive a fork.
 """
 import argparse
 import json
@@ -33,14 +33,16 @@ def read(path: Path, size: int) -> torch.Tensor:
 
 def load_folder(root: Path, classes: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """root/<class>/<image> as uint8 (N, 3, size, size) and labels (N,)."""
-    files = [(path, classes.index(path.parent.name)) for path in sorted(root.glob("*/*")) if path.suffix in (".png", ".jpg")]
+    files = [(path, classes.index(path.parent.name)) for path in sorted(root.glob("*/*"))
+             if path.suffix in (".png", ".jpg")]
     return torch.stack([read(path, size) for path, _ in files]), torch.tensor([label for _, label in files])
 
 
 def load_synthetic(root: Path, classes: list[str], size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The output of `dreamda generate`: what an image shows stands in its manifest, not in its file name."""
     rows = [json.loads(line) for line in (root / "metadata.jsonl").read_text().splitlines()]
-    return torch.stack([read(root / row["file_name"], size) for row in rows]), torch.tensor([classes.index(row["label"]) for row in rows])
+    return torch.stack([read(root / row["file_name"], size)
+                        for row in rows]), torch.tensor([classes.index(row["label"]) for row in rows])
 
 
 class Backbone(nn.Module):
@@ -53,7 +55,8 @@ class Backbone(nn.Module):
             return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(),
                                  nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
-        self.layers = nn.Sequential(block(3, width // 4), block(width // 4, width // 2), block(width // 2, width), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(block(3, width // 4), block(width // 4, width // 2), block(width // 2, width),
+                                    nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
@@ -80,20 +83,36 @@ def strong(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(predict, images: torch.Tensor, labels: torch.Tensor) -> float:
-    right = sum(int((predict(x.float() / 127.5 - 1).argmax(1) == y).sum()) for x, y in zip(images.split(256), labels.split(256)))
+    right = sum(
+        int((predict(x.float() / 127.5 - 1).argmax(1) == y).sum())
+        for x, y in zip(images.split(256), labels.split(256)))
     return right / len(labels)
 
 
-def train(mode: str, real, test, synthetic=None, *, classes: list[str], pipe=None, steps: int = 300, batch: int = 32, lr: float = 0.05, seed: int = 0
-          ) -> float:
+def train(mode: str,
+          real,
+          test,
+          synthetic=None,
+          *,
+          classes: list[str],
+          pipe=None,
+          steps: int = 300,
+          batch: int = 32,
+          lr: float = 0.05,
+          seed: int = 0) -> float:
     """Train on (images, labels) and return the accuracy on `test`."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     backbone, head = Backbone(), nn.Linear(128, len(classes))
-    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()],
+                                lr,
+                                momentum=0.9,
+                                weight_decay=1e-4,
+                                nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     images, labels = real
-    if mode == "folder":                                                            # (a) the synthetic folder: more data
+    # (a) the synthetic folder: more data
+    if mode == "folder":
         images, labels = torch.cat([real[0], synthetic[0]]), torch.cat([real[1], synthetic[1]])
     for step in range(steps):
         if mode == "augment" and step % 100 == 0:                                   # (b) new images every 100 steps
@@ -112,8 +131,16 @@ def train(mode: str, real, test, synthetic=None, *, classes: list[str], pipe=Non
     return accuracy(lambda x: head(backbone(x)), *test)
 
 
-def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, batch: int = 32, lr: float = 0.05, threshold: float = 0.9, seed: int = 0
-               ) -> float:
+def train_amst(real,
+               test,
+               synthetic,
+               *,
+               classes: list[str],
+               steps: int = 300,
+               batch: int = 32,
+               lr: float = 0.05,
+               threshold: float = 0.9,
+               seed: int = 0) -> float:
     """(c) The same loop with AMST: the heads are dreamda's, the network and its optimiser stay PyTorch's."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -136,7 +163,8 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
     for _ in stage(steps // 3):                                                                        # 1. pretraining
         chosen = draw(len(images))
         h_strong, h_weak = backbone(strong(images[chosen], generator)), backbone(weak(images[chosen], generator))
-        _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(), h_strong.detach().numpy(), labels[chosen].numpy())
+        _, d_weak, d_strong = heads.pretrain_loss(h_weak.detach().numpy(),
+                                                  h_strong.detach().numpy(), labels[chosen].numpy())
         torch.autograd.backward([h_weak, h_strong], [torch.from_numpy(d_weak), torch.from_numpy(d_strong)])
 
     backbone.eval()                                                                                    # 2. labelling
@@ -150,15 +178,22 @@ def train_amst(real, test, synthetic, *, classes: list[str], steps: int = 300, b
     backbone.train()
 
     for _ in stage(steps - steps // 3):                                                                # 3. training
-        half = batch // 2 if len(grown) else batch                                                     # half real, half synthetic
+        # half real, half synthetic
+        half = batch // 2 if len(grown) else batch
         a, b = draw(len(images))[:half], draw(max(len(grown), 1))[: batch - half]
-        chosen = draw(len(synthetic[0]))                                                               # consistency: over all of them
+        # consistency: over all of them
+        chosen = draw(len(synthetic[0]))
         with torch.no_grad():
             u_weak = backbone(weak(synthetic[0][chosen], generator)).numpy()
         h_strong = backbone(strong(synthetic[0][chosen], generator))
         u_strong = h_strong.detach().numpy()
-        h = backbone(weak(torch.cat([images[a], grown[b]]), generator))  # last, so that the running statistics are mostly those of plain images
-        result = heads.train_loss(h.detach().numpy(), torch.cat([labels[a], grown_labels[b]]).numpy(), u_weak, u_strong, threshold=threshold)
+        # last, so that the running statistics are mostly those of plain images
+        h = backbone(weak(torch.cat([images[a], grown[b]]), generator))
+        result = heads.train_loss(h.detach().numpy(),
+                                  torch.cat([labels[a], grown_labels[b]]).numpy(),
+                                  u_weak,
+                                  u_strong,
+                                  threshold=threshold)
         torch.autograd.backward(h, torch.from_numpy(result.d_features))
         if result.used:
             torch.autograd.backward(h_strong, torch.from_numpy(result.d_strong))
@@ -186,7 +221,8 @@ def main() -> None:
     if options.mode == "amst":
         found = train_amst(real, test, synthetic, **common)
     else:
-        pipe = dreamda.Pipeline.load(options.model, size=(options.size, options.size)) if options.mode == "augment" else None
+        pipe = dreamda.Pipeline.load(options.model, size=(options.size,
+                                                          options.size)) if options.mode == "augment" else None
         found = train(options.mode, real, test, synthetic, pipe=pipe, **common)
     print(f"{options.mode}: {found:.1%} of {len(test[1])} test images are right")
 

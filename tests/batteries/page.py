@@ -1,4 +1,5 @@
-"""Writes python/docs/supported_inputs.md from the batteries; run it after adding a case: python tests/batteries/page.py"""
+"""Writes python/docs/supported_inputs.md from the batteries; run it after adding a case: python
+tests/batteries/page.py"""
 from __future__ import annotations
 
 import importlib
@@ -10,11 +11,13 @@ from typing import Any
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "python" / "docs" / "supported_inputs.md"
 TITLES = {
-    "images": ("Image files", "What `dreamda` reads wherever it takes images. Files are told by their contents, not by their names."),
+    "images": ("Image files",
+               "What `dreamda` reads wherever it takes images. Files are told by their contents, not by their names."),
     "tokenizers": ("Tokenizers", "Folders of CLIP tokenizers, as old and new versions of transformers write them."),
-    "schedulers": ("Schedulers", "What `scheduler_config.json` may say. Its noise levels are used; the steps are DreamDA's own."),
-    "labels": ("Labels", "What `AMSTClassifier` takes for classes."),
-    "environments": ("Environments", "Environment variables, containers and standard streams."),
+    "schedulers": ("Schedulers",
+                   "What `scheduler_config.json` may say. Its noise levels are used; the steps are DreamDA's own."),
+    "labels": ("Labels", "What `AMSTClassifier` takes for classes."), "environments":
+    ("Environments", "Environment variables, containers and standard streams."),
 }
 
 
@@ -27,7 +30,8 @@ def rows(battery: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         if name == "CASES" and isinstance(value, dict):
             yield from ((kind, [_row(case) for case in cases]) for kind, cases in value.items())
             return
-        if isinstance(value, list) and value and all(isinstance(case, dict) and {"name", "what"} & case.keys() for case in value):
+        if isinstance(value, list) and value and all(
+                isinstance(case, dict) and {"name", "what"} & case.keys() for case in value):
             tables[name] = value
     for name, cases in tables.items():
         yield "Refused" if name == "REFUSED" else "Read" if "REFUSED" in tables else "", [_row(case) for case in cases]
@@ -41,9 +45,14 @@ def _row(case: dict[str, Any]) -> tuple[str, str]:
 
 def text() -> str:
     """The page."""
-    parts = ["# Supported inputs", "", "Every line here is a test. This page is made by `tests/batteries/page.py` from the tables in `tests/batteries`.",
-             "A refused input ends with one sentence that says why and what to do; the words after \"refused\" are a part of it."]
-    for name in [*TITLES, *sorted(path.stem for path in HERE.glob("*.py") if path.stem not in TITLES and path.stem != "page")]:
+    parts = [
+        "# Supported inputs", "",
+        "Every line here is a test. This page is made by `tests/batteries/page.py` from the tables in `tests/batteries`.",
+        "A refused input ends with one sentence that says why and what to do; the words after \"refused\" are a part of it."
+    ]
+    for name in [
+            *TITLES, *sorted(path.stem for path in HERE.glob("*.py") if path.stem not in TITLES and path.stem != "page")
+    ]:
         if not (HERE / f"{name}.py").is_file():
             continue
         title, about = TITLES.get(name, (name.replace("_", " ").capitalize(), ""))

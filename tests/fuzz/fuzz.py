@@ -1,10 +1,11 @@
-"""Fuzzes whatever reads a file of somebody else, and the engine behind it. One table of targets, two ways to drive them.
+"""Fuzzes whatever reads a file of somebody else, and the engine behind it. One table of targets, two ways to drive
+them.
 
     python tests/fuzz/fuzz.py all --runs 20000                 # random, structure-aware mutations of real files; needs nothing
     python tests/fuzz/fuzz.py safetensors --coverage -runs=100000   # guided by the coverage of dreamda's Python (needs atheris)
 
-A finding is an exception that the target does not document, a crash, a hang, memory beyond the limit, or bytes of the core that stay
-allocated. The input is left in the folder that is printed; `fuzz.py TARGET --input FILE` repeats it.
+A finding is an exception that the target does not document, a crash, a hang, memory beyond the limit, or bytes of the
+core that stay allocated. The input is left in the folder that is printed; `fuzz.py TARGET --input FILE` repeats it.
 """
 from __future__ import annotations
 
@@ -27,13 +28,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # thousands of shapes a minute: its 1024 would be gigabytes
+# thousands of shapes a minute: its 1024 would be gigabytes
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 HANG = 120            # seconds for one input, on a busy machine
-MEMORY = 3 << 30      # bytes of address space beyond what the process has at the start; not under AddressSanitizer, which maps terabytes
-NUMBERS: list[Any] = [0, 1, -1, 2, 3, 7, 8, 16, 31, 32, 64, 255, 256, 4095, 65536, 1 << 20, (1 << 20) + 1, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1,
-                      2**63, 2**64, -2**63, 10**30, 10**400, 0.0, -0.0, 0.5, 1e-300, 1e308, float("nan"), float("inf"), -float("inf")]
-TEXTS = ["", "a", "..", "../../etc/passwd", "/etc/passwd", ".", "\0", "\n", "\x1b[31m", "\ud800", "\u202e", "猫", "%s%n", "{}", "$\\foo{", "a" * 5000, "F32", "BF16",
-         "I64", "F8_E4M3", "U8", "CON", "__class__", "null", "a/b", "con\u0301"]
+# bytes of address space beyond what the process has at the start; not under AddressSanitizer, which maps terabytes
+MEMORY = 3 << 30
+NUMBERS: list[Any] = [
+    0, 1, -1, 2, 3, 7, 8, 16, 31, 32, 64, 255, 256, 4095, 65536, 1 << 20, (1 << 20) + 1, 2**31 - 1, 2**31, 2**32, 2**53,
+    2**63 - 1, 2**63, 2**64, -2**63, 10**30, 10**400, 0.0, -0.0, 0.5, 1e-300, 1e308,
+    float("nan"),
+    float("inf"), -float("inf")
+]
+TEXTS = [
+    "", "a", "..", "../../etc/passwd", "/etc/passwd", ".", "\0", "\n", "\x1b[31m", "\ud800", "\u202e", "猫", "%s%n",
+    "{}", "$\\foo{", "a" * 5000, "F32", "BF16", "I64", "F8_E4M3", "U8", "CON", "__class__", "null", "a/b", "con\u0301"
+]
 
 
 # ------------------------------------------------------------------------------------------------ mutations
@@ -68,19 +77,22 @@ def _mutate_bytes(data: bytes, rng: random.Random, others: list[bytes]) -> bytes
     if kind == 6:
         number = rng.choice([n for n in NUMBERS if isinstance(n, int)])
         width = rng.choice((1, 2, 4, 8))
-        return data[:at] + (number % (1 << 8 * width)).to_bytes(width, rng.choice(("little", "big"))) + data[at + width:]
+        return data[:at] + (number % (1 << 8 * width)).to_bytes(width, rng.choice(
+            ("little", "big"))) + data[at + width:]
     other = rng.choice(others)
     return data[:at] + other[rng.randrange(len(other) + 1):]
 
 
 def _mutate_json(data: bytes, rng: random.Random, shape: str) -> bytes:
-    """`shape`: "json", "jsonl" (a line of it), or "safetensors" (its header; half of the time also the JSON inside its metadata)."""
+    """`shape`: "json", "jsonl" (a line of it), or "safetensors" (its header; half of the time also the JSON inside its
+    metadata)."""
     try:
         if shape == "safetensors":
             length = int.from_bytes(data[:8], "little")
             header = json.loads(data[8: 8 + length])
             if rng.random() < 0.5 and isinstance(header.get("__metadata__", {}).get("dreamda"), str):
-                header["__metadata__"]["dreamda"] = _dump(_changed(json.loads(header["__metadata__"]["dreamda"]), rng), rng).decode()
+                header["__metadata__"]["dreamda"] = _dump(_changed(json.loads(header["__metadata__"]["dreamda"]), rng),
+                                                          rng).decode()
                 text = json.dumps(header).encode()
             else:
                 text = _dump(_changed(header, rng), rng)
@@ -181,7 +193,8 @@ def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
     from dreamda.generation.pipeline import BUNDLED
 
-    readers = [(read_unet_config, "unet", "config.json"), (read_vae_config, "vae", "config.json"), (read_text_config, "text_encoder", "config.json"),
+    readers = [(read_unet_config, "unet", "config.json"), (read_vae_config, "vae", "config.json"),
+               (read_text_config, "text_encoder", "config.json"),
                (read_scheduler_config, "scheduler", "scheduler_config.json")]
     seeds = [(BUNDLED / "fashion-mini" / part / name).read_bytes() for _, part, name in readers]
 
@@ -194,9 +207,14 @@ def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                 config = read(folder)
             except ValueError as error:
                 if str(folder) not in str(error) or len(str(error)) > 3000:
-                    raise AssertionError(f"the message does not name the file, or is {len(str(error))} characters long: {str(error)[:300]}") from error
+                    raise AssertionError(
+                        f"the message does not name the file, or is {len(str(error))} characters long: {str(error)[:300]}"
+                    ) from error
                 continue
-            for family in {"unet": ["unet"], "vae": ["vae_encoder", "vae_decoder", "tiny_vae_encoder", "tiny_vae_decoder"], "text_encoder": ["clip_text"]}.get(part, []):
+            for family in {
+                    "unet": ["unet"], "vae": ["vae_encoder", "vae_decoder", "tiny_vae_encoder", "tiny_vae_decoder"],
+                    "text_encoder": ["clip_text"]
+            }.get(part, []):
                 try:
                     _core.Model(family, config).parameters()
                 except ValueError:
@@ -209,8 +227,11 @@ def _tensors() -> bytes:
     import numpy as np
     from safetensors.numpy import save
 
-    return save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "attentions.0.query.b": np.ones((4, 4, 1, 1), np.float16),
-                 "position_ids": np.arange(4), "empty": np.empty((0, 3), np.float32)}, {"format": "pt"})
+    return save(
+        {
+            "a": np.arange(6, dtype=np.float32).reshape(2, 3), "attentions.0.query.b": np.ones(
+                (4, 4, 1, 1), np.float16), "position_ids": np.arange(4), "empty": np.empty((0, 3), np.float32)
+        }, {"format": "pt"})
 
 
 def safetensors(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
@@ -252,10 +273,16 @@ def classifier(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from dreamda import _core
     from dreamda.training.saved import TrainedModel
 
-    trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 1}, batch=2, height=8, width=8, dtype="f32", threads=1)
+    trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 1},
+                            batch=2,
+                            height=8,
+                            width=8,
+                            dtype="f32",
+                            threads=1)
     weights = {n: a.copy() for n, a in (*trainer.parameters.items(), *trainer.buffers.items())}
     weights |= {"fc.weight": np.ones((2, trainer.features), np.float32), "fc.bias": np.zeros(2, np.float32)}
-    model = TrainedModel("resnet18", "small", 1, (8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ["a", "b"], weights, {"params": {"epochs": 3, "lr": 0.1}})
+    model = TrainedModel("resnet18", "small", 1, (8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), ["a", "b"], weights,
+                         {"params": {"epochs": 3, "lr": 0.1}})
     file = folder / "model.safetensors"
     model.save(file)
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
@@ -283,7 +310,12 @@ def checkpoint(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     images, labels = pictures(6)
     recipe = Recipe(epochs=3, batch_size=4)
-    run_ = Training(StandIn(batch=4), AMSTHeads(24, 3), recipe, Views((16, 16), (0.5,) * 3, (0.2,) * 3), Data(images, labels, images), workers=0)
+    run_ = Training(StandIn(batch=4),
+                    AMSTHeads(24, 3),
+                    recipe,
+                    Views((16, 16), (0.5, ) * 3, (0.2, ) * 3),
+                    Data(images, labels, images),
+                    workers=0)
     arrays, position = run_.state()
     file = folder / "checkpoint.safetensors"
     save_arrays(file, arrays, {"format": 1, "kind": "checkpoint", **position, "events": 2, "classes": ["a", "b", "c"]})
@@ -305,10 +337,17 @@ def tokenizer(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     real = BUNDLED / "fashion-mini" / "tokenizer"
     vocabulary = json.loads((real / "vocab.json").read_text())
     small = {k: v for k, v in vocabulary.items() if v < 300 or k.startswith("<|")}
-    merges = [m for m in (real / "merges.txt").read_text().split("\n")[1:] if m and set(m.split()) | {m.replace(" ", "")} <= small.keys()]
+    merges = [
+        m for m in (real / "merges.txt").read_text().split("\n")[1:]
+        if m and set(m.split()) | {m.replace(" ", "")} <= small.keys()
+    ]
     options = json.loads((real / "tokenizer_config.json").read_text())
-    seeds = [json.dumps([vocab, ["#version: 0.2", *merges[:20]], options, special]).encode()
-             for vocab, special in ((small, {}), ({"a": 0, "b": 1, "ab</w>": 2, "a</w>": 3, "<|startoftext|>": 4, "<|endoftext|>": 5}, {"pad_token": "a"}))]
+    seeds = [
+        json.dumps([vocab, ["#version: 0.2", *merges[:20]], options, special]).encode()
+        for vocab, special in ((small, {}),
+                               ({"a": 0, "b": 1, "ab</w>": 2, "a</w>": 3, "<|startoftext|>": 4, "<|endoftext|>": 5},
+                                {"pad_token": "a"}))
+    ]
 
     def run(data: bytes) -> None:
         try:
@@ -316,10 +355,14 @@ def tokenizer(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         except (ValueError, RecursionError):
             parts = []
         parts = parts if isinstance(parts, list) else []
-        for name, part in zip(("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"), [*parts, *[data] * 4][:4], strict=True):
+        for name, part in zip(("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+                              [*parts, *[data] * 4][:4],
+                              strict=True):
             lines = part if name == "merges.txt" and isinstance(part, list) else None
-            content = part if isinstance(part, bytes) else "\n".join(map(str, lines)) if lines is not None else json.dumps(part)
-            (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+            content = part if isinstance(
+                part, bytes) else "\n".join(map(str, lines)) if lines is not None else json.dumps(part)
+            (folder
+             / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
         tokens = Tokenizer(folder)(["a photo of a coat", "", "AB ab 猫 \x00\x1b <|endoftext|> 12 it's" * 3])
         assert tokens.shape[0] == 3 and tokens.min() >= 0
 
@@ -345,10 +388,15 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from dreamda.runs.labelled import scan_labelled
 
     data_set = _data_set(folder)
-    rows = [{"file_name": f"{c}/{n}-000.png", "label": c, "seed_file": f"{c}/{n}.png", "seed_sha256": "0" * 64, "variant": 0, "prompt": "x",
-             "size": [8, 8], "text": "y", "sha256": "1" * 64} for c, n in (("a", 1), ("b", 2))]
-    seeds = ["\n".join(map(json.dumps, rows)).encode() + b"\n",
-             "\n".join(json.dumps({"file_name": f"{c}/{n}.png", "text": "a photo"}) for c, n in (("a", 1), ("b", 2))).encode()]
+    rows = [{
+        "file_name": f"{c}/{n}-000.png", "label": c, "seed_file": f"{c}/{n}.png", "seed_sha256": "0" * 64, "variant": 0,
+        "prompt": "x", "size": [8, 8], "text": "y", "sha256": "1" * 64
+    } for c, n in (("a", 1), ("b", 2))]
+    seeds = [
+        "\n".join(map(json.dumps, rows)).encode() + b"\n",
+        "\n".join(json.dumps({"file_name": f"{c}/{n}.png", "text": "a photo"})
+                  for c, n in (("a", 1), ("b", 2))).encode()
+    ]
 
     class Pipeline:
         size, fingerprint, dtype, threads_matter = (8, 8), "f" * 64, "f32", False
@@ -364,11 +412,15 @@ def json_lines(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         runs += 1
         for path in ("prompts.jsonl", "real/metadata.jsonl", "out/metadata.jsonl"):
             (folder / path).write_bytes(data)
-        calls: list[Callable[[], Any]] = [lambda: prompts_from_file(data_set, folder / "prompts.jsonl"), lambda: own_prompt_files(data_set),
-                                          lambda: scan_labelled(folder / "out", ["a", "b"], "X"),
-                                          lambda: contact_sheet_of_run(folder / "out", folder / "real")]
+        calls: list[Callable[[], Any]] = [
+            lambda: prompts_from_file(data_set, folder / "prompts.jsonl"), lambda: own_prompt_files(data_set),
+            lambda: scan_labelled(folder / "out", ["a", "b"], "X"),
+            lambda: contact_sheet_of_run(folder / "out", folder / "real")
+        ]
         if runs % 8 == 0:  # writes images, with an fsync each
-            calls.append(lambda: generate_dataset(data_set, folder / "again", Pipeline(), GenerationOptions(variants=1)))  # goes on with foreign lines
+            # goes on with foreign lines
+            calls.append(
+                lambda: generate_dataset(data_set, folder / "again", Pipeline(), GenerationOptions(variants=1)))
             shutil.rmtree(folder / "again", ignore_errors=True)
             (folder / "again").mkdir()
             generate_dataset(data_set, folder / "again", Pipeline(), GenerationOptions(variants=1))
@@ -389,14 +441,17 @@ def run_folders(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     from dreamda.runs.train import _check_same, _Folder
 
     data_set = _data_set(folder)
-    identity = {"format": 1, "dreamda": "0.1.0", "epochs": 3, "classes": ["a", "b"], "size": [8, 8], "mean": [0.1, 0.2, 0.3]}
+    identity = {
+        "format": 1, "dreamda": "0.1.0", "epochs": 3, "classes": ["a", "b"], "size": [8, 8], "mean": [0.1, 0.2, 0.3]
+    }
     seeds = [json.dumps(identity, indent=1).encode(), json.dumps({"event": "epoch", "epoch": 1, "loss": 2.5}).encode()]
     (folder / "run").mkdir()
 
     def run(data: bytes) -> None:
         (folder / "run" / "run.json").write_bytes(data)
         (folder / "run" / "log.jsonl").write_bytes(data)
-        for call in (lambda: check_out(folder / "run", data_set, identity), lambda: _check_same(folder / "run", identity)):
+        for call in (lambda: check_out(folder / "run", data_set, identity),
+                     lambda: _check_same(folder / "run", identity)):
             try:
                 call()
             except ValueError as error:
@@ -418,13 +473,16 @@ def images(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     warnings.simplefilter("ignore")
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     seeds = []
-    for mode, kinds in (("RGB", ("PNG", "JPEG", "WEBP", "BMP", "TIFF")), ("L", ("PNG", "JPEG", "TIFF")), ("RGBA", ("PNG", "WEBP", "TIFF")), ("P", ("PNG", "BMP")),
-                        ("CMYK", ("JPEG", "TIFF")), ("1", ("PNG", "TIFF")), ("I;16", ("PNG", "TIFF")), ("F", ("TIFF",))):
-        image = Image.fromarray(pixels).convert("L").convert(mode) if mode in ("I;16", "F", "1") else Image.fromarray(pixels).convert(mode)
+    for mode, kinds in (("RGB", ("PNG", "JPEG", "WEBP", "BMP", "TIFF")), ("L", ("PNG", "JPEG", "TIFF")),
+                        ("RGBA", ("PNG", "WEBP", "TIFF")), ("P", ("PNG", "BMP")), ("CMYK", ("JPEG", "TIFF")),
+                        ("1", ("PNG", "TIFF")), ("I;16", ("PNG", "TIFF")), ("F", ("TIFF", ))):
+        image = Image.fromarray(pixels).convert("L").convert(mode) if mode in (
+            "I;16", "F", "1") else Image.fromarray(pixels).convert(mode)
         exif = Image.Exif()
         exif[0x0112] = 6
         for kind in kinds:
-            for options in ({}, {"exif": exif}) if kind in ("PNG", "JPEG", "WEBP") else ({}, {"compression": "tiff_lzw"}) if kind == "TIFF" else ({},):
+            for options in ({}, {"exif": exif}) if kind in (
+                    "PNG", "JPEG", "WEBP") else ({}, {"compression": "tiff_lzw"}) if kind == "TIFF" else ({}, ):
                 buffer = io.BytesIO()
                 image.save(buffer, kind, **options)
                 seeds.append(buffer.getvalue())
@@ -440,7 +498,8 @@ def images(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 
 def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
-    """Configurations of the right types and any numbers: the graph, the plan, and where it is small enough a run, at two shapes."""
+    """Configurations of the right types and any numbers: the graph, the plan, and where it is small enough a run, at
+    two shapes."""
     import numpy as np
 
     from dreamda import _core
@@ -461,23 +520,31 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         if n.byte() < 200:
             heads = [h if 0 < h and w % h == 0 else 1 for h, w in zip(heads, widths, strict=True)]
         hidden, head = n.size(40), n.size(4)
-        config = {"in_channels": n.size(5), "out_channels": n.size(5), "latent_channels": n.size(5), "block_out_channels": widths,
-                  "layers_per_block": [n.size(2) for _ in range(levels)] if family == "unet" else n.size(2), "norm_num_groups": groups,
-                  "down_attention": [bool(n.below(2)) for _ in range(levels)], "up_attention": [bool(n.below(2)) for _ in range(levels)],
-                  "transformer_layers": [n.size(2) for _ in range(levels)], "heads": heads, "context_dim": n.size(30),
-                  "norm_eps": (1e-5, 0.0, 1e-30, 1.0, 1e6)[n.below(5)], "linear_projection": bool(n.below(2)), "flip_sin_to_cos": bool(n.below(2)),
-                  "freq_shift": (0.0, 1.0, 0.5, 8.0)[n.below(4)], "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)),
-                  "mid_attention": bool(n.below(2)), "vocab_size": n.size(50), "hidden_size": hidden * head if hidden < 1 << 16 and n.byte() < 220 else hidden,
-                  "intermediate_size": n.size(60), "num_hidden_layers": n.size(2), "num_attention_heads": head, "max_position_embeddings": n.size(12),
-                  "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps": (1e-5, 0.0)[n.below(2)],
-                  "time_cond_proj_dim": (0, 0, 4, 2, 7)[n.below(5)], "encoder_channels": n.size(40), "decoder_channels": n.size(40),
-                  "encoder_blocks": [n.size(2) for _ in range(levels)], "decoder_blocks": [n.size(2) for _ in range(levels)]}
+        config = {
+            "in_channels": n.size(5), "out_channels": n.size(5), "latent_channels": n.size(5), "block_out_channels":
+            widths, "layers_per_block": [n.size(2) for _ in range(levels)] if family == "unet" else n.size(2),
+            "norm_num_groups": groups, "down_attention": [bool(n.below(2)) for _ in range(levels)], "up_attention":
+            [bool(n.below(2)) for _ in range(levels)], "transformer_layers": [n.size(2)
+                                                                              for _ in range(levels)], "heads": heads,
+            "context_dim": n.size(30), "norm_eps": (1e-5, 0.0, 1e-30, 1.0, 1e6)[n.below(5)], "linear_projection":
+            bool(n.below(2)), "flip_sin_to_cos": bool(n.below(2)), "freq_shift": (0.0, 1.0, 0.5, 8.0)[n.below(4)],
+            "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)), "mid_attention": bool(n.below(2)),
+            "vocab_size": n.size(50), "hidden_size": hidden * head if hidden < 1 << 16 and n.byte() < 220 else hidden,
+            "intermediate_size": n.size(60), "num_hidden_layers": n.size(2), "num_attention_heads": head,
+            "max_position_embeddings": n.size(12), "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps":
+            (1e-5, 0.0)[n.below(2)], "time_cond_proj_dim": (0, 0, 4, 2, 7)[n.below(5)], "encoder_channels": n.size(40),
+            "decoder_channels": n.size(40), "encoder_blocks": [n.size(2) for _ in range(levels)
+                                                               ], "decoder_blocks": [n.size(2) for _ in range(levels)]
+        }
         factor = 1 if family == "unet" or n.byte() > 240 else 1 << (levels - 1)
-        shape = {"rows": n.size(3), "height": n.size(6) * factor, "width": n.size(6) * factor, "tokens": n.size(9), "decoders": 1 + n.below(2),
-                 "dtype": bf16[n.below(len(bf16))], "threads": 1 + n.below(2)}
+        shape = {
+            "rows": n.size(3), "height": n.size(6) * factor, "width": n.size(6) * factor, "tokens": n.size(9),
+            "decoders": 1 + n.below(2), "dtype": bf16[n.below(len(bf16))], "threads": 1 + n.below(2)
+        }
         before = _core.info()["live_bytes"]
         try:
-            attended = shape["tokens"] if family == "clip_text" else shape["height"] * shape["width"] // (1 if family == "unet" else 4 ** (levels - 1))
+            attended = shape["tokens"] if family == "clip_text" else shape["height"] * shape["width"] // (
+                1 if family == "unet" else 4**(levels - 1))
             attention = shape["rows"] * attended * max(attended, shape["tokens"]) * max(*widths, hidden)
             _run_graph(np, _core.Model(family, config), shape, attention, rng)
         finally:
@@ -496,14 +563,19 @@ def _run_graph(np: Any, model: Any, shape: dict[str, Any], attention: int, rng: 
     if any(8192 < v <= 1 << 20 for v in shape.values() if isinstance(v, int)):
         return  # possible, slow to prepare, and not for a file to say
     plan = model.plan(**shape)
-    work = sum(float(np.prod(s, dtype=float)) for s in shapes.values()) * shape["rows"] * shape["height"] * shape["width"]
+    work = sum(float(np.prod(s, dtype=float))
+               for s in shapes.values()) * shape["rows"] * shape["height"] * shape["width"]
     if work > 1 << 27 or attention > 1 << 28 or plan.memory["arena"] > 1 << 26:
         return  # shapes are the caller's, not a file's: many seconds of such work would not be a finding
     generator = np.random.default_rng(rng.randrange(1 << 30))
     for name in plan.missing():
         plan.load(name, generator.standard_normal(shapes[name], np.float32) * 0.1)
-    inputs = {name: generator.integers(0, 1, s, np.int32) if kind == "int32" else generator.integers(0, 99, s).astype(np.uint32) if kind == "uint32"
-              else generator.standard_normal(s, np.float32) for name, (kind, s) in plan.inputs.items()}
+    inputs = {
+        name:
+        generator.integers(0, 1, s, np.int32) if kind == "int32" else generator.integers(0, 99, s).astype(np.uint32)
+        if kind == "uint32" else generator.standard_normal(s, np.float32)
+        for name, (kind, s) in plan.inputs.items()
+    }
     if rng.random() < 0.5:
         inputs.pop("noise", None)
     first, second = plan.run(inputs), plan.run(inputs)
@@ -520,18 +592,26 @@ def trainers(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     def run(data: bytes) -> None:
         n = Numbers(data)
-        config = {"backbone": ("resnet18", "resnet34", "resnet50", "resnet9")[n.below(4) if n.byte() > 200 else 0], "stem": ("small", "imagenet")[n.below(2)],
-                  "in_channels": n.size(4), "width": n.size(5)}
+        config = {
+            "backbone": ("resnet18", "resnet34", "resnet50", "resnet9")[n.below(4) if n.byte() > 200 else 0], "stem":
+            ("small", "imagenet")[n.below(2)], "in_channels": n.size(4), "width": n.size(5)
+        }
         least = 8 if config["stem"] == "small" else 32
-        trainer = _core.Trainer(config, batch=n.size(3), height=least - (n.byte() > 240) + n.below(9), width=least + n.below(9), dtype="f32",
-                                threads=1 + n.below(2), slots=1 + n.below(3))
+        trainer = _core.Trainer(config,
+                                batch=n.size(3),
+                                height=least - (n.byte() > 240) + n.below(9),
+                                width=least + n.below(9),
+                                dtype="f32",
+                                threads=1 + n.below(2),
+                                slots=1 + n.below(3))
         batch = 1 + n.below(3)
         for array in trainer.parameters.values():
             array[...] = 0.1
         for _ in range(4):
             call, slot, channels = n.below(6), n.below(4), config["in_channels"]
             try:
-                x = np.ones((batch, channels if channels < 99 else 1, least + n.below(9), least + n.below(9)), np.float32)
+                x = np.ones((batch, channels if channels < 99 else 1, least + n.below(9), least + n.below(9)),
+                            np.float32)
                 if call == 0:
                     trainer.forward(x, slot)
                 elif call == 1:
@@ -549,7 +629,8 @@ def trainers(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
 
 def model_folder(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
-    """The whole loader: one file of the bundled model is replaced; what loads also has to run. Input: which file, then its content."""
+    """The whole loader: one file of the bundled model is replaced; what loads also has to run. Input: which file, then
+    its content."""
     import numpy as np
 
     import dreamda
@@ -567,13 +648,16 @@ def model_folder(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     def run(data: bytes) -> None:
         at = (data[0] if data else 0) % len(files)
         content = data[1:]
-        if files[at].suffix == ".safetensors":  # too large for an input: the header, or a few bytes of the original, are changed here
+        # too large for an input: the header, or a few bytes of the original, are changed here
+        if files[at].suffix == ".safetensors":
             rng.seed(content)
             length = 8 + int.from_bytes(originals[at][:8], "little")
-            content = mutated(originals[at][:length], rng, [originals[at][:length]], "safetensors") + originals[at][length:]
+            content = mutated(originals[at][:length], rng, [originals[at][:length]],
+                              "safetensors") + originals[at][length:]
             if rng.random() < 0.4:
                 where = rng.randrange(length, len(originals[at]))
-                content = originals[at][:where] + rng.choice((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff", b"")) + originals[at][where + 4:]
+                content = originals[at][:where] + rng.choice(
+                    (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\xff\xff", b"")) + originals[at][where + 4:]
         files[at].write_bytes(content)
         try:
             pipe = dreamda.Pipeline.load(folder / "model", dtype="f32", threads=1, size=(32, 32))
@@ -615,10 +699,12 @@ class Driver:
 
     def __init__(self, name: str, keep: Path) -> None:
         self.name, self.target, self.keep = name, TARGETS[name], keep
-        self.folder = Path(tempfile.mkdtemp(prefix="dreamda-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="dreamda-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.seeds, self._run = self.target.make(self.folder)
         self.runs = self.refused = 0
-        self._last, self._watched = self.folder.with_suffix(f".{name}"), 0.0  # what a crash leaves; in memory, where that is possible
+        # what a crash leaves; in memory, where that is possible
+        self._last, self._watched = self.folder.with_suffix(f".{name}"), 0.0
 
     def __enter__(self) -> Driver:
         return self
@@ -629,7 +715,8 @@ class Driver:
         self._last.unlink(missing_ok=True)
 
     def one(self, data: bytes) -> None:
-        """Finding for what is not documented; a crash or hang ends the process, and leaves its input beside the working folder."""
+        """Finding for what is not documented; a crash or hang ends the process, and leaves its input beside the working
+        folder."""
         self.runs += 1
         with open(self._last, "wb", buffering=0) as file:
             file.write(data)
@@ -656,10 +743,13 @@ class Driver:
         file = self.keep / f"{self.name}-{zlib.crc32(data):08x}"
         file.write_bytes(data)
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return Finding(f"{self.name}: {type(error).__name__}: {str(error)[:300]} at {Path(last.filename).name}:{last.lineno}; input: {file}")
+        return Finding(
+            f"{self.name}: {type(error).__name__}: {str(error)[:300]} at {Path(last.filename).name}:{last.lineno}; input: {file}"
+        )
 
     def random(self, runs: int, seed: int, stop: float = float("inf")) -> None:
-        """`runs` mutations of the seeds, and of mutations that were not refused; ends early at `stop` (time.monotonic)."""
+        """`runs` mutations of the seeds, and of mutations that were not refused; ends early at `stop`
+        (time.monotonic)."""
         rng = random.Random(f"{seed}/{self.name}")
         pool = list(self.seeds)
         for data in self.seeds:
@@ -688,7 +778,8 @@ def mapped_memory() -> int:
 
 
 def used_up() -> bool:
-    """oneDNN never unmaps some of the code it makes, a megabyte an input: at the limit everything would be refused, and nothing be tried."""
+    """oneDNN never unmaps some of the code it makes, a megabyte an input: at the limit everything would be refused, and
+    nothing be tried."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return limit != resource.RLIM_INFINITY and mapped_memory() > limit - (MEMORY >> 2)
 
@@ -729,7 +820,9 @@ def main() -> int:
                 seed += 1000
             failed += found
             rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            print(f"| {name} | {driver.runs} | {time.monotonic() - begun:.0f} | {driver.refused / driver.runs:.0%} | {rss} | {found} |", flush=True)
+            print(
+                f"| {name} | {driver.runs} | {time.monotonic() - begun:.0f} | {driver.refused / driver.runs:.0%} | {rss} | {found} |",
+                flush=True)
     if failed:
         print(f"{failed} findings; inputs in {keep}")
     return 1 if failed else 0
@@ -739,8 +832,8 @@ def by_coverage(name: str, keep: Path, arguments: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["dreamda"]):
-        import dreamda.training.stages, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline  # noqa: E401, F401
-        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.saved, dreamda.networks.weights  # noqa: E401, F401
+        import dreamda.training.stages, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline
+        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.saved, dreamda.networks.weights
     driver = Driver(name, keep)
     corpus = keep / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)
@@ -749,10 +842,15 @@ def by_coverage(name: str, keep: Path, arguments: list[str]) -> int:
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)
-        changed = atheris.Mutate(data, len(data)) if rng.random() < 0.3 else mutated(data, rng, driver.seeds, driver.target.shape)
+        changed = atheris.Mutate(data, len(data)) if rng.random() < 0.3 else mutated(
+            data, rng, driver.seeds, driver.target.shape)
         return changed[:most]
 
-    atheris.Setup([*arguments, f"-artifact_prefix={keep}/", f"-timeout={HANG}", "-rss_limit_mb=3000", "-max_len=100000", str(corpus)], driver.one,
+    atheris.Setup([
+        *arguments, f"-artifact_prefix={keep}/", f"-timeout={HANG}", "-rss_limit_mb=3000", "-max_len=100000",
+        str(corpus)
+    ],
+                  driver.one,
                   custom_mutator=mutate)
     atheris.Fuzz()
     return 0

@@ -1,4 +1,5 @@
-"""Every C function behind dreamda._selftest at odd sizes, without pytest and without oneDNN: for valgrind and ThreadSanitizer. See README.md."""
+"""Every C function behind dreamda._selftest at odd sizes, without pytest and without oneDNN: for valgrind and
+ThreadSanitizer. See README.md."""
 import glob
 import importlib.util
 import os
@@ -27,19 +28,23 @@ def main() -> None:
         for bf16 in (False, True) if isa != 1 else (False,):
             for n, hw, c0, c1, groups in ((2, 5, 6, 0, 3), (1, 7, 21, 9, 6), (1, 1, 1, 0, 1), (1, 9, 40, 8, 4)):
                 c = c0 + c1
-                t.group_norm(x(n, hw, c0, bf16=bf16), x(n, hw, c1, bf16=bf16) if c1 else None, x(n, c), x(c), x(c), groups, 1e-5, True, False, isa, threads)
+                t.group_norm(x(n, hw, c0, bf16=bf16),
+                             x(n, hw, c1, bf16=bf16) if c1 else None, x(n, c), x(c), x(c), groups, 1e-5, True, False,
+                             isa, threads)
             for c in (1, 7, 16, 33):
                 t.layer_norm(x(3, c, bf16=bf16), x(c), x(c), 1e-5, isa, threads)
             for heads, tq, tk, d in ((1, 1, 1, 1), (2, 5, 7, 3), (1, 17, 33, 40), (3, 2, 9, 8)):
                 for causal in (False, True) if tq == tk else (False,):
-                    t.attention(x(2, tq, heads * d, bf16=bf16), x(2, tk, heads * d, bf16=bf16), x(2, tk, heads * d, bf16=bf16), heads, 0.5, causal, isa, threads)
+                    t.attention(x(2, tq, heads * d, bf16=bf16), x(2, tk, heads * d, bf16=bf16),
+                                x(2, tk, heads * d, bf16=bf16), heads, 0.5, causal, isa, threads)
             calls += 12
     for bf16 in (False, True):
         t.timestep_embedding(x(3), 33, True, 0.0, bf16=bf16)
         t.upsample_nearest(x(1, 3, 5, 7, bf16=bf16), 7, 9)
         t.from_nchw(x(2, 65, 33), bf16)
         t.to_nchw(x(2, 33, 65, bf16=bf16))
-        t.add_noise(x(2, 7, 5, bf16=bf16), np.array([0, 2], np.float32), None, np.arange(16, dtype=np.uint32).reshape(2, 8), threads)
+        t.add_noise(x(2, 7, 5, bf16=bf16), np.array([0, 2], np.float32), None,
+                    np.arange(16, dtype=np.uint32).reshape(2, 8), threads)
         t.embed(np.array([[0, 4, 2]], np.int32), x(5, 6), x(3, 6), bf16)
     for source in (x(1000), x(1000, bf16=True), x(1000).astype(np.float16)):
         t.convert(source, source.dtype != np.uint16)

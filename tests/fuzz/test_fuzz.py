@@ -1,4 +1,5 @@
-"""A few seconds of tests/fuzz/fuzz.py on every target, from a fixed seed. Longer runs are made by hand: README.md beside this file."""
+"""A few seconds of tests/fuzz/fuzz.py on every target, from a fixed seed. Longer runs are made by hand: README.md
+beside this file."""
 
 import time
 

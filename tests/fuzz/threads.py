@@ -1,7 +1,9 @@
-"""Many Python threads on shared models, plans and a trainer, for ThreadSanitizer; also a quick check without it. See README.md.
+"""Many Python threads on shared models, plans and a trainer, for ThreadSanitizer; also a quick check without it. See
+README.md.
 
-Every plan here has one thread of its own, so that no OpenMP team is made: GNU OpenMP is not instrumented, and its barriers would look
-like races. What is looked for are races between callers: first runs, loads and plans of one model, profiles, waiting trainers.
+Every plan here has one thread of its own, so that no OpenMP team is made: GNU OpenMP is not instrumented, and its
+barriers would look like races. What is looked for are races between callers: first runs, loads and plans of one model,
+profiles, waiting trainers.
 """
 import sys
 import threading
@@ -23,7 +25,9 @@ def together(*calls, times=3):
         start.wait()
         kept.append(call())
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls, results, strict=True) for _ in range(times)]
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(calls, results, strict=True) for _ in range(times)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -40,7 +44,8 @@ def main() -> None:
     def run(p):
         return lambda: [p.run(inputs)["sample"] for _ in range(5)]
 
-    for outputs in together(run(plan), run(other), lambda: [expected for _ in range(50) if plan.profile() and other.missing() == []][:1]):
+    for outputs in together(run(plan), run(other),
+                            lambda: [expected for _ in range(50) if plan.profile() and other.missing() == []][:1]):
         assert all(np.array_equal(x, expected) for kept in outputs for x in kept)
 
     model = _core.Model("unet", UNET)
@@ -64,11 +69,23 @@ def main() -> None:
     first, _ = together(early, lambda: load(reader, text), times=2)
     assert np.array_equal(*first)
 
-    trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 4}, batch=2, height=8, width=8, dtype="f32", threads=1,
+    trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 4},
+                            batch=2,
+                            height=8,
+                            width=8,
+                            dtype="f32",
+                            threads=1,
                             slots=2)
     images = np.ones((2, 3, 8, 8), np.float32)
-    together(lambda: trainer.forward(images, 0), lambda: trainer.evaluate(images), lambda: trainer.step(0.1, 0.9, 1e-4), trainer.gradient_norm,
-             trainer.profile, trainer.zero_grad, lambda: _core.softmax(images.reshape(2, -1)), lambda: normals(1, 2, 3, 4, 5, 6, (100,)), times=2)
+    together(lambda: trainer.forward(images, 0),
+             lambda: trainer.evaluate(images),
+             lambda: trainer.step(0.1, 0.9, 1e-4),
+             trainer.gradient_norm,
+             trainer.profile,
+             trainer.zero_grad,
+             lambda: _core.softmax(images.reshape(2, -1)),
+             lambda: normals(1, 2, 3, 4, 5, 6, (100, )),
+             times=2)
     print("threads: all right")
 
 

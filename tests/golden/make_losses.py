@@ -1,4 +1,5 @@
-"""Losses, their gradients and five optimiser steps of AMSTHeads' arithmetic, by PyTorch's autograd; run where torch is: python make_losses.py
+"""Losses, their gradients and five optimiser steps of AMSTHeads' arithmetic, by PyTorch's autograd; run where torch is:
+python make_losses.py
 
 test_losses.py compares. The inputs are stored with the answers.
 """
@@ -10,8 +11,10 @@ from torch.nn import functional as F
 
 rng = np.random.default_rng(0)
 n, c, f = 12, 7, 9
-made = {"strong": 2 * rng.standard_normal((n, c)), "weak": 3 * rng.standard_normal((n, c)), "x": rng.standard_normal((n, f)),
-        "weight": rng.standard_normal((c, f)), "bias": rng.standard_normal(c)}
+made = {
+    "strong": 2 * rng.standard_normal((n, c)), "weak": 3 * rng.standard_normal((n, c)), "x": rng.standard_normal(
+        (n, f)), "weight": rng.standard_normal((c, f)), "bias": rng.standard_normal(c)
+}
 made = {k: v.astype(np.float32) for k, v in made.items()}
 made["labels"] = rng.integers(0, c, n)
 
@@ -30,7 +33,8 @@ strong, weak = leaf("strong"), leaf("weak")
 probability, target = torch.softmax(weak.detach(), dim=1).max(dim=1)
 loss = (F.cross_entropy(strong, target, reduction="none") * (probability >= 0.8)).mean()
 loss.backward()
-made["consistency_loss"], made["consistency_gradient"], made["consistency_used"] = loss.item(), strong.grad.numpy(), int((probability >= 0.8).sum())
+made["consistency_loss"], made["consistency_gradient"], made["consistency_used"] = loss.item(), strong.grad.numpy(
+), int((probability >= 0.8).sum())
 assert weak.grad is None
 
 x, weight, bias = leaf("x"), leaf("weight"), leaf("bias")

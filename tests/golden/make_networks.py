@@ -1,9 +1,11 @@
-"""Makes networks.npz: what diffusers and transformers compute for tiny networks whose weights follow from their names alone.
+"""Makes networks.npz: what diffusers and transformers compute for tiny networks whose weights follow from their names
+alone.
 
     TORCH_ENVIRONMENT/bin/python tests/golden/make_networks.py
 
-Together they hold every kind of layer that the engine knows; `CASES` says which. Weights are those of tests/random_weights.py, so that only
-inputs and outputs have to be stored. The file also says with which versions it was made.
+Together they hold every kind of layer that the engine knows; `CASES` says which. Weights are those of
+tests/random_weights.py, so that only inputs and outputs have to be stored. The file also says with which versions it
+was made.
 """
 
 import sys
@@ -17,36 +19,72 @@ CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "
 
 def unet(channels, plain, **options):
     kinds = [PLAIN if level in plain else CROSS for level in range(len(channels))]
-    return dict(in_channels=4, out_channels=4, block_out_channels=list(channels), down_block_types=[k[0] for k in kinds],
-                up_block_types=[k[1] for k in reversed(kinds)], norm_num_groups=8, sample_size=8) | options
+    return dict(in_channels=4,
+                out_channels=4,
+                block_out_channels=list(channels),
+                down_block_types=[k[0] for k in kinds],
+                up_block_types=[k[1] for k in reversed(kinds)],
+                norm_num_groups=8,
+                sample_size=8) | options
 
 
 def vae(channels, **options):
     levels = len(channels)
-    return dict(block_out_channels=list(channels), down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
-                latent_channels=4, norm_num_groups=8, layers_per_block=1) | options
+    return dict(block_out_channels=list(channels),
+                down_block_types=["DownEncoderBlock2D"] * levels,
+                up_block_types=["UpDecoderBlock2D"] * levels,
+                latent_channels=4,
+                norm_num_groups=8,
+                layers_per_block=1) | options
 
 
 def clip(act):
-    return dict(vocab_size=60, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=12,
-                hidden_act=act, bos_token_id=58, eos_token_id=59, pad_token_id=59)
+    return dict(vocab_size=60,
+                hidden_size=32,
+                intermediate_size=80,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=12,
+                hidden_act=act,
+                bos_token_id=58,
+                eos_token_id=59,
+                pad_token_id=59)
 
 
 CASES = {
-    # resnet blocks with and without shortcut, timestep embedding, transformer with convolutions, self- and cross-attention, GEGLU,
-    # down- and upsampling by 2, mid block
-    "sd1": ("unet", unet((16, 32), (1,), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4), (2, 8, 8, 7)),
+    # resnet blocks with and without shortcut, timestep embedding, transformer with convolutions, self- and
+    # cross-attention, GEGLU, down- and upsampling by 2, mid block
+    "sd1": ("unet", unet((16, 32), (1, ), layers_per_block=1, cross_attention_dim=24,
+                         attention_head_dim=4), (2, 8, 8, 7)),
     # linear projections, heads a level, several transformer layers, sizes that do not halve evenly, cosine first
-    "sd2": ("unet", unet((16, 24, 32), (0,), layers_per_block=[1, 2, 1], cross_attention_dim=40, attention_head_dim=[2, 3, 4],
-                         use_linear_projection=True, transformer_layers_per_block=[1, 2, 1], flip_sin_to_cos=False, freq_shift=1), (3, 9, 7, 5)),
+    "sd2": ("unet",
+            unet((16, 24, 32), (0, ),
+                 layers_per_block=[1, 2, 1],
+                 cross_attention_dim=40,
+                 attention_head_dim=[2, 3, 4],
+                 use_linear_projection=True,
+                 transformer_layers_per_block=[1, 2, 1],
+                 flip_sin_to_cos=False,
+                 freq_shift=1), (3, 9, 7, 5)),
     # the guidance scale as an input, sine first
-    "lcm": ("unet", unet((16, 32), (1,), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4, time_cond_proj_dim=32), (3, 8, 8, 7)),
+    "lcm": ("unet",
+            unet((16, 32), (1, ),
+                 layers_per_block=1,
+                 cross_attention_dim=24,
+                 attention_head_dim=4,
+                 time_cond_proj_dim=32), (3, 8, 8, 7)),
     # spatial attention, padding at one side, quantisation convolutions
     "vae": ("vae", vae((16, 32)), (2, 12, 8)),
-    "vae-plain": ("vae", vae((16, 24, 32), use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False), (1, 8, 16)),
+    "vae-plain":
+    ("vae", vae((16, 24, 32), use_quant_conv=False, use_post_quant_conv=False,
+                mid_block_add_attention=False), (1, 8, 16)),
     # ReLU after a sum, several levels; without weights' names in common with the other VAEs
-    "tiny-vae": ("tiny_vae", dict(_class_name="AutoencoderTiny", encoder_block_out_channels=[24] * 3, decoder_block_out_channels=[32] * 3,
-                                  num_encoder_blocks=[1, 2, 1], num_decoder_blocks=[2, 1, 1]), (2, 12, 8)),
+    "tiny-vae": ("tiny_vae",
+                 dict(_class_name="AutoencoderTiny",
+                      encoder_block_out_channels=[24] * 3,
+                      decoder_block_out_channels=[32] * 3,
+                      num_encoder_blocks=[1, 2, 1],
+                      num_decoder_blocks=[2, 1, 1]), (2, 12, 8)),
     # causal attention, both activations
     "clip-quick-gelu": ("clip", clip("quick_gelu"), (2, 12)),
     "clip-gelu": ("clip", clip("gelu"), (3, 5)),
@@ -63,14 +101,18 @@ def inputs(name, turn):
     if kind in ("vae", "tiny_vae"):
         factor = 2 ** (len(config["block_out_channels" if kind == "vae" else "num_encoder_blocks"]) - 1)
         rows, h, w = shape
-        return dict(image=rng.uniform(-1, 1, (rows, 3, h, w)).astype(np.float32), latent=normals(rows, 4, h // factor, w // factor))
+        return dict(image=rng.uniform(-1, 1, (rows, 3, h, w)).astype(np.float32),
+                    latent=normals(rows, 4, h // factor, w // factor))
     rows, h, w, tokens = shape
     bottom = [h, w]
     for _ in config["block_out_channels"][1:]:
         bottom = [(s + 1) // 2 for s in bottom]
-    guidance = {"guidance_scale": rng.uniform(1, 8, rows).astype(np.float32)} if config.get("time_cond_proj_dim") else {}
-    return guidance | dict(sample=normals(rows, 4, h, w), timestep=rng.randint(0, 1000, rows).astype(np.float32),
-                context=normals(rows, tokens, config["cross_attention_dim"]), noise=normals(rows, config["block_out_channels"][-1], *bottom))
+    guidance = {"guidance_scale": rng.uniform(1, 8, rows).astype(np.float32)
+                } if config.get("time_cond_proj_dim") else {}
+    return guidance | dict(sample=normals(rows, 4, h, w),
+                           timestep=rng.randint(0, 1000, rows).astype(np.float32),
+                           context=normals(rows, tokens, config["cross_attention_dim"]),
+                           noise=normals(rows, config["block_out_channels"][-1], *bottom))
 
 
 def main():
@@ -82,31 +124,44 @@ def main():
     from random_weights import weight
 
     torch.set_grad_enabled(False)
-    out = {"versions": np.array([f"torch {torch.__version__}", f"diffusers {diffusers.__version__}", f"transformers {transformers.__version__}"])}
+    out = {
+        "versions":
+        np.array([
+            f"torch {torch.__version__}", f"diffusers {diffusers.__version__}",
+            f"transformers {transformers.__version__}"
+        ])
+    }
     for name, (kind, config, _) in CASES.items():
         if kind == "clip":
             model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
         else:
-            kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "tiny_vae": diffusers.AutoencoderTiny}
+            kinds = {
+                "unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "tiny_vae":
+                diffusers.AutoencoderTiny
+            }
             model = kinds[kind].from_config(config)
         model.eval()
         for parameter_name, parameter in model.named_parameters():
-            canonical = parameter_name if kind != "clip" or parameter_name.startswith("text_model.") else f"text_model.{parameter_name}"
+            canonical = parameter_name if kind != "clip" or parameter_name.startswith(
+                "text_model.") else f"text_model.{parameter_name}"
             parameter.copy_(torch.from_numpy(weight(canonical, tuple(parameter.shape))))
         for turn in (0, 1):
             x = {k: torch.from_numpy(v) for k, v in inputs(name, turn).items()}
             if kind == "clip":
                 results = dict(hidden=model(x["tokens"].long()).last_hidden_state)
             elif kind == "vae":
-                results = dict(moments=model.encode(x["image"]).latent_dist.parameters, image=model.decode(x["latent"]).sample)
+                results = dict(moments=model.encode(x["image"]).latent_dist.parameters,
+                               image=model.decode(x["latent"]).sample)
             elif kind == "tiny_vae":
                 results = dict(encoded=model.encode(x["image"]).latents, image=model.decode(x["latent"]).sample)
             else:
                 embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
-                guidance = embed(None, x["guidance_scale"] - 1, config["time_cond_proj_dim"]) if "guidance_scale" in x else None
+                guidance = embed(None, x["guidance_scale"]
+                                 - 1, config["time_cond_proj_dim"]) if "guidance_scale" in x else None
                 seen = []
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: seen.append(o))
-                results = dict(sample=model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample, bottleneck=seen[0])
+                results = dict(sample=model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample,
+                               bottleneck=seen[0])
                 hook.remove()
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: o + x["noise"])
                 results["perturbed"] = model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample

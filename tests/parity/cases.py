@@ -1,4 +1,5 @@
-"""The networks that both sides run, as diffusers and transformers configurations. NumPy and the standard library only."""
+"""The networks that both sides run, as diffusers and transformers configurations. NumPy and the standard library
+only."""
 
 import numpy as np
 
@@ -18,73 +19,167 @@ def _unet(channels: tuple[int, ...], plain: tuple[int, ...], **options) -> dict:
     ) | options
 
 
-_SMALL = _unet((32, 64), (1,), layers_per_block=1, cross_attention_dim=48, attention_head_dim=4, norm_num_groups=8, sample_size=16)
+_SMALL = _unet((32, 64), (1, ),
+               layers_per_block=1,
+               cross_attention_dim=48,
+               attention_head_dim=4,
+               norm_num_groups=8,
+               sample_size=16)
 _TEXT = dict(vocab_size=1000, max_position_embeddings=77, bos_token_id=998, eos_token_id=999, pad_token_id=999)
 
-# name -> family, configuration, and the shape of the inputs. `file` is what the weights are saved as; `norms` makes the affine
-# parameters of the norms random too (their initial ones and zeros would hide a mix-up).
+# name -> family, configuration, and the shape of the inputs. `file` is what the weights are saved as; `norms` makes the
+# affine parameters of the norms random too (their initial ones and zeros would hide a mix-up).
 CASES: dict[str, dict] = {
     # Stable Diffusion 1.5, 860 M parameters, initialised as PyTorch does.
-    "sd15": dict(
-        family="unet", rows=2, height=64, width=64, tokens=77,
-        config=_unet((320, 640, 1280, 1280), (3,), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8, sample_size=64),
-    ),
+    "sd15":
+    dict(family="unet",
+         rows=2,
+         height=64,
+         width=64,
+         tokens=77,
+         config=_unet((320, 640, 1280, 1280), (3, ),
+                      layers_per_block=2,
+                      cross_attention_dim=768,
+                      attention_head_dim=8,
+                      sample_size=64),
+         ),
     # A latent consistency model of that size (LCM_Dreamshaper_v7): the guidance scale is an input.
-    "lcm": dict(
-        family="unet", rows=2, height=64, width=64, tokens=77,
-        config=_unet((320, 640, 1280, 1280), (3,), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8, sample_size=64,
-                     time_cond_proj_dim=256),
-    ),
+    "lcm":
+    dict(family="unet",
+         rows=2,
+         height=64,
+         width=64,
+         tokens=77,
+         config=_unet((320, 640, 1280, 1280), (3, ),
+                      layers_per_block=2,
+                      cross_attention_dim=768,
+                      attention_head_dim=8,
+                      sample_size=64,
+                      time_cond_proj_dim=256),
+         ),
     # Stable Diffusion 2.1 at half its width.
-    "sd21": dict(
-        family="unet", rows=2, height=32, width=32, tokens=77, norms=True,
-        config=_unet((160, 320, 640, 640), (3,), layers_per_block=2, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20),
-                     use_linear_projection=True, sample_size=32),
-    ),
+    "sd21":
+    dict(family="unet",
+         rows=2,
+         height=32,
+         width=32,
+         tokens=77,
+         norms=True,
+         config=_unet((160, 320, 640, 640), (3, ),
+                      layers_per_block=2,
+                      cross_attention_dim=1024,
+                      attention_head_dim=(5, 10, 20, 20),
+                      use_linear_projection=True,
+                      sample_size=32),
+         ),
     # Sizes that no level divides: each upsampling has to aim at the skip connection's size.
-    "odd": dict(
-        family="unet", rows=3, height=9, width=7, tokens=11, norms=True,
-        config=_unet((32, 64, 96), (1,), layers_per_block=1, cross_attention_dim=40, attention_head_dim=(2, 4, 3), norm_num_groups=8,
-                     sample_size=8),
-    ),
+    "odd":
+    dict(family="unet",
+         rows=3,
+         height=9,
+         width=7,
+         tokens=11,
+         norms=True,
+         config=_unet((32, 64, 96), (1, ),
+                      layers_per_block=1,
+                      cross_attention_dim=40,
+                      attention_head_dim=(2, 4, 3),
+                      norm_num_groups=8,
+                      sample_size=8),
+         ),
     # SD 2's 64 channels a head, several transformer layers, other time embedding, other input and output widths.
-    "deep": dict(
-        family="unet", rows=2, height=16, width=24, tokens=77, norms=True,
-        config=_unet((64, 128, 192), (0,), layers_per_block=2, transformer_layers_per_block=(1, 2, 3), cross_attention_dim=64,
-                     attention_head_dim=(1, 2, 3), use_linear_projection=True, flip_sin_to_cos=False, freq_shift=1, in_channels=5,
-                     out_channels=3, norm_num_groups=16, sample_size=16),
-    ),
-    "fp16-file": dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="float16", config=_SMALL),
-    "bf16-file": dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="bfloat16", config=_SMALL),
-    "fp16-shards": dict(family="unet", rows=1, height=8, width=16, tokens=9, norms=True, file="float16", shards=True, config=_SMALL),
+    "deep":
+    dict(family="unet",
+         rows=2,
+         height=16,
+         width=24,
+         tokens=77,
+         norms=True,
+         config=_unet((64, 128, 192), (0, ),
+                      layers_per_block=2,
+                      transformer_layers_per_block=(1, 2, 3),
+                      cross_attention_dim=64,
+                      attention_head_dim=(1, 2, 3),
+                      use_linear_projection=True,
+                      flip_sin_to_cos=False,
+                      freq_shift=1,
+                      in_channels=5,
+                      out_channels=3,
+                      norm_num_groups=16,
+                      sample_size=16),
+         ),
+    "fp16-file":
+    dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="float16", config=_SMALL),
+    "bf16-file":
+    dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="bfloat16", config=_SMALL),
+    "fp16-shards":
+    dict(family="unet", rows=1, height=8, width=16, tokens=9, norms=True, file="float16", shards=True, config=_SMALL),
     # Stable Diffusion's VAE at 256 x 256 pixels, and a small one without its optional parts.
-    "vae": dict(
-        family="vae", rows=1, height=256, width=256,
-        config=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
-                    up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=256),
-    ),
-    "vae-plain": dict(
-        family="vae", rows=2, height=48, width=32, norms=True,
-        config=dict(block_out_channels=(32, 48, 64), layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 3,
-                    up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=8, norm_num_groups=8, use_quant_conv=False,
-                    use_post_quant_conv=False, mid_block_add_attention=False, sample_size=32),
-    ),
+    "vae":
+    dict(family="vae",
+         rows=1,
+         height=256,
+         width=256,
+         config=dict(block_out_channels=(128, 256, 512, 512),
+                     layers_per_block=2,
+                     down_block_types=("DownEncoderBlock2D", ) * 4,
+                     up_block_types=("UpDecoderBlock2D", ) * 4,
+                     latent_channels=4,
+                     sample_size=256),
+         ),
+    "vae-plain":
+    dict(family="vae",
+         rows=2,
+         height=48,
+         width=32,
+         norms=True,
+         config=dict(block_out_channels=(32, 48, 64),
+                     layers_per_block=1,
+                     down_block_types=("DownEncoderBlock2D", ) * 3,
+                     up_block_types=("UpDecoderBlock2D", ) * 3,
+                     latent_channels=8,
+                     norm_num_groups=8,
+                     use_quant_conv=False,
+                     use_post_quant_conv=False,
+                     mid_block_add_attention=False,
+                     sample_size=32),
+         ),
     # TAESD at Stable Diffusion's size, and a small one with another depth and width.
-    "taesd": dict(family="tiny_vae", rows=1, height=512, width=512, config={}),
-    "tiny-vae": dict(
-        family="tiny_vae", rows=3, height=24, width=40,
-        config=dict(encoder_block_out_channels=(32,) * 3, decoder_block_out_channels=(48,) * 3, num_encoder_blocks=(1, 2, 1),
-                    num_decoder_blocks=(2, 1, 1), latent_channels=8, scaling_factor=0.5),
-    ),
+    "taesd":
+    dict(family="tiny_vae", rows=1, height=512, width=512, config={}),
+    "tiny-vae":
+    dict(family="tiny_vae",
+         rows=3,
+         height=24,
+         width=40,
+         config=dict(encoder_block_out_channels=(32, ) * 3,
+                     decoder_block_out_channels=(48, ) * 3,
+                     num_encoder_blocks=(1, 2, 1),
+                     num_decoder_blocks=(2, 1, 1),
+                     latent_channels=8,
+                     scaling_factor=0.5),
+         ),
     # The text half of CLIP ViT-L/14 (SD 1.x), and SD 2's at 4 of 23 layers.
-    "clip-l": dict(
-        family="clip", rows=2, lengths=(77, 20), config=dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                                                           num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu"),
-    ),
-    "clip-h": dict(
-        family="clip", rows=2, lengths=(77, 5), norms=True,
-        config=_TEXT | dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, hidden_act="gelu"),
-    ),
+    "clip-l":
+    dict(family="clip",
+         rows=2,
+         lengths=(77, 20),
+         config=dict(vocab_size=49408,
+                     hidden_size=768,
+                     intermediate_size=3072,
+                     num_hidden_layers=12,
+                     num_attention_heads=12,
+                     max_position_embeddings=77,
+                     hidden_act="quick_gelu"),
+         ),
+    "clip-h":
+    dict(family="clip",
+         rows=2,
+         lengths=(77, 5),
+         norms=True,
+         config=_TEXT | dict(
+             hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, hidden_act="gelu"),
+         ),
 }
 NOISE_SCALE = 3.0
 
@@ -110,7 +205,8 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
         bottom = [(size + 1) // 2 for size in bottom]
     scale = np.full(rows, NOISE_SCALE, np.float32)
     scale[: rows - 1 : 2] = 0  # some rows stay clean
-    guidance = dict(guidance_scale=rng.uniform(1, 8, rows).astype(np.float32)) if config.get("time_cond_proj_dim") else {}
+    guidance = dict(
+        guidance_scale=rng.uniform(1, 8, rows).astype(np.float32)) if config.get("time_cond_proj_dim") else {}
     return guidance | dict(
         sample=normals(rows, config["in_channels"], height, width),
         timestep=rng.randint(1, 1000, rows).astype(np.float32),

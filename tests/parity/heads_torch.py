@@ -2,9 +2,10 @@
 
     python tests/parity/heads_torch.py [--train]
 
-The losses of the heads, and the gradients that reach a PyTorch network through them, against PyTorch's autograd on its own cross-entropies
-with the same weights: relative error at most 1e-5. With --train also the loop of python/examples/torch_loop.py on the bundled images:
-trained with AMST it must get more of them right than it did untrained, by 20 points or more. One line a check; the exit code is 1 if any failed.
+The losses of the heads, and the gradients that reach a PyTorch network through them, against PyTorch's autograd on its
+own cross-entropies with the same weights: relative error at most 1e-5. With --train also the loop of
+python/examples/torch_loop.py on the bundled images: trained with AMST it must get more of them right than it did
+untrained, by 20 points or more. One line a check; the exit code is 1 if any failed.
 """
 import sys
 from pathlib import Path
@@ -58,25 +59,40 @@ class Case:
 def pretrain() -> dict[str, float]:
     case = Case(0)
     weak, strong = case.backbone(case.images[0]), case.backbone(case.images[1])
-    loss, d_weak, d_strong = case.heads.pretrain_loss(weak.detach().numpy(), strong.detach().numpy(), case.labels.numpy())
+    loss, d_weak, d_strong = case.heads.pretrain_loss(weak.detach().numpy(),
+                                                      strong.detach().numpy(), case.labels.numpy())
     torch.autograd.backward([weak, strong], [torch.from_numpy(d_weak), torch.from_numpy(d_strong)])
     weak, strong = case.backbone(case.images[0]), case.backbone(case.images[1])
-    return case.compare(loss, sum(F.cross_entropy(case.logits(h, f), case.labels) for h, f in (("f1_w", weak), ("f2_w", weak), ("f1_s", strong), ("f2_s", strong))))
+    return case.compare(
+        loss,
+        sum(
+            F.cross_entropy(case.logits(h, f), case.labels)
+            for h, f in (("f1_w", weak), ("f2_w", weak), ("f1_s", strong), ("f2_s", strong))))
 
 
 def training() -> dict[str, float]:
     case = Case(1)
     labelled, weak, strong = (case.backbone(x) for x in case.images[:3])
-    threshold = float(np.median(case.heads.predict_proba(weak.detach().numpy()).max(1)))  # between the 6th and the 7th row
-    result = case.heads.train_loss(labelled.detach().numpy(), case.labels.numpy(), weak.detach().numpy(), strong.detach().numpy(), WEIGHT, threshold,
+    # between the 6th and the 7th row
+    threshold = float(np.median(case.heads.predict_proba(weak.detach().numpy()).max(1)))
+    result = case.heads.train_loss(labelled.detach().numpy(),
+                                   case.labels.numpy(),
+                                   weak.detach().numpy(),
+                                   strong.detach().numpy(),
+                                   WEIGHT,
+                                   threshold,
                                    smoothing=SMOOTHING)
     assert result.used == 6, "half of the rows are confident"
-    torch.autograd.backward([labelled, strong], [torch.from_numpy(result.d_features), torch.from_numpy(result.d_strong)])
+    torch.autograd.backward(
+        [labelled, strong],
+        [torch.from_numpy(result.d_features), torch.from_numpy(result.d_strong)])
     labelled, weak, strong = (case.backbone(x) for x in case.images[:3])
     confidence, target = case.logits("f5", weak.detach()).softmax(1).max(1)
     kept = (confidence >= threshold).float()
     consistency = (F.cross_entropy(case.logits("f5", strong), target, reduction="none") * kept).mean()
-    return case.compare(result.total, F.cross_entropy(case.logits("f5", labelled), case.labels, label_smoothing=SMOOTHING) + WEIGHT * consistency)
+    return case.compare(
+        result.total,
+        F.cross_entropy(case.logits("f5", labelled), case.labels, label_smoothing=SMOOTHING) + WEIGHT * consistency)
 
 
 def trained() -> bool:
@@ -85,11 +101,17 @@ def trained() -> bool:
     prompts = [f"a photo of a {bundled.class_names[label]}" for label in bundled.seed_labels]
     made = dreamda.Pipeline.load("fashion-mini", dtype="f32").augment(bundled.seeds, prompts, variants=2, steps=8)
     tensor = lambda pixels: torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))  # noqa: E731
-    real, test = (tensor(bundled.seeds), torch.from_numpy(bundled.seed_labels)), (tensor(bundled.test), torch.from_numpy(bundled.test_labels))
+    real, test = (tensor(bundled.seeds), torch.from_numpy(bundled.seed_labels)), (tensor(bundled.test),
+                                                                                  torch.from_numpy(bundled.test_labels))
     synthetic = tensor(made.reshape(-1, *made.shape[2:])), real[1].repeat_interleave(2)
-    accuracies = [torch_loop.train_amst(real, test, synthetic, classes=list(bundled.class_names), steps=steps) for steps in (6, 150)]
+    accuracies = [
+        torch_loop.train_amst(real, test, synthetic, classes=list(bundled.class_names), steps=steps)
+        for steps in (6, 150)
+    ]
     good = accuracies[1] >= accuracies[0] + 0.2
-    print(f"{'ok  ' if good else 'FAIL'} the example's loop: {accuracies[0]:.1%} right after 6 steps, {accuracies[1]:.1%} after 150")
+    print(
+        f"{'ok  ' if good else 'FAIL'} the example's loop: {accuracies[0]:.1%} right after 6 steps, {accuracies[1]:.1%} after 150"
+    )
     return good
 
 
@@ -99,7 +121,8 @@ def main() -> int:
         errors = check()
         good = max(errors.values()) <= BAR
         failed += not good
-        print(f"{'ok  ' if good else 'FAIL'} {name}: relative errors against autograd: " + ", ".join(f"{k} {v:.1e}" for k, v in errors.items()))
+        print(f"{'ok  ' if good else 'FAIL'} {name}: relative errors against autograd: "
+              + ", ".join(f"{k} {v:.1e}" for k, v in errors.items()))
     if "--train" in sys.argv[1:]:
         failed += not trained()
     return 1 if failed else 0

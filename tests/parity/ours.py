@@ -2,8 +2,8 @@
 
     python tests/parity/ours.py WORK [CASE ...]
 
-WORK/CASE/ours.npz holds the outputs under reference.py's names. Every network runs turn 0, turn 1 and turn 0 again: the last
-has to repeat the first to the bit. `bf16` is left out where this processor does not compute in it.
+WORK/CASE/ours.npz holds the outputs under reference.py's names. Every network runs turn 0, turn 1 and turn 0 again: the
+last has to repeat the first to the bit. `bf16` is left out where this processor does not compute in it.
 """
 
 import sys
@@ -32,10 +32,16 @@ def unet(folder: Path, dtype: str) -> Callable[[dict], dict]:
         triple = given["sample"], given["timestep"], given["context"]
         guidance = given.get("guidance_scale")
         sample, bottleneck = network(*triple, return_bottleneck=True, guidance_scale=guidance)
-        outputs = dict(sample=sample, bottleneck=bottleneck, perturbed=network(*triple, bottleneck_noise=noise, guidance_scale=guidance))
-        named = {"guidance" if k == "guidance_scale" else k: guidance_input(v, rows) if k == "guidance_scale" else v for k, v in given.items()}
+        outputs = dict(sample=sample,
+                       bottleneck=bottleneck,
+                       perturbed=network(*triple, bottleneck_noise=noise, guidance_scale=guidance))
+        named = {
+            "guidance" if k == "guidance_scale" else k: guidance_input(v, rows) if k == "guidance_scale" else v
+            for k, v in given.items()
+        }
         # The same from one pass with two decoders; here the noise is scaled inside.
-        both = network.plan(rows=rows, height=height, width=width, tokens=given["context"].shape[1], decoders=2).run(named)
+        both = network.plan(rows=rows, height=height, width=width, tokens=given["context"].shape[1],
+                            decoders=2).run(named)
         return outputs | {f"{key} (two decoders)": both[key] for key in ("sample", "perturbed", "bottleneck")}
 
     return run
@@ -56,7 +62,8 @@ def vae(folder: Path, dtype: str) -> Callable[[dict], dict]:
 def tiny_vae(folder: Path, dtype: str) -> Callable[[dict], dict]:
     network = dreamda.VAE.load(folder, dtype, THREADS)
     scale = np.float32(network.config["scaling_factor"])
-    return lambda given: dict(encoded=network.encode(given["image"]) / scale, image=network.decode(given["latent"] * scale))
+    return lambda given: dict(encoded=network.encode(given["image"]) / scale,
+                              image=network.decode(given["latent"] * scale))
 
 
 def clip(folder: Path, dtype: str) -> Callable[[dict], dict]:
@@ -70,7 +77,8 @@ def main(work: Path, names: list[str]) -> None:
         print(f"dreamda {dreamda.__version__}: {name}", flush=True)
         results = {}
         for dtype in dtypes():
-            run = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip}[case["family"]](folder / "model", dtype)
+            run = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip}[case["family"]](folder / "model",
+                                                                                                 dtype)
             first, second, again = (run(inputs(case, turn)) for turn in (0, 1, 0))
             for turn, outputs in enumerate((first, second)):
                 results |= {f"{dtype}.{turn}.{key}": value for key, value in outputs.items()}

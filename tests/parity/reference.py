@@ -2,8 +2,8 @@
 
     TORCH_ENVIRONMENT/bin/python tests/parity/reference.py WORK [CASE ...]
 
-WORK/CASE/model then holds the network and WORK/CASE/reference.npz its outputs: `f32.0.sample` is the output `sample` of turn 0
-computed in float32. A case that is there already is not made again.
+WORK/CASE/model then holds the network and WORK/CASE/reference.npz its outputs: `f32.0.sample` is the output `sample` of
+turn 0 computed in float32. A case that is there already is not made again.
 """
 
 import gc
@@ -27,7 +27,8 @@ def make(case: dict, folder: Path) -> torch.nn.Module:
     if case["family"] == "clip":
         model = CLIPTextModel(CLIPTextConfig(**case["config"]))
     else:
-        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "tiny_vae": AutoencoderTiny}[case["family"]](**case["config"])
+        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "tiny_vae":
+                 AutoencoderTiny}[case["family"]](**case["config"])
     if case.get("norms"):
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -41,13 +42,15 @@ def make(case: dict, folder: Path) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray],
+        dtype: torch.dtype) -> dict[str, torch.Tensor]:
     x = {name: torch.from_numpy(array) for name, array in given.items()}
     cast = {name: array.to(dtype) if array.is_floating_point() else array for name, array in x.items()}
     if case["family"] == "clip":
         return dict(hidden=model(x["tokens"].long()).last_hidden_state)
     if case["family"] == "vae":
-        return dict(moments=model.encode(cast["image"]).latent_dist.parameters, image=model.decode(cast["latent"]).sample)
+        return dict(moments=model.encode(cast["image"]).latent_dist.parameters,
+                    image=model.decode(cast["latent"]).sample)
     if case["family"] == "tiny_vae":
         return dict(encoded=model.encode(cast["image"]).latents, image=model.decode(cast["latent"]).sample)
     outputs = {}

@@ -2,11 +2,13 @@
 
     python tests/parity/run.py --reference-python TORCH_ENVIRONMENT/bin/python [--work DIR] [--cases sd15 vae ...]
 
-The environment of --reference-python holds requirements.txt. A table and one line `N passed, N failed`; the exit code is 1 if
-anything failed. With --work the networks (6 GB) and PyTorch's outputs are kept there, and used again by the next run.
+The environment of --reference-python holds requirements.txt. A table and one line `N passed, N failed`; the exit code
+is 1 if anything failed. With --work the networks (6 GB) and PyTorch's outputs are kept there, and used again by the
+next run.
 
-The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. bfloat16: NMSE against PyTorch in
-float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7. Tokens: equal.
+The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. bfloat16: NMSE against
+PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7. Tokens:
+equal.
 """
 
 import argparse
@@ -59,7 +61,8 @@ def compare_networks(report: Report, name: str, work: Path) -> None:
             worse = int(np.argmax(np.divide(errors, bars)))
             passed = errors[worse] <= bars[worse] and (dtype != "f32" or max(largest) <= F32_LARGEST)
             theirs = "" if dtype == "f32" else f"  PyTorch's {bars[worse] / BF16_RATIO:.1e}"
-            report.line(name, f"{dtype} {quantity}", passed, f"NMSE {errors[worse]:.1e}  max|diff| {max(largest):.1e} max|ref|{theirs}")
+            report.line(name, f"{dtype} {quantity}", passed,
+                        f"NMSE {errors[worse]:.1e}  max|diff| {max(largest):.1e} max|ref|{theirs}")
     changed = [k for k in ours.files if ".again." in k and not np.array_equal(ours[k], ours[k.replace("again", "0")])]
     report.line(name, "turn 0 again, bit for bit", not changed, ", ".join(changed))
 
@@ -78,13 +81,16 @@ def compare_tokens(report: Report, work: Path) -> None:
     for name in reference.files:
         same = ours[name].shape == reference[name].shape
         different = np.flatnonzero((ours[name] != reference[name]).any(axis=1)) if same else []
-        text = f", different: {list(different[:9])}" if len(different) else "" if same else f", shape {ours[name].shape}"
+        text = f", different: {list(different[:9])}" if len(
+            different) else "" if same else f", shape {ours[name].shape}"
         report.line("tokens", name, same and len(different) == 0, f"{len(reference[name])} texts{text}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare dreamda with PyTorch, diffusers and transformers.")
-    parser.add_argument("--reference-python", required=True, help="interpreter with torch, diffusers, transformers (requirements.txt)")
+    parser.add_argument("--reference-python",
+                        required=True,
+                        help="interpreter with torch, diffusers, transformers (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
     names = [*CASES, "trajectories", "tokens"]

@@ -2,9 +2,9 @@
 
     python tests/parity/train_parity.py WORK
 
-Exits 1 unless, in f32, loss and every gradient agree to a relative error of 1e-4, the ten following losses to 1e-4, running
-statistics to 1e-5 and evaluation to 1e-4; and in bf16 the C trainer's gradients are not farther from those of f64 than 1.25 times
-the distance of PyTorch's autocast.
+Exits 1 unless, in f32, loss and every gradient agree to a relative error of 1e-4, the ten following losses to 1e-4,
+running statistics to 1e-5 and evaluation to 1e-4; and in bf16 the C trainer's gradients are not farther from those of
+f64 than 1.25 times the distance of PyTorch's autocast.
 """
 
 import sys
@@ -19,7 +19,8 @@ STEP = dict(lr=0.002, momentum=0.9, weight_decay=1e-4, nesterov=True)
 
 
 def error(got, expected):
-    return float(np.linalg.norm((got - expected).astype(np.float64)) / max(np.linalg.norm(expected.astype(np.float64)), 1e-30))
+    return float(
+        np.linalg.norm((got - expected).astype(np.float64)) / max(np.linalg.norm(expected.astype(np.float64)), 1e-30))
 
 
 def cross_entropy(features, head, labels):
@@ -64,13 +65,15 @@ def compare(path: Path) -> bool:
     drift = np.abs(losses - case["losses"]) / np.abs(case["losses"])
     ours = np.array([error(v, case[f"exact/{k}"]) for k, v in gradients.items()])
     theirs = np.array([error(case[f"gradient/{k}"], case[f"exact/{k}"]) for k in gradients])
-    print(f"{path.stem}: distance of the gradients from f64, mean / median / most: ours {ours.mean():.1e} {np.median(ours):.1e} {ours.max():.1e}, "
-          f"PyTorch {theirs.mean():.1e} {np.median(theirs):.1e} {theirs.max():.1e}")
+    print(
+        f"{path.stem}: distance of the gradients from f64, mean / median / most: ours {ours.mean():.1e} {np.median(ours):.1e} {ours.max():.1e}, "
+        f"PyTorch {theirs.mean():.1e} {np.median(theirs):.1e} {theirs.max():.1e}")
     print(f"  losses of 10 steps differ by {drift.max():.1e}, running {running:.1e}, evaluated {evaluated:.1e}")
     if dtype == "f32":
         errors = {k: error(v, case[f"gradient/{k}"]) for k, v in gradients.items()}
         worst = max(errors, key=errors.get)
-        good = errors[worst] <= 1e-4 and error(features, case["features"]) <= 1e-4 and drift.max() <= 1e-4 and running <= 1e-5 and evaluated <= 1e-4
+        good = errors[worst] <= 1e-4 and error(
+            features, case["features"]) <= 1e-4 and drift.max() <= 1e-4 and running <= 1e-5 and evaluated <= 1e-4
         print(f"  gradients differ by {errors[worst]:.1e} ({worst}) at most")
     else:
         good = ours.mean() <= 1.25 * theirs.mean() and np.median(ours) <= 1.25 * np.median(theirs)

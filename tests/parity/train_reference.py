@@ -3,10 +3,11 @@
     PEER/bin/python tests/parity/train_reference.py WORK       # writes WORK/<case>.npz for every case
     python tests/parity/train_parity.py WORK                   # compares the C trainer with them
 
-Each file holds initial weights, images, labels, then of PyTorch: features, all gradients, running statistics after one pass,
-evaluation with those, and the losses of ten optimiser steps. The class head is a fixed random matrix, so that only the backbone is
-compared. "exact/..." are the gradients in f64, from which the distance of both engines is measured. Residual branches start small, as
-in practice; otherwise ten steps of a ResNet-50 on a few images amplify the last bit of a sum to anything.
+Each file holds initial weights, images, labels, then of PyTorch: features, all gradients, running statistics after one
+pass, evaluation with those, and the losses of ten optimiser steps. The class head is a fixed random matrix, so that
+only the backbone is compared. "exact/..." are the gradients in f64, from which the distance of both engines is
+measured. Residual branches start small, as in practice; otherwise ten steps of a ResNet-50 on a few images amplify the
+last bit of a sum to anything.
 """
 
 import copy
@@ -34,7 +35,8 @@ class Block(nn.Module):
     def __init__(self, inside: int, width: int, bottleneck: bool, stride: int) -> None:
         super().__init__()
         out = 4 * width if bottleneck else width
-        shapes = [(inside, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)] if bottleneck else [(inside, width, 3, stride), (width, out, 3, 1)]
+        shapes = [(inside, width, 1, 1), (width, width, 3, stride),
+                  (width, out, 1, 1)] if bottleneck else [(inside, width, 3, stride), (width, out, 3, 1)]
         self.count = len(shapes)
         for i, (a, b, kernel, s) in enumerate(shapes, 1):
             setattr(self, f"conv{i}", nn.Conv2d(a, b, kernel, s, kernel // 2, bias=False))
@@ -115,7 +117,10 @@ def reference(depth: int, stem: str, batch: int, size: int, dtype: str) -> dict[
     with torch.no_grad():
         out["evaluated"] = loss_of(model.eval(), nhwc, head, labels, dtype == "bf16")[0].numpy()
     model.train()
-    groups = [dict(params=[p for p in model.parameters() if p.ndim > 1]), dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0)]
+    groups = [
+        dict(params=[p for p in model.parameters() if p.ndim > 1]),
+        dict(params=[p for p in model.parameters() if p.ndim == 1], weight_decay=0)
+    ]
     optimizer = torch.optim.SGD(groups, **STEP)
     losses = []
     for _ in range(10):

@@ -1,9 +1,10 @@
-"""Our side of the trajectories: runs `Pipeline.augment_latents`, and hands over the seeds and every noise that it has drawn.
+"""Our side of the trajectories: runs `Pipeline.augment_latents`, and hands over the seeds and every noise that it has
+drawn.
 
     python tests/parity/trajectory_ours.py WORK
 
-WORK/ours.npz: `z0` (1, 4, 16, 16), and for each case `CASE` the latents (1, K, 4, 16, 16). WORK/noise.npz: `start` by image and
-variant, `step` by image, variant and step, `bottleneck` by image, variant, step and row.
+WORK/ours.npz: `z0` (1, 4, 16, 16), and for each case `CASE` the latents (1, K, 4, 16, 16). WORK/noise.npz: `start` by
+image and variant, `step` by image, variant and step, `bottleneck` by image, variant, step and row.
 """
 
 import sys
@@ -30,12 +31,12 @@ def main(work: Path) -> None:
         return dreamda.normals(seed, image, variant, step, stream, row, shape)
 
     images, variants, steps = range(len(z0)), range(VARIANTS), range(run)
-    np.savez(
-        work / "noise.npz",
-        start=[[draw(STREAM_START, i, k) for k in variants] for i in images],
-        step=[[[draw(STREAM_STEP, i, k, s) for s in steps] for k in variants] for i in images],
-        bottleneck=[[[[draw(STREAM_BOTTLENECK, i, k, s, r, bottom) for r in range(2)] for s in steps] for k in variants] for i in images],
-    )
+    np.savez(work / "noise.npz",
+             start=[[draw(STREAM_START, i, k) for k in variants] for i in images],
+             step=[[[draw(STREAM_STEP, i, k, s) for s in steps] for k in variants] for i in images],
+             bottleneck=[[[[draw(STREAM_BOTTLENECK, i, k, s, r, bottom) for r in range(2)] for s in steps]
+                          for k in variants] for i in images],
+             )
     config = read_scheduler_config(pipe.folder / "scheduler")
     results = {"z0": z0}
     for name, changes in TRAJECTORIES.items():

@@ -33,14 +33,17 @@ class Side:
         self.text = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.added: torch.Tensor | None = None
-        self.unet.mid_block.register_forward_hook(lambda module, arguments, output: output if self.added is None else output + self.added)
+        self.unet.mid_block.register_forward_hook(lambda module, arguments, output: output
+                                                  if self.added is None else output + self.added)
 
     def embed(self, prompt: str) -> torch.Tensor:
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        ids = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True,
+                             return_tensors="pt").input_ids
         return self.text(ids).last_hidden_state
 
-    def predict(self, x: list[torch.Tensor], t: int, context: list[torch.Tensor], added: torch.Tensor | None) -> torch.Tensor:
+    def predict(self, x: list[torch.Tensor], t: int, context: list[torch.Tensor],
+                added: torch.Tensor | None) -> torch.Tensor:
         self.added = added
         return self.unet(torch.stack(x), t, torch.cat(context)).sample
 
@@ -49,7 +52,8 @@ def alpha(ddim: DDIMScheduler, t: int) -> torch.Tensor:
     return ddim.alphas_cumprod[t] if t >= 0 else ddim.final_alpha_cumprod
 
 
-def split(ddim: DDIMScheduler, out: torch.Tensor, x: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split(ddim: DDIMScheduler, out: torch.Tensor, x: torch.Tensor,
+          a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(noise, clean image) from the network's output."""
     if ddim.config.prediction_type == "v_prediction":
         noise, clean = a.sqrt() * out + (1 - a).sqrt() * x, a.sqrt() * x - (1 - a).sqrt() * out
@@ -73,7 +77,9 @@ def cycle(side, ddim, timesteps, o, z0, prompt, noise, variant):
         p = t - stride
         a_t, a_p = alpha(ddim, t), alpha(ddim, p)
         added = torch.zeros(4, *noise["bottleneck"].shape[3:])
-        added[1], added[3] = o["noise_scale"] * noise["bottleneck"][variant, i, 0], o["noise_scale"] * noise["bottleneck"][variant, i, 1]
+        added[1], added[3] = o["noise_scale"] * noise["bottleneck"][variant, i,
+                                                                    0], o["noise_scale"] * noise["bottleneck"][variant,
+                                                                                                               i, 1]
         out = side.predict([x_source, x, x_source, x], t, context, added)
         out_source = out[0] + o["source_guidance_scale"] * (out[2] - out[0])
         out_target = out[1] + o["guidance_scale"] * (out[3] - out[1])
@@ -117,7 +123,8 @@ def asymmetric(side, ddim, timesteps, o, z0, prompt, noise, variant):
 
 def sdedit(side, ddim, timesteps, o, z0, prompt, noise, variant):
     empty, text = side.embed(""), side.embed(prompt)
-    x = ddim.add_noise(z0[None], noise["start"][0 if o["share_start"] else variant][None], torch.tensor(timesteps[:1]))[0]
+    x = ddim.add_noise(z0[None], noise["start"][0 if o["share_start"] else variant][None],
+                       torch.tensor(timesteps[:1]))[0]
     for i, t in enumerate(timesteps):
         out = side.predict([x, x], t, [empty, text], o["noise_scale"] * noise["bottleneck"][variant, i])
         out = out[0] + o["guidance_scale"] * (out[1] - out[0])
@@ -191,8 +198,11 @@ def trajectory(work: Path, model: Path, name: str) -> np.ndarray:
     timesteps = [int(t) for t in ddim.timesteps[-int(o["steps"] * o["strength"]):]]
     recursion = {"cycle": cycle, "asymmetric": asymmetric, "sdedit": sdedit}[o["method"]]
     return np.stack([
-        np.stack([recursion(side, ddim, timesteps, o, z0[i], prompt, {n: v[i] for n, v in noise.items()}, k).numpy() for k in range(VARIANTS)])
-        for i, prompt in enumerate(PROMPTS)
+        np.stack([
+            recursion(side, ddim, timesteps, o, z0[i], prompt, {n: v[i]
+                                                                for n, v in noise.items()}, k).numpy()
+            for k in range(VARIANTS)
+        ]) for i, prompt in enumerate(PROMPTS)
     ])
 
 

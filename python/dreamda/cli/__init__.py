@@ -1,7 +1,8 @@
 """The ``dreamda`` command: one module a group of commands; what is heavy is imported inside.
 
-Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could not be written any more; 2 wrong use or bad input,
-nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it comes from.
+Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could not be written any more; 2 wrong use or
+bad input, nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it
+comes from.
 """
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ import typer
 from . import common, data, generate, inspect, train
 from .common import Debug, complain
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Generative data augmentation on the CPU: real images in, labelled synthetic training images out.")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Generative data augmentation on the CPU: real images in, labelled synthetic training images out.")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +46,9 @@ def _run(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: complain(str(message))
-            code = typer.main.get_command(app).main(args=arguments or ["--help"], prog_name="dreamda", standalone_mode=False)
+            code = typer.main.get_command(app).main(args=arguments or ["--help"],
+                                                    prog_name="dreamda",
+                                                    standalone_mode=False)
         return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         complain("interrupted")
@@ -78,7 +84,8 @@ def _show_version(value: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+def _root(version: Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
           debug: Debug = False) -> None:
     pass
 

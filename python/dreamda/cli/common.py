@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound=Options)
 
-COMMON, PROMPTS, RUNNING, OTHER = "Options", "Prompts", "Running", "Other options"  # headings of the help; the last two come last
+# headings of the help; the last two come last
+COMMON, PROMPTS, RUNNING, OTHER = "Options", "Prompts", "Running", "Other options"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 show_tracebacks = False
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose help lists its options in groups and ends with examples, and which turns an error about a parameter of the library
-    into one about its option."""
+    """A command whose help lists its options in groups and ends with examples, and which turns an error about a
+    parameter of the library into one about its option."""
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """The summary in the list of commands: all of the first sentence."""
@@ -48,7 +49,8 @@ class Command(typer.core.TyperCommand):
             record = param.get_help_record(ctx)
             if record is not None:
                 is_argument = param.param_type_name == "argument"
-                name = "Arguments" if is_argument else OTHER if param.name == "help" else getattr(param, "rich_help_panel", None) or COMMON
+                name = "Arguments" if is_argument else OTHER if param.name == "help" else getattr(
+                    param, "rich_help_panel", None) or COMMON
                 groups.setdefault(name, []).append((_argument(param), record[1]) if is_argument else record)
         for name in sorted(groups, key=lambda name: (RUNNING, OTHER).index(name) if name in (RUNNING, OTHER) else -1):
             if groups[name]:
@@ -80,7 +82,8 @@ class Command(typer.core.TyperCommand):
             raise ValueError(f"{option}: {spelled(error.reason, self.spell)}") from error
 
     def spell(self, name: str, value: str | None = None) -> str | None:
-        """How a parameter (and a value of it) is written on the command line; None where the command has no such option."""
+        """How a parameter (and a value of it) is written on the command line; None where the command has no such
+        option."""
         for param in self.params:
             if param.name == name:
                 if param.param_type_name == "argument":
@@ -108,17 +111,21 @@ def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str, 
 
 
 def accepts_options(cls: type[Options]) -> Callable[[F], F]:
-    """Decorate a command that takes ``**options``: it gets an option for every field of the dataclass `cls`, in the field's group.
+    """Decorate a command that takes ``**options``: it gets an option for every field of the dataclass `cls`, in the
+    field's group.
 
     `chosen` makes the dataclass of them. Decorate twice for the options of two dataclasses.
     """
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
-        own = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in inspect.signature(function).parameters.values()
-               if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        own = [
+            p.replace(annotation=hints.get(p.name, p.annotation))
+            for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         added = [_parameter(cls, name) for name in options_of(cls)]
-        function.__signature__ = inspect.Signature(own + added, return_annotation=hints.get("return"))  # type: ignore[attr-defined]
+        signature = inspect.Signature(own + added, return_annotation=hints.get("return"))
+        function.__signature__ = signature  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in own + added} | {"return": hints.get("return")}
         return function
 
@@ -133,10 +140,15 @@ def _parameter(cls: type[Options], name: str) -> inspect.Parameter:
 
     def spell(other: str, value: str | None) -> str:
         written = _option(cls, other)
-        return f"--no-{written[2:]}" if value == "False" else written if value in (None, "True") else f"{written} {value}"
+        return f"--no-{written[2:]}" if value == "False" else written if value in (None,
+                                                                                   "True") else f"{written} {value}"
 
-    help = spelled(about.help, spell) + (f"  [default: {spelled(about.shown_default, spell)}]" if about.shown_default else "")
-    info = typer.Option(*names, help=help, rich_help_panel=about.group, show_default=not about.shown_default and default != "",
+    help = spelled(about.help,
+                   spell) + (f"  [default: {spelled(about.shown_default, spell)}]" if about.shown_default else "")
+    info = typer.Option(*names,
+                        help=help,
+                        rich_help_panel=about.group,
+                        show_default=not about.shown_default and default != "",
                         metavar=_metavar(about))
     if about.count:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default="", annotation=Annotated[str, info])
@@ -152,12 +164,16 @@ def _option(cls: type[Options], name: str) -> str:
 def _metavar(about: Option) -> str | None:
     if about.count:
         return "N|HxW" if about.broadcast else ",".join([METAVARS[about.kind]] * about.count)
-    return None if about.kind is bool else f"[{'|'.join(map(str, about.choices))}]" if about.choices else METAVARS[about.kind]
+    return None if about.kind is bool else f"[{'|'.join(map(str, about.choices))}]" if about.choices else METAVARS[
+        about.kind]
 
 
 def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
     """The dataclass of those of a command's options that are its fields."""
-    return cls(**{name: about.read(name, options[name]) if about.count else options[name] for name, about in options_of(cls).items()})
+    return cls(**{
+        name: about.read(name, options[name]) if about.count else options[name]
+        for name, about in options_of(cls).items()
+    })
 
 
 def _set_debug(value: bool) -> None:
@@ -171,10 +187,14 @@ def _check_threads(value: int) -> int:
     return value
 
 
-Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
 Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
                                     help="What is computed in; auto is bf16 where the CPU has it.")]
-Threads = Annotated[int, typer.Option(callback=_check_threads, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
+Threads = Annotated[
+    int,
+    typer.Option(callback=_check_threads, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
@@ -193,7 +213,8 @@ def is_given(context: typer.Context, name: str) -> bool:
 def parse_shard(text: str) -> tuple[int, int]:
     """``i/n`` as two numbers; ValueError names --shard."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isascii() and index.isdecimal() and count.isascii() and count.isdecimal() and int(index) < int(count)):
+    if not (slash and index.isascii() and index.isdecimal() and count.isascii() and count.isdecimal()
+            and int(index) < int(count)):
         raise ValueError(f"--shard {text!r} must be i/n with 0 <= i < n, such as 0/4")
     return int(index), int(count)
 
@@ -234,8 +255,9 @@ class _Nowhere(io.TextIOBase):
 
 @contextlib.contextmanager
 def usable_streams() -> Iterator[None]:
-    """Standard streams that can be written to: services and schedulers start programs with closed ones, and print would then write errors to
-    standard output. The file descriptors are taken too, or the next files opened would get theirs, with all that is written to stderr."""
+    """Standard streams that can be written to: services and schedulers start programs with closed ones, and print would
+    then write errors to standard output. The file descriptors are taken too, or the next files opened would get theirs,
+    with all that is written to stderr."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -267,7 +289,8 @@ SECONDS_A_LINE = 60.0  # between two lines of progress where stderr is no termin
 
 
 class Progress:
-    """A bar on stderr where that is a terminal, else a line a minute; takes the progress calls of the library, and lines to print above the bar.
+    """A bar on stderr where that is a terminal, else a line a minute; takes the progress calls of the library, and
+    lines to print above the bar.
 
     Parameters
     ----------
@@ -277,7 +300,9 @@ class Progress:
         How the names of parameters in those lines are written; see `dreamda.options.spelled`.
     """
 
-    def __init__(self, unit: str = "image", spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> None:
+    def __init__(self,
+                 unit: str = "image",
+                 spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> None:
         self._unit, self._spell = unit, spell
         self._bar: Any = None
         self._begun = self._told = (0.0, 0.0)  # time, and what was done then
@@ -290,8 +315,12 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
             count = "{n:.1f}" if self._unit == "image" else "{n_fmt}"
-            self._bar = tqdm(total=total, initial=int(done) if self._unit == "image" else int(done) - 1, unit=self._unit, disable=not on_terminal(),
-                             dynamic_ncols=True, bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+            self._bar = tqdm(total=total,
+                             initial=int(done) if self._unit == "image" else int(done) - 1,
+                             unit=self._unit,
+                             disable=not on_terminal(),
+                             dynamic_ncols=True,
+                             bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
             self._begun = self._told = time.monotonic(), done
         self._bar.update(done - self._bar.n)
         now = time.monotonic()
@@ -300,7 +329,9 @@ class Progress:
 
             self._told = now, done
             rate = (done - self._begun[1]) / (now - self._begun[0])
-            complain(f"{int(done):,} of {total:,} {self._unit}s, {duration(1 / rate)} each, about {duration((total - done) / rate)} left")
+            complain(
+                f"{int(done):,} of {total:,} {self._unit}s, {duration(1 / rate)} each, about {duration((total - done) / rate)} left"
+            )
 
     def tell(self, text: str) -> None:
         """Print a line on stderr, above the bar."""
@@ -316,15 +347,19 @@ class Progress:
 
 
 def check_result(option: str, path: Path) -> None:
-    """Whether a command can write its result there, before the work: the folder is made, and ValueError says what is in the way."""
+    """Whether a command can write its result there, before the work: the folder is made, and ValueError says what is in
+    the way."""
     try:
         if path.is_dir():
             raise ValueError(f"{option} {path} is a folder; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise ValueError(f"{option} {path} cannot be written (no permission, or a read-only disk); give another place with {option}")
+            raise ValueError(
+                f"{option} {path} cannot be written (no permission, or a read-only disk); give another place with {option}"
+            )
     except OSError as error:
-        raise ValueError(f"{option} {path} cannot be written ({error.strerror}); give another place with {option}") from None
+        raise ValueError(
+            f"{option} {path} cannot be written ({error.strerror}); give another place with {option}") from None
 
 
 def write_result(option: str, path: Path, content: bytes) -> None:
@@ -335,7 +370,9 @@ def write_result(option: str, path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise OutputError(error.errno, f"{option} {path} cannot be written ({error.strerror}); fix that, or give another place") from error
+        raise OutputError(
+            error.errno,
+            f"{option} {path} cannot be written ({error.strerror}); fix that, or give another place") from error
 
 
 def complain(text: str) -> None:

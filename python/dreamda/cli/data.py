@@ -11,20 +11,31 @@ from .common import Debug, Progress, Threads, add_command, check_result, complai
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    add_command(app, import_, "dreamda import oxford-pets downloads --out pets", "dreamda import stl10 stl10_binary.tar.gz --out stl",
+    add_command(app,
+                import_,
+                "dreamda import oxford-pets downloads --out pets",
+                "dreamda import stl10 stl10_binary.tar.gz --out stl",
                 name="import")
-    add_command(app, report, "dreamda report photos synthetic --out report.html", "dreamda report photos synthetic --classifier run")
+    add_command(app, report, "dreamda report photos synthetic --out report.html",
+                "dreamda report photos synthetic --classifier run")
 
 
 def import_(
-    name: Annotated[str, typer.Argument(help="caltech101, stanford-cars, oxford-pets, shenzhen-tb, stl10, fashion-mnist or cifar10.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The official archive, or a folder with the archives or with what they hold.")],
-    out: Annotated[Path, out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.")],
+    name: Annotated[str,
+                    typer.Argument(
+                        help="caltech101, stanford-cars, oxford-pets, shenzhen-tb, stl10, fashion-mnist or cifar10.")],
+    source: Annotated[
+        Path,
+        typer.
+        Argument(metavar="SRC", help="The official archive, or a folder with the archives or with what they hold.")],
+    out: Annotated[Path,
+                   out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.")],
     debug: Debug = False,
 ) -> int:
     """Make the official archive of a well-known data set into image folders with prompts.
 
-    Nothing is downloaded. Exit code 1: less was there than is published, and the images that were there have been imported.
+    Nothing is downloaded. Exit code 1: less was there than is published, and the images that were there have been
+    imported.
     """
     from ..data.importers import DATASETS, import_dataset
 
@@ -32,23 +43,31 @@ def import_(
         report = import_dataset(name, source, out, progress=progress)
     complain_of(report.skipped, report.notes)
     counts = ", ".join(f"{count:,} {split}" for split, count in report.counts.items())
-    print(printable(f"{out}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
+    print(
+        printable(f"{out}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
     return 0 if report.complete else 1
 
 
 def report(
     real: Annotated[Path, typer.Argument(help="The data set that the synthetic images were made from.")],
     synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or going on.")],
-    out: Annotated[Path | None, out_option("The HTML file.  [default: SYNTHETIC-report.html in the current folder]", "FILE")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="A run of dreamda train, whose network is used instead of new ones.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Weights of a ResNet of timm or torchvision (safetensors), such as ImageNet's, to be used "
-                                                       "instead.")] = None,
+    out: Annotated[Path | None,
+                   out_option("The HTML file.  [default: SYNTHETIC-report.html in the current folder]", "FILE")] = None,
+    classifier: Annotated[Path | None,
+                          typer.Option(
+                              help="A run of dreamda train, whose network is used instead of new ones.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Weights of a ResNet of timm or torchvision (safetensors), such as ImageNet's, to be used "
+                     "instead.")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> None:
-    """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a contact sheet.
+    """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a
+    contact sheet.
 
-    Small networks are trained for it on the real images, which takes a minute or so; --classifier and --features save that.
+    Small networks are trained for it on the real images, which takes a minute or so; --classifier and --features save
+    that.
     """
     from ..runs.measures import read_network
     from ..runs.report import report_page
@@ -59,6 +78,7 @@ def report(
         raise ValueError("--classifier and --features exclude each other; give one of them")
     out = out if out is not None else Path(f"{synthetic.absolute().name}-report.html")
     check_result("--out", out)
-    network = TrainedModel.load(model_file(classifier)) if classifier is not None else read_network(features) if features is not None else None
+    network = TrainedModel.load(
+        model_file(classifier)) if classifier is not None else read_network(features) if features is not None else None
     write_result("--out", out, report_page(real, synthetic, network, threads=threads or None).encode())
     print(printable(f"Look at: {out}"))

@@ -9,8 +9,8 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common, train
-from .common import (PROMPTS, RUNNING, Debug, Dtype, Progress, Size, Threads, accepts_options, add_command, chosen, complain, complain_of,
-                     is_given, out_option, parse_shard, parse_size, printable)
+from .common import (PROMPTS, RUNNING, Debug, Dtype, Progress, Size, Threads, accepts_options, add_command, chosen,
+                     complain, complain_of, is_given, out_option, parse_shard, parse_size, printable)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -23,11 +23,13 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     add_command(app, generate, "dreamda generate photos --out synthetic --model stable-diffusion-v1-5",
                 "dreamda generate photos -o synthetic -m fashion-mini --variants 4 --steps 20")
-    add_command(app, replay, "dreamda replay synthetic/run.json", "dreamda replay synthetic/run.json moved-photos --out again")
+    add_command(app, replay, "dreamda replay synthetic/run.json",
+                "dreamda replay synthetic/run.json moved-photos --out again")
     add_command(app, demo, "dreamda demo", "dreamda demo --out my-demo --variants 2")
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
+Model = Annotated[str,
+                  typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
 
 
 @accepts_options(GenerationOptions)
@@ -36,33 +38,56 @@ def generate(
     real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
     out: Annotated[Path, out_option("New or empty, or the folder of the same run, which is then resumed.")],
     model: Model,
-    recipe: Annotated[str | None, typer.Option(help="Options for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON "
-                                                    "file. Options given beside it take precedence.")] = None,
-    template: Annotated[str | None, typer.Option(rich_help_panel=PROMPTS, help='Prompt of a class.  [default: "a photo of a {}"]')] = None,
-    prompts: Annotated[Path | None, typer.Option(rich_help_panel=PROMPTS, metavar="FILE", help="JSON Lines with file_name and text for every image."
-                                                 "  [default: the captions in REAL, where there are any]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make and write nothing: say what would be made, with which prompts, and how long it "
-                                                            "takes here, measured by a few steps.")] = False,
-    preview: Annotated[int, typer.Option(min=0, metavar="N", help="Make the first N images only, of all classes in turn, and a contact sheet of them "
-                                                                  "beside OUT. They stay part of the run.")] = 0,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Options for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON "
+                     "file. Options given beside it take precedence.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=PROMPTS, help='Prompt of a class.  [default: "a photo of a {}"]')] = None,
+    prompts: Annotated[Path | None,
+                       typer.Option(rich_help_panel=PROMPTS,
+                                    metavar="FILE",
+                                    help="JSON Lines with file_name and text for every image."
+                                    "  [default: the captions in REAL, where there are any]")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run",
+                     help="Make and write nothing: say what would be made, with which prompts, and how long it "
+                     "takes here, measured by a few steps.")] = False,
+    preview: Annotated[
+        int,
+        typer.Option(min=0,
+                     metavar="N",
+                     help="Make the first N images only, of all classes in turn, and a contact sheet of them "
+                     "beside OUT. They stay part of the run.")] = 0,
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
-    shard: Annotated[str, typer.Option(rich_help_panel=RUNNING, metavar="I/N",
-                                       help="Do the i-th (from 0) of n parts. Parts may share one OUT.")] = "0/1",
-    engine: Annotated[str, typer.Option(rich_help_panel=RUNNING, metavar="[local|ray]",
-                                        help="ray: the workers of a Ray cluster compute, this process reads and writes (extra: ray). --threads is "
-                                             "then for each worker; 0: all of the smallest node's.")] = "local",
-    address: Annotated[str, typer.Option(rich_help_panel=RUNNING, help="Of the Ray cluster.  [default: RAY_ADDRESS, else one of its own on this "
-                                                                       "machine]")] = "",
+    shard: Annotated[
+        str,
+        typer.
+        Option(rich_help_panel=RUNNING, metavar="I/N", help="Do the i-th (from 0) of n parts. Parts may share one OUT."
+               )] = "0/1",
+    engine: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            metavar="[local|ray]",
+            help="ray: the workers of a Ray cluster compute, this process reads and writes (extra: ray). --threads is "
+            "then for each worker; 0: all of the smallest node's.")] = "local",
+    address: Annotated[str,
+                       typer.Option(rich_help_panel=RUNNING,
+                                    help="Of the Ray cluster.  [default: RAY_ADDRESS, else one of its own on this "
+                                    "machine]")] = "",
     debug: Debug = False,
     **options: Any,
 ) -> int:
     """Make a synthetic data set from a real one.
 
-    Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from --template or --prompts, else
-    from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe, else from the class names: those of the folders, or of
-    REAL/classes.json, an object of folder names and words.
+    Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from
+    --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe,
+    else from the class names: those of the folders, or of REAL/classes.json, an object of folder names and words.
     """
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
@@ -93,9 +118,11 @@ def generate(
     if engine == "ray":
         from ..distributed import RayWorkers
 
-        with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype, size=parse_size(size)) as workers:
+        with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
+                        size=parse_size(size)) as workers:
             return _generate(folder, out, workers, model, settings, texts, source, part, preview)
-    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part, preview)
+    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part,
+                     preview)
 
 
 def demo(
@@ -106,45 +133,75 @@ def demo(
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real images alone, compare."""
+    """The whole job on the bundled model and images, in two minutes: generate, train on the result and on the real
+    images alone, compare."""
     from ..data.bundled import load_bundled
     from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
     from ..runs.generate import check_out, run_identity
     from ..runs.pictures import contact_sheet_of_run
 
     settings, source = GenerationOptions(variants=variants, steps=steps), {"template": DEFAULT_TEMPLATE}
-    if out.is_dir() and (others := {p.name for p in out.iterdir() if p.name[0] != "."} - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst",
-                                                                                                "synthetic-report.html"}):
-        raise ValueError(f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
+    if out.is_dir() and (
+            others := {p.name
+                       for p in out.iterdir() if p.name[0] != "."}
+            - {"real", "test", "synthetic", "contact-sheet.png", "real-only", "amst", "synthetic-report.html"}):
+        raise ValueError(
+            f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
     bundled = load_bundled()
     folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
     check_out(out / "synthetic", folder, run_identity(settings, source))
     pipe = common.load("fashion-mini", dtype, threads, "")
     bundled.write(folder)
-    code = _generate(folder, out / "synthetic", pipe, "fashion-mini", settings, prompts_from_template(folder), source, (0, 1))
+    code = _generate(folder, out / "synthetic", pipe, "fashion-mini", settings, prompts_from_template(folder), source,
+                     (0, 1))
     if code == 0:
         sheet = out / "contact-sheet.png"
-        contact_sheet_of_run(out / "synthetic", folder.root, title="fashion-mini: real images and what was made of them").save(sheet)
-        print(f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}")
+        contact_sheet_of_run(out / "synthetic",
+                             folder.root,
+                             title="fashion-mini: real images and what was made of them").save(sheet)
+        print(
+            f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}"
+        )
         bundled.write(test, "test")
         code = train.compare(out, dtype, threads)
     return code
 
 
-def _generate(folder: ImageFolder, out: Path, pipe: Pipeline | RayWorkers, model: str, settings: GenerationOptions, prompts: dict[str, str],
-              source: dict[str, str], part: tuple[int, int], preview: int = 0) -> int:
+def _generate(folder: ImageFolder,
+              out: Path,
+              pipe: Pipeline | RayWorkers,
+              model: str,
+              settings: GenerationOptions,
+              prompts: dict[str, str],
+              source: dict[str, str],
+              part: tuple[int, int],
+              preview: int = 0) -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import check_model
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
-    complain_of([], [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
+    complain_of([],
+                [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
-    about = {**(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    about = {
+        **(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder":
+        str(pipe.folder.resolve())
+    }
     with Progress() as progress:
-        report = generate_dataset(folder, out, pipe, settings, prompts=prompts, prompt_source=source, model=model, shard=part,
-                                  environment=about, most=preview or None, progress=progress, engine=workers.stream if workers else None)
+        report = generate_dataset(folder,
+                                  out,
+                                  pipe,
+                                  settings,
+                                  prompts=prompts,
+                                  prompt_source=source,
+                                  model=model,
+                                  shard=part,
+                                  environment=about,
+                                  most=preview or None,
+                                  progress=progress,
+                                  engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
     if preview and report.made + report.present:
         from ..runs.pictures import contact_sheet_of_run
@@ -159,9 +216,10 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
     """What is to be made, in a line: how many images of what, and some of the prompts."""
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
-    return (f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,} in {len(folder.classes)} "
-            f"class{'es' if len(folder.classes) > 1 else ''}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some)
-            + (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
+    return (
+        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,} in {len(folder.classes)} "
+        f"class{'es' if len(folder.classes) > 1 else ''}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
+        (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
 
 
 def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> list[str]:
@@ -171,14 +229,16 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> 
     return check_prompts(folder, prompts, Tokenizer(model / "tokenizer")) if (model / "tokenizer").is_dir() else []
 
 
-def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str], part: tuple[int, int]) -> int:
+def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
+              part: tuple[int, int]) -> int:
     """What the run will cost here."""
     import datetime
 
     from ..runs.checks import check_model, duration
     from ..runs.inspection import describe_model
 
-    complain_of(list(folder.ignored), [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
+    complain_of(list(folder.ignored),
+                [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
     about = describe_model(pipe, options=settings)
     images = len(folder.images) * settings.variants // part[1]
@@ -191,10 +251,14 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
 
 
 def replay(
-    path: Annotated[Path, typer.Argument(metavar="RUN.json", help="The run.json of an output of dreamda generate, or its folder.")],
-    real: Annotated[Path | None, typer.Argument(help="Where the real images are now.  [default: where they were]")] = None,
-    out: Annotated[Path | None, out_option("New or empty, or the folder of the same repetition, which is then resumed.  "
-                                           "[default: a temporary one]")] = None,
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN.json", help="The run.json of an output of dreamda generate, or its folder.")],
+    real: Annotated[Path | None,
+                    typer.Argument(help="Where the real images are now.  [default: where they were]")] = None,
+    out: Annotated[Path | None,
+                   out_option("New or empty, or the folder of the same repetition, which is then resumed.  "
+                              "[default: a temporary one]")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
     threads: Threads = 0,
     debug: Debug = False,
@@ -210,8 +274,8 @@ def replay(
     if not (model or run.model):
         raise ValueError(f"{path} does not name the model; give it with --model")
     recorded_threads = run.environment.get("threads")
-    pipe = common.load(model or run.model, run.run["dtype"], threads or (recorded_threads if type(recorded_threads) is int else 0),
-                 "{}x{}".format(*run.run["size"]))
+    pipe = common.load(model or run.model, run.run["dtype"], threads
+                       or (recorded_threads if type(recorded_threads) is int else 0), "{}x{}".format(*run.run["size"]))
     about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
         report = repeat(run, pipe, out or temporary, real=real, environment=about, progress=progress)
@@ -224,11 +288,16 @@ def replay(
     if len(report.changed) > 20:
         complain(f"and {len(report.changed) - 20} more real images")
     if report.altered:
-        complain(f"{len(report.altered)} images in {run.out} are not what was recorded any more; the first is {report.altered[0]}")
+        complain(
+            f"{len(report.altered)} images in {run.out} are not what was recorded any more; the first is {report.altered[0]}"
+        )
     if report.differing:
-        complain(f"{report.differing[0]} differs from the recorded image: {report.first}; so do {len(report.differing) - 1} others"
-                  + (f"; the run was made with {report.environment}" if report.environment else ""))
-    print(printable(f"{path}: {report.same} of {report.total} images repeated to the same bytes" + (f", in {out}" if out else "")))
+        complain(
+            f"{report.differing[0]} differs from the recorded image: {report.first}; so do {len(report.differing) - 1} others"
+            + (f"; the run was made with {report.environment}" if report.environment else ""))
+    print(
+        printable(f"{path}: {report.same} of {report.total} images repeated to the same bytes"
+                  + (f", in {out}" if out else "")))
     return 1 if report.changed or report.altered or report.differing else 0
 
 
@@ -239,6 +308,8 @@ def _summarise(report: Report, out: Path) -> int:
     print(printable(f"{out}: {report.made} images made{rate}{there}"))
     if report.signal:
         left = report.total - report.made - report.present
-        complain(f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; run the same command again to resume")
+        complain(
+            f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; run the same command again to resume"
+        )
         return 128 + report.signal
     return 1 if report.skipped else 0

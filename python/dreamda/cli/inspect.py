@@ -12,7 +12,8 @@ from .common import Debug, Dtype, Size, Threads, add_command, on_terminal, print
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    add_command(app, inspect, "dreamda inspect fashion-mini", "dreamda inspect stable-diffusion-v1-5 --size 512 --dtype bf16")
+    add_command(app, inspect, "dreamda inspect fashion-mini",
+                "dreamda inspect stable-diffusion-v1-5 --size 512 --dtype bf16")
     add_command(app, doctor, "dreamda doctor", "dreamda doctor --threads 1")
 
 
@@ -38,16 +39,18 @@ def inspect(
     print(printable(about["folder"]))
     for name, part in about["parts"].items():
         print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
-    print(f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
-          f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
-          f"{about['rows_per_image']} rows an image\n"
-          f"  time          one image: about {duration(about['seconds_per_image'])}; 1,000 images: about {duration(1000 * about['seconds_per_image'])}; "
-          f"at {about['steps_run']} steps\n"
-          f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
+    print(
+        f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
+        f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
+        f"{about['rows_per_image']} rows an image\n"
+        f"  time          one image: about {duration(about['seconds_per_image'])}; 1,000 images: about {duration(1000 * about['seconds_per_image'])}; "
+        f"at {about['steps_run']} steps\n"
+        f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
 
 
 def doctor(threads: Threads = 0, debug: Debug = False) -> int:
-    """Check that this machine computes right: libraries, threads, noise, and the bundled model against what it must return."""
+    """Check that this machine computes right: libraries, threads, noise, and the bundled model against what it must
+    return."""
     from ..runs.inspection import cpu, self_check
 
     name, features = cpu()

@@ -12,8 +12,8 @@ import typer
 
 from ..options import spelled
 from ..training.recipe import Recipe
-from .common import (RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, add_command, check_result, chosen, complain, complain_of,
-                     needs_stdout, out_option, printable, write_result)
+from .common import (RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, add_command, check_result,
+                     chosen, complain, complain_of, needs_stdout, out_option, printable, write_result)
 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
@@ -37,10 +37,18 @@ def register(app: typer.Typer) -> None:
 @accepts_options(Recipe)
 def train(
     context: typer.Context,
-    real: Annotated[Path, typer.Argument(metavar="REAL", help="The real images, in a folder for each class: REAL/<class>/*.")],
-    synthetic: Annotated[Path | None, typer.Argument(metavar="SYNTHETIC", help="The output of dreamda generate, or class folders. Not with --method real-only.")] = None,
-    out: Annotated[Path | None, out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
-    test: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Images of the same classes to test the finished classifier on.")] = None,
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="The real images, in a folder for each class: REAL/<class>/*.")],
+    synthetic: Annotated[
+        Path | None,
+        typer.Argument(metavar="SYNTHETIC",
+                       help="The output of dreamda generate, or class folders. Not with --method real-only.")] = None,
+    out: Annotated[
+        Path | None,
+        out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images of the same classes to test the finished classifier on.")] = None,
     threads: Threads = 0,
     workers: Workers = 2,
     debug: Debug = False,
@@ -48,7 +56,8 @@ def train(
 ) -> int:
     """Train a classifier on real and synthetic images (AMST), or on the real ones alone.
 
-    Run the same command again to resume a run that was stopped. OUT/model.safetensors is the classifier, OUT/log.jsonl the record.
+    Run the same command again to resume a run that was stopped. OUT/model.safetensors is the classifier, OUT/log.jsonl
+    the record.
     """
     from ..runs.train import train_dataset
     from ..training.stages import DivergenceError
@@ -59,14 +68,23 @@ def train(
     spell = _spell(context)
     with Progress("step", spell) as progress:
         try:
-            report = train_dataset(real, synthetic, out, recipe, test=test, threads=threads or None, workers=workers, tell=progress.tell,
+            report = train_dataset(real,
+                                   synthetic,
+                                   out,
+                                   recipe,
+                                   test=test,
+                                   threads=threads or None,
+                                   workers=workers,
+                                   tell=progress.tell,
                                    progress=progress)
         except DivergenceError as error:
             complain(spelled(error.args[0], spell))
             return 1
     complain_of(report.skipped, [])
     if report.signal:
-        complain(f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; run the same command again to resume")
+        complain(
+            f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; run the same command again to resume"
+        )
         return 128 + report.signal
     for note in report.notes:
         complain(spelled(note, spell))
@@ -102,7 +120,8 @@ def evaluate(
     complain_of(skipped, [])
     print(_printable_lines(metrics.table()))
     if out is not None:
-        write_result("--out", out / "metrics.json", (json.dumps(metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+        write_result("--out", out / "metrics.json",
+                     (json.dumps(metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         try:
             confusion_picture(metrics).savefig(out / "confusion.png", dpi=120)
         except ImportError as error:
@@ -148,14 +167,20 @@ def predict(
         part = range(start, min(start + 64, len(files)))
         found = dict(zip(part, files.load_many(part, workers), strict=True))
         good = {index: loaded[0] for index, loaded in found.items() if not isinstance(loaded, BrokenImageError)}
-        skipped += [(str(files.paths[index]), str(error)) for index, error in found.items() if isinstance(error, BrokenImageError)]
+        skipped += [(str(files.paths[index]), str(error)) for index, error in found.items()
+                    if isinstance(error, BrokenImageError)]
         if not good:
             continue
         rows = trained.predict_proba(list(good.values()), dtype=dtype, threads=threads or None, workers=workers)
         for index, row in zip(good, rows, strict=True):
             probabilities = {str(name): round(float(p), 6) for name, p in zip(trained.classes, row, strict=True)}
-            lines.append(json.dumps({"file_name": str(files.paths[index]), "label": str(trained.classes[int(row.argmax())]),
-                                     "probability": float(row.max()), "probabilities": probabilities}, ensure_ascii=False))
+            lines.append(
+                json.dumps(
+                    {
+                        "file_name": str(files.paths[index]), "label": str(trained.classes[int(row.argmax())]),
+                        "probability": float(row.max()), "probabilities": probabilities
+                    },
+                    ensure_ascii=False))
     complain_of(skipped, [])
     text = "".join(f"{line}\n" for line in lines)
     if out is None:
@@ -181,7 +206,8 @@ def _load(path: Path) -> TrainedModel:
 
 
 def compare(out: Path, dtype: str, threads: int) -> int:
-    """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and print both results."""
+    """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and
+    print both results."""
     from ..runs.train import train_dataset
 
     rows: dict[str, Any] = {}
@@ -190,8 +216,14 @@ def compare(out: Path, dtype: str, threads: int) -> int:
         print(f"Training:         {title}", flush=True)
         recipe = Recipe(**{"method": method, "dtype": dtype, **DEMO_RECIPE})
         with Progress("step") as progress:
-            report = train_dataset(out / "real", out / "synthetic" if method == "amst" else None, out / method, recipe, test=out / "test",
-                                   threads=threads or None, tell=progress.tell, progress=progress)
+            report = train_dataset(out / "real",
+                                   out / "synthetic" if method == "amst" else None,
+                                   out / method,
+                                   recipe,
+                                   test=out / "test",
+                                   threads=threads or None,
+                                   tell=progress.tell,
+                                   progress=progress)
         if report.signal:
             complain(f"stopped by {signal.Signals(report.signal).name}; run the same command again to resume")
             return 128 + report.signal
@@ -199,7 +231,8 @@ def compare(out: Path, dtype: str, threads: int) -> int:
         assert report.metrics is not None  # of every finished run that was given a test folder
         rows[title] = report.metrics
     total = DEMO_RECIPE["epochs"] * DEMO_RECIPE["steps_per_epoch"]
-    print(f"\n{total} steps each, tested on {rows['DreamDA + AMST'].support.sum()} images:\n{'':18}  accuracy  macro-F1")
+    print(
+        f"\n{total} steps each, tested on {rows['DreamDA + AMST'].support.sum()} images:\n{'':18}  accuracy  macro-F1")
     for title, metrics in rows.items():
         print(f"{title:18}  {metrics.accuracy:8.1%}  {metrics.macro_f1:8.3f}")
     pictures = ", curves and confusion matrices" if (out / "amst" / "curves.png").exists() else ""

@@ -4,9 +4,11 @@ from .bundled import BundledImages, load_bundled
 from .files import BrokenImageError, LostImageError
 from .folders import ImageFolder, ImageRef
 from .images import decode_image, fit, read_image
-from .prompts import (Prompts, choose_prompts, class_names, class_words, fill_template, own_prompt_files, prompts_from_file,
-                      prompts_from_template)
+from .prompts import (Prompts, choose_prompts, class_names, class_words, fill_template, own_prompt_files,
+                      prompts_from_file, prompts_from_template)
 
-__all__ = ["BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "LostImageError", "Prompts", "choose_prompts",
-           "class_names", "class_words", "decode_image", "fill_template", "fit", "load_bundled", "own_prompt_files",
-           "prompts_from_file", "prompts_from_template", "read_image"]
+__all__ = [
+    "BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "LostImageError", "Prompts", "choose_prompts",
+    "class_names", "class_words", "decode_image", "fill_template", "fit", "load_bundled", "own_prompt_files",
+    "prompts_from_file", "prompts_from_template", "read_image"
+]

@@ -29,7 +29,8 @@ class BundledImages:
     class_names: tuple[str, ...]
 
     def folder(self, root: str | os.PathLike[str], part: str = "seeds") -> ImageFolder:
-        """The images of a part, "seeds" or "test", as a data set at `root`, not yet written; ValueError if something else is there."""
+        """The images of a part, "seeds" or "test", as a data set at `root`, not yet written; ValueError if something
+        else is there."""
         root = Path(root)
         labels = [name.replace(" ", "_") for name in self.class_names]
         numbers = self.seed_labels if part == "seeds" else self.test_labels
@@ -39,7 +40,8 @@ class BundledImages:
             known = {*(root / label for label in labels), *(folder.path(image) for image in images)}
             foreign = sorted(set(root.rglob("*")) - known)
             if foreign or not root.is_dir():
-                raise ValueError(f"{foreign[0] if foreign else root} is not one of the bundled images; give another folder")
+                raise ValueError(
+                    f"{foreign[0] if foreign else root} is not one of the bundled images; give another folder")
         return folder
 
     def write(self, folder: ImageFolder, part: str = "seeds") -> None:
@@ -59,8 +61,8 @@ class BundledImages:
 def load_bundled(name: str = "fashion-mini") -> BundledImages:
     """Load the bundled Fashion-MNIST images, which the bundled model of the same name has never seen.
 
-    They are the first 10 (seeds) and the next 100 (test) of every class among the last 10,000 training images, padded by 2 to 32 x 32
-    and made RGB, as for the model's training (benchmarks/recipes/make_bundled_data.py).
+    They are the first 10 (seeds) and the next 100 (test) of every class among the last 10,000 training images, padded
+    by 2 to 32 x 32 and made RGB, as for the model's training (benchmarks/recipes/make_bundled_data.py).
 
     Parameters
     ----------

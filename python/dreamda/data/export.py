@@ -2,8 +2,9 @@
 
     dreamda.to_webdataset("synthetic", "shards/synthetic-%06d.tar")
 
-Hugging Face's ``datasets`` needs no conversion: ``load_dataset("imagefolder", data_dir=OUT)`` reads what `dreamda generate` writes, with a
-column for every field of metadata.jsonl. Its ``label`` is a text there; ``.class_encode_column("label")`` makes it a ``ClassLabel``.
+Hugging Face's ``datasets`` needs no conversion: ``load_dataset("imagefolder", data_dir=OUT)`` reads what `dreamda
+generate` writes, with a column for every field of metadata.jsonl. Its ``label`` is a text there;
+``.class_encode_column("label")`` makes it a ``ClassLabel``.
 """
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ from .folders import ImageFolder
 def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: int = 1000) -> list[Path]:
     """Write an output of `dreamda generate`, or another image folder, as tar files by the convention of WebDataset.
 
-    A sample is ``00000000.png`` (or .jpg, ...: the file as it is), ``00000000.json`` (its line of metadata.jsonl, with the label) and
-    ``00000000.cls`` (the label's position among the folder's classes, sorted by code point). An image whose label is null has no .cls.
-    Equal folders give equal bytes. A shard appears when it is complete.
+    A sample is ``00000000.png`` (or .jpg, ...: the file as it is), ``00000000.json`` (its line of metadata.jsonl, with
+    the label) and ``00000000.cls`` (the label's position among the folder's classes, sorted by code point). An image
+    whose label is null has no .cls. Equal folders give equal bytes. A shard appears when it is complete.
 
     Parameters
     ----------
@@ -44,8 +45,8 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
     Raises
     ------
     ValueError
-        The pattern, the folder or a line of metadata.jsonl cannot be used, an image is not the one that the line is about, or shards of
-        a longer set would be left among the new ones.
+        The pattern, the folder or a line of metadata.jsonl cannot be used, an image is not the one that the line is
+        about, or shards of a longer set would be left among the new ones.
     """
     if len(re.findall(r"%0?\d*d", tar_pattern)) != 1 or tar_pattern.replace("%%", "").count("%") != 1:
         raise ValueError(f'tar_pattern {tar_pattern!r} must hold one number, as in "shards/train-%06d.tar"')
@@ -53,7 +54,8 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
         raise ValueError(f"shard_size must be 1 or more; it is {shard_size}")
     folder = ImageFolder.scan(out)
     path = folder.root / "metadata.jsonl"
-    rows = _rows(folder, path) if path.is_file() else [{"file_name": image.key, "label": image.label} for image in folder.images]
+    rows = _rows(folder, path) if path.is_file() else [{"file_name": image.key, "label": image.label}
+                                                       for image in folder.images]
     number = {label: i for i, label in enumerate(folder.classes)}
     if unknown := sorted({row["label"] for row in rows if row["label"] is not None} - number.keys()):
         raise ValueError(f"{path} has the label {unknown[0]!r}, which is no class folder of {folder.root}")
@@ -83,7 +85,8 @@ def _rows(folder: ImageFolder, path: Path) -> list[dict[str, Any]]:
     for line, row in read_json_lines(path):
         image = there.get(row["file_name"]) if isinstance(row.get("file_name"), str) else None
         if image is None:
-            raise ValueError(f'{path} line {line}: its "file_name" {row.get("file_name")!r} is no image of {folder.root}')
+            raise ValueError(
+                f'{path} line {line}: its "file_name" {row.get("file_name")!r} is no image of {folder.root}')
         row.setdefault("label", image.label)
         if not isinstance(row["label"], (str, type(None))):
             raise ValueError(f"{path} line {line}: the label must be a text or null; it is {row['label']!r}")

@@ -1,4 +1,5 @@
-"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so. Writing a file as a whole."""
+"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so. Writing
+a file as a whole."""
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +18,8 @@ class BrokenImageError(ValueError):
 
 
 class LostImageError(BrokenImageError):
-    """An image that was there when the run began, and has gone, become unreadable or changed since; the message names it."""
+    """An image that was there when the run began, and has gone, become unreadable or changed since; the message names
+    it."""
 
 
 def read_bounded(path: str | os.PathLike[str]) -> bytes:
@@ -49,13 +51,16 @@ def read_head(path: str | os.PathLike[str], count: int = 132) -> bytes:
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
-    """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is none."""
+    """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is
+    none."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are read; write one object a line")
+                raise ValueError(
+                    f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are read; write one object a line"
+                )
             if line.isspace():
                 continue
             try:

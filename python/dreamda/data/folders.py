@@ -3,8 +3,9 @@
     folder = ImageFolder.scan("photos")                       # photos/<class>/*.jpg
     folder.path(folder.images[0])
 
-One rule decides for every command what an image file is (`list_images`): one with the ending of a format that is read, or with
-another ending and the first bytes of such a format. Files in formats that are not read are listed with the reason.
+One rule decides for every command what an image file is (`list_images`): one with the ending of a format that is read,
+or with another ending and the first bytes of such a format. Files in formats that are not read are listed with the
+reason.
 """
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from typing import NamedTuple
 from .files import is_utf8, read_head
 from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, format_of
 
-SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout", "unlabelled",
-          "unlabeled")
+SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout",
+          "unlabelled", "unlabeled")
 
 
 class ImageRef(NamedTuple):
-    """One image of an `ImageFolder`: its class, and its file name inside the class folder (``name.png`` or ``deeper/name.png``)."""
+    """One image of an `ImageFolder`: its class, and its file name inside the class folder (``name.png`` or
+    ``deeper/name.png``)."""
 
     label: str
     name: str
@@ -59,17 +61,17 @@ class ImageFolder:
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
         """List the classes and images of `root`, without decoding any image.
 
-        Every folder in `root` is a class. Images in folders inside of it belong to the class too. Hidden names (a leading dot) and files
-        that are no images are passed over. Images beside the class folders, images in formats that are not read, and class folders
-        without images are listed in `ignored`.
+        Every folder in `root` is a class. Images in folders inside of it belong to the class too. Hidden names (a
+        leading dot) and files that are no images are passed over. Images beside the class folders, images in formats
+        that are not read, and class folders without images are listed in `ignored`.
 
         Raises
         ------
         FileNotFoundError, NotADirectoryError
             `root` is no folder.
         ValueError
-            There are no class folders or no images; a class folder has a name that cannot be used; or the folders in `root` are not
-            classes but parts of a data set (``train``, ``test``).
+            There are no class folders or no images; a class folder has a name that cannot be used; or the folders in
+            `root` are not classes but parts of a data set (``train``, ``test``).
         """
         root = Path(root)
         if not root.exists():
@@ -79,7 +81,9 @@ class ImageFolder:
         entries = sorted(os.scandir(root), key=lambda e: e.name)
         classes = [e.name for e in entries if e.is_dir() and not _is_hidden(e.name)]
         if not classes:
-            raise ValueError(f"{root} has no class folders; put the images of each class in a folder of its own: {root}/CLASS/image.png")
+            raise ValueError(
+                f"{root} has no class folders; put the images of each class in a folder of its own: {root}/CLASS/image.png"
+            )
         _check_names(root, classes)
         ignored = [(_written(e.name), "an image beside the class folders; put it into that of its class")
                    for e in entries if not e.is_dir() and not _is_hidden(e.name) and _is_image(e.path) is True]
@@ -92,7 +96,8 @@ class ImageFolder:
                 ignored.append((label, "a class folder without images"))
         _check_layout(root, classes, images)
         if not images:
-            raise ValueError(f"{root} has class folders but no images in them; the formats read are {', '.join(FORMATS)}")
+            raise ValueError(
+                f"{root} has class folders but no images in them; the formats read are {', '.join(FORMATS)}")
         return cls(root, tuple(classes), tuple(images), tuple(ignored))
 
     def path(self, image: ImageRef) -> Path:
@@ -133,9 +138,11 @@ def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str
 
 
 def shown(name: str, others: Iterable[str] = ()) -> str:
-    """A name in quotes, for an error; with its code points escaped where it looks like one of the others and is another."""
+    """A name in quotes, for an error; with its code points escaped where it looks like one of the others and is
+    another."""
     looks = unicodedata.normalize("NFKC", name)
-    return ascii(name) if any(other != name and unicodedata.normalize("NFKC", other) == looks for other in others) else repr(name)
+    return ascii(name) if any(other != name and unicodedata.normalize("NFKC", other) == looks
+                              for other in others) else repr(name)
 
 
 def _is_hidden(name: str) -> bool:
@@ -177,8 +184,9 @@ def _check_names(root: Path, classes: list[str]) -> None:
             raise ValueError(f"the class folder {label!r} in {root} cannot be used: {problem}")
         other = looks.setdefault(unicodedata.normalize("NFC", label), label)
         if other != label:
-            raise ValueError(f"the class folders {ascii(other)} and {ascii(label)} in {root} differ only in their Unicode normalisation; "
-                             "merge them")
+            raise ValueError(
+                f"the class folders {ascii(other)} and {ascii(label)} in {root} differ only in their Unicode normalisation; "
+                "merge them")
 
 
 def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> None:
@@ -190,8 +198,10 @@ def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> Non
             inner.setdefault(image.label, set()).add(image.name.split("/")[0])
     parts = [label for label in inner if label.lower() in SPLITS and label not in direct]
     if parts:
-        there = ", ".join(f"{label}/ ({len(inner[label])} class folder{'s' * (len(inner[label]) > 1)})" for label in parts)
-        raise ValueError(f"{root} holds the parts of a data set, not classes: {there}; give one of them, such as {root / parts[0]}")
+        there = ", ".join(f"{label}/ ({len(inner[label])} class folder{'s' * (len(inner[label]) > 1)})"
+                          for label in parts)
+        raise ValueError(
+            f"{root} holds the parts of a data set, not classes: {there}; give one of them, such as {root / parts[0]}")
     for label, folders in inner.items():
         if inside := sorted(folder for folder in folders if folder.lower() in SPLITS):
             raise ValueError(f"{root / label} holds the part {inside[0]}/ of a data set; the parts must be outermost: "
@@ -199,5 +209,6 @@ def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> Non
     if len(inner) == len(classes) == 1 and not direct:
         label, folders = next(iter(inner.items()))
         names = ", ".join(sorted(folders)[:3]) + (", ..." if len(folders) > 3 else "")
-        raise ValueError(f"{root} holds one folder, {label}, which holds folders ({names}) and no images of its own: if those are the "
-                         f"classes, give {root / label}; if {label} is the class, put its images directly into it")
+        raise ValueError(
+            f"{root} holds one folder, {label}, which holds folders ({names}) and no images of its own: if those are the "
+            f"classes, give {root / label}; if {label} is the class, put its images directly into it")

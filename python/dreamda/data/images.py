@@ -37,7 +37,8 @@ FITS = ("crop", "pad", "squash")
 
 
 def format_of(head: bytes) -> str | None:
-    """The format of an image file that begins with these bytes (132 are enough): one of `FORMATS`, another one, or None.
+    """The format of an image file that begins with these bytes (132 are enough): one of `FORMATS`, another one, or
+    None.
 
     >>> format_of(b"GIF89a")
     'GIF'
@@ -48,12 +49,13 @@ def format_of(head: bytes) -> str | None:
     return None
 
 
-_MAGIC = (
-    ("PNG", rb"\x89PNG\r\n\x1a\n"), ("JPEG", rb"\xff\xd8\xff"), ("GIF", rb"GIF8[79]a"), ("WEBP", rb"RIFF....WEBP"),
-    ("TIFF", rb"II[*+]\0|MM\0[*+]"), ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"), ("PPM", rb"P[1-6]\s+[#\d]"),
-    ("AVIF", rb"....ftypavi[fs]"), ("HEIC", rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"), ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), ("Photoshop", rb"8BPS"), ("OpenEXR", rb"\x76\x2f\x31\x01"),
-    ("DICOM", rb".{128}DICM"), ("NumPy", rb"\x93NUMPY"))
+_MAGIC = (("PNG", rb"\x89PNG\r\n\x1a\n"), ("JPEG", rb"\xff\xd8\xff"), ("GIF", rb"GIF8[79]a"),
+          ("WEBP", rb"RIFF....WEBP"), ("TIFF", rb"II[*+]\0|MM\0[*+]"),
+          ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"), ("PPM", rb"P[1-6]\s+[#\d]"),
+          ("AVIF", rb"....ftypavi[fs]"), ("HEIC", rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
+          ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "), ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+          ("Photoshop", rb"8BPS"), ("OpenEXR", rb"\x76\x2f\x31\x01"), ("DICOM", rb".{128}DICM"), ("NumPy",
+                                                                                                  rb"\x93NUMPY"))
 
 
 class LoadedImage(NamedTuple):
@@ -63,7 +65,11 @@ class LoadedImage(NamedTuple):
     sha256: str
 
 
-def fit(image: NDArray[np.uint8], size: tuple[int, int], how: str = "crop", *, resample: str = "bicubic") -> NDArray[np.uint8]:
+def fit(image: NDArray[np.uint8],
+        size: tuple[int, int],
+        how: str = "crop",
+        *,
+        resample: str = "bicubic") -> NDArray[np.uint8]:
     """Resize an image to exactly `size`.
 
     Parameters
@@ -71,8 +77,9 @@ def fit(image: NDArray[np.uint8], size: tuple[int, int], how: str = "crop", *, r
     image : uint8 (H, W, 3)
     size : (height, width)
     how : {"crop", "pad", "squash"}
-        What happens to another aspect ratio. crop: the centre of the image is kept, as large as fits. pad: the whole image is kept, and
-        its mirror image fills the rest. squash: the whole image is resized, and its aspect ratio changes (as in the authors' code).
+        What happens to another aspect ratio. crop: the centre of the image is kept, as large as fits. pad: the whole
+        image is kept, and its mirror image fills the rest. squash: the whole image is resized, and its aspect ratio
+        changes (as in the authors' code).
     resample : {"bicubic", "bilinear"}
 
     Returns
@@ -107,17 +114,18 @@ def _fit(image: Image.Image, size: tuple[int, int], how: str, resample: str) -> 
     pixels = np.array(image.resize((inner[1], inner[0]), Image.Resampling[resample.upper()], box=box))
     if inner != (height, width):
         above, before = (height - inner[0]) // 2, (width - inner[1]) // 2
-        pixels = np.pad(pixels, ((above, height - inner[0] - above), (before, width - inner[1] - before), (0, 0)), "symmetric")
+        pixels = np.pad(pixels, ((above, height - inner[0] - above), (before, width - inner[1] - before), (0, 0)),
+                        "symmetric")
     return pixels
 
 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None, how: str = "squash") -> LoadedImage:
     """Read one image file as RGB.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, and of several frames the first is taken. Grey
-    values of 1 to 16 bits are scaled to 8. Values whose black and white are not defined are refused: signed, 32-bit and
-    float values without a declared range, and 16-bit values of which the file uses the low bits only. With `size` the
-    image is resized to it; see `fit`.
+    The EXIF orientation is applied, transparent pixels are laid over white, and of several frames the first is taken.
+    Grey values of 1 to 16 bits are scaled to 8. Values whose black and white are not defined are refused: signed,
+    32-bit and float values without a declared range, and 16-bit values of which the file uses the low bits only. With
+    `size` the image is resized to it; see `fit`.
 
     Parameters
     ----------
@@ -165,8 +173,9 @@ def _decoded(data: bytes) -> Image.Image:
 
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
         if file.width * file.height > MAX_PIXELS:
-            raise BrokenImageError(f"{file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read; "
-                                   "make it smaller")
+            raise BrokenImageError(
+                f"{file.width} x {file.height} pixels are more than the {MAX_PIXELS:,} that are read; "
+                "make it smaller")
         samples = _Samples.of(file, data)
         file.load()
         image: Image.Image = file
@@ -202,7 +211,8 @@ class _Samples(NamedTuple):
             bits = data[24]
             return cls(bits, (1 << bits) - 1, low_bits=bits == 16)
         if file.format == "PPM":
-            return cls(16, 65535) if file.mode == "I" else cls(largest=255)  # Pillow scales by the file's own largest value
+            # Pillow scales by the file's own largest value
+            return cls(16, 65535) if file.mode == "I" else cls(largest=255)
         if file.format != "TIFF":
             return cls(largest=255)
         tags = file.tag_v2  # type: ignore[attr-defined]
@@ -211,8 +221,9 @@ class _Samples(NamedTuple):
         if not unsigned and bits == 8:
             raise BrokenImageError("signed 8-bit values have no defined black and white; save it with unsigned values")
         if bits > 8 and colours > 1 and tags.get(284, 1) == 2:
-            raise BrokenImageError("16-bit colours in separate planes are not read; save it with interleaved colours, or with "
-                                   "8 bits")
+            raise BrokenImageError(
+                "16-bit colours in separate planes are not read; save it with interleaved colours, or with "
+                "8 bits")
         ends = [float(np.ravel(tags[tag])[0]) for tag in (340, 341) if tag in tags]
         if len(ends) == 1 and 341 in tags:
             ends.insert(0, 0.0)
@@ -220,7 +231,8 @@ class _Samples(NamedTuple):
         map8 = None
         if 320 in tags and max(tags[320]) < 256:
             map8 = np.array(tags[320], np.uint8).reshape(3, -1).T
-        return cls(bits, (1 << bits) - 1 if unsigned and bits <= 16 else None, declared, bits == 16, bits > 8 and tags.get(262) == 0, map8)
+        return cls(bits, (1 << bits) - 1 if unsigned and bits <= 16 else None, declared, bits == 16, bits > 8
+                   and tags.get(262) == 0, map8)
 
     def grey(self, values: NDArray[Any], key: int | None) -> NDArray[np.uint8]:
         """Grey values as 8 bits, those equal to the transparent one as white."""
@@ -247,7 +259,8 @@ class _Samples(NamedTuple):
     def check_colours(self, image: Image.Image, key: Any) -> None:
         """Refuse 16-bit colours whose upper 8 bits, which alone Pillow reads, do not tell what is there."""
         if isinstance(key, tuple):
-            raise BrokenImageError("a transparent 16-bit colour is not read; save it with an alpha channel, or with 8 bits")
+            raise BrokenImageError(
+                "a transparent 16-bit colour is not read; save it with an alpha channel, or with 8 bits")
         if image.mode in ("RGB", "RGBX", "RGBA", "LA"):
             upper = np.asarray(image)[..., [i for i, band in enumerate(image.getbands()) if band in "RGBL"]]
             _check_low_bits(max(int(upper.max()), 1), 255)
@@ -255,8 +268,9 @@ class _Samples(NamedTuple):
 
 def _check_low_bits(highest: int, largest: int) -> None:
     if 0 < highest <= largest // 4:
-        raise BrokenImageError(f"its 16-bit values use the low bits only (the highest is {highest / largest:.1%} of white), and "
-                               "the file does not say what is white; scale them to 16 bits, or save it with 8")
+        raise BrokenImageError(
+            f"its 16-bit values use the low bits only (the highest is {highest / largest:.1%} of white), and "
+            "the file does not say what is white; scale them to 16 bits, or save it with 8")
 
 
 def _without_metadata(data: bytes) -> bytes | None:
@@ -275,7 +289,8 @@ def _without_metadata(data: bytes) -> bytes | None:
 
 
 def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of a Pillow image as uint8 (H, W, 3): oriented as its EXIF data say, transparent pixels over white, 16-bit gray as 8 bits.
+    """The pixels of a Pillow image as uint8 (H, W, 3): oriented as its EXIF data say, transparent pixels over white,
+    16-bit gray as 8 bits.
 
     Raises
     ------
@@ -286,7 +301,8 @@ def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_Samples(16, 65535 if image.mode.startswith("I;16") else None, low_bits=True).grey(np.asarray(image), None))
+        image = Image.fromarray(
+            _Samples(16, 65535 if image.mode.startswith("I;16") else None, low_bits=True).grey(np.asarray(image), None))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

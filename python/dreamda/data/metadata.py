@@ -1,4 +1,5 @@
-"""Metadata files of data sets, by the convention of Hugging Face: ``metadata.jsonl`` or ``metadata.csv``, a line an image.
+"""Metadata files of data sets, by the convention of Hugging Face: ``metadata.jsonl`` or ``metadata.csv``, a line an
+image.
 
 They lie in the data set, or in a folder that holds images; ``file_name`` is relative to the folder of the file.
 """
@@ -55,4 +56,5 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
             yield reader.line_num, row
     except (csv.Error, ValueError) as error:
         line = f" line {reader.line_num}" if reader is not None else ""
-        raise ValueError(f"{path}{line} is not CSV with as many fields as its first line names, in UTF-8; correct it") from error
+        raise ValueError(
+            f"{path}{line} is not CSV with as many fields as its first line names, in UTF-8; correct it") from error

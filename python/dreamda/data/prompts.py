@@ -3,8 +3,8 @@
     prompts = choose_prompts(ImageFolder.scan("photos"))
     prompts.texts                                       # {"cat/1.jpg": "a photo of a cat", ...}
 
-The words of a class are its folder's name without numbers and underscores; ``classes.json`` in the data set, an object of folder names
-and words, has others where that name is not what a prompt should say.
+The words of a class are its folder's name without numbers and underscores; ``classes.json`` in the data set, an object
+of folder names and words, has others where that name is not what a prompt should say.
 """
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
                    otherwise: str | None = None) -> Prompts:
     """The prompts of a data set: from `template` or `file`, else its own captions, else from the template `otherwise`.
 
-    Its own captions are a column text, caption or prompt of ``metadata.jsonl`` or ``metadata.csv``, in the data set or in its
-    class folders.
+    Its own captions are a column text, caption or prompt of ``metadata.jsonl`` or ``metadata.csv``, in the data set or
+    in its class folders.
 
     Parameters
     ----------
@@ -99,9 +99,9 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
 def class_words(label: str) -> str:
     """A folder name as words for a prompt.
 
-    Underscores become spaces, hyphens stay (``t-shirt``). A number before the name goes where it can be nothing but a number
-    (``001.Black_footed_Albatross``, ``n02085620-Chihuahua``), long words in capitals become small (``NORMAL``), and words written together
-    are divided (``AnnualCrop``).
+    Underscores become spaces, hyphens stay (``t-shirt``). A number before the name goes where it can be nothing but a
+    number (``001.Black_footed_Albatross``, ``n02085620-Chihuahua``), long words in capitals become small (``NORMAL``),
+    and words written together are divided (``AnnualCrop``).
 
     >>> class_words("001.Black_footed_Albatross"), class_words("NORMAL"), class_words("soccer_ball")
     ('Black footed Albatross', 'normal', 'soccer ball')
@@ -129,8 +129,12 @@ def class_names(folder: ImageFolder) -> dict[str, str]:
     """
     labels = folder.classes
     plain = [re.sub(r"^\d+[-_. ]+(?=[^\W\d_])", "", label) for label in labels]
-    numbered = len(labels) > 1 and all(a != b for a, b in zip(plain, labels, strict=True)) and len(set(plain)) == len(plain)
-    words = {label: _readable(name) if numbered else class_words(label) for label, name in zip(labels, plain, strict=True)}
+    numbered = len(labels) > 1 and all(a != b
+                                       for a, b in zip(plain, labels, strict=True)) and len(set(plain)) == len(plain)
+    words = {
+        label: _readable(name) if numbered else class_words(label)
+        for label, name in zip(labels, plain, strict=True)
+    }
     return words | _read_classes(folder.root / CLASSES_FILE, labels)
 
 
@@ -141,19 +145,21 @@ def _read_classes(path: Path, labels: Sequence[str]) -> dict[str, str]:
         given = json.loads(read_bounded(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON; write an object of folder names and words") from error
-    if not isinstance(given, dict) or not all(isinstance(text, str) and text.strip() and is_utf8(text) for text in given.values()):
+    if not isinstance(given, dict) or not all(
+            isinstance(text, str) and text.strip() and is_utf8(text) for text in given.values()):
         raise ValueError(f'{path} must be an object of folder names and words, {{"{labels[0]}": "..."}}')
     if unknown := next((label for label in given if label not in labels), None):
-        raise ValueError(f"{path} names {shown(unknown, labels)}, which is no class folder of {path.parent}; correct or remove it")
+        raise ValueError(
+            f"{path} names {shown(unknown, labels)}, which is no class folder of {path.parent}; correct or remove it")
     return {label: " ".join(text.split()) for label, text in given.items()}
 
 
 def fill_template(template: str, label: str) -> str:
     """Put a class into a prompt template.
 
-    An article ``a`` or ``an`` right before the ``{}`` is made to fit the class: ``an`` before a vowel (``an ankle boot``), none before a
-    plural (``roses``). The rules look at letters, not at sounds and meanings; where they are wrong (``an hourglass``), write the prompts
-    into a file.
+    An article ``a`` or ``an`` right before the ``{}`` is made to fit the class: ``an`` before a vowel (``an ankle
+    boot``), none before a plural (``roses``). The rules look at letters, not at sounds and meanings; where they are
+    wrong (``an hourglass``), write the prompts into a file.
 
     >>> fill_template("a photo of a {}", "ankle_boot"), fill_template("a photo of a {}", "roses")
     ('a photo of an ankle boot', 'a photo of roses')
@@ -172,14 +178,15 @@ def _fill(template: str, words: str) -> str:
 def _is_plural(words: str) -> bool:
     head = re.split(r",| of | with | in | from | on ", words)[0].split()
     last = head[-1].lower() if head else ""
-    return (len(last) > 3 and last.endswith("s") and last.isalpha() and not last.endswith(("ss", "us", "is", "as", "os"))
-            and last not in ("lens", "news", "mercedes"))
+    return (len(last) > 3 and last.endswith("s") and last.isalpha() and not last.endswith(
+        ("ss", "us", "is", "as", "os")) and last not in ("lens", "news", "mercedes"))
 
 
 def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE) -> dict[str, str]:
     """One prompt for every image, ``{key: prompt}``; ValueError unless `template` holds ``{}`` exactly once."""
     if template.count("{}") != 1:
-        raise ParameterError("template", f'{template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
+        raise ParameterError("template",
+                             f'{template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
     if not is_utf8(template):
         raise ParameterError("template", f"{template!r} is not UTF-8")
     of_class = {label: _fill(template, words) for label, words in class_names(folder).items()}
@@ -187,16 +194,18 @@ def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE)
 
 
 def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> dict[str, str]:
-    """Prompts from JSON Lines, ``{"file_name": ..., "text": ...}`` a line, or CSV with these columns, as ``{key: prompt}``.
+    """Prompts from JSON Lines, ``{"file_name": ..., "text": ...}`` a line, or CSV with these columns, as ``{key:
+    prompt}``.
 
-    A file name is relative to the data set (``class/image.png``), to a file that lies in a class folder, or plain (``image.png``)
-    where only one class has it. The text may be called caption or prompt, too. Other fields are ignored, so Hugging Face's
-    ``metadata.jsonl`` and ``metadata.csv`` can be given as they are.
+    A file name is relative to the data set (``class/image.png``), to a file that lies in a class folder, or plain
+    (``image.png``) where only one class has it. The text may be called caption or prompt, too. Other fields are
+    ignored, so Hugging Face's ``metadata.jsonl`` and ``metadata.csv`` can be given as they are.
 
     Raises
     ------
     ValueError
-        A line is no such object, names an image that is not there, or contradicts an earlier line; or an image has no line.
+        A line is no such object, names an image that is not there, or contradicts an earlier line; or an image has no
+        line.
     OSError
         The file cannot be read.
     """
@@ -210,9 +219,11 @@ def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> di
         for number, row in read_rows(path):
             name, text = row.get("file_name"), next((row[c] for c in CAPTIONS if c in row), None)
             if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(f'{path} line {number} must have the texts "file_name" and "text" (or "caption", "prompt")')
+                raise ValueError(
+                    f'{path} line {number} must have the texts "file_name" and "text" (or "caption", "prompt")')
             if not is_utf8(text):
-                raise ValueError(f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
+                raise ValueError(
+                    f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
             found = [key for key in dict.fromkeys((inside + name, name)) if key in keys][:1] or plain.get(name, [])
             if not found:
                 raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; "

@@ -1,7 +1,7 @@
 """How work is cut into groups and spread over threads, so that no image depends on what else is made.
 
-A call of the U-Net has a fixed number of rows that depends on the model and the options only; short groups are filled up. Small models
-run one single-threaded group on each processor, side by side, and large ones one group on all threads.
+A call of the U-Net has a fixed number of rows that depends on the model and the options only; short groups are filled
+up. Small models run one single-threaded group on each processor, side by side, and large ones one group on all threads.
 """
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def filled_up(array: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array
 
 
-def work_through(groups: Iterable[G], work: Callable[[G, int | None], None], threads: int, latent_size: tuple[int, int]) -> None:
-    """Call ``work(group, lane)`` for every group: side by side with a lane a thread where images are small, else one by one with lane None.
+def work_through(groups: Iterable[G], work: Callable[[G, int | None], None], threads: int,
+                 latent_size: tuple[int, int]) -> None:
+    """Call ``work(group, lane)`` for every group: side by side with a lane a thread where images are small, else one by
+    one with lane None.
 
-    A group is taken when a lane is free to work on it, so the iterable may end early. An error of one group is raised once those that
-    are being worked on have ended.
+    A group is taken when a lane is free to work on it, so the iterable may end early. An error of one group is raised
+    once those that are being worked on have ended.
     """
     if not is_small(*latent_size):
         for group in groups:

@@ -1,4 +1,5 @@
-"""The options of generation: `GenerationOptions`, their one definition. The API, the command line, recipes, run.json and replay use it."""
+"""The options of generation: `GenerationOptions`, their one definition. The API, the command line, recipes, run.json
+and replay use it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -19,43 +20,85 @@ class GenerationOptions(Options):
     """
 
     variants: int = option(10, "New images of each real image.", group=COMMON, low=1, high=1_000_000)
-    steps: int = option(100, "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; of LCM and TCD models all are run.", group=COMMON, low=1)
-    strength: float = option(0.8, "How much of the noise schedule is run: near 0 keeps the real image, 1 starts from pure noise.",
-                             group=COMMON, above=0, high=1)
-    eta: float = option(1.0, "Share of fresh noise in every step: 0 (deterministic DDIM) to 1.", group=NOISE, low=0, high=1)
-    guidance_scale: float = option(7.5, "Classifier-free guidance: the weight of the prompt. 0 or 1 turns it off, which saves a U-Net row a step; "
-                                         "models that take it as an input never need that row.",
-                                   group=GUIDANCE, low=0)
-    noise_scale: float | None = option(None, "Standard deviation of the noise at the U-Net's bottleneck, fresh at every step.", group=NOISE, low=0,
-                                       shown_default="3, and 0 for `method=sdedit`")
-    source_prompt: str = option("", "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.", group=METHOD)
+    steps: int = option(
+        100,
+        "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; of LCM and TCD models all are run.",
+        group=COMMON,
+        low=1)
+    strength: float = option(
+        0.8,
+        "How much of the noise schedule is run: near 0 keeps the real image, 1 starts from pure noise.",
+        group=COMMON,
+        above=0,
+        high=1)
+    eta: float = option(1.0,
+                        "Share of fresh noise in every step: 0 (deterministic DDIM) to 1.",
+                        group=NOISE,
+                        low=0,
+                        high=1)
+    guidance_scale: float = option(
+        7.5, "Classifier-free guidance: the weight of the prompt. 0 or 1 turns it off, which saves a U-Net row a step; "
+        "models that take it as an input never need that row.",
+        group=GUIDANCE,
+        low=0)
+    noise_scale: float | None = option(
+        None,
+        "Standard deviation of the noise at the U-Net's bottleneck, fresh at every step.",
+        group=NOISE,
+        low=0,
+        shown_default="3, and 0 for `method=sdedit`")
+    source_prompt: str = option("",
+                                "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.",
+                                group=METHOD)
     source_guidance_scale: float = option(1.5, "Weight of `source_prompt`.", group=METHOD, low=0)
     method: Literal["cycle", "asymmetric", "sdedit"] = option(
         "cycle", "cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).", group=COMMON)
-    share_source: bool = option(False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
-                                       "draw one a variant.", group=METHOD)
-    share_start: bool = option(True, "All variants of an image start from the same noise, as in the authors' code; otherwise each has its own.",
-                               group=NOISE)
-    diverse: bool = option(False, "Choose dissimilar starts for the variants of an image, out of four times as many; needs `share_start=False`.",
-                           group=NOISE)
-    seed: int = option(0, "Seed of all noise. The same seed makes the same images, however the work is batched, ordered or interrupted.",
-                       group=COMMON, low=0, high=(1 << 64) - 1)
-    guidance_low: float = option(0.0, "Guide only at timesteps from this share of the model's on: 0 (clean) to 1 (noise).", group=GUIDANCE,
-                                 low=0, high=1)
-    guidance_high: float = option(1.0, "Guide only below this share of the model's timesteps; 0.3 to 0.7 saves up to 0.3 of the work.",
-                                  group=GUIDANCE, low=0, high=1)
+    share_source: bool = option(
+        False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
+        "draw one a variant.",
+        group=METHOD)
+    share_start: bool = option(
+        True,
+        "All variants of an image start from the same noise, as in the authors' code; otherwise each has its own.",
+        group=NOISE)
+    diverse: bool = option(
+        False,
+        "Choose dissimilar starts for the variants of an image, out of four times as many; needs `share_start=False`.",
+        group=NOISE)
+    seed: int = option(
+        0,
+        "Seed of all noise. The same seed makes the same images, however the work is batched, ordered or interrupted.",
+        group=COMMON,
+        low=0,
+        high=(1 << 64) - 1)
+    guidance_low: float = option(0.0,
+                                 "Guide only at timesteps from this share of the model's on: 0 (clean) to 1 (noise).",
+                                 group=GUIDANCE,
+                                 low=0,
+                                 high=1)
+    guidance_high: float = option(
+        1.0,
+        "Guide only below this share of the model's timesteps; 0.3 to 0.7 saves up to 0.3 of the work.",
+        group=GUIDANCE,
+        low=0,
+        high=1)
     fit: Literal["crop", "pad", "squash"] = option(
-        "crop", "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the edges), or "
-                "squash (change the aspect ratio, as the authors do).", group=COMMON)
+        "crop",
+        "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the edges), or "
+        "squash (change the aspect ratio, as the authors do).",
+        group=COMMON)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.noise_scale is None:
             object.__setattr__(self, "noise_scale", 0.0 if self.method == "sdedit" else 3.0)
         if not self.guidance_low < self.guidance_high:
-            raise ParameterError("guidance_low", f"{self.guidance_low} is not below `guidance_high`, which is {self.guidance_high}")
+            raise ParameterError("guidance_low",
+                                 f"{self.guidance_low} is not below `guidance_high`, which is {self.guidance_high}")
         if self.diverse and (self.share_start or self.method == "asymmetric"):
-            raise ParameterError("diverse", "chooses among noisy starts, so it needs `share_start=False`, and `method=cycle` or `method=sdedit`")
+            raise ParameterError(
+                "diverse",
+                "chooses among noisy starts, so it needs `share_start=False`, and `method=cycle` or `method=sdedit`")
         if self.share_source and self.method != "cycle":
             raise ParameterError("share_source", f"`method={self.method}` has no source trajectory; leave it off")
         if self.source_prompt and self.method == "sdedit":

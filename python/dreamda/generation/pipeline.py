@@ -1,4 +1,5 @@
-"""`Pipeline`: a latent diffusion model made ready to augment images. Images to latents, a reverse process (recursions.py), and back."""
+"""`Pipeline`: a latent diffusion model made ready to augment images. Images to latents, a reverse process
+(recursions.py), and back."""
 from __future__ import annotations
 
 import hashlib
@@ -70,7 +71,8 @@ class Pipeline:
     dtype : str
     threads : int
     threads_matter : bool
-        Whether the images' last bits depend on the number of threads: those of large images do, small ones are left to one thread each.
+        Whether the images' last bits depend on the number of threads: those of large images do, small ones are left to
+        one thread each.
     folder : Path
     """
 
@@ -83,12 +85,14 @@ class Pipeline:
         self.threads_matter = not is_small(self.size[0] // vae.factor, self.size[1] // vae.factor)
         self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config["latent_channels"]:
+        if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config[
+                "latent_channels"]:
             raise ValueError(f"{folder}: the U-Net's in_channels and out_channels have to be the VAE's latent_channels "
                              f"{vae.config['latent_channels']}; inpainting and depth models are not supported")
         if unet.config["context_dim"] != text_encoder.config["hidden_size"]:
-            raise ValueError(f"{folder}: the U-Net's cross_attention_dim {unet.config['context_dim']} is not the text encoder's "
-                             f"hidden_size {text_encoder.config['hidden_size']}")
+            raise ValueError(
+                f"{folder}: the U-Net's cross_attention_dim {unet.config['context_dim']} is not the text encoder's "
+                f"hidden_size {text_encoder.config['hidden_size']}")
 
     @classmethod
     def load(cls, model: str | Path, dtype: str = "auto", threads: int | None = None,
@@ -98,8 +102,8 @@ class Pipeline:
         Parameters
         ----------
         model : str or path
-            A bundled name ("fashion-mini"), a folder in diffusers' format, or a model id on the Hugging Face hub ("owner/name" or
-            "owner/name@revision", fetched with the `hub` extra).
+            A bundled name ("fashion-mini"), a folder in diffusers' format, or a model id on the Hugging Face hub
+            ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
         dtype : {"auto", "f32", "bf16"}
             "auto" is bf16 where the processor computes in it.
         threads : int, optional
@@ -121,7 +125,9 @@ class Pipeline:
         parts = read_json(folder / "model_index.json")
         text = parts.get("text_encoder")
         if isinstance(text, list) and text[-1:] not in ([None], ["CLIPTextModel"]):
-            raise ValueError(f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is")
+            raise ValueError(
+                f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is"
+            )
         return cls(
             UNet.load(folder / "unet", dtype, threads),
             VAE.load(folder / "vae", dtype, threads),
@@ -135,7 +141,9 @@ class Pipeline:
     def fingerprint(self) -> str:
         """SHA-256 over the configuration, tokenizer and weight files that were loaded, in hex."""
         files = [self.folder / part / "config.json" for part in ("unet", "vae", "text_encoder")]
-        files += [self.folder / "scheduler" / "scheduler_config.json", *sorted((self.folder / "tokenizer").glob("*.json"))]
+        files += [
+            self.folder / "scheduler" / "scheduler_config.json", *sorted((self.folder / "tokenizer").glob("*.json"))
+        ]
         files += [self.folder / "tokenizer" / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files]
         digest = hashlib.sha256()
         for file in filter(Path.is_file, files):
@@ -143,7 +151,8 @@ class Pipeline:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Give the memory back, of the weights too. The pipeline can still be used: what is needed is then read again."""
+        """Give the memory back, of the weights too. The pipeline can still be used: what is needed is then read
+        again."""
         for part in (self.unet, self.vae, self.text_encoder):
             part.unload()
         with self._lock:
@@ -162,26 +171,32 @@ class Pipeline:
     # ---------------------------------------------------------------------------------------------- images
 
     @accepts(GenerationOptions, variants=4)
-    def augment(self, images: Images, prompts: str | Sequence[str], *, keys: int | str | Sequence[int | str] | None = None,
-                progress: Callable[[int, int], None] | bool | None = None, callback_on_step_end: StepCallback | None = None,
+    def augment(self,
+                images: Images,
+                prompts: str | Sequence[str],
+                *,
+                keys: int | str | Sequence[int | str] | None = None,
+                progress: Callable[[int, int], None] | bool | None = None,
+                callback_on_step_end: StepCallback | None = None,
                 **options: Unpack[OptionKeywords]) -> np.ndarray:
         """Make new images of each image.
 
         Parameters
         ----------
         images : array, PIL image, path, or a sequence of them
-            One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic) to the pipeline's
-            ``size`` where they differ; `fit` says what happens to another aspect ratio.
+            One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic)
+            to the pipeline's ``size`` where they differ; `fit` says what happens to another aspect ratio.
         prompts : str or sequence of N str
             What each image shows, "a photo of a coat"; a text is for all.
         keys : sequence of N int or str, optional
-            What else the noise of an image follows, so that it does not depend on the batch. Default: a hash of its pixels, so that equal
-            images get equal noise; file names tell them apart.
+            What else the noise of an image follows, so that it does not depend on the batch. Default: a hash of its
+            pixels, so that equal images get equal noise; file names tell them apart.
         progress : callable(done, total) or bool, optional
             Called after every U-Net call with the share of work done; True shows a bar, in a terminal or in Jupyter.
         callback_on_step_end : callable(step, timestep, latents, units), optional
-            Called after every diffusion step of every group of images: the number of the step from 0, its timestep, the latents
-            (n, latent_channels, h, w), and whose they are, n times (index of the image, variant). What it raises ends the call.
+            Called after every diffusion step of every group of images: the number of the step from 0, its timestep, the
+            latents (n, latent_channels, h, w), and whose they are, n times (index of the image, variant). What it
+            raises ends the call.
         GenerationOptions
             Its fields, by keyword.
 
@@ -196,7 +211,11 @@ class Pipeline:
             A ValueError that names the parameter and what is possible.
         """
         pixels, single = as_pixels(images)
-        made = self._augment(pixels, prompts, keys, from_keywords(GenerationOptions, Pipeline.augment, options), progress=progress,
+        made = self._augment(pixels,
+                             prompts,
+                             keys,
+                             from_keywords(GenerationOptions, Pipeline.augment, options),
+                             progress=progress,
                              callback=callback_on_step_end)
         return made[0] if single else made
 
@@ -205,16 +224,28 @@ class Pipeline:
         self.schedule.steps(options.steps, options.strength, options.eta)
         for name in ("guidance_scale", "source_guidance_scale"):
             if self.unet.takes_guidance and getattr(options, name) < 1:
-                raise ParameterError(name, f"{getattr(options, name):g} is not possible: this model takes the guidance as an input, which begins at 1")
+                raise ParameterError(
+                    name,
+                    f"{getattr(options, name):g} is not possible: this model takes the guidance as an input, which begins at 1"
+                )
 
-    def _augment(self, images: Sequence[np.ndarray] | np.ndarray, prompts: str | Sequence[str], keys: int | str | Sequence[int | str] | None,
-                 options: GenerationOptions, *, progress: Callable[[int, int], None] | bool | None = None,
-                 callback: StepCallback | None = None, first: int = 0, stop: Callable[[], bool] | None = None) -> np.ndarray:
-        """`augment` for resumable runs: the variants from `first` on, which are the same as with the others. `stop` is for one image only:
-        it is asked before every group of variants but the first, and True ends the call with the variants that are finished."""
+    def _augment(self,
+                 images: Sequence[np.ndarray] | np.ndarray,
+                 prompts: str | Sequence[str],
+                 keys: int | str | Sequence[int | str] | None,
+                 options: GenerationOptions,
+                 *,
+                 progress: Callable[[int, int], None] | bool | None = None,
+                 callback: StepCallback | None = None,
+                 first: int = 0,
+                 stop: Callable[[], bool] | None = None) -> np.ndarray:
+        """`augment` for resumable runs: the variants from `first` on, which are the same as with the others. `stop` is
+        for one image only: it is asked before every group of variants but the first, and True ends the call with the
+        variants that are finished."""
         self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
-            raise ParameterError("first", f"{first!r} is not possible with {options.variants} variants; use a whole number below that")
+            raise ParameterError(
+                "first", f"{first!r} is not possible with {options.variants} variants; use a whole number below that")
         if stop is not None and len(images) > 1:
             raise ParameterError("stop", f"works on one image at a time, not on {len(images)}")
         height, width = self.size
@@ -229,7 +260,8 @@ class Pipeline:
             report = _section(progress, part.start, len(images[part]), len(images))
             z0 = self._encode(images[part], identities[part], options.seed, options.method != "asymmetric", options.fit)
             self._free_plans(latent, self.vae)
-            latents = ReverseProcess(self, z0, texts[part], identities[part], options, report, _offset(callback, part.start), first, stop).run()
+            latents = ReverseProcess(self, z0, texts[part], identities[part], options, report,
+                                     _offset(callback, part.start), first, stop).run()
             self._free_plans(latent, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -244,27 +276,32 @@ class Pipeline:
         return result
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
-        """Images pass through in blocks, so that memory does not grow with their number: enough to keep every lane busy, and whole
-        groups of what is computed once an image."""
+        """Images pass through in blocks, so that memory does not grow with their number: enough to keep every lane
+        busy, and whole groups of what is computed once an image."""
         group = group_size(1, h, w)
         block = -(-max(1, 8 * self.threads * group // variants) // group) * group
         return (slice(first, first + block) for first in range(0, images, block))
 
     def _free_plans(self, latent_size: tuple[int, int], part: UNet | VAE) -> None:
-        """Large images need memory more than the moment it takes to make a plan again: at 512 pixels the VAE's are the largest."""
+        """Large images need memory more than the moment it takes to make a plan again: at 512 pixels the VAE's are the
+        largest."""
         if not is_small(*latent_size):
             part.close()
 
     def _embed(self, prompts: Sequence[str], options: GenerationOptions, latent_size: tuple[int, int]) -> None:
-        """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory back: 0.4 GiB of
-        Stable Diffusion's, for the minutes that an image takes."""
+        """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory
+        back: 0.4 GiB of Stable Diffusion's, for the minutes that an image takes."""
         missing = [p for p in dict.fromkeys([*prompts, "", options.source_prompt]) if p not in self._contexts]
         for prompt in missing:
             self.context(prompt)
         if missing and not is_small(*latent_size):
             self.text_encoder.unload()
 
-    def encode(self, images: Images, keys: int | str | Sequence[int | str] | None = None, seed: int = 0, sample: bool = True) -> np.ndarray:
+    def encode(self,
+               images: Images,
+               keys: int | str | Sequence[int | str] | None = None,
+               seed: int = 0,
+               sample: bool = True) -> np.ndarray:
         """Scaled latents of images.
 
         Parameters
@@ -272,8 +309,8 @@ class Pipeline:
         images, keys, seed
             As in `augment`; of an image with another aspect ratio the centre is taken.
         sample : bool
-            Sample the VAE's posterior, the noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False takes its mean,
-            as ``asymmetric`` does.
+            Sample the VAE's posterior, the noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False
+            takes its mean, as ``asymmetric`` does.
 
         Returns
         -------
@@ -307,14 +344,20 @@ class Pipeline:
     def _decode(self, latents: np.ndarray, batch: int, lane: int | None) -> np.ndarray:
         x = self.vae.decode(filled_up(latents, batch), lane)[: len(latents)].transpose(0, 2, 3, 1)
         if not np.isfinite(x).all():
-            raise _core.Error("the model made pixels that are not numbers; use dtype f32, or a smaller guidance or noise scale")
+            raise _core.Error(
+                "the model made pixels that are not numbers; use dtype f32, or a smaller guidance or noise scale")
         return np.rint(np.clip(x / 2 + np.float32(0.5), 0, 1) * 255).astype(np.uint8)
 
     # ---------------------------------------------------------------------------------------------- latents
 
     @accepts(GenerationOptions, variants=4)
-    def augment_latents(self, z0: np.ndarray, prompts: str | Sequence[str], keys: int | str | Sequence[int | str] | None = None, *,
-                        progress: Callable[[int, int], None] | None = None, callback_on_step_end: StepCallback | None = None,
+    def augment_latents(self,
+                        z0: np.ndarray,
+                        prompts: str | Sequence[str],
+                        keys: int | str | Sequence[int | str] | None = None,
+                        *,
+                        progress: Callable[[int, int], None] | None = None,
+                        callback_on_step_end: StepCallback | None = None,
                         **options: Unpack[OptionKeywords]) -> np.ndarray:
         """Everything of `augment` between encoding and decoding.
 
@@ -341,7 +384,8 @@ class Pipeline:
         chosen = from_keywords(GenerationOptions, Pipeline.augment_latents, options)
         z0 = np.asarray(z0, np.float32)
         if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
-            raise ParameterError("z0", f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
+            raise ParameterError("z0",
+                                 f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
         texts, identities = _texts(prompts, len(z0)), _identities(keys, z0)
         self._check(chosen)
         latent = (z0.shape[2], z0.shape[3])
@@ -349,7 +393,8 @@ class Pipeline:
         for part in self._blocks(len(z0), chosen.variants, *latent):
             self._embed(texts[part], chosen, latent)
             report = _section(progress, part.start, len(z0[part]), len(z0))
-            result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report, _offset(callback_on_step_end, part.start)).run()
+            result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report,
+                                          _offset(callback_on_step_end, part.start)).run()
         return result
 
     def context(self, prompt: str) -> np.ndarray:
@@ -375,7 +420,8 @@ def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:
     """The images as uint8 arrays (H, W, 3), and whether one was given rather than several."""
     from PIL import Image
 
-    single = isinstance(images, (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3)
+    single = isinstance(images,
+                        (str, os.PathLike, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3)
     every: Sequence[Any] = [images] if single else images  # type: ignore[assignment, list-item]
     if isinstance(every, np.ndarray) and (every.dtype != np.uint8 or every.ndim != 4):
         raise ParameterError("images", f"expected uint8 (N, H, W, 3), got {every.dtype} {every.shape}")
@@ -395,7 +441,8 @@ def _one(image: OneImage, number: int) -> np.ndarray:
         raise ParameterError("images", f"{name}: {error}") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
-        raise ParameterError("images", f"expected uint8 (H, W, 3), and number {number} is {pixels.dtype} {pixels.shape}")
+        raise ParameterError("images",
+                             f"expected uint8 (H, W, 3), and number {number} is {pixels.dtype} {pixels.shape}")
     return pixels
 
 
@@ -410,7 +457,10 @@ def _texts(prompts: str | Sequence[str], count: int) -> list[str]:
 def _identities(keys: int | str | Sequence[int | str] | None, arrays: Sequence[np.ndarray] | np.ndarray) -> list[int]:
     """The number that the noise of each image follows; by default, a hash of its pixels or latents."""
     if keys is None:
-        return [int.from_bytes(hashlib.sha256(f"{a.shape}{a.dtype}".encode() + a.tobytes()).digest()[:8], "little") for a in arrays]
+        return [
+            int.from_bytes(hashlib.sha256(f"{a.shape}{a.dtype}".encode() + a.tobytes()).digest()[:8], "little")
+            for a in arrays
+        ]
     every = [keys] if isinstance(keys, (str, int, np.integer)) else list(keys)
     if len(every) != len(arrays):
         raise ParameterError("keys", f"expected {len(arrays)}, one an image, got {len(every)}")
@@ -421,7 +471,8 @@ def _offset(callback: StepCallback | None, first: int) -> StepCallback | None:
     """The callback for a block of images: their numbers are those in the whole call."""
     if callback is None:
         return None
-    return lambda step, timestep, latents, units: callback(step, timestep, latents, [(image + first, variant) for image, variant in units])
+    return lambda step, timestep, latents, units: callback(step, timestep, latents, [(image + first, variant)
+                                                                                     for image, variant in units])
 
 
 def _check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -440,7 +491,9 @@ def _bar(images: int) -> Callable[[int, int], None]:
         warnings.simplefilter("ignore")  # in Jupyter without ipywidgets the bar is one of text, which is as good
         from tqdm.auto import tqdm
 
-    bar = tqdm(total=images, unit="image", bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+    bar = tqdm(total=images,
+               unit="image",
+               bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
 
     def report(done: int, total: int) -> None:
         bar.update(images * done / total - bar.n)
@@ -450,7 +503,8 @@ def _bar(images: int) -> Callable[[int, int], None]:
     return report
 
 
-def _section(progress: Callable[[int, int], None] | None, first: int, count: int, images: int) -> Callable[[int, int], None] | None:
+def _section(progress: Callable[[int, int], None] | None, first: int, count: int,
+             images: int) -> Callable[[int, int], None] | None:
     """Progress of a block of images, as a share of all of them."""
     if progress is None:
         return None

@@ -2,14 +2,17 @@
 
 Three methods share one loop over timesteps:
 
-* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image; the noise that
-  explains it drives the target. That noise is never formed: it cancels in ``x_p = x_p_source + mean(target) - mean(source)``.
-* ``asymmetric``: the paper's figure. Deterministic inversion of the real image (of the posterior's mean); then the clean image comes
+* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image; the
+noise that
+  explains it drives the target. That noise is never formed: it cancels in ``x_p = x_p_source + mean(target) -
+  mean(source)``.
+* ``asymmetric``: the paper's figure. Deterministic inversion of the real image (of the posterior's mean); then the
+clean image comes
   from the perturbed prediction, and the direction from the clean one.
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
-All noise follows the seed, the image's key and the variant, so an image does not depend on what else is made, in which order, or where
-it was resumed.
+All noise follows the seed, the image's key and the variant, so an image does not depend on what else is made, in which
+order, or where it was resumed.
 """
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 
 # Streams of `dreamda.normals`: what a noise is for.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
-# Called after a step with its number, its timestep, the latents (n, channels, h, w), and whose they are: n times (image, variant).
+# Called after a step with its number, its timestep, the latents (n, channels, h, w), and whose they are: n times
+# (image, variant).
 StepCallback = Callable[[int, int, np.ndarray, list[tuple[int, int]]], None]
 CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
 
@@ -48,8 +52,8 @@ class _Row:
 
 
 def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
-    """Indices of `count` mutually dissimilar arrays: the first, then always the one whose largest cosine similarity to those
-    already chosen is smallest (the authors' idea; their own helper returns a wrong variable).
+    """Indices of `count` mutually dissimilar arrays: the first, then always the one whose largest cosine similarity to
+    those already chosen is smallest (the authors' idea; their own helper returns a wrong variable).
 
     Parameters
     ----------
@@ -87,15 +91,25 @@ class ReverseProcess:
         Asked before every group of variants but the first; True ends the work early.
     """
 
-    def __init__(self, pipe: Pipeline, z0: np.ndarray, prompts: list[str], keys: list[int], options: GenerationOptions,
-                 progress: Callable[[int, int], None] | None = None, callback: StepCallback | None = None, first: int = 0,
+    def __init__(self,
+                 pipe: Pipeline,
+                 z0: np.ndarray,
+                 prompts: list[str],
+                 keys: list[int],
+                 options: GenerationOptions,
+                 progress: Callable[[int, int], None] | None = None,
+                 callback: StepCallback | None = None,
+                 first: int = 0,
                  stop: Callable[[], bool] | None = None) -> None:
         self.pipe, self.z0, self.prompts, self.keys, self.options, self.progress = pipe, z0, prompts, keys, options, progress
         self.callback, self.first, self.stop = callback, first, stop
         self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
-        within = [options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high for s in self.steps]
-        # A model that takes the guidance as an input needs no second row; 0 means none, as for models distilled to need no guidance.
+        within = [
+            options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high for s in self.steps
+        ]
+        # A model that takes the guidance as an input needs no second row; 0 means none, as for models distilled to need
+        # no guidance.
         self.guidances = [options.guidance_scale if w else 1.0 for w in within]
         self.guided = [not pipe.unet.takes_guidance and g not in (0, 1) for g in self.guidances]
         self.target = 1 + any(self.guided)  # rows of a target, at most
@@ -104,14 +118,17 @@ class ReverseProcess:
         self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
         self.lock = threading.Lock()
-        self.chosen = self.choose() if options.diverse else []  # here rather than by the lanes, which would all do it at once
+        # here rather than by the lanes, which would all do it at once
+        self.chosen = self.choose() if options.diverse else []
 
     def run(self) -> np.ndarray:
-        """The latents of the variants that were finished, float32 (N, K - first, latent_channels, h, w): all of them, but for `stop`."""
+        """The latents of the variants that were finished, float32 (N, K - first, latent_channels, h, w): all of them,
+        but for `stop`."""
         {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
         return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
 
-    def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
+    def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None],
+                                                                           None]) -> None:
         """work(group, lane) for the units in groups of `rows` U-Net rows a unit."""
         work_through(self.groups(units, rows), work, self.pipe.threads, self.latent_size)
 
@@ -133,8 +150,10 @@ class ReverseProcess:
     def choose(self) -> list[list[int]]:
         """For every image, the numbers of the candidates that its variants start from."""
         variants = range(CANDIDATES * self.options.variants)
-        return [choose_diverse(np.stack([self.noise(STREAM_CANDIDATE, image, m, 0) for m in variants]), self.options.variants)
-                for image in range(len(self.z0))]
+        return [
+            choose_diverse(np.stack([self.noise(STREAM_CANDIDATE, image, m, 0)
+                                     for m in variants]), self.options.variants) for image in range(len(self.z0))
+        ]
 
     def step_noise(self, units: list[tuple[int, int]], step: Step) -> np.ndarray:
         """sigma n of a step; zeros where the step adds none."""
@@ -173,7 +192,8 @@ class ReverseProcess:
         if self.pipe.unet.takes_guidance:
             inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
         if self.options.perturbation > 0 and any(r.noise_row is not None for r in rows):
-            inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows], np.float32)
+            inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows],
+                                             np.float32)
             inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
         out = plan.run(inputs)
         with self.lock:
@@ -188,7 +208,8 @@ class ReverseProcess:
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
-        """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their own."""
+        """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their
+        own."""
         guidance = self.guidances[step.index]
         text = [_Row(u, self.pipe.context(self.prompts[image]), 1, guidance) for u, (image, _) in enumerate(units)]
         if not self.guided[step.index]:
@@ -227,9 +248,11 @@ class ReverseProcess:
                 targets = self.target_rows(group, step)
                 if trajectories is not None:
                     out = self.predict(x, step.t, targets, group, step.index, lane)["sample"]
-                    mean_source, next_source = (np.stack(a) for a in zip(*(trajectories[image][step.index] for image, _ in group)))
+                    mean_source, next_source = (np.stack(a)
+                                                for a in zip(*(trajectories[image][step.index] for image, _ in group)))
                 else:
-                    both = self.predict(np.concatenate([x, x_source]), step.t, targets + sources, group + group, step.index, lane)
+                    both = self.predict(np.concatenate([x, x_source]), step.t, targets + sources, group + group,
+                                        step.index, lane)
                     out, out_source = both["sample"][: len(targets)], both["sample"][len(targets) :]
                     out_source = _guide(out_source, len(group), options.source_guidance_scale)
                     mean_source, before_source = self.schedule.mean(out_source, x_source, step, before_source)
@@ -259,7 +282,8 @@ class ReverseProcess:
             before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
-                mean, before = self.schedule.mean(_guide(out, len(group), self.options.source_guidance_scale), x, step, before)
+                mean, before = self.schedule.mean(_guide(out, len(group), self.options.source_guidance_scale), x, step,
+                                                  before)
                 x = self.posterior(x, group, step)
                 for u, (image, _) in enumerate(group):
                     if len(result[image]) == step.index:  # a filled-up group repeats its last image
@@ -292,8 +316,8 @@ class ReverseProcess:
         self.each(self.units, self.target, work)
 
     def inversions(self) -> list[np.ndarray]:
-        """x_T of every image by DDIM inversion (no noise, no guidance): each step is undone with the prediction made at the
-        less noisy latent under the noisier timestep."""
+        """x_T of every image by DDIM inversion (no noise, no guidance): each step is undone with the prediction made at
+        the less noisy latent under the noisier timestep."""
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
         context = self.pipe.context(self.options.source_prompt)
 

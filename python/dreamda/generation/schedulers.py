@@ -1,8 +1,10 @@
-"""The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step. Tested against diffusers.
+"""The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step. Tested
+against diffusers.
 
-Every sampler here is one step with other numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's variance grows with eta, and
-Euler is DDIM with eta 0, Euler ancestral DDIM with eta 1. A latent consistency model forgets its noise (sigma^2 = 1 - a_p), TCD keeps a
-share of it, and DPM-Solver++ 2M extrapolates the image from this step's and the last one's: its SDE form with eta 1.
+Every sampler here is one step with other numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's variance
+grows with eta, and Euler is DDIM with eta 0, Euler ancestral DDIM with eta 1. A latent consistency model forgets its
+noise (sigma^2 = 1 - a_p), TCD keeps a share of it, and DPM-Solver++ 2M extrapolates the image from this step's and the
+last one's: its SDE form with eta 1.
 """
 
 import math
@@ -57,10 +59,11 @@ class Step:
 
 
 class Schedule:
-    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with an eta of the caller's.
+    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with an eta
+    of the caller's.
 
-    Timesteps are spaced as "trailing" where the configuration says so, as DPM-Solver's for that class, and else as "leading", which the
-    authors run.
+    Timesteps are spaced as "trailing" where the configuration says so, as DPM-Solver's for that class, and else as
+    "leading", which the authors run.
 
     Parameters
     ----------
@@ -90,15 +93,17 @@ class Schedule:
         self.name: str = config["class_name"]
         if config["rescale_betas_zero_snr"]:
             if not self.v_prediction:
-                raise ValueError("'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the noise tells no "
-                                 "image; it needs 'prediction_type' v_prediction")
+                raise ValueError(
+                    "'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the noise tells no "
+                    "image; it needs 'prediction_type' v_prediction")
             roots = np.sqrt(self.alphas_cumprod)
             self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
             if self.name in (*_EULER, _MULTISTEP):
                 self.alphas_cumprod[-1] = _EPSILON
         if not (self.alphas_cumprod[0] < 1 and (self.alphas_cumprod[-1] > 1e-9 or config["rescale_betas_zero_snr"])):
-            raise ValueError(f"the betas have to leave some noise in the first timestep and some signal in the last; the products of 1 - beta "
-                             f"go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
+            raise ValueError(
+                f"the betas have to leave some noise in the first timestep and some signal in the last; the products of 1 - beta "
+                f"go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
         self.num_train_timesteps = n
         self.clip: float | None = config["clip_sample_range"] if config["clip_sample"] else None
         self._trailing: bool = config["timestep_spacing"] == "trailing"
@@ -123,8 +128,8 @@ class Schedule:
     def steps(self, steps: int, strength: float, eta: float) -> list[Step]:
         """The steps that are run, noisiest first.
 
-        Of `steps` steps over the whole schedule these are the last int(steps * strength). For LCM and TCD they are all of `steps`, over
-        the timesteps that `strength` leaves.
+        Of `steps` steps over the whole schedule these are the last int(steps * strength). For LCM and TCD they are all
+        of `steps`, over the timesteps that `strength` leaves.
 
         Raises
         ------
@@ -154,16 +159,22 @@ class Schedule:
         if self.name in CONSISTENCY:
             origin, stride = self._original_steps, n // self._original_steps
             if steps > origin:
-                raise ParameterError("steps", f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made for "
-                                              "about 1 to 8")
+                raise ParameterError(
+                    "steps",
+                    f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made for "
+                    "about 1 to 8")
             kept = int(origin * strength)
             if kept < steps:
                 raise ParameterError("strength", f"{strength} leaves {kept} timesteps for {steps} steps; use at least "
                                                  f"{_least_strength(origin, steps)}, or fewer steps")
-            return [(kept - math.floor(i)) * stride - 1 for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1
+            return [(kept - math.floor(i)) * stride - 1
+                    for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1
         run = min(int(steps * strength), steps)
         if run < 1:
-            raise ParameterError("strength", f"{strength} of {steps} steps leaves no step to run; use at least {_least_strength(steps, 1)}, or raise `steps`")
+            raise ParameterError(
+                "strength",
+                f"{strength} of {steps} steps leaves no step to run; use at least {_least_strength(steps, 1)}, or raise `steps`"
+            )
         if self._trailing:
             timesteps, last = np.round(np.arange(n, 0, -n / steps)[:steps]).astype(int) - 1, -1
         elif self.name == _MULTISTEP and self._spacing == "linspace":
@@ -186,7 +197,8 @@ class Schedule:
         return eta * math.sqrt(max(0.0, (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)))
 
     def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where configured."""
+        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where
+        configured."""
         noise, image = self._split(prediction, x, step.a_t)
         if step.skip:
             image = np.float32(step.out) * image + np.float32(step.skip) * x
@@ -206,25 +218,31 @@ class Schedule:
         return noise, image if self.clip is None else np.clip(image, -self.clip, self.clip)
 
     def combine(self, noise: np.ndarray, image: np.ndarray, step: Step, before: np.ndarray | None = None) -> np.ndarray:
-        """The step without its fresh noise: sqrt(a_p) image + sqrt(1 - a_p - sigma^2) noise. `before` is the image of the step before."""
+        """The step without its fresh noise: sqrt(a_p) image + sqrt(1 - a_p - sigma^2) noise. `before` is the image of
+        the step before."""
         if step.extrapolation and before is not None:
             image = image + np.float32(step.extrapolation) * (image - before)
         return np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
 
-    def mean(self, prediction: np.ndarray, x: np.ndarray, step: Step, before: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def mean(self,
+             prediction: np.ndarray,
+             x: np.ndarray,
+             step: Step,
+             before: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """`combine` for a prediction at x, and the image in it, which is the next step's `before`."""
         noise, image = self.noise_and_image(prediction, x, step)
         return self.combine(noise, image, step, before), image
 
     def undo(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
-        """DDIM inversion: from x at p to t, with the prediction made for x under timestep t (diffusers' DDIMInverseScheduler)."""
+        """DDIM inversion: from x at p to t, with the prediction made for x under timestep t (diffusers'
+        DDIMInverseScheduler)."""
         noise, image = self._split(prediction, x, step.a_p)
         return np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
 
 
 def _extrapolation(a_before: float, step: Step) -> float:
-    """DPM-Solver++ 2M's (Lu et al., 2022) share of the difference between this step's image and the one before, midpoint form. With `step`'s
-    own direction it is the deterministic solver for eta 0 and the SDE solver for eta 1."""
+    """DPM-Solver++ 2M's (Lu et al., 2022) share of the difference between this step's image and the one before,
+    midpoint form. With `step`'s own direction it is the deterministic solver for eta 0 and the SDE solver for eta 1."""
     before, now, after = (0.5 * math.log(a / (1 - a)) for a in (a_before, step.a_t, step.a_p))
     weight = 1 - step.direction * math.sqrt(step.a_t / ((1 - step.a_t) * step.a_p))
     return 0.5 * weight * (after - now) / (now - before)

@@ -1,4 +1,5 @@
-"""Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not compute."""
+"""Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not
+compute."""
 
 import json
 import os
@@ -43,7 +44,8 @@ _UNET_FIXED: dict[str, tuple] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Keys that change nothing here: training-time ones, and `addition_embed_type_num_heads` and `upcast_attention` (softmax is f32 anyway).
+# Keys that change nothing here: training-time ones, and `addition_embed_type_num_heads` and `upcast_attention` (softmax
+# is f32 anyway).
 _UNET_IGNORED = {"dropout", "addition_embed_type_num_heads", "upcast_attention", "sample_size"}
 _VAE_FIXED: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
@@ -59,8 +61,13 @@ _TINY_VAE_FIXED: dict[str, tuple] = {
 # diffusers uses the magnitude and the shift only to store latents as bytes; it writes the decoder's channels twice.
 _TINY_VAE_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 
-# Schedulers whose noise schedule these keys describe, with what diffusers' classes have where the file leaves a key out.
-_PLAIN: dict[str, Any] = dict(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False, set_alpha_to_one=True)
+# Schedulers whose noise schedule these keys describe, with what diffusers' classes have where the file leaves a key
+# out.
+_PLAIN: dict[str, Any] = dict(beta_start=0.0001,
+                              beta_end=0.02,
+                              beta_schedule="linear",
+                              clip_sample=False,
+                              set_alpha_to_one=True)
 _CLIPPED = _PLAIN | dict(clip_sample=True)
 _SMALL_BETAS = _PLAIN | dict(beta_start=0.00085, beta_end=0.012)
 SCHEDULERS: dict[str, dict[str, Any]] = {
@@ -118,7 +125,8 @@ class _Reader:
         self.used: set[str] = set()
         name = self.content.get("_class_name")
         if class_names and name is not None and name not in class_names:
-            raise self.refuse("_class_name", f"is {_shown.repr(name)}, but only {' or '.join(class_names)} can be loaded here")
+            raise self.refuse("_class_name",
+                              f"is {_shown.repr(name)}, but only {' or '.join(class_names)} can be loaded here")
 
     def refuse(self, key: str, problem: str) -> ValueError:
         return ValueError(f"{self.path}: {key!r} {problem}")
@@ -157,19 +165,23 @@ class _Reader:
         value = self.get(key, default)
         values = [value] * levels if _is_positive(value) else value
         if not (isinstance(values, list) and len(values) == levels and all(map(_is_positive, values))):
-            raise self.refuse(key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
+            raise self.refuse(
+                key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
         return values
 
     def channels(self) -> list[int]:
         value = self.get("block_out_channels")
         if not _is_list_of_levels(value):
-            raise self.refuse("block_out_channels", f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
+            raise self.refuse("block_out_channels",
+                              f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
         return value
 
     def block_types(self, key: str, levels: int, known: Mapping[str, bool]) -> list[bool]:
         value = self.get(key)
         if not (isinstance(value, list) and len(value) == levels):
-            raise self.refuse(key, f"has to be a list of {levels} block types (as many as 'block_out_channels'), got {_shown.repr(value)}")
+            raise self.refuse(
+                key,
+                f"has to be a list of {levels} block types (as many as 'block_out_channels'), got {_shown.repr(value)}")
         for block in value:
             if not isinstance(block, str) or block not in known:
                 raise self.refuse(key, f"names {_shown.repr(block)}, but only {' and '.join(known)} are possible")
@@ -185,7 +197,9 @@ class _Reader:
                 raise self.refuse(key, f"is {_shown.repr(value)}, but only {allowed[0]!r} is supported")
         for key in self.content.keys() - self.used - ignored:
             if not key.startswith("_") and self.content[key] not in (None, False):
-                raise self.refuse(_shown.repr(key)[1:-1], f"is unknown (value {_shown.repr(self.content[key])}); this kind of model is not supported")
+                raise self.refuse(
+                    _shown.repr(key)[1:-1],
+                    f"is unknown (value {_shown.repr(self.content[key])}); this kind of model is not supported")
 
 
 def _is_positive(value: Any) -> bool:
@@ -227,30 +241,33 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     levels = len(channels)
     mid = r.get("mid_block_type", "UNetMidBlock2DCrossAttn")
     if mid is None:
-        raise r.refuse("mid_block_type", "is null: without a mid block there is no bottleneck to perturb; use another model")
+        raise r.refuse("mid_block_type",
+                       "is null: without a mid block there is no bottleneck to perturb; use another model")
     if mid != "UNetMidBlock2DCrossAttn":
         raise r.refuse("mid_block_type", f"is {_shown.repr(mid)}, but only 'UNetMidBlock2DCrossAttn' is supported")
     # In diffusers `attention_head_dim` has always been read as the number of heads, unless that is given on its own.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
-    config: dict[str, Any] = dict(
-        in_channels=r.integer("in_channels"),
-        out_channels=r.integer("out_channels"),
-        block_out_channels=channels,
-        layers_per_block=r.per_level("layers_per_block", levels, 2),
-        down_attention=r.block_types("down_block_types", levels, {"CrossAttnDownBlock2D": True, "DownBlock2D": False}),
-        up_attention=r.block_types("up_block_types", levels, {"CrossAttnUpBlock2D": True, "UpBlock2D": False}),
-        transformer_layers=r.per_level("transformer_layers_per_block", levels, 1),
-        heads=r.per_level(key, levels, 8),
-        context_dim=r.integer("cross_attention_dim"),
-        norm_num_groups=r.integer("norm_num_groups", 32),
-        norm_eps=r.number("norm_eps", 1e-5, low=0),
-        linear_projection=r.boolean("use_linear_projection", False),
-        flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
-        freq_shift=r.number("freq_shift", 0, low=0),
-        time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width, "null or an even number of 4 or more", None) or 0,
-        sample_size=_sample_size(r),
-    )
+    config: dict[str, Any] = dict(in_channels=r.integer("in_channels"),
+                                  out_channels=r.integer("out_channels"),
+                                  block_out_channels=channels,
+                                  layers_per_block=r.per_level("layers_per_block", levels, 2),
+                                  down_attention=r.block_types("down_block_types", levels,
+                                                               {"CrossAttnDownBlock2D": True, "DownBlock2D": False}),
+                                  up_attention=r.block_types("up_block_types", levels,
+                                                             {"CrossAttnUpBlock2D": True, "UpBlock2D": False}),
+                                  transformer_layers=r.per_level("transformer_layers_per_block", levels, 1),
+                                  heads=r.per_level(key, levels, 8),
+                                  context_dim=r.integer("cross_attention_dim"),
+                                  norm_num_groups=r.integer("norm_num_groups", 32),
+                                  norm_eps=r.number("norm_eps", 1e-5, low=0),
+                                  linear_projection=r.boolean("use_linear_projection", False),
+                                  flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
+                                  freq_shift=r.number("freq_shift", 0, low=0),
+                                  time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width,
+                                                             "null or an even number of 4 or more", None) or 0,
+                                  sample_size=_sample_size(r),
+                                  )
     r.fixed(_UNET_FIXED, _UNET_IGNORED)
     for level, (width, heads) in enumerate(zip(channels, config["heads"])):
         if width % heads:
@@ -267,8 +284,8 @@ def _sample_size(r: _Reader) -> tuple[int, int]:
 
 
 def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of an AutoencoderKL or AutoencoderTiny folder, plus ``family``, ``factor`` (pixels a latent position), ``scaling_factor``
-    and ``shift_factor``; see `read_unet_config`."""
+    """`config.json` of an AutoencoderKL or AutoencoderTiny folder, plus ``family``, ``factor`` (pixels a latent
+    position), ``scaling_factor`` and ``shift_factor``; see `read_unet_config`."""
     r = _Reader(Path(folder) / "config.json", ("AutoencoderKL", "AutoencoderTiny"))
     config = _read_tiny_vae(r) if r.get("_class_name", None) == "AutoencoderTiny" else _read_vae(r)
     if not config["scaling_factor"] > 0:
@@ -305,14 +322,17 @@ def _read_vae(r: _Reader) -> dict[str, Any]:
 def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
     halves: dict[str, Any] = {}
     for half, blocks in ("encoder", [1, 3, 3, 3]), ("decoder", [3, 3, 3, 1]):
-        counts = r.typed(f"num_{half}_blocks", _is_list_of_levels, "a list of 1 to 8 whole numbers of 1 or more", blocks)
+        counts = r.typed(f"num_{half}_blocks", _is_list_of_levels, "a list of 1 to 8 whole numbers of 1 or more",
+                         blocks)
         channels = r.per_level(f"{half}_block_out_channels", len(counts), 64)
         if len(set(channels)) > 1:
-            raise r.refuse(f"{half}_block_out_channels", f"differ ({channels}), but an AutoencoderTiny has the same number at every level")
+            raise r.refuse(f"{half}_block_out_channels",
+                           f"differ ({channels}), but an AutoencoderTiny has the same number at every level")
         halves |= {f"{half}_channels": channels[0], f"{half}_blocks": counts}
     levels = len(halves["encoder_blocks"])
     if len(halves["decoder_blocks"]) != levels:
-        raise r.refuse("num_decoder_blocks", f"has {len(halves['decoder_blocks'])} levels, but 'num_encoder_blocks' has {levels}")
+        raise r.refuse("num_decoder_blocks",
+                       f"has {len(halves['decoder_blocks'])} levels, but 'num_encoder_blocks' has {levels}")
     config = dict(
         family="tiny_vae",
         factor=2 ** (levels - 1),
@@ -334,7 +354,8 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if kind != "clip_text_model":
         raise r.refuse("model_type", f"is {_shown.repr(kind)}, but only 'clip_text_model' can be loaded here")
     if r.get("use_attention_mask", False) not in (False, None):
-        raise r.refuse("use_attention_mask", "is on: padding would have to be masked, which is not supported; use another text encoder")
+        raise r.refuse("use_attention_mask",
+                       "is on: padding would have to be masked, which is not supported; use another text encoder")
     config: dict[str, Any] = dict(
         vocab_size=r.integer("vocab_size"),
         hidden_size=r.integer("hidden_size"),
@@ -346,25 +367,28 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         layer_norm_eps=r.number("layer_norm_eps", 1e-5, low=0),
     )
     if config["hidden_size"] % config["num_attention_heads"]:
-        raise r.refuse("num_attention_heads", f"{config['num_attention_heads']} does not divide 'hidden_size' {config['hidden_size']}")
+        raise r.refuse("num_attention_heads",
+                       f"{config['num_attention_heads']} does not divide 'hidden_size' {config['hidden_size']}")
     return config
 
 
 def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The noise schedule of a diffusers scheduler folder, for `dreamda.generation.schedulers.Schedule`.
 
-    The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` tells which one the file names
-    (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers.
+    The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` tells which one the file
+    names (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers.
     """
     r = _Reader(Path(folder) / "scheduler_config.json")
     name = r.get("_class_name", "DDIMScheduler")
     if not isinstance(name, str) or name not in SCHEDULERS:
-        raise r.refuse("_class_name", f"is {shown(name)}, whose noise schedule is not supported; use a model trained with one of "
-                                      + ", ".join(c.removesuffix("Scheduler") for c in SCHEDULERS))
+        raise r.refuse(
+            "_class_name", f"is {shown(name)}, whose noise schedule is not supported; use a model trained with one of "
+            + ", ".join(c.removesuffix("Scheduler") for c in SCHEDULERS))
     defaults = SCHEDULERS[name]
     ddim = name == "DDIMScheduler"
     betas = r.get("trained_betas", None)
-    if betas is not None and not (isinstance(betas, list) and betas and all(_is_number(b) and 0 <= b < 1 for b in betas)):
+    if betas is not None and not (isinstance(betas, list) and betas
+                                  and all(_is_number(b) and 0 <= b < 1 for b in betas)):
         raise r.refuse("trained_betas", "has to be null or a list of numbers from 0 to below 1")
     for key in ("thresholding", "use_flow_sigmas"):
         if r.get(key, False) not in (False, None):
@@ -375,32 +399,38 @@ def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     spacing = r.get("timestep_spacing", None) or defaults.get("timestep_spacing", "leading")
     if spacing not in ("leading", "trailing", "linspace") or spacing == "linspace" and ddim:
         raise r.refuse("timestep_spacing", f"is {shown(spacing)}, but only 'leading' and 'trailing' are supported")
-    config: dict[str, Any] = dict(
-        class_name=name,
-        num_train_timesteps=r.integer("num_train_timesteps", 1000),
-        beta_start=r.number("beta_start", defaults["beta_start"]),
-        beta_end=r.number("beta_end", defaults["beta_end"]),
-        beta_schedule=r.typed("beta_schedule", lambda v: v in ("linear", "scaled_linear", "squaredcos_cap_v2"),
-                              "linear, scaled_linear or squaredcos_cap_v2", defaults["beta_schedule"]),
-        trained_betas=betas,
-        prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"), "epsilon or v_prediction", "epsilon"),
-        steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
-        set_alpha_to_one=r.boolean("set_alpha_to_one", defaults["set_alpha_to_one"]),
-        clip_sample=r.boolean("clip_sample", defaults["clip_sample"]),
-        clip_sample_range=r.number("clip_sample_range", 1.0),
-        timestep_spacing=spacing,
-        rescale_betas_zero_snr=r.get("rescale_betas_zero_snr", False) not in (False, None),
-        original_inference_steps=r.integer("original_inference_steps", 50),
-        timestep_scaling=r.number("timestep_scaling", 10.0, low=0),
-        solver_order=r.typed("solver_order", lambda v: v in (1, 2, 3), "1, 2 or 3", 2),
-        final_sigmas_type=r.typed("final_sigmas_type", lambda v: v in ("zero", "sigma_min"), "zero or sigma_min", "zero"),
-    )
+    config: dict[str, Any] = dict(class_name=name,
+                                  num_train_timesteps=r.integer("num_train_timesteps", 1000),
+                                  beta_start=r.number("beta_start", defaults["beta_start"]),
+                                  beta_end=r.number("beta_end", defaults["beta_end"]),
+                                  beta_schedule=r.typed("beta_schedule", lambda v: v in
+                                                        ("linear", "scaled_linear", "squaredcos_cap_v2"),
+                                                        "linear, scaled_linear or squaredcos_cap_v2",
+                                                        defaults["beta_schedule"]),
+                                  trained_betas=betas,
+                                  prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"),
+                                                          "epsilon or v_prediction", "epsilon"),
+                                  steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
+                                  set_alpha_to_one=r.boolean("set_alpha_to_one", defaults["set_alpha_to_one"]),
+                                  clip_sample=r.boolean("clip_sample", defaults["clip_sample"]),
+                                  clip_sample_range=r.number("clip_sample_range", 1.0),
+                                  timestep_spacing=spacing,
+                                  rescale_betas_zero_snr=r.get("rescale_betas_zero_snr", False) not in (False, None),
+                                  original_inference_steps=r.integer("original_inference_steps", 50),
+                                  timestep_scaling=r.number("timestep_scaling", 10.0, low=0),
+                                  solver_order=r.typed("solver_order", lambda v: v in (1, 2, 3), "1, 2 or 3", 2),
+                                  final_sigmas_type=r.typed("final_sigmas_type", lambda v: v in ("zero", "sigma_min"),
+                                                            "zero or sigma_min", "zero"),
+                                  )
     if name == "DPMSolverMultistepScheduler" and config["solver_order"] == 3:
         raise r.refuse("solver_order", "is 3, but DPM-Solver++ is supported in orders 1 and 2")
     if name in ("LCMScheduler", "TCDScheduler") and config["original_inference_steps"] > config["num_train_timesteps"]:
-        raise r.refuse("original_inference_steps", f"is {config['original_inference_steps']}, more than 'num_train_timesteps'")
+        raise r.refuse("original_inference_steps",
+                       f"is {config['original_inference_steps']}, more than 'num_train_timesteps'")
     if not 0 <= config["beta_start"] <= config["beta_end"] < 1:
-        raise r.refuse("beta_start", f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
+        raise r.refuse(
+            "beta_start",
+            f"and 'beta_end' have to rise within [0, 1), got {config['beta_start']} and {config['beta_end']}")
     if not config["clip_sample_range"] > 0:
         raise r.refuse("clip_sample_range", f"has to be above 0, got {config['clip_sample_range']}")
     if config["num_train_timesteps"] > 100_000 or betas is not None and len(betas) > 100_000:

@@ -1,4 +1,5 @@
-"""Where a model is: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the needed files are fetched."""
+"""Where a model is: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the needed files
+are fetched."""
 
 import os
 import re
@@ -17,8 +18,8 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     Parameters
     ----------
     model : str or path
-        A bundled name, a folder in diffusers' format, or an id of the hub, "owner/name" or "owner/name@revision" (a branch, tag
-        or commit), which needs the `hub` extra. Files that are in the hub's cache are not fetched again.
+        A bundled name, a folder in diffusers' format, or an id of the hub, "owner/name" or "owner/name@revision" (a
+        branch, tag or commit), which needs the `hub` extra. Files that are in the hub's cache are not fetched again.
 
     Returns
     -------
@@ -37,12 +38,14 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         return bundled
     if path.is_dir():
         if not (path / "model_index.json").is_file():
-            raise FileNotFoundError(f"{path}: has no model_index.json, so it is not a model folder in diffusers' format")
+            raise FileNotFoundError(
+                f"{path}: has no model_index.json, so it is not a model folder in diffusers' format")
         return Path(os.path.abspath(path))
     if path.is_file():
-        raise ValueError(f"{path}: is a file, but a folder in diffusers' format is needed; convert it where PyTorch is installed: "
-                         "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER, "
-                         "safe_serialization=True)")
+        raise ValueError(
+            f"{path}: is a file, but a folder in diffusers' format is needed; convert it where PyTorch is installed: "
+            "diffusers' StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER, "
+            "safe_serialization=True)")
     hub_id = _ID.fullmatch(str(model))
     if hub_id is None:
         names = ", ".join(sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file()))
@@ -51,19 +54,24 @@ def find_model(model: str | os.PathLike[str]) -> Path:
 
 
 def needed_files(files: Iterable[str]) -> list[str]:
-    """Of the files of a repository, those that dreamda reads: configurations, tokenizer, and one form of each network's weights.
+    """Of the files of a repository, those that dreamda reads: configurations, tokenizer, and one form of each network's
+    weights.
 
-    Pickles, other variants and other parts are left out. Full precision is chosen before float16, and a single file before shards.
+    Pickles, other variants and other parts are left out. Full precision is chosen before float16, and a single file
+    before shards.
     """
     files = sorted(files)
-    needed = [name for name in files if name in ("model_index.json", "dreamda.json") or name.count("/") == 1
-              and (name.startswith("tokenizer/") and name.endswith((".json", ".txt")) or name == "scheduler/scheduler_config.json"
-                   or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)]
+    needed = [
+        name for name in files if name in ("model_index.json", "dreamda.json") or name.count("/") == 1 and
+        (name.startswith("tokenizer/") and name.endswith((".json", ".txt")) or name == "scheduler/scheduler_config.json"
+         or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)
+    ]
     for part, stem in _WEIGHTS.items():
-        for patterns in ([f"{stem}.safetensors"],
-                         [f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json"],
-                         [f"{stem}.fp16.safetensors"],
-                         [f"{stem}.fp16-*-of-*.safetensors", f"{stem}-*-of-*.fp16.safetensors", f"{stem}.*index*.json"]):
+        for patterns in ([f"{stem}.safetensors"
+                          ], [f"{stem}-?????-of-?????.safetensors",
+                              f"{stem}.safetensors.index.json"], [f"{stem}.fp16.safetensors"],
+                         [f"{stem}.fp16-*-of-*.safetensors", f"{stem}-*-of-*.fp16.safetensors",
+                          f"{stem}.*index*.json"]):
             chosen = [name for name in files if any(fnmatchcase(name, f"{part}/{pattern}") for pattern in patterns)]
             if any(name.endswith(".safetensors") for name in chosen):
                 needed += chosen
@@ -107,14 +115,17 @@ def _cached(model: str, revision: str | None, reason: str) -> Path:
     name = model if revision is None else f"{model}@{revision}"
     index = try_to_load_from_cache(model, "model_index.json", revision=revision)
     if not isinstance(index, str):
-        raise FileNotFoundError(f"{name}: not a local folder, not in the hub's cache, and it cannot be fetched ({reason})")
+        raise FileNotFoundError(
+            f"{name}: not a local folder, not in the hub's cache, and it cannot be fetched ({reason})")
     folder = Path(index).parent
     there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for part in _WEIGHTS:
         if not any(file.startswith(f"{part}/") and file.endswith(".safetensors") for file in there):
-            raise FileNotFoundError(f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
+            raise FileNotFoundError(
+                f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
     return folder
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error).strip() else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error).strip() else type(
+        error).__name__

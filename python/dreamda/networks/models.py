@@ -1,4 +1,5 @@
-"""The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's layouts."""
+"""The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's
+layouts."""
 
 import os
 import reprlib
@@ -60,7 +61,8 @@ class Network:
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
         self._weights = weights
-        self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()  # shape -> (lane, threads) -> plan
+        # shape -> (lane, threads) -> plan
+        self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
@@ -70,8 +72,8 @@ class Network:
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
         """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
 
-        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads that OpenMP gives
-        to a call from here.
+        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads
+        that OpenMP gives to a call from here.
         """
         threads = _core.team(self.threads) if lane is None else 1
         key = tuple(sorted(shape.items()))
@@ -114,15 +116,17 @@ def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
     """Guidance scales as the U-Net's graph takes them: 1000 (guidance_scale - 1) a row."""
     scales = np.asarray(guidance_scale, np.float64)
     if scales.shape not in ((), (1,), (rows,)) or not np.isfinite(scales).all():
-        raise ValueError(f"guidance_scale: expected a finite number, or one for each of {rows} rows, got {reprlib.repr(guidance_scale)}")
+        raise ValueError(
+            f"guidance_scale: expected a finite number, or one for each of {rows} rows, got {reprlib.repr(guidance_scale)}"
+        )
     return np.broadcast_to((1000 * (scales - 1)).astype(np.float32), (rows,))
 
 
 class UNet:
     """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
 
-    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance`` (bool: the guidance
-    scale is an input, as in latent consistency models).
+    Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
+    (bool: the guidance scale is an input, as in latent consistency models).
 
     Parameters
     ----------
@@ -133,7 +137,11 @@ class UNet:
         As in `UNet.load`.
     """
 
-    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+    def __init__(self,
+                 config: dict[str, Any],
+                 weights: WeightFile,
+                 dtype: str = "auto",
+                 threads: int | None = None) -> None:
         self.config = config
         self._network = Network("unet", config, weights, dtype, threads)
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
@@ -166,16 +174,37 @@ class UNet:
         return cls(read_unet_config(folder), WeightFile(folder), dtype, threads)
 
     @overload
-    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
-                 return_bottleneck: Literal[False] = False, guidance_scale: ArrayLike | None = None) -> np.ndarray: ...
+    def __call__(self,
+                 sample: ArrayLike,
+                 timestep: ArrayLike,
+                 context: ArrayLike,
+                 bottleneck_noise: ArrayLike | None = None,
+                 return_bottleneck: Literal[False] = False,
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray:        ...
     @overload
-    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None, *,
-                 return_bottleneck: Literal[True], guidance_scale: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]: ...
+    def __call__(self,
+                 sample: ArrayLike,
+                 timestep: ArrayLike,
+                 context: ArrayLike,
+                 bottleneck_noise: ArrayLike | None = None,
+                 *,
+                 return_bottleneck: Literal[True],
+                 guidance_scale: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+        ...
     @overload
-    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+    def __call__(self,
+                 sample: ArrayLike,
+                 timestep: ArrayLike,
+                 context: ArrayLike,
+                 bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
-    def __call__(self, sample: ArrayLike, timestep: ArrayLike, context: ArrayLike, bottleneck_noise: ArrayLike | None = None,
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:        ...
+
+    def __call__(self,
+                 sample: ArrayLike,
+                 timestep: ArrayLike,
+                 context: ArrayLike,
+                 bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
                  guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Run the network.
@@ -207,13 +236,19 @@ class UNet:
         context = _array(context, "context", 3, "(rows, tokens, channels)")
         rows, _, height, width = sample.shape
         plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
-        inputs: dict[str, ArrayLike] = {"sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)), "context": context}
+        inputs: dict[str, ArrayLike] = {
+            "sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows, )), "context":
+            context
+        }
         if self.takes_guidance:
             if guidance_scale is None:
-                raise ValueError("guidance_scale: this model takes the guidance as an input; give a number, or one a row")
+                raise ValueError(
+                    "guidance_scale: this model takes the guidance as an input; give a number, or one a row")
             inputs["guidance"] = guidance_input(guidance_scale, rows)
         elif guidance_scale is not None:
-            raise ValueError("guidance_scale: this model does not take the guidance as an input; guide by a second row without the prompt")
+            raise ValueError(
+                "guidance_scale: this model does not take the guidance as an input; guide by a second row without the prompt"
+            )
         if bottleneck_noise is not None:
             inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
         out = plan.run(inputs)
@@ -221,7 +256,8 @@ class UNet:
 
 
 class VAE:
-    """AutoencoderKL, or AutoencoderTiny (TAESD), which has no deviation: images to latent images and back. Use `VAE.load`.
+    """AutoencoderKL, or AutoencoderTiny (TAESD), which has no deviation: images to latent images and back. Use
+    `VAE.load`.
 
     Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
 
@@ -234,12 +270,18 @@ class VAE:
         As in `UNet.load`.
     """
 
-    def __init__(self, config: dict[str, Any], weights: WeightFile, dtype: str = "auto", threads: int | None = None) -> None:
+    def __init__(self,
+                 config: dict[str, Any],
+                 weights: WeightFile,
+                 dtype: str = "auto",
+                 threads: int | None = None) -> None:
         self.config = config
         self.factor: int = config["factor"]
         self._tiny = config["family"] == "tiny_vae"
-        self._encoder = Network(f"{config['family']}_encoder", config, weights, dtype, threads, ("decoder.", "post_quant_conv."))
-        self._decoder = Network(f"{config['family']}_decoder", config, weights, dtype, threads, ("encoder.", "quant_conv."))
+        self._encoder = Network(f"{config['family']}_encoder", config, weights, dtype, threads,
+                                ("decoder.", "post_quant_conv."))
+        self._decoder = Network(f"{config['family']}_decoder", config, weights, dtype, threads,
+                                ("encoder.", "quant_conv."))
         self.parameters = self._encoder.parameters + self._decoder.parameters
         self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
         self.files = weights.files
@@ -350,7 +392,8 @@ class VAE:
 class TextEncoder:
     """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
 
-    Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``, ``dtype``, ``threads``.
+    Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``,
+    ``dtype``, ``threads``.
 
     Parameters
     ----------
@@ -375,8 +418,10 @@ class TextEncoder:
         self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
         self.files, self.close, self.unload = weights.files, self._network.close, self._network.unload
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
-            raise ValueError(f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
-                             f"'max_position_embeddings' {config['max_position_embeddings']}; the two folders do not belong together")
+            raise ValueError(
+                f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
+                f"'max_position_embeddings' {config['max_position_embeddings']}; the two folders do not belong together"
+            )
         if tokenizer is not None and tokenizer.vocab_size > config["vocab_size"]:
             raise ValueError(f"tokenizer: its {tokenizer.vocab_size} tokens exceed the text encoder's 'vocab_size' "
                              f"{config['vocab_size']}; the two folders do not belong together")
@@ -447,5 +492,6 @@ class TextEncoder:
             It was loaded without a tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
+            raise ValueError(
+                "prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
         return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])

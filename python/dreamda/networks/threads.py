@@ -1,4 +1,5 @@
-"""How many threads to compute with: the processors we may use, the CPU quota of our container, and what OpenMP really gives."""
+"""How many threads to compute with: the processors we may use, the CPU quota of our container, and what OpenMP really
+gives."""
 
 import math
 import os
@@ -38,7 +39,11 @@ def thread_limits(root: Path = Path("/")) -> list[Limit]:
         The processors first, then OMP_NUM_THREADS and the CPU quota where there is one.
     """
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    limits = [Limit(allowed, f"{present} processors" if allowed >= present else f"{allowed} of {present} processors allowed (taskset or cpuset)")]
+    limits = [
+        Limit(
+            allowed, f"{present} processors"
+            if allowed >= present else f"{allowed} of {present} processors allowed (taskset or cpuset)")
+    ]
     openmp = int(_core.info()["threads"])
     if openmp != allowed:
         chosen = os.environ.get("OMP_NUM_THREADS")
@@ -90,7 +95,8 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, int]]:
         mounted, point = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text) for text in there[3:5])
         group = ours[version]
         # Inside of a container the mount may begin at our group, or the group may lie outside of what is mounted.
-        inside = group.relative_to(mounted) if group.is_relative_to(mounted) and ".." not in group.parts else PurePosixPath()
+        inside = group.relative_to(
+            mounted) if group.is_relative_to(mounted) and ".." not in group.parts else PurePosixPath()
         for part in (inside, *inside.parents):
             yield root / point.lstrip("/") / part, version
 
@@ -165,8 +171,8 @@ def resolve_threads(threads: int | None) -> int:
 def free_threads(seconds: float = 0.3, root: Path = Path("/")) -> tuple[int, str]:
     """The default number of threads, less what other programs keep busy now.
 
-    For work whose threads wait for each other at every step: with more threads than free processors it takes many times as long.
-    Where OMP_NUM_THREADS is set, that is what the user wants, and it is kept.
+    For work whose threads wait for each other at every step: with more threads than free processors it takes many times
+    as long. Where OMP_NUM_THREADS is set, that is what the user wants, and it is kept.
 
     Parameters
     ----------
@@ -198,13 +204,15 @@ def _processor_times(root: Path) -> str:
 
 
 def idle_processors(before: str, after: str, allowed: set[int]) -> float | None:
-    """How many of the `allowed` processors' worth of time was idle between two texts of /proc/stat; None where they do not tell."""
+    """How many of the `allowed` processors' worth of time was idle between two texts of /proc/stat; None where they do
+    not tell."""
     def times(text: str) -> dict[int, tuple[int, int]]:
         found = {}
         for line in text.splitlines():
             if match := re.match(r"cpu(\d+)((?: \d+){5,})", line):
                 numbers = [int(number) for number in match[2].split()]
-                found[int(match[1])] = numbers[3] + numbers[4], sum(numbers[:8])  # idle and waiting for a disk; guests count as user time already
+                # idle and waiting for a disk; guests count as user time already
+                found[int(match[1])] = numbers[3] + numbers[4], sum(numbers[:8])
         return found
 
     first, last = times(before), times(after)

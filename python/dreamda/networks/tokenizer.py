@@ -32,9 +32,10 @@ _PRE_TOKENIZERS: list[dict[str, Any]] = [
 class Tokenizer:
     """The tokenizer folder of a diffusers model.
 
-    Reads `tokenizer.json` (all that transformers 5 writes beside the configuration) or, where it is absent, `vocab.json` and
-    `merges.txt`; and `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` where they exist. The
-    precedence is that of transformers: the map overrides the configuration unless that has an `added_tokens_decoder`.
+    Reads `tokenizer.json` (all that transformers 5 writes beside the configuration) or, where it is absent,
+    `vocab.json` and `merges.txt`; and `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` where
+    they exist. The precedence is that of transformers: the map overrides the configuration unless that has an
+    `added_tokens_decoder`.
 
     Parameters
     ----------
@@ -80,8 +81,9 @@ class Tokenizer:
         for number, token in options.declared.items():
             actual = engine.token_to_id(token.content)
             if actual != number:
-                raise ValueError(f"{options.path}: the added token {token.content[:100]!r} has id {number}, but it would get "
-                                 f"{actual}; the ids of added tokens continue those of {source.name} without a gap")
+                raise ValueError(
+                    f"{options.path}: the added token {token.content[:100]!r} has id {number}, but it would get "
+                    f"{actual}; the ids of added tokens continue those of {source.name} without a gap")
         ids = engine.get_vocab(with_added_tokens=True)
         engine.post_processor = processors.RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), trim_offsets=False,
                                                              add_prefix_space=False)
@@ -125,14 +127,16 @@ class Tokenizer:
 
 
 class _Options:
-    """What the small files of a tokenizer folder say, merged as transformers merges them; every complaint names the file."""
+    """What the small files of a tokenizer folder say, merged as transformers merges them; every complaint names the
+    file."""
 
     def __init__(self, folder: Path, listed: list[Any]) -> None:
         self.path = folder / "tokenizer_config.json"
         self._values: dict[str, Any] = read_json(self.path) if self.path.is_file() else {}
         kind = self._values.get("tokenizer_class")
         if kind is not None and kind not in CLASSES:
-            raise ValueError(f"{self.path}: 'tokenizer_class' is {shown(kind)}, but only CLIPTokenizer can be loaded here")
+            raise ValueError(
+                f"{self.path}: 'tokenizer_class' is {shown(kind)}, but only CLIPTokenizer can be loaded here")
         if self._values.get("additional_special_tokens") is not None and not self._values.get("extra_special_tokens"):
             self._values["extra_special_tokens"] = self._values.pop("additional_special_tokens")
         self.declared: dict[int, Any] = {}
@@ -156,7 +160,8 @@ class _Options:
                 raise ValueError(f"{self.path}: '{key}' is null, but CLIP's tokenizer needs one")
 
     def _read_older_files(self, folder: Path, listed: list[Any]) -> None:
-        """special_tokens_map.json, added_tokens.json and the list in tokenizer.json: what transformers heeds without a decoder."""
+        """special_tokens_map.json, added_tokens.json and the list in tokenizer.json: what transformers heeds without a
+        decoder."""
         path = folder / "special_tokens_map.json"
         if path.is_file():
             self.path = path
@@ -169,15 +174,19 @@ class _Options:
                 self._values[key] = value
         path = folder / "added_tokens.json"
         if path.is_file():
-            special = {_content(_token(path, key, self._values[key])) for key in _NAMED if self._values.get(key) is not None}
+            special = {
+                _content(_token(path, key, self._values[key]))
+                for key in _NAMED if self._values.get(key) is not None
+            }
             special |= {_content(token) for token in self._extra("extra_special_tokens")}
             self.path = path
             self._declare(path, "added_tokens", [
                 (number, {"content": text, "normalized": text not in special, "special": text in special})
                 for text, number in read_json(path).items()])
-        self._declare(folder / "tokenizer.json", "added_tokens", (
-            (token.get("id"), {k: v for k, v in token.items() if k != "id"}) if isinstance(token, dict) else (None, token)
-            for token in listed))
+        self._declare(folder / "tokenizer.json", "added_tokens",
+                      ((token.get("id"), {k: v
+                                          for k, v in token.items() if k != "id"}) if isinstance(token, dict) else
+                       (None, token) for token in listed))
 
     def _declare(self, path: Path, key: str, items: Iterable[tuple[Any, Any]] | None) -> None:
         if items is None:
@@ -185,7 +194,8 @@ class _Options:
         for number, value in items:
             text = str(number)
             if not (len(text) < 9 and text.isascii() and text.isdigit() and int(text) < 1 << 24):
-                raise ValueError(f"{path}: '{key}' has the id {shown(number)}, but ids are whole numbers up to {(1 << 24) - 1}")
+                raise ValueError(
+                    f"{path}: '{key}' has the id {shown(number)}, but ids are whole numbers up to {(1 << 24) - 1}")
             if not isinstance(value, dict):
                 raise ValueError(f"{path}: '{key}' has {shown(value)} where an object with a 'content' belongs")
             self.declared[int(text)] = _token(path, key, value)
@@ -220,13 +230,17 @@ class _Options:
         return _content(self._named[key])
 
     def added_tokens(self) -> list[Any]:
-        """All tokens that are looked for before words are, in the order in which transformers adds them: it decides new ids."""
+        """All tokens that are looked for before words are, in the order in which transformers adds them: it decides new
+        ids."""
         from tokenizers import AddedToken
 
         tokens = [self.declared[number] for number in sorted(self.declared)]
         known = {token.content for token in tokens}
         marks = {_content(token) for token in self._named.values()}
-        for token in [*self._named.values(), *self._other_named(), *self._extra("extra_special_tokens", "additional_special_tokens")]:
+        for token in [
+                *self._named.values(), *self._other_named(),
+                *self._extra("extra_special_tokens", "additional_special_tokens")
+        ]:
             # A text and an object with the same content both stay, and the later one decides, as in transformers.
             if _content(token) not in known and token not in tokens:
                 tokens.append(token)
@@ -273,8 +287,9 @@ def _read_vocabulary(folder: Path) -> tuple[Path, dict[str, int], list[tuple[str
     else:
         source = folder / "vocab.json"
         if not source.is_file():
-            raise FileNotFoundError(f"{folder}: neither tokenizer.json nor vocab.json is in it; a tokenizer folder holds "
-                                    "tokenizer.json, or vocab.json and merges.txt")
+            raise FileNotFoundError(
+                f"{folder}: neither tokenizer.json nor vocab.json is in it; a tokenizer folder holds "
+                "tokenizer.json, or vocab.json and merges.txt")
         vocab, merges = read_json(source), _read_merges(folder / "merges.txt")
     if not vocab or not all(type(i) is int and 0 <= i < 1 << 24 for i in vocab.values()):
         raise ValueError(f"{source}: every entry of the vocabulary has to map a token to a whole number")
@@ -287,13 +302,14 @@ def _clip_model(path: Path, content: dict[str, Any]) -> tuple[dict[str, int], li
     The rest of the file is compared with CLIP's and never given to the library, so a hostile pattern is never run.
     """
     def refuse(key: str, value: Any) -> ValueError:
-        return ValueError(f"{path}: not a CLIP tokenizer: '{key}' is {shown(value)}; only CLIP tokenizers are supported")
+        return ValueError(
+            f"{path}: not a CLIP tokenizer: '{key}' is {shown(value)}; only CLIP tokenizers are supported")
 
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         raise refuse("model.type", model.get("type") if isinstance(model, dict) else model)
-    for key, allowed in (("end_of_word_suffix", ("</w>",)), ("continuing_subword_prefix", ("", None)), ("dropout", (None, 0)),
-                         ("byte_fallback", (False, None)), ("ignore_merges", (False, None))):
+    for key, allowed in (("end_of_word_suffix", ("</w>", )), ("continuing_subword_prefix", ("", None)),
+                         ("dropout", (None, 0)), ("byte_fallback", (False, None)), ("ignore_merges", (False, None))):
         if model.get(key, allowed[-1]) not in allowed:
             raise refuse(f"model.{key}", model.get(key))
     if content.get("normalizer") != _NORMALIZER:

@@ -1,4 +1,5 @@
-"""Reads safetensors weights one tensor at a time, so that a model is never in memory twice. Pickles are never opened."""
+"""Reads safetensors weights one tensor at a time, so that a model is never in memory twice. Pickles are never
+opened."""
 
 import json
 import os
@@ -93,7 +94,8 @@ class WeightFile:
         return array.reshape(shape)
 
     def place(self, name: str) -> tuple[Path, str, int]:
-        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte. Raises as `read` does."""
+        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte. Raises as `read`
+        does."""
         file, dtype, _, offset, _ = self._tensors[name]
         self._check_unchanged(file)
         return file, dtype.name, offset
@@ -109,13 +111,18 @@ class WeightFile:
         Raises
         ------
         ValueError
-            Counting the missing, unexpected and wrong-shaped tensors and naming the first of each. Names that begin with one of
-            `ignore` may be extra.
+            Counting the missing, unexpected and wrong-shaped tensors and naming the first of each. Names that begin
+            with one of `ignore` may be extra.
         """
         wanted = dict(parameters)
         missing = [n for n in wanted if n not in self._tensors]
-        extra = [n for n in self._tensors if n not in wanted and not n.endswith(_BUFFERS) and not n.startswith(tuple(ignore))]
-        wrong = [f"{n} {self.shape(n)} instead of {s}" for n, s in wanted.items() if n in self._tensors and not _fits(self.shape(n), s)]
+        extra = [
+            n for n in self._tensors if n not in wanted and not n.endswith(_BUFFERS) and not n.startswith(tuple(ignore))
+        ]
+        wrong = [
+            f"{n} {self.shape(n)} instead of {s}" for n, s in wanted.items()
+            if n in self._tensors and not _fits(self.shape(n), s)
+        ]
         problems = [f"{len(names)} {kind}: {listed(names)}" for kind, names in
                     (("missing", missing), ("unexpected", extra), ("of another shape", wrong)) if names]
         if problems:
@@ -142,7 +149,8 @@ def _canonical(name: str, prefix: str, unprefixed: tuple[str, ...]) -> str:
 
 
 def _files(path: Path, convert: str) -> list[Path]:
-    """The files to read. In a folder, as its library chooses: diffusers takes an index before a single file, transformers after."""
+    """The files to read. In a folder, as its library chooses: diffusers takes an index before a single file,
+    transformers after."""
     if path.suffix in _PICKLES:
         raise _pickle_error(path, convert)
     if path.is_file():
@@ -151,10 +159,11 @@ def _files(path: Path, convert: str) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such file or folder")
     for stem in _STEMS:
         for single, indices in (
-            (f"{stem}.safetensors", (f"{stem}.safetensors.index.json",)),
-            # The index of a variant has had three names.
-            (f"{stem}.{_VARIANT}.safetensors", (f"{stem}.safetensors.index.{_VARIANT}.json", f"{stem}.safetensors.{_VARIANT}.index.json",
-                                                f"{stem}.{_VARIANT}.safetensors.index.json")),
+            (f"{stem}.safetensors", (f"{stem}.safetensors.index.json", )),
+                # The index of a variant has had three names.
+            (f"{stem}.{_VARIANT}.safetensors",
+             (f"{stem}.safetensors.index.{_VARIANT}.json", f"{stem}.safetensors.{_VARIANT}.index.json",
+              f"{stem}.{_VARIANT}.safetensors.index.json")),
         ):
             index = next((path / name for name in indices if (path / name).is_file()), None)
             if (path / single).is_file() and (index is None or stem == "model"):
@@ -164,16 +173,20 @@ def _files(path: Path, convert: str) -> list[Path]:
     there = sorted(path.iterdir())
     others = [file.name for file in there if file.suffix == ".safetensors"]
     if others:
-        raise FileNotFoundError(f"{path}: its .safetensors files ({listed(others)}) have other names than {_STEMS[0]}.safetensors or "
-                                f"{_STEMS[1]}.safetensors, and no index names them; rename the one to load, or fetch the folder again")
+        raise FileNotFoundError(
+            f"{path}: its .safetensors files ({listed(others)}) have other names than {_STEMS[0]}.safetensors or "
+            f"{_STEMS[1]}.safetensors, and no index names them; rename the one to load, or fetch the folder again")
     for file in there:
         if file.suffix in _PICKLES:
             raise _pickle_error(file, convert)
-    raise FileNotFoundError(f"{path}: no .safetensors file in it; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
+    raise FileNotFoundError(
+        f"{path}: no .safetensors file in it; expected {_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors")
 
 
 def _pickle_error(path: Path, convert: str) -> ValueError:
-    return ValueError(f"{path}: pickled weights can run code and are never opened; convert them where PyTorch is installed: {convert}")
+    return ValueError(
+        f"{path}: pickled weights can run code and are never opened; convert them where PyTorch is installed: {convert}"
+    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -196,7 +209,8 @@ def _identity(descriptor: int) -> tuple[int, ...]:
 
 
 def _read_header(file: Path) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
-    """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the header first."""
+    """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the
+    header first."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -221,8 +235,11 @@ def _read_header(file: Path) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype,
         if dtype is None:
             if name.endswith(_BUFFERS):
                 continue
-            raise ValueError(f"{file}: tensor '{name[:200]}' is {entry['dtype']}, but only F32, F16 and BF16 can be loaded")
+            raise ValueError(
+                f"{file}: tensor '{name[:200]}' is {entry['dtype']}, but only F32, F16 and BF16 can be loaded")
         if len(entry["shape"]) > MAX_DIMS:
-            raise ValueError(f"{file}: tensor '{name[:200]}' has {len(entry['shape'])} dimensions; no model has more than {MAX_DIMS}")
+            raise ValueError(
+                f"{file}: tensor '{name[:200]}' has {len(entry['shape'])} dimensions; no model has more than {MAX_DIMS}"
+            )
         tensors[name] = (dtype, tuple(entry["shape"]), 8 + length + begin, end - begin)
     return identity, tensors

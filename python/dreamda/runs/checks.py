@@ -1,5 +1,5 @@
-"""What is checked and told before `dreamda generate` starts: prompts that the model cannot read to their end, images and words that it was
-not made for, and what the run will cost.
+"""What is checked and told before `dreamda generate` starts: prompts that the model cannot read to their end, images
+and words that it was not made for, and what the run will cost.
 
 A model says what it was made for in a ``dreamda.json`` in its folder; all fields are optional:
 
@@ -53,8 +53,9 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
         key = first[prompt]
         words, read = names[labels[key]].lower(), prompt.removesuffix(lost).lower()
         if words in prompt.lower() and words not in read:
-            raise ValueError(f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
-                             f"{names[labels[key]]!r} is in the part that is cut off; put it first, or shorten the prompt")
+            raise ValueError(
+                f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
+                f"{names[labels[key]]!r} is in the part that is cut off; put it first, or shorten the prompt")
     if not cut:
         return []
     prompt, lost = next(iter(cut.items()))
@@ -91,18 +92,24 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
         if unknown:
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
-            found.append(f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels")
+            found.append(
+                f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels"
+            )
     sample = _sample(folder)
     if about.get("greyscale") and sum(_is_colourful(pixels) for pixels in sample) * 2 > len(sample):
-        found.append("the model was made for greyscale images, and these are in colour: it will not make images like them")
+        found.append(
+            "the model was made for greyscale images, and these are in colour: it will not make images like them")
     if trained := about.get("training_size"):
         sides = [min(pixels.shape[:2]) for pixels in sample]
         given = float(np.median(sides)) if sides else float(min(trained))
         if not 1 / OTHER_SIZE < given / min(trained) < OTHER_SIZE:
-            found.append(f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these is {given:.0f}: "
-                         f"they are resized, and what is made has {size[0]} x {size[1]}")
+            found.append(
+                f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these is {given:.0f}: "
+                f"they are resized, and what is made has {size[0]} x {size[1]}")
         if list(size) != list(trained) and not 1 / 2 < min(size) / min(trained) < 2:
-            found.append(f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x {size[1]}; leave --size out")
+            found.append(
+                f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x {size[1]}; leave --size out"
+            )
     return found
 
 
@@ -113,7 +120,8 @@ def read_purpose(model: Path) -> dict[str, Any]:
         return {}
     about = read_json(path)
     size, words = about.get("training_size"), about.get("words")
-    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= 1 << 16 for side in size)):
+    if size is not None and not (isinstance(size, list) and len(size) == 2
+                                 and all(type(side) is int and 0 < side <= 1 << 16 for side in size)):
         raise ValueError(f"{path}: 'training_size' must be [height, width] in pixels")
     if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise ValueError(f"{path}: 'words' must be a list of texts")

@@ -1,4 +1,5 @@
-"""What the run folders share: the error of a folder that cannot be written any more, signals that end a run in good order, and locks.
+"""What the run folders share: the error of a folder that cannot be written any more, signals that end a run in good
+order, and locks.
 
     with StopOnSignals("finishing the step in hand and saving") as stop:
         while stop.signal is None:
@@ -17,7 +18,8 @@ from typing import Any
 
 
 class OutputError(OSError):
-    """The output folder could not be written any more (disk full, read-only, ...). What was finished stays, and the same call goes on from there."""
+    """The output folder could not be written any more (disk full, read-only, ...). What was finished stays, and the
+    same call goes on from there."""
 
 
 class StopOnSignals:
@@ -28,7 +30,8 @@ class StopOnSignals:
     Parameters
     ----------
     words : str
-        What the first signal prints on stderr after the program's name: what is finished first, and what a second signal loses.
+        What the first signal prints on stderr after the program's name: what is finished first, and what a second
+        signal loses.
     """
 
     def __init__(self, words: str) -> None:
@@ -41,7 +44,10 @@ class StopOnSignals:
             self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None) -> None:
+    def __exit__(self,
+                 kind: type[BaseException] | None = None,
+                 error: BaseException | None = None,
+                 trace: TracebackType | None = None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -53,7 +59,8 @@ class StopOnSignals:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file; False where another process, or another open file, holds it. Closing the file, and a kill, free it."""
+    """Lock an open file; False where another process, or another open file, holds it. Closing the file, and a kill,
+    free it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

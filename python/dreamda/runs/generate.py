@@ -1,11 +1,12 @@
 """`dreamda generate`: the synthetic images of a data set, made in an order that can be stopped at any time.
 
     folder = ImageFolder.scan("photos")
-    report = generate_dataset(folder, "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=4, steps=20))
+    report = generate_dataset(folder, "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=4,
+    steps=20))
 
-The seeds are visited class by class in turn, and each visit makes one variant (or a few, see `variants_a_visit`): first one of every
-seed, then the second. So whenever the run is stopped, what it has made is a balanced data set. An image's noise follows its key, so this
-order changes no image. What is written, and how, is in output.py.
+The seeds are visited class by class in turn, and each visit makes one variant (or a few, see `variants_a_visit`): first
+one of every seed, then the second. So whenever the run is stopped, what it has made is a balanced data set. An image's
+noise follows its key, so this order changes no image. What is written, and how, is in output.py.
 """
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ from .output import Finished, Part, RunFolder, check_out, output_stems, run_iden
 
 MAX_BATCH = 512           # images
 SECONDS_A_BATCH = 10.0    # images are made in batches of about this length: the time from a signal to the end
-SECONDS_A_SAVE = 300.0    # of one seed's variants, where they take longer, so much is written at a time: what a kill loses
+# of one seed's variants, where they take longer, so much is written at a time: what a kill loses
+SECONDS_A_SAVE = 300.0
 ROWS_OF_A_VISIT = 4       # what reading, encoding and preparing a seed costs, in rows of the U-Net
 REPEATED = 8              # what is computed once a visit is at most about this part of the visit
 
@@ -79,12 +81,13 @@ class Piece:
 
 
 class Engine(Protocol):
-    """Makes the images of a run. Until `stop` says so it takes pieces of about so many images with ``take(images)``, None at their end, and
-    yields each with what was made of it, uint8 (N, K, H, W, 3): of one seed perhaps the first variants only, it is then handed out again
-    for the others. ``within(images)`` may tell the progress between two yields."""
+    """Makes the images of a run. Until `stop` says so it takes pieces of about so many images with ``take(images)``,
+    None at their end, and yields each with what was made of it, uint8 (N, K, H, W, 3): of one seed perhaps the first
+    variants only, it is then handed out again for the others. ``within(images)`` may tell the progress between two
+    yields."""
 
     def __call__(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
-                 within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]: ...
+                 within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:        ...
 
 
 class EngineError(OSError):
@@ -118,16 +121,27 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline: PipelineLike, settings: GenerationOptions = GenerationOptions(), *,
-                     prompts: Mapping[str, str] | None = None, prompt_source: Mapping[str, str | None] | None = None, model: str = "",
-                     shard: tuple[int, int] = (0, 1), environment: Mapping[str, Any] | None = None, stems: Mapping[str, str] | None = None,
-                     record: Mapping[str, Any] | None = None, most: int | None = None, progress: Callable[[float, int], None] | None = None,
+def generate_dataset(folder: ImageFolder,
+                     out: str | os.PathLike[str],
+                     pipeline: PipelineLike,
+                     settings: GenerationOptions = GenerationOptions(),
+                     *,
+                     prompts: Mapping[str, str] | None = None,
+                     prompt_source: Mapping[str, str | None] | None = None,
+                     model: str = "",
+                     shard: tuple[int, int] = (0, 1),
+                     environment: Mapping[str, Any] | None = None,
+                     stems: Mapping[str, str] | None = None,
+                     record: Mapping[str, Any] | None = None,
+                     most: int | None = None,
+                     progress: Callable[[float, int], None] | None = None,
                      engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
-    What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how it was
-    sharded. A seed image that cannot be read is skipped and reported. On SIGINT or SIGTERM (in the main thread) the images in hand
-    are finished (of large ones the variants in hand), then the call returns; a second signal acts at once.
+    What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how
+    it was sharded. A seed image that cannot be read is skipped and reported. On SIGINT or SIGTERM (in the main thread)
+    the images in hand are finished (of large ones the variants in hand), then the call returns; a second signal acts at
+    once.
 
     Parameters
     ----------
@@ -139,10 +153,11 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     prompts : mapping of key to prompt, optional
         For every image of `folder`; default: the template "a photo of a {}".
     prompt_source : mapping, optional
-        What run.json says of the prompts, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run from another source is refused.
+        What run.json says of the prompts, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run from another
+        source is refused.
     model, environment : optional
-        For run.json, not compared: the model's name, and what else helps to repeat the run. Differences from the environment that the run
-        was begun in, where they can change pixels, are listed in `Report.notes`.
+        For run.json, not compared: the model's name, and what else helps to repeat the run. Differences from the
+        environment that the run was begun in, where they can change pixels, are listed in `Report.notes`.
     stems : mapping of key to text, optional
         What an image's files are called before the number of the variant; default: `output_stems`.
     shard : (i, n)
@@ -171,15 +186,18 @@ def generate_dataset(folder: ImageFolder, out: str | os.PathLike[str], pipeline:
     if prompts is None:
         prompts, prompt_source = prompts_from_template(folder), {"template": DEFAULT_TEMPLATE}
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
-    run = {**run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
-           "model_sha256": pipeline.fingerprint, "model": model, "seed_images": sample_of(folder)} if record is None else dict(record)
+    run = {
+        **run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
+        "model_sha256": pipeline.fingerprint, "model": model, "seed_images": sample_of(folder)
+    } if record is None else dict(record)
     run |= place
     check_out(out, folder, run)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # what only the model can refuse
     notice = "finishing the images in hand; a second signal stops at once and loses those"
     with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part) as run_folder:
-        generation = _Generation(run_folder, pipeline, settings, prompts, output_stems(folder) if stems is None else stems, most,
-                                 progress or (lambda done, total: None))
+        generation = _Generation(run_folder, pipeline, settings, prompts,
+                                 output_stems(folder) if stems is None else stems, most, progress
+                                 or (lambda done, total: None))
         return generation.run(engine or partial(_in_turn, pipeline), stop)
 
 
@@ -192,7 +210,8 @@ class Job(NamedTuple):
 
 
 class WorkList:
-    """What is still to be made, in the order in which it is made; it holds what is finished, and notices seeds that change.
+    """What is still to be made, in the order in which it is made; it holds what is finished, and notices seeds that
+    change.
 
     Parameters
     ----------
@@ -220,8 +239,16 @@ class WorkList:
         Seeds that could not be read, with the reason.
     """
 
-    def __init__(self, folder: ImageFolder, seeds: Sequence[ImageRef], size: tuple[int, int], fit: str, variants: int, visit: int,
-                 made: dict[tuple[str, int], str], together: bool = False, most: int | None = None) -> None:
+    def __init__(self,
+                 folder: ImageFolder,
+                 seeds: Sequence[ImageRef],
+                 size: tuple[int, int],
+                 fit: str,
+                 variants: int,
+                 visit: int,
+                 made: dict[tuple[str, int], str],
+                 together: bool = False,
+                 most: int | None = None) -> None:
         self._folder, self._seeds, self._size, self._fit = folder, seeds, size, fit
         self._variants, self._visit, self._together = variants, visit, together
         self._made = made
@@ -240,7 +267,8 @@ class WorkList:
         return bool(self._first)
 
     def take(self, images: int) -> Piece | None:
-        """Seeds whose same variants are missing, together about so many images; None where all is done. Prompts are not filled in."""
+        """Seeds whose same variants are missing, together about so many images; None where all is done. Prompts are not
+        filled in."""
         seeds: list[tuple[ImageRef, LoadedImage]] = []
         first, last = 0, 1
         while self:
@@ -283,7 +311,8 @@ class WorkList:
                 self._first.appendleft(Job(image, piece.first + variants, piece.last))
 
     def _is_finished(self, image: ImageRef, variant: int) -> bool:
-        """It is there, and made from what the file is now; where that cannot be read any more, what it was made into is kept."""
+        """It is there, and made from what the file is now; where that cannot be read any more, what it was made into is
+        kept."""
         made, now = self._made.get((image.key, variant)), self._now.get(image.key)
         return made is not None and now in (None, made)
 
@@ -322,8 +351,8 @@ def in_turn(images: Sequence[ImageRef]) -> list[ImageRef]:
 def variants_a_visit(settings: GenerationOptions) -> int:
     """How many variants of a seed are made before the next seed's turn.
 
-    One, unless much would be computed again at the next visit: with `share_source`, or the inversion of "asymmetric", and with few steps.
-    With `diverse` it is all of them, as their starts are chosen together.
+    One, unless much would be computed again at the next visit: with `share_source`, or the inversion of "asymmetric",
+    and with few steps. With `diverse` it is all of them, as their starts are chosen together.
     """
     if settings.diverse:
         return settings.variants
@@ -337,20 +366,26 @@ def variants_a_visit(settings: GenerationOptions) -> int:
 class _Generation:
     """One call of `generate_dataset` on an open run folder: list what is missing, make it, write it, report."""
 
-    def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions, prompts: Mapping[str, str], stems: Mapping[str, str],
-                 most: int | None, progress: Callable[[float, int], None]) -> None:
+    def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
+                 prompts: Mapping[str, str], stems: Mapping[str, str], most: int | None,
+                 progress: Callable[[float, int], None]) -> None:
         self.run_folder, self.settings, self.prompts, self.stems, self.progress = run_folder, settings, prompts, stems, progress
         folder, part = run_folder.folder, run_folder.part
         made = run_folder.finished()
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
-                             1 if most is not None and not settings.diverse else variants_a_visit(settings), made, settings.diverse, most)
+                             1 if most is not None and not settings.diverse else variants_a_visit(settings), made,
+                             settings.diverse, most)
         self.report = Report(present=self.work.present, total=self.work.total)
         if part.index == 0:
-            self.report.skipped = [*folder.ignored, *((key, "no longer in the data set; the images made from it were kept") for key in sorted(gone))]
+            self.report.skipped = [
+                *folder.ignored,
+                *((key, "no longer in the data set; the images made from it were kept") for key in sorted(gone))
+            ]
         bits = (*BITS, "threads") if pipeline.threads_matter else BITS  # small images are left to one thread each
         if differing := differences(run_folder.run.get("environment"), run_folder.environment, bits):
-            self.report.notes.append(f"this run was begun with {differing}: the images made from here on may differ in their last bits")
+            self.report.notes.append(
+                f"this run was begun with {differing}: the images made from here on may differ in their last bits")
         self.computed = self.work.present
 
     def run(self, engine: Engine, stop: StopOnSignals) -> Report:
@@ -383,15 +418,20 @@ class _Generation:
                 for (image, seed), pixels in zip(piece.seeds, made, strict=True)]
 
 
-def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
-             within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
+def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: GenerationOptions,
+             stop: Callable[[], bool], within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
     """The engine of one process: one piece after another."""
     images = 1
     while not stop() and (piece := take(images)):
         started = time.monotonic()
         share = len(piece.seeds) * (piece.last - piece.first)
         enough = partial(_enough, stop, started + SECONDS_A_SAVE) if len(piece.seeds) == 1 else None
-        made = pipeline._augment(piece.images, piece.prompts, piece.keys, piece.options(settings), first=piece.first, stop=enough,
+        made = pipeline._augment(piece.images,
+                                 piece.prompts,
+                                 piece.keys,
+                                 piece.options(settings),
+                                 first=piece.first,
+                                 stop=enough,
                                  progress=partial(_scaled, within, share))
         images = images_a_piece(made, time.monotonic() - started)
         yield piece, made

@@ -1,4 +1,5 @@
-"""What `dreamda inspect` and `dreamda doctor` find out: what a model will cost on this machine, and whether this machine computes right."""
+"""What `dreamda inspect` and `dreamda doctor` find out: what a model will cost on this machine, and whether this
+machine computes right."""
 from __future__ import annotations
 
 import os
@@ -38,11 +39,13 @@ def cpu() -> tuple[str, set[str]]:
     return about.get("model name", "unknown"), set(about.get("flags", "").split())
 
 
-BITS = ("onednn_version", "onednn_isa", "kernels_isa")  # of `environment`: what decides the last bits of whatever is computed
+# of `environment`: what decides the last bits of whatever is computed
+BITS = ("onednn_version", "onednn_isa", "kernels_isa")
 
 
 def environment() -> dict[str, Any]:
-    """What else than the parameters decides a run's bits, as plain values for its run.json: libraries, instruction set, versions."""
+    """What else than the parameters decides a run's bits, as plain values for its run.json: libraries, instruction set,
+    versions."""
     import platform
     from importlib.metadata import version
 
@@ -54,9 +57,11 @@ def environment() -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any] | None, now: Mapping[str, Any], names: Iterable[str]) -> str:
-    """What of two environments differs, ``"kernels_isa avx2 (now avx512)"``; empty where nothing does or the first is not known."""
+    """What of two environments differs, ``"kernels_isa avx2 (now avx512)"``; empty where nothing does or the first is
+    not known."""
     then = then if isinstance(then, Mapping) else {}
-    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names if name in then and name in now and then[name] != now[name])
+    return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names
+                     if name in then and name in now and then[name] != now[name])
 
 
 def self_check(threads: int | None = None) -> Iterator[Check]:
@@ -67,8 +72,9 @@ def self_check(threads: int | None = None) -> Iterator[Check]:
     threads : int, optional
         Default: what `dreamda.networks.threads.thread_limits` leave.
     """
-    for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp), ("threads", lambda: _threads(threads)), ("noise", _noise),
-                        ("models", lambda: _models(threads))):
+    for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp),
+                        ("threads", lambda: _threads(threads)), ("noise", _noise), ("models",
+                                                                                    lambda: _models(threads))):
         try:
             yield from check()
         except Exception as error:  # a check that fails in an unforeseen way is the very thing to report
@@ -91,12 +97,17 @@ def _onednn() -> Iterator[Check]:
     from .. import info
 
     about = info()
-    yield Check("oneDNN", about["onednn_version"].startswith("3."), f"{about['onednn_version']} on {about['onednn_runtime']}, "
-                f"uses {about['onednn_isa']}; own kernels use {about['kernels_isa']}")
+    yield Check(
+        "oneDNN", about["onednn_version"].startswith("3."), f"{about['onednn_version']} on {about['onednn_runtime']}, "
+        f"uses {about['onednn_isa']}; own kernels use {about['kernels_isa']}")
 
 
 def _openmp() -> Iterator[Check]:
-    loaded = sorted({os.path.basename(path) for path in re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.\w]*", Path("/proc/self/maps").read_text())})
+    loaded = sorted({
+        os.path.basename(path)
+        for path in re.findall(r"/\S*/lib(?:gomp|iomp5|omp)[-.\w]*",
+                               Path("/proc/self/maps").read_text())
+    })
     yield Check("OpenMP", len(loaded) == 1, f"{', '.join(loaded) or 'none'} loaded"
                 + ("" if len(loaded) == 1 else "; two thread pools in one process slow each other down or hang"))
 
@@ -113,9 +124,11 @@ def _noise() -> Iterator[Check]:
     from .. import normals
 
     drawn = normals(1, 2, 3, 4, 5, 6, (4, 64, 64))
-    same = np.array_equal(drawn, normals(1, 2, 3, 4, 5, 6, (4, 64, 64))) and not np.array_equal(drawn, normals(1, 2, 3, 4, 5, 7, (4, 64, 64)))
+    same = np.array_equal(drawn, normals(
+        1, 2, 3, 4, 5, 6, (4, 64, 64))) and not np.array_equal(drawn, normals(1, 2, 3, 4, 5, 7, (4, 64, 64)))
     mean, deviation = float(drawn.mean(dtype=np.float64)), float(drawn.std(dtype=np.float64))
-    yield Check("noise", same and abs(mean) < 0.04 and abs(deviation - 1) < 0.03, f"repeatable, mean {mean:+.4f}, deviation {deviation:.4f}")
+    yield Check("noise", same and abs(mean) < 0.04 and abs(deviation - 1) < 0.03,
+                f"repeatable, mean {mean:+.4f}, deviation {deviation:.4f}")
 
 
 def _models(threads: int | None) -> Iterator[Check]:
@@ -133,13 +146,19 @@ def _models(threads: int | None) -> Iterator[Check]:
     off = float(np.abs(exact.ravel()[::256] - KNOWN_ANSWER).max())
     yield Check("known answer", off < 5e-4, f"the U-Net's output is diffusers' to {off:.1e}")
     z0 = pipe.encode(seeds)
-    same = pipe.augment_latents(z0, [prompt], variants=2, steps=5, noise_scale=0, guidance_scale=1, source_prompt=prompt,
+    same = pipe.augment_latents(z0, [prompt],
+                                variants=2,
+                                steps=5,
+                                noise_scale=0,
+                                guidance_scale=1,
+                                source_prompt=prompt,
                                 source_guidance_scale=1)
     error = float(np.abs(same - z0[:, None]).max() / np.abs(z0).max())
     yield Check("zero noise", error < 1e-4, f"returns the seed's latent to {error:.1e}")
     made = pipe.augment(seeds, [prompt], variants=2, steps=5).astype(int)
     change, spread = float(np.abs(made - seeds).mean()), float(np.abs(made[0, 0] - made[0, 1]).mean())
-    yield Check("perturbation", 1 < change < 100 and spread > 0.1, f"changes pixels by {change:.1f} of 255, tells variants apart by {spread:.1f}")
+    yield Check("perturbation", 1 < change < 100 and spread > 0.1,
+                f"changes pixels by {change:.1f} of 255, tells variants apart by {spread:.1f}")
     if resolve_dtype("auto") != "bf16":
         yield Check("bf16", True, "this CPU does not compute in it; dtype auto is f32")
         return
@@ -151,8 +170,9 @@ def _models(threads: int | None) -> Iterator[Check]:
 FEW_STEPS = 4  # of a model distilled for few, where nothing else is asked for
 
 
-def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text: None, options: GenerationOptions | None = None
-                   ) -> dict[str, Any]:
+def describe_model(pipe: Pipeline,
+                   progress: Callable[[str], None] = lambda text: None,
+                   options: GenerationOptions | None = None) -> dict[str, Any]:
     """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
 
     Parameters
@@ -166,9 +186,9 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     Returns
     -------
     dict
-        ``folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and ``bytes`` on disk);
-        ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``, ``seconds_per_image``,
-        ``peak_memory_bytes`` (of this process, now).
+        ``folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and
+        ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``,
+        ``seconds_per_image``, ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.lanes import group_size, is_small
 
@@ -180,15 +200,17 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
         size = sum(file.stat().st_size for file in (pipe.folder / name).glob("*.safetensors"))
         parts[name] = {"parameters": part.parameters, "bytes": size}
     about: dict[str, Any] = {
-        "folder": str(pipe.folder), "size": list(pipe.size), "latent": [pipe.vae.config["latent_channels"], h, w], "dtype": pipe.dtype,
-        "threads": pipe.threads, "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
-        "model_sha256": pipe.fingerprint, "parts": parts}
+        "folder": str(pipe.folder), "size": list(pipe.size), "latent": [pipe.vae.config["latent_channels"], h, w],
+        "dtype": pipe.dtype, "threads": pipe.threads, "prediction":
+        "v_prediction" if pipe.schedule.v_prediction else "epsilon", "model_sha256": pipe.fingerprint, "parts": parts
+    }
 
     steps, guided = len(pipe.schedule.steps(options.steps, options.strength, options.eta)), not pipe.unet.takes_guidance
     target = 1 + (guided and options.guidance_scale not in (0, 1))
     source = 1 + (guided and options.source_prompt != "" and options.source_guidance_scale not in (0, 1))
     shared = options.share_source or options.method == "asymmetric"
-    each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0}[options.method] / (options.variants if shared else 1)
+    each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0
+                     }[options.method] / (options.variants if shared else 1)
     rows = target + (source if options.method == "cycle" and not shared else 0)
     variants = group_size(rows, h, w) * (pipe.threads if is_small(h, w) else 1)  # what fills the machine
     image = np.random.default_rng(0).integers(0, 256, (1, *pipe.size, 3), np.uint8)
@@ -205,6 +227,8 @@ def describe_model(pipe: Pipeline, progress: Callable[[str], None] = lambda text
     progress("measuring two steps")
     step = max(seconds(2) - one, 1e-9)
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return about | {"steps_run": steps, "rows_per_image": round(each * steps), "seconds_per_row": step / variants / each,
-                    "seconds_per_image": (max(one - step, 0.0) + steps * step) / variants,
-                    "peak_memory_bytes": int(memory[1]) * 1024 if memory else None}
+    return about | {
+        "steps_run": steps, "rows_per_image": round(
+            each * steps), "seconds_per_row": step / variants / each, "seconds_per_image":
+        (max(one - step, 0.0) + steps * step) / variants, "peak_memory_bytes": int(memory[1]) * 1024 if memory else None
+    }

@@ -1,4 +1,5 @@
-"""Labelled image folders for training and testing: files, labels, where synthetic images come from, and pixels read when they are wanted.
+"""Labelled image folders for training and testing: files, labels, where synthetic images come from, and pixels read
+when they are wanted.
 
     found = scan_real("photos")                                      # photos/<class>/*.jpg
     made = scan_labelled("synthetic", found.classes, "SYNTHETIC")    # labels and seeds from metadata.jsonl
@@ -59,22 +60,28 @@ class LabelledFolder:
 
     def digest(self, hashes: Sequence[str]) -> str:
         """A hash of all files, given theirs, with their labels, in order; where they lie does not matter."""
-        lines = [f"{path.parent.name}/{path.name} {label} {digest}" for path, label, digest in zip(self.paths, self.labels, hashes, strict=True)]
+        lines = [
+            f"{path.parent.name}/{path.name} {label} {digest}"
+            for path, label, digest in zip(self.paths, self.labels, hashes, strict=True)
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def made_from(self, names: set[str], hashes: set[str]) -> NDArray[np.bool_]:
         """Which images were made from a file of one of these names or with one of these hashes."""
-        return np.array([name in names or digest in hashes for name, digest in self.seeds] or np.zeros(len(self.paths)), bool)
+        return np.array([name in names or digest in hashes for name, digest in self.seeds] or np.zeros(len(self.paths)),
+                        bool)
 
     def subset(self, which: NDArray[np.int64]) -> LabelledFolder:
         """Some of the images, in this order."""
         chosen = which.tolist()
         return LabelledFolder(self.root, [self.paths[i] for i in chosen], self.labels[which], self.classes,
-                              self.truth[which] if self.truth is not None else None, [self.seeds[i] for i in chosen] if self.seeds else [], self.ignored)
+                              self.truth[which] if self.truth is not None else None,
+                              [self.seeds[i] for i in chosen] if self.seeds else [], self.ignored)
 
 
 def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
-    """A folder of real images, ``root/<class>/<image>``; ValueError for fewer than 2 classes or a class without images."""
+    """A folder of real images, ``root/<class>/<image>``; ValueError for fewer than 2 classes or a class without
+    images."""
     folder = ImageFolder.scan(root)
     there = {image.label for image in folder.images}
     empty = [label for label in folder.classes if label not in there]
@@ -86,7 +93,8 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
-    """Images whose labels must be among `classes`: an output of `dreamda generate` (labels from metadata.jsonl), or class folders.
+    """Images whose labels must be among `classes`: an output of `dreamda generate` (labels from metadata.jsonl), or
+    class folders.
 
     In the metadata.jsonl of SYNTHETIC a label may be null: an image without a label, which AMST may label (-1 here).
 
@@ -106,8 +114,12 @@ def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> Labelle
     number = {label: i for i, label in enumerate(classes)}
     unknown = sorted({image.label for image in folder.images} - number.keys())
     if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; remove them or rename the folders")
-    return LabelledFolder(folder.root, [folder.path(i) for i in folder.images], np.array([number[i.label] for i in folder.images]), classes,
+        raise ValueError(
+            f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; remove them or rename the folders"
+        )
+    return LabelledFolder(folder.root, [folder.path(i) for i in folder.images],
+                          np.array([number[i.label] for i in folder.images]),
+                          classes,
                           ignored=_ignored(folder))
 
 
@@ -122,21 +134,28 @@ def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: st
         if not isinstance(name, str) or not (isinstance(label, str) or unlabelled):
             raise ValueError(f'{path} line {line} must have the texts "file_name" and "label"')
         if name not in there:
-            raise ValueError(f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
+            raise ValueError(
+                f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
         unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
         seed, digest = row.get("seed_file"), row.get("seed_sha256")
-        chosen[name] = (there[name], number.get(label, -1) if isinstance(label, str) else -1, number.get(truth, -1) if isinstance(truth, str) else -1,
+        chosen[name] = (there[name], number.get(label, -1) if isinstance(label, str) else -1,
+                        number.get(truth, -1) if isinstance(truth, str) else -1,
                         (seed if isinstance(seed, str) else None, digest if isinstance(digest, str) else None))
     if unknown:
-        raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; remove them from {path.name}, or add real images")
+        raise ValueError(
+            f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; remove them from {path.name}, or add real images"
+        )
     truths = np.array([t for _, _, t, _ in chosen.values()])
-    ignored = _ignored(folder) + [(str(folder.root / name), f"{path.name} has no line for it") for name in there if name not in chosen]
-    return LabelledFolder(folder.root, [folder.path(i) for i, _, _, _ in chosen.values()], np.array([n for _, n, _, _ in chosen.values()]), classes,
-                          truths if (truths >= 0).all() else None, [s for _, _, _, s in chosen.values()], ignored)
+    ignored = _ignored(folder) + [(str(folder.root / name), f"{path.name} has no line for it")
+                                  for name in there if name not in chosen]
+    return LabelledFolder(folder.root, [folder.path(i) for i, _, _, _ in chosen.values()],
+                          np.array([n for _, n, _, _ in chosen.values()]), classes, truths if
+                          (truths >= 0).all() else None, [s for _, _, _, s in chosen.values()], ignored)
 
 
 def _classes(names: list[str], known: list[str]) -> str:
-    first = ", ".join(shown(name, known) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    first = ", ".join(shown(name, known)
+                      for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return f"class{'es' if len(names) > 1 else ''} {first}"
 
 
@@ -147,8 +166,8 @@ def _ignored(folder: ImageFolder) -> list[tuple[str, str]]:
 class FolderImages:
     """The images of a folder as uint8 arrays (H, W, 3), decoded when they are asked for.
 
-    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. One that is lost or
-    changed after `read_all` is a `LostImageError`.
+    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. One
+    that is lost or changed after `read_all` is a `LostImageError`.
 
     Parameters
     ----------
@@ -183,7 +202,9 @@ class FolderImages:
         data = read_bounded(self.paths[index])
         return reduce(decode_image(data), self._size), hashlib.sha256(data).hexdigest()
 
-    def load_many(self, indices: Sequence[int], workers: int = 2) -> list[tuple[NDArray[np.uint8], str] | BrokenImageError]:
+    def load_many(self,
+                  indices: Sequence[int],
+                  workers: int = 2) -> list[tuple[NDArray[np.uint8], str] | BrokenImageError]:
         """`load` for several images, decoded by threads: no more than `workers` are in memory at their full size."""
         def load(index: int) -> tuple[NDArray[np.uint8], str] | BrokenImageError:
             try:
@@ -253,5 +274,6 @@ def dimensions(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientation swaps the sides
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
-        reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error) or type(error).__name__
+        reason = "not an image" if type(
+            error).__name__ == "UnidentifiedImageError" else str(error) or type(error).__name__
         raise ParameterError("real", f"{path}: {reason}; repair or remove it") from None

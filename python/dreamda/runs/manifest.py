@@ -1,7 +1,8 @@
 """metadata.jsonl of `dreamda generate`: a line for every synthetic image, appended as the image is finished.
 
-While a run is going on, and after it was killed, the lines stand in the order in which the images were made, and an image that was made
-again has a later line that replaces the first. When the run ends, the file is put in order: by class, seed and variant.
+While a run is going on, and after it was killed, the lines stand in the order in which the images were made, and an
+image that was made again has a later line that replaces the first. When the run ends, the file is put in order: by
+class, seed and variant.
 """
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             elif not line.isspace():
                 if _is_torn(line):
                     return
-                raise ValueError(f"{path} line {number} is not a line of dreamda generate; correct it, or give another OUT")
+                raise ValueError(
+                    f"{path} line {number} is not a line of dreamda generate; correct it, or give another OUT")
 
 
 def _is_torn(line: bytes) -> bool:
@@ -80,7 +82,8 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 def is_row(row: Any) -> bool:
     """Whether this is an image's row: texts and numbers as they are written, and names that stay inside of OUT."""
-    if not (isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
+    if not (isinstance(row, dict)
+            and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
         return False
     folder, _, name = row["file_name"].partition("/")
     try:
@@ -92,7 +95,8 @@ def is_row(row: Any) -> bool:
 
 
 def encode_png(pixels: np.ndarray, about: Mapping[str, Any]) -> bytes:
-    """A PNG of `pixels`, uint8 (H, W, 3), with `about` as JSON in its text field "dreamda"; equal arguments give equal bytes."""
+    """A PNG of `pixels`, uint8 (H, W, 3), with `about` as JSON in its text field "dreamda"; equal arguments give equal
+    bytes."""
     from PIL import Image, PngImagePlugin
 
     text = PngImagePlugin.PngInfo()

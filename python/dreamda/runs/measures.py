@@ -3,9 +3,9 @@
     judged = judge(real, labels, synthetic, seeds)             # a network trained on the real images, in two halves
     judged = judge(real, labels, synthetic, seeds, features=model.features)
 
-Without a network of the caller's, two small ones are trained, each on half of the real images. Each is asked about the other half, and about
-the synthetic images that were made from the other half: it has seen neither. A third is trained on the synthetic images alone and is asked
-about the real ones.
+Without a network of the caller's, two small ones are trained, each on half of the real images. Each is asked about the
+other half, and about the synthetic images that were made from the other half: it has seen neither. A third is trained
+on the synthetic images alone and is asked about the real ones.
 """
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ Pixels = NDArray[np.uint8]
 
 
 class Neighbours(NamedTuple):
-    """What `neighbour_metrics` returns; each is 0 to 1, but the density, which is about 1 where both kinds are alike."""
+    """What `neighbour_metrics` returns; each is 0 to 1, but the density, which is about 1 where both kinds are
+    alike."""
 
     precision: float
     recall: float
@@ -44,9 +45,9 @@ class Neighbours(NamedTuple):
 def neighbour_metrics(real: Floats, synthetic: Floats, k: int = NEIGHBOURS) -> Neighbours:
     """Compare two sets of features.
 
-    Around each image is a ball as far as its k-th nearest neighbour of its own kind. precision: synthetic images inside some real ball. recall:
-    real images inside some synthetic ball. density: real balls that a synthetic image is in, over k. coverage: real balls with a synthetic
-    image in them.
+    Around each image is a ball as far as its k-th nearest neighbour of its own kind. precision: synthetic images inside
+    some real ball. recall: real images inside some synthetic ball. density: real balls that a synthetic image is in,
+    over k. coverage: real balls with a synthetic image in them.
 
     Parameters
     ----------
@@ -60,11 +61,14 @@ def neighbour_metrics(real: Floats, synthetic: Floats, k: int = NEIGHBOURS) -> N
         Too few rows.
     """
     if min(len(real), len(synthetic)) <= k:
-        raise ValueError(f"{k} neighbours need more than {k} images of each kind; there are {len(real)} real and {len(synthetic)} synthetic ones")
+        raise ValueError(
+            f"{k} neighbours need more than {k} images of each kind; there are {len(real)} real and {len(synthetic)} synthetic ones"
+        )
     real_radius, synthetic_radius = _radii(real, k), _radii(synthetic, k)
     between = distances(synthetic, real)
     inside = between <= real_radius
-    return Neighbours(float(inside.any(axis=1).mean()), float((between <= synthetic_radius[:, None]).any(axis=0).mean()),
+    return Neighbours(float(inside.any(axis=1).mean()), float((between <= synthetic_radius[:,
+                                                                                           None]).any(axis=0).mean()),
                       float(inside.sum() / (k * len(synthetic))), float((between.min(axis=0) <= real_radius).mean()))
 
 
@@ -99,7 +103,8 @@ class Judged:
     space : str
         What was compared, in words.
     neighbours, best : Neighbours, optional
-        Of the synthetic against the real images, and of one half of the real images against the other. None where there are too few.
+        Of the synthetic against the real images, and of one half of the real images against the other. None where there
+        are too few.
     spaces : list of Space
     real_guess, synthetic_guess : int (N,), (M,), optional
         The class that each image is taken for by a network that has seen neither it nor its relatives.
@@ -118,8 +123,14 @@ class Judged:
     notes: list[str] = field(default_factory=list)
 
 
-def judge(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, *, features: Callable[[Pixels], Floats] | None = None,
-          title: str = "", threads: int | None = None) -> Judged:
+def judge(real: Pixels,
+          labels: Ints,
+          synthetic: Pixels,
+          seeds: Ints,
+          *,
+          features: Callable[[Pixels], Floats] | None = None,
+          title: str = "",
+          threads: int | None = None) -> Judged:
     """Compare synthetic images with the real ones that they were made from.
 
     Parameters
@@ -131,8 +142,8 @@ def judge(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, *, feature
     seeds : int (M,)
         The position of the real image that each was made from.
     features : callable, optional
-        Makes features of images, (N, F). Then classes are told by the five nearest neighbours. Default: networks that are trained here;
-        where a class has fewer than 4 images, or there is one class, thumbnails.
+        Makes features of images, (N, F). Then classes are told by the five nearest neighbours. Default: networks that
+        are trained here; where a class has fewer than 4 images, or there is one class, thumbnails.
     title : str
         What the features are, in words.
     threads : int, optional
@@ -146,8 +157,9 @@ def judge(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, *, feature
     counts = np.bincount(labels)
     if len(counts) < 2 or counts.min() < FEWEST:
         judged = _by_neighbours(real, labels, synthetic, seeds, _thumbnails, "the pixels of 16 x 16 thumbnails", False)
-        judged.notes.append("There is one class, or a class has fewer than 4 real images. So no network was trained, and thumbnails cannot tell what "
-                            "is to be seen in an image: give features of a network with --features or --classifier.")
+        judged.notes.append(
+            "There is one class, or a class has fewer than 4 real images. So no network was trained, and thumbnails cannot tell what "
+            "is to be seen in an image: give features of a network with --features or --classifier.")
         return judged
     return _by_training(real, labels, synthetic, seeds, threads)
 
@@ -165,8 +177,11 @@ def _by_training(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, thr
         spaces.append(Space(other, network.features(real[other]), made, network.features(synthetic[made])))
         real_guess[other] = network.predict_proba(real[other]).argmax(axis=1)
         synthetic_guess[made] = network.predict_proba(synthetic[made]).argmax(axis=1)
-    found = Judged("the features of small networks, each trained on half of the real images and asked about the other half", spaces=spaces,
-                   real_guess=real_guess, synthetic_guess=synthetic_guess)
+    found = Judged(
+        "the features of small networks, each trained on half of the real images and asked about the other half",
+        spaces=spaces,
+        real_guess=real_guess,
+        synthetic_guess=synthetic_guess)
     made_of = labels[seeds]
     if len(np.unique(made_of)) == len(np.unique(labels)):
         found.taught_guess = _trained(synthetic, made_of, threads).predict_proba(real).argmax(axis=1)
@@ -177,15 +192,22 @@ def _by_training(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, thr
 def _trained(images: Pixels, labels: Ints, threads: int | None) -> Any:
     from ..training.classifier import AMSTClassifier
 
-    return AMSTClassifier(method="real-only", epochs=EPOCHS, steps_per_epoch=STEPS, width=WIDTH, threads=threads).fit(images, labels).model_
+    return AMSTClassifier(method="real-only", epochs=EPOCHS, steps_per_epoch=STEPS, width=WIDTH,
+                          threads=threads).fit(images, labels).model_
 
 
-def _by_neighbours(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, features: Callable[[Pixels], Floats], title: str,
+def _by_neighbours(real: Pixels,
+                   labels: Ints,
+                   synthetic: Pixels,
+                   seeds: Ints,
+                   features: Callable[[Pixels], Floats],
+                   title: str,
                    tells_classes: bool = True) -> Judged:
     space = Space(np.arange(len(real)), features(real), np.arange(len(synthetic)), features(synthetic))
     found = Judged(title, spaces=[space])
     if tells_classes and len(np.unique(labels)) > 1:
-        among, between = distances(space.real_features, space.real_features), distances(space.synthetic_features, space.real_features)
+        among, between = distances(space.real_features,
+                                   space.real_features), distances(space.synthetic_features, space.real_features)
         np.fill_diagonal(among, np.inf)
         own = between.copy()
         own[np.arange(len(seeds)), seeds] = np.inf
@@ -210,7 +232,10 @@ def _vote(apart: Floats, labels: Ints) -> Ints:
 def _thumbnails(images: Pixels) -> Floats:
     from PIL import Image
 
-    return np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BOX), np.float32).ravel() / 255 for image in images])
+    return np.stack([
+        np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BOX), np.float32).ravel() / 255
+        for image in images
+    ])
 
 
 def _measure(found: Judged) -> None:
@@ -257,13 +282,16 @@ def verdicts(found: Judged, labels: Ints, seeds: Ints, classes: Sequence[str], c
     return [_verdict(found, labels, labels[seeds], label, classes, colourless) for label in range(len(classes))]
 
 
-def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Sequence[str], colourless: bool) -> Verdict:
+def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Sequence[str],
+             colourless: bool) -> Verdict:
     mine = made_of == label
     numbers: dict[str, Any] = {"real": int((labels == label).sum()), "synthetic": int(mine.sum())}
     if colourless and mine.any():
         return Verdict("unlike", "They have no colour, and the real images do.", numbers)
     if found.real_guess is None or found.synthetic_guess is None or not mine.any():
-        return Verdict("unknown", "Nothing was measured that tells classes apart." if mine.any() else "No image was made of it.", numbers)
+        return Verdict("unknown",
+                       "Nothing was measured that tells classes apart." if mine.any() else "No image was made of it.",
+                       numbers)
     real, synthetic = f1(found.real_guess, labels, label), f1(found.synthetic_guess, made_of, label)
     taught = None if found.taught_guess is None else f1(found.taught_guess, labels, label)
     guesses = found.synthetic_guess[mine]
@@ -271,10 +299,14 @@ def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Se
     numbers |= {"real images recognised": float((found.real_guess[labels == label] == label).mean()),
                 "synthetic images recognised": float((guesses == label).mean())}
     if found.taught_guess is not None:
-        numbers["real images recognised from synthetic ones alone"] = float((found.taught_guess[labels == label] == label).mean())
-    lost = f"Most mistakes: taken for {classes[int(np.bincount(wrong).argmax())]}." if len(wrong) else "All are recognised."
+        numbers["real images recognised from synthetic ones alone"] = float(
+            (found.taught_guess[labels == label] == label).mean())
+    lost = f"Most mistakes: taken for {classes[int(np.bincount(wrong).argmax())]}." if len(
+        wrong) else "All are recognised."
     if real < max(0.3, 1.5 / len(classes)):
-        return Verdict("unknown", "Real images of it are rarely recognised either: there are too few, or they differ too much.", numbers)
+        return Verdict("unknown",
+                       "Real images of it are rarely recognised either: there are too few, or they differ too much.",
+                       numbers)
     if synthetic >= 0.75 * real and (taught is None or taught >= 0.5 * real):
         return Verdict("good", f"They are recognised as well as real images. {lost}", numbers)
     if synthetic >= 0.4 * real or (taught is not None and taught >= 0.75 * real):
@@ -296,20 +328,26 @@ def read_network(path: str | os.PathLike[str]) -> TrainedModel:
 
     file = WeightFile(path)
     shapes = {name: file.shape(name) for name in file.names()}
-    blocks = tuple(len({name.split(".")[1] for name in shapes if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4))
+    blocks = tuple(
+        len({name.split(".")[1]
+             for name in shapes if name.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4))
     name = _RESNETS.get((blocks, "layer1.0.conv3.weight" in shapes))
     first = shapes.get("conv1.weight", ())
     if name is None or len(first) != 4 or first[1] != 3 or first[2] not in (3, 7):
-        raise ValueError(f"{path} holds no ResNet-18, -34 or -50 by the names of timm and torchvision; give another file")
+        raise ValueError(
+            f"{path} holds no ResNet-18, -34 or -50 by the names of timm and torchvision; give another file")
     weights = {}
     for tensor in shapes:
         if not tensor.startswith(("fc.", "head.", "classifier.")) and not tensor.endswith("num_batches_tracked"):
             values = file.read(tensor)
-            weights[tensor] = (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
+            weights[tensor] = (values.astype(np.uint32) << 16).view(
+                np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
     count = first[0] * (32 if name == "resnet50" else 8)
     weights |= {"fc.weight": np.zeros((1, count), np.float32), "fc.bias": np.zeros(1, np.float32)}
     size = 224 if first[2] == 7 else 64
-    return TrainedModel(name, "imagenet" if first[2] == 7 else "small", first[0], (size, size), IMAGENET_MEAN, IMAGENET_STD, ["features"], weights)
+    return TrainedModel(name, "imagenet" if first[2] == 7 else "small", first[0], (size, size), IMAGENET_MEAN,
+                        IMAGENET_STD, ["features"], weights)
 
 
-_RESNETS: dict[tuple[tuple[int, ...], bool], str] = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}
+_RESNETS: dict[tuple[tuple[int, ...], bool], str] = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False):
+                                                     "resnet34", ((3, 4, 6, 3), True): "resnet50"}

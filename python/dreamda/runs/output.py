@@ -8,9 +8,9 @@
         <part>.lock                               held by the process that works on this part of the seeds
         <part>.tmp                                the file being written
 
-An image becomes visible by a rename after an fsync, its line is written after that. A killed run therefore leaves either a finished
-image with its line, or a finished image without one, which is made again to the same bytes. The order of events, the clock, the
-sharding and the batching leave no trace in any of the files of a run that has ended.
+An image becomes visible by a rename after an fsync, its line is written after that. A killed run therefore leaves
+either a finished image with its line, or a finished image without one, which is made again to the same bytes. The order
+of events, the clock, the sharding and the batching leave no trace in any of the files of a run that has ended.
 """
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ from .manifest import encode_png, format_row, in_order, parse_row, read_rows
 WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
-NOT_COMPARED = ("model", "real", "environment", "seed_images", "variants")  # of run.json; the last two have rules of their own
+# of run.json; the last two have rules of their own
+NOT_COMPARED = ("model", "real", "environment", "seed_images", "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "template", "prompts_sha256", "seed_images")
 SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
 MAX_SHARDS = 1 << 16
@@ -57,7 +58,8 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:
-    """SHA-256 of a few images, evenly spread over the data set, by their keys; those that cannot be read are left out."""
+    """SHA-256 of a few images, evenly spread over the data set, by their keys; those that cannot be read are left
+    out."""
     n = len(folder.images)
     chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
     digests = {image.key: seed_digest(folder, image) for image in chosen}
@@ -73,18 +75,23 @@ def seed_digest(folder: ImageFolder, image: ImageRef) -> str | None:
 
 
 def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes nothing.
+    """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes
+    nothing.
 
-    The same run has the same parameters (more variants are allowed) and the same data set. A data set is known again by its images, not by
-    its place: at least half of the seeds that run.json remembers must still be there as they were. So images may be added, some may be
-    changed or removed, and the folder may move; but another data set is refused.
+    The same run has the same parameters (more variants are allowed) and the same data set. A data set is known again by
+    its images, not by its place: at least half of the seeds that run.json remembers must still be there as they were.
+    So images may be added, some may be changed or removed, and the folder may move; but another data set is refused.
     """
     out = Path(out)
     for label in folder.classes:
         if label in RESERVED:
-            raise ValueError(f"a class called {label!r} would collide with the file of that name in OUT; rename {folder.root / label}")
+            raise ValueError(
+                f"a class called {label!r} would collide with the file of that name in OUT; rename {folder.root / label}"
+            )
     if out.resolve() == folder.root.resolve() or folder.root.resolve() in out.resolve().parents:
-        raise ValueError(f"OUT {out} lies in the data set {folder.root}, where its images would become seeds; give a folder elsewhere")
+        raise ValueError(
+            f"OUT {out} lies in the data set {folder.root}, where its images would become seeds; give a folder elsewhere"
+        )
     if not os.path.lexists(out):
         return
     if not out.is_dir():
@@ -93,7 +100,8 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     if there is None and any(entry.name != WORK for entry in os.scandir(out)):
         there = _read_run(out)  # another shard may have begun between the two looks
         if there is None:
-            raise ValueError(f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
+            raise ValueError(
+                f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
     if there is None:
         return
     then = _as_today(there)
@@ -108,8 +116,10 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     _check_data_set(out, there, folder)
 
 
-_OPTIONS = {"format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model", False),
-            "prompts_sha256": ("--prompts file", False)}
+_OPTIONS = {
+    "format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model", False),
+    "prompts_sha256": ("--prompts file", False)
+}
 
 
 def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,9 +139,11 @@ def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any])
             reason = "it was begun by an earlier version, which wrote the number into every image"
         else:
             return
-        raise ValueError(f"OUT {out} holds a run with --variants {then} (now {now}), and {reason}; repeat that or give another OUT")
-    raise ValueError(f"OUT {out} holds a run with --variants {reprlib.repr(then)} (now {now}), which can grow but not shrink; "
-                     "repeat that or give another OUT")
+        raise ValueError(
+            f"OUT {out} holds a run with --variants {then} (now {now}), and {reason}; repeat that or give another OUT")
+    raise ValueError(
+        f"OUT {out} holds a run with --variants {reprlib.repr(then)} (now {now}), which can grow but not shrink; "
+        "repeat that or give another OUT")
 
 
 def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) -> None:
@@ -142,8 +154,9 @@ def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) ->
     images = {image.key: image for image in folder.images}
     same = sum(key in images and seed_digest(folder, images[key]) == digest for key, digest in known.items())
     if 2 * same < len(known):
-        raise ValueError(f"OUT {out} holds images made from another data set ({there.get('real')}): {same} of {len(known)} of its real images "
-                         f"looked at are in {folder.root} as they were; give another OUT")
+        raise ValueError(
+            f"OUT {out} holds images made from another data set ({there.get('real')}): {same} of {len(known)} of its real images "
+            f"looked at are in {folder.root} as they were; give another OUT")
 
 
 def _read_run(out: Path) -> dict[str, Any] | None:
@@ -161,9 +174,9 @@ def _read_run(out: Path) -> dict[str, Any] | None:
 def output_stems(folder: ImageFolder) -> dict[str, str]:
     """The stem of every seed's output files, ``{key: stem}``.
 
-    It is the seed's own stem, with hyphens for the slashes of deeper folders. Where two images of a class would get the same (``a.png``,
-    ``a.jpg``) both get their full names, and where even these are the same, a part of their SHA-256 too. A name too long for the file
-    system is cut and ends in a part of its SHA-256.
+    It is the seed's own stem, with hyphens for the slashes of deeper folders. Where two images of a class would get the
+    same (``a.png``, ``a.jpg``) both get their full names, and where even these are the same, a part of their SHA-256
+    too. A name too long for the file system is cut and ends in a part of its SHA-256.
     """
     stems: dict[str, str] = {}
     by_class: dict[str, list[ImageRef]] = {}
@@ -186,7 +199,8 @@ def output_stems(folder: ImageFolder) -> dict[str, str]:
 
 def _stem(name: str, attempt: int) -> str:
     flat = (name if attempt else os.path.splitext(name)[0]).replace("/", "-")
-    return _shortened(flat if attempt < 2 or "/" not in name else f"{flat}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
+    return _shortened(
+        flat if attempt < 2 or "/" not in name else f"{flat}-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
 
 
 def _shortened(stem: str) -> str:
@@ -205,7 +219,8 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count <= MAX_SHARDS:
-            raise ValueError(f"--shard {self.index}/{self.count} must be i/n with 0 <= i < n, and n at most {MAX_SHARDS}")
+            raise ValueError(
+                f"--shard {self.index}/{self.count} must be i/n with 0 <= i < n, and n at most {MAX_SHARDS}")
 
     def __str__(self) -> str:
         return f"{self.index}-of-{self.count}"
@@ -223,7 +238,8 @@ class Part:
 
     def overlaps(self, other: Part) -> bool:
         """Whether some list has an image in both."""
-        return self.index * other.count < (other.index + 1) * self.count and other.index * self.count < (self.index + 1) * other.count
+        return self.index * other.count < (other.index + 1) * self.count and other.index * self.count < (
+            self.index + 1) * other.count
 
 
 # ---- the folder
@@ -241,7 +257,8 @@ class Finished:
 
 
 class RunFolder:
-    """OUT while one call works on one part of the seeds (see the head of this file for its layout and the order of events).
+    """OUT while one call works on one part of the seeds (see the head of this file for its layout and the order of
+    events).
 
     Parameters
     ----------
@@ -275,7 +292,10 @@ class RunFolder:
             try:
                 self._open(stack)
             except OSError as error:
-                raise OSError(error.errno, f"OUT {self.out} cannot be written ({error.strerror}); put that right or give another OUT") from error
+                raise OSError(
+                    error.errno,
+                    f"OUT {self.out} cannot be written ({error.strerror}); put that right or give another OUT"
+                ) from error
             self._stack = stack.pop_all()
         return self
 
@@ -286,7 +306,8 @@ class RunFolder:
         while True:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(WORK, dir_fd=self._out)
-            with contextlib.ExitStack() as attempt, contextlib.suppress(FileNotFoundError):  # whoever was last may be tidying up
+            # whoever was last may be tidying up
+            with contextlib.ExitStack() as attempt, contextlib.suppress(FileNotFoundError):
                 self._work = open_in(attempt, WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
                 self._mutex = open_in(attempt, "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work)
                 fcntl.flock(self._mutex, fcntl.LOCK_EX)
@@ -295,7 +316,9 @@ class RunFolder:
                     break
         check_out(self.out, self.folder, self.run)
         if any(other.overlaps(self.part) for other in self._held()):
-            raise ValueError(f"OUT {self.out} is being written by another process; wait for it, or give both disjoint parts with --shard i/n")
+            raise ValueError(
+                f"OUT {self.out} is being written by another process; wait for it, or give both disjoint parts with --shard i/n"
+            )
         self._tidy()
         try_lock(open_in(stack, f"{self.part}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work))
         self._begin()
@@ -353,14 +376,17 @@ class RunFolder:
             target = open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
             for variant, pixels in enumerate(each.pixels, each.first):
                 name = f"{each.stem}-{variant:03d}.png"
-                row = {"file_name": f"{label}/{name}", "label": label, "seed_file": each.image.key, "seed_sha256": each.seed_sha256,
-                       "variant": variant, "prompt": each.prompt, **self._in_rows()}
+                row = {
+                    "file_name": f"{label}/{name}", "label": label, "seed_file": each.image.key, "seed_sha256":
+                    each.seed_sha256, "variant": variant, "prompt": each.prompt, **self._in_rows()
+                }
                 png = encode_png(pixels, row)
                 self._replace(name, png, target, sync_folder=False)
                 lines.append(format_row({**row, "sha256": hashlib.sha256(png).hexdigest()}))
 
     def _in_rows(self) -> dict[str, Any]:
-        """The parameters that decide an image. Its number of siblings does not, unless their starts are chosen together."""
+        """The parameters that decide an image. Its number of siblings does not, unless their starts are chosen
+        together."""
         together = self.run["format"] == 1 or self.run["diverse"]
         return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
 
@@ -386,7 +412,8 @@ class RunFolder:
             _cut_torn_line(fd)
 
     def _adopt_journals(self) -> None:
-        """Earlier versions kept the lines of a part in <part>.jsonl until it ended: take over what is still true of the files."""
+        """Earlier versions kept the lines of a part in <part>.jsonl until it ended: take over what is still true of the
+        files."""
         for name in sorted(os.listdir(self._work)):
             if not name.endswith(".jsonl"):
                 continue
@@ -455,7 +482,10 @@ class RunFolder:
     def _replace(self, name: str, content: bytes, folder: int, *, sync_folder: bool = True) -> None:
         """Make `name` in the open folder hold `content`, all or nothing."""
         temporary = f"{self.part}.tmp"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=self._work)
+        fd = os.open(temporary,
+                     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+                     0o666,
+                     dir_fd=self._work)
         try:
             try:
                 write_all(fd, content)
@@ -464,7 +494,8 @@ class RunFolder:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
         except OSError:
-            os.unlink(temporary, dir_fd=self._work)  # on a full disk its bytes are wanted for the lines that are still to come
+            # on a full disk its bytes are wanted for the lines that are still to come
+            os.unlink(temporary, dir_fd=self._work)
             raise
         if sync_folder:
             os.fsync(folder)
@@ -474,8 +505,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            raise OutputError(error.errno, f"OUT {self.out} cannot be written ({error.strerror}); what is finished stays: "
-                                           "fix that, then run the same command again to resume") from error
+            raise OutputError(
+                error.errno, f"OUT {self.out} cannot be written ({error.strerror}); what is finished stays: "
+                "fix that, then run the same command again to resume") from error
 
 
 def _cut_torn_line(fd: int) -> int:

@@ -16,7 +16,12 @@ MARGIN, GAP, GROUP_GAP, TEXT = 24, 6, 28, 16
 CELL = 96  # pixels that small images are enlarged towards, and large ones reduced to at most twice of
 
 
-def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str], *, per_row: int = 1, title: str = "") -> Image:
+def contact_sheet(seeds: np.ndarray,
+                  variants: np.ndarray,
+                  labels: Sequence[str],
+                  *,
+                  per_row: int = 1,
+                  title: str = "") -> Image:
     """Every seed beside its variants, one class after the other.
 
     Parameters
@@ -40,10 +45,16 @@ def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str]
     from PIL import Image, ImageDraw, ImageFont
 
     seeds, variants = np.asarray(seeds), np.asarray(variants)
-    if seeds.ndim != 4 or variants.ndim != 5 or seeds.shape[-1] != 3 or variants.shape != (len(seeds), variants.shape[1], *seeds.shape[1:]):
-        raise ValueError(f"contact_sheet wants seeds (N, H, W, 3) and variants (N, K, H, W, 3); it got {seeds.shape} and {variants.shape}")
+    if seeds.ndim != 4 or variants.ndim != 5 or seeds.shape[-1] != 3 or variants.shape != (len(seeds),
+                                                                                           variants.shape[1],
+                                                                                           *seeds.shape[1:]):
+        raise ValueError(
+            f"contact_sheet wants seeds (N, H, W, 3) and variants (N, K, H, W, 3); it got {seeds.shape} and {variants.shape}"
+        )
     if len(labels) != len(seeds) or not len(seeds) or per_row < 1:
-        raise ValueError(f"contact_sheet wants a label for each of one or more seeds; it got {len(labels)} labels for {len(seeds)} seeds")
+        raise ValueError(
+            f"contact_sheet wants a label for each of one or more seeds; it got {len(labels)} labels for {len(seeds)} seeds"
+        )
 
     rows: list[tuple[str, list[int]]] = []
     for label in dict.fromkeys(labels):
@@ -56,7 +67,10 @@ def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str]
     cell_w, cell_h = round(width * factor * scale), round(height * factor * scale)
 
     font, heading, small = (ImageFont.load_default(size) for size in (TEXT, round(TEXT * 1.4), round(TEXT * 0.8)))
-    shown = ["".join(c if c.isprintable() else " " for c in label[:24]) + ("..." if len(label) > 24 else "") for label, _ in rows]
+    shown = [
+        "".join(c if c.isprintable() else " " for c in label[:24]) + ("..." if len(label) > 24 else "")
+        for label, _ in rows
+    ]
     label_w = max(round(font.getlength(label)) for label in shown) + GROUP_GAP
     group_w = (1 + variants.shape[1]) * (cell_w + GAP) - GAP + 2 * GAP  # the seed stands a little apart
     top = MARGIN + (round(TEXT * 2.4) if title else 0) + round(TEXT * 1.5)
@@ -88,8 +102,13 @@ def contact_sheet(seeds: np.ndarray, variants: np.ndarray, labels: Sequence[str]
 
 
 
-def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[str], *, per_class: int = 2, max_classes: int = 20,
-                         max_variants: int = 6, title: str = "") -> Image:
+def contact_sheet_of_run(out: str | os.PathLike[str],
+                         real: str | os.PathLike[str],
+                         *,
+                         per_class: int = 2,
+                         max_classes: int = 20,
+                         max_variants: int = 6,
+                         title: str = "") -> Image:
     """A `contact_sheet` of a folder that `dreamda generate` has written, with the first seeds of each class.
 
     Parameters
@@ -113,15 +132,22 @@ def contact_sheet_of_run(out: str | os.PathLike[str], real: str | os.PathLike[st
         size: Any = row.get("size")
         fit = "squash" if row.get("fit") not in FITS else row["fit"]  # as runs did before they had the option
         if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
-            raise ValueError(f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; it is not as dreamda generate wrote it")
+            raise ValueError(
+                f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; it is not as dreamda generate wrote it"
+            )
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
         if len(files) < max_variants:
             files.append(row["file_name"])
-    picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes] for seed, files in list(seeds.items())[:per_class]]
+    picked = [(label, seed, files) for label, seeds in list(shown.items())[:max_classes]
+              for seed, files in list(seeds.items())[:per_class]]
     if not picked:
         raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images")
     seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1]), fit).pixels for _, seed, _ in picked])
     blank = np.full_like(seeds[0], 255)  # a run that is going on has not made as many variants of every seed yet
     most = max(len(files) for _, _, files in picked)
-    variants = np.stack([[read_image(Path(out) / files[i]).pixels if i < len(files) else blank for i in range(most)] for _, _, files in picked])
-    return contact_sheet(seeds, variants, [label.replace("_", " ") for label, _, _ in picked], per_row=per_class, title=title)
+    variants = np.stack([[read_image(Path(out) / files[i]).pixels if i < len(files) else blank for i in range(most)]
+                         for _, _, files in picked])
+    return contact_sheet(seeds,
+                         variants, [label.replace("_", " ") for label, _, _ in picked],
+                         per_row=per_class,
+                         title=title)

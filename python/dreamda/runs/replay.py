@@ -4,8 +4,9 @@
     report = replay(run, pipe, "again")                   # the images once more, into a folder of their own
     report.same, report.differing, report.changed
 
-What a run was made from is recorded in its run.json (parameters, model, machine) and, image by image, in its metadata.jsonl (seed
-image and its SHA-256, prompt, SHA-256 of the image's file). Only those are believed: neither prompt files nor the names in OUT are needed.
+What a run was made from is recorded in its run.json (parameters, model, machine) and, image by image, in its
+metadata.jsonl (seed image and its SHA-256, prompt, SHA-256 of the image's file). Only those are believed: neither
+prompt files nor the names in OUT are needed.
 """
 from __future__ import annotations
 
@@ -78,8 +79,9 @@ class RecordedRun:
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
-            raise ValueError(f"{path} was made by dreamda {run.get('dreamda')}, and this is {__version__}, whose files differ; "
-                             "install that version to repeat it")
+            raise ValueError(
+                f"{path} was made by dreamda {run.get('dreamda')}, and this is {__version__}, whose files differ; "
+                "install that version to repeat it")
         if missing := [name for name in needed if name not in run]:
             raise ValueError(f"{path} does not say {missing[0]!r}, without which the run cannot be repeated")
         size = run["size"]
@@ -92,7 +94,8 @@ class RecordedRun:
             raise ValueError(f"{path} is damaged: {error}") from None
         metadata = path.with_name("metadata.jsonl")
         if not metadata.is_file():
-            raise FileNotFoundError(f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
+            raise FileNotFoundError(
+                f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
         rows = read_manifest(path.parent)
         for row in rows:
             if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
@@ -109,7 +112,8 @@ class RecordedRun:
     def model(self) -> str:
         """The model's folder where it is still there, else its name."""
         folder = self.environment.get("model_folder")
-        return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, "model_index.json")) else self.run["model"]
+        return folder if isinstance(folder, str) and os.path.isfile(os.path.join(
+            folder, "model_index.json")) else self.run["model"]
 
 
 @dataclass
@@ -144,9 +148,15 @@ class ReplayReport:
     signal: int | None = None
 
 
-def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike[str], *, real: str | os.PathLike[str] | None = None,
-           environment: Mapping[str, Any] | None = None, progress: Callable[[float, int], None] | None = None) -> ReplayReport:
-    """Make all images of a run again, into the folder `out`, and compare the SHA-256 of every file with the recorded one.
+def replay(recorded: RecordedRun,
+           pipeline: PipelineLike,
+           out: str | os.PathLike[str],
+           *,
+           real: str | os.PathLike[str] | None = None,
+           environment: Mapping[str, Any] | None = None,
+           progress: Callable[[float, int], None] | None = None) -> ReplayReport:
+    """Make all images of a run again, into the folder `out`, and compare the SHA-256 of every file with the recorded
+    one.
 
     Parameters
     ----------
@@ -171,13 +181,17 @@ def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike
     """
     run, out, root = recorded.run, Path(out), Path(recorded.run["real"] if real is None else real)
     if (pipeline.fingerprint, pipeline.dtype, list(pipeline.size)) != (run["model_sha256"], run["dtype"], run["size"]):
-        what = "another model: its files differ" if pipeline.fingerprint != run["model_sha256"] else "loaded with another dtype or size"
-        raise ValueError(f"{recorded.out / 'run.json'}: the model given is {what}; give --model where the run's own is now")
+        what = "another model: its files differ" if pipeline.fingerprint != run[
+            "model_sha256"] else "loaded with another dtype or size"
+        raise ValueError(
+            f"{recorded.out / 'run.json'}: the model given is {what}; give --model where the run's own is now")
     if out.exists() and out.resolve() == recorded.out.resolve():
         raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: the real images of the run are not there; give the folder where they are now, before OUT")
-    report = ReplayReport(total=len(recorded.rows), environment=differences(recorded.environment, environment or {}, WORTH_TELLING))
+        raise FileNotFoundError(
+            f"{root}: the real images of the run are not there; give the folder where they are now, before OUT")
+    report = ReplayReport(total=len(recorded.rows),
+                          environment=differences(recorded.environment, environment or {}, WORTH_TELLING))
     for row in recorded.rows:
         there = recorded.out / row["file_name"]
         if there.is_file() and _digest(there) != row["sha256"]:
@@ -199,9 +213,20 @@ def replay(recorded: RecordedRun, pipeline: PipelineLike, out: str | os.PathLike
             report.changed.append((image.key, "is not the file that the run was made from"))
     lost = {key for key, _ in report.changed}
     folder = ImageFolder(root, folder.classes, tuple(image for image in images if image.key not in lost), ())
-    done = generate_dataset(folder, out, pipeline, recorded.settings, prompts={key: row["prompt"] for key, row in wanted.items()},
-                            prompt_source={k: run.get(k) for k in ("template", "prompts_sha256")}, model=run["model"],
-                            environment=environment, stems={key: _stem(row) for key, row in wanted.items()}, record=recorded.recorded, progress=progress)
+    done = generate_dataset(folder,
+                            out,
+                            pipeline,
+                            recorded.settings,
+                            prompts={key: row["prompt"]
+                                     for key, row in wanted.items()},
+                            prompt_source={k: run.get(k)
+                                           for k in ("template", "prompts_sha256")},
+                            model=run["model"],
+                            environment=environment,
+                            stems={key: _stem(row)
+                                   for key, row in wanted.items()},
+                            record=recorded.recorded,
+                            progress=progress)
     report.signal = done.signal
     for row in recorded.rows if done.signal is None else ():
         if row["seed_file"] in lost:
@@ -219,7 +244,8 @@ def _stem(row: Mapping[str, Any]) -> str:
     label, slash, name = row["file_name"].partition("/")
     seed_label, _, seed_name = row["seed_file"].partition("/")
     ending = f"-{row['variant']:03d}.png"
-    plain = slash and label == seed_label == row["label"] and not {label, seed_name} & {"", ".", ".."} and "/" not in name + seed_name
+    plain = slash and label == seed_label == row["label"] and not {label, seed_name
+                                                                   } & {"", ".", ".."} and "/" not in name + seed_name
     return name.removesuffix(ending) if plain and name.endswith(ending) else ""
 
 

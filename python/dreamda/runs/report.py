@@ -3,9 +3,9 @@
     page = report_page("photos", "synthetic")
     page = report_page("photos", "synthetic", network=TrainedModel.load("run/model.safetensors"))     # in the features of a classifier
 
-Every class gets a plain verdict: whether a network that knows the real images recognises the synthetic ones, and the other way round (see
-measures.py). Fidelity and diversity are measured by neighbours in the network's features: precision and recall (Kynkäänniemi et al., 2019),
-density and coverage (Naeem et al., 2020).
+Every class gets a plain verdict: whether a network that knows the real images recognises the synthetic ones, and the
+other way round (see measures.py). Fidelity and diversity are measured by neighbours in the network's features:
+precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020).
 """
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
     if not rows:
-        raise ValueError(f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
+        raise ValueError(
+            f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
     folder = ImageFolder.scan(root)
     all_seeds = [image.key for image in folder.images]
     known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)
@@ -74,16 +75,24 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     position = {key: i for i, key in enumerate(seeds)}
     kept = _thinned([row for row in rows if row["seed_file"] in position])
     size = network.size if network is not None else _small_size(root / seeds[0])
-    real_images, synthetic_images = (_read(paths, size) for paths in ([root / key for key in seeds], [out / row["file_name"] for row in kept]))
+    real_images, synthetic_images = (_read(paths, size)
+                                     for paths in ([root / key
+                                                    for key in seeds], [out / row["file_name"] for row in kept]))
     classes = list(dict.fromkeys(key.split("/")[0] for key in seeds))
     labels = np.array([classes.index(key.split("/")[0]) for key in seeds])
     seed_of = np.array([position[row["seed_file"]] for row in kept])
-    found = judge(real_images, labels, synthetic_images, seed_of, features=network.features if network is not None else None,
-                  title=f"the features of {network.backbone}" if network is not None else "", threads=threads)
+    found = judge(real_images,
+                  labels,
+                  synthetic_images,
+                  seed_of,
+                  features=network.features if network is not None else None,
+                  title=f"the features of {network.backbone}" if network is not None else "",
+                  threads=threads)
     colourless = is_grey(synthetic_images) and not is_grey(real_images)
     verdict = verdicts(found, labels, seed_of, classes, colourless)
     table, near = _per_class(found, labels, seeds, seed_of, classes, verdict)
-    return _html(root, out, rows, all_seeds, found, _summary(found, labels, seed_of, verdict), table, near, len(seeds), len(kept))
+    return _html(root, out, rows, all_seeds, found, _summary(found, labels, seed_of, verdict), table, near, len(seeds),
+                 len(kept))
 
 
 def _thinned(items: list[Any]) -> list[Any]:
@@ -115,16 +124,20 @@ def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64
         sentences[0] = f"The synthetic images are unlike the real ones. {sentences[0]} Do not train on them."
     if found.real_guess is not None and found.synthetic_guess is not None:
         real, synthetic = (found.real_guess == labels).mean(), (found.synthetic_guess == labels[seed_of]).mean()
-        sentences.append(f"What knows other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} of the real ones; guessing "
-                         f"would be right in {1 / len(verdict):.0%}.")
+        sentences.append(
+            f"What knows other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} of the real ones; guessing "
+            f"would be right in {1 / len(verdict):.0%}.")
     if found.taught_guess is not None:
-        sentences.append(f"What knows the synthetic images alone recognises {(found.taught_guess == labels).mean():.0%} of the real ones.")
+        sentences.append(
+            f"What knows the synthetic images alone recognises {(found.taught_guess == labels).mean():.0%} of the real ones."
+        )
     return sentences + found.notes
 
 
-def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_of: NDArray[np.int64], classes: list[str], verdict: list[Verdict]
-               ) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
-    """A row of the table for each class, and for each seed its mean distance to its variants, in units of the class's own spread."""
+def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_of: NDArray[np.int64],
+               classes: list[str], verdict: list[Verdict]) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
+    """A row of the table for each class, and for each seed its mean distance to its variants, in units of the class's
+    own spread."""
     to_seed: dict[int, list[float]] = {}
     between: dict[int, list[float]] = {}
     near = []
@@ -143,13 +156,16 @@ def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_
                 near.append((distance, seeds[image]))
                 if len(variants) > 1:
                     inside = distances(variants, variants)
-                    between.setdefault(int(label), []).append(float(inside.sum() / (len(variants) * (len(variants) - 1))) / spread)
+                    between.setdefault(int(label),
+                                       []).append(float(inside.sum() / (len(variants) * (len(variants) - 1))) / spread)
     table = []
     for label, (name, said) in enumerate(zip(classes, verdict, strict=True)):
         distance_to_seed = float(np.mean(to_seed[label])) if label in to_seed else None
         copies = " They are nearly copies of their seeds." if distance_to_seed is not None and distance_to_seed < COPY else ""
-        table.append({"class": name, "verdict": f"{said.word}: {said.sentence}{copies}", **said.numbers, "distance to the seed": distance_to_seed,
-                      "between variants": float(np.mean(between[label])) if label in between else None})
+        table.append({
+            "class": name, "verdict": f"{said.word}: {said.sentence}{copies}", **said.numbers, "distance to the seed":
+            distance_to_seed, "between variants": float(np.mean(between[label])) if label in between else None
+        })
     return table, sorted(near)
 
 
@@ -167,14 +183,20 @@ th { font-weight: 600; border-bottom: 1px solid #dadce0; } td { border-bottom: 1
 .strip img.seed { outline: 2px solid #1a73e8; margin-right: 10px; } .strip span { width: 15rem; flex: none; font-size: .85rem; overflow-wrap: anywhere; }
 .sheet { max-width: 100%; height: auto; }
 """
-MEANING = {"precision": "of the synthetic images lie among the real ones (fidelity)", "recall": "of the real images lie among the synthetic ones (diversity)",
-           "density": "how deep among the real ones; about 1 is alike", "coverage": "of the real images have a synthetic one in their neighbourhood"}
+MEANING = {
+    "precision": "of the synthetic images lie among the real ones (fidelity)", "recall":
+    "of the real images lie among the synthetic ones (diversity)", "density":
+    "how deep among the real ones; about 1 is alike", "coverage":
+    "of the real images have a synthetic one in their neighbourhood"
+}
 
 
-def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: list[str], found: Judged, summary: list[str], table: list[dict[str, Any]],
-          near: list[tuple[float, str]], n_real: int, n_synthetic: int) -> str:
+def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: list[str], found: Judged, summary: list[str],
+          table: list[dict[str, Any]], near: list[tuple[float, str]], n_real: int, n_synthetic: int) -> str:
     first = with_todays_names(rows[0])
-    settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}" for k in ("method", "steps", "strength", "noise_scale", "guidance_scale", "seed") if k in first)
+    settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}"
+                         for k in ("method", "steps", "strength", "noise_scale", "guidance_scale", "seed")
+                         if k in first)
     best = found.best
     tiles = "".join(f'<div class="tile">{name}<b>{value:.2f}</b><span class="faint">{MEANING[name]}'
                     + (f"; two halves of the real images: {getattr(best, name):.2f}" if best else "") + "</span></div>"
@@ -215,8 +237,10 @@ def _cell(value: Any) -> str:
 
 def _strip(real: Path, out: Path, key: str, rows: list[dict[str, Any]], distance: float) -> str:
     pictures = [(real / key, "seed", f"The real image {key}")]
-    pictures += [(out / row["file_name"], "variant", f"Variant {row.get('variant', '')} of {key}") for row in rows[:STRIP_VARIANTS]]
-    images = "".join(f'<img class="{kind}" alt="{html.escape(alt)}" src="{_thumbnail(path)}">' for path, kind, alt in pictures)
+    pictures += [(out / row["file_name"], "variant", f"Variant {row.get('variant', '')} of {key}")
+                 for row in rows[:STRIP_VARIANTS]]
+    images = "".join(f'<img class="{kind}" alt="{html.escape(alt)}" src="{_thumbnail(path)}">'
+                     for path, kind, alt in pictures)
     return f'<div class="strip"><span>{html.escape(key)}<br><span class="faint">distance {distance:.2f}</span></span>{images}</div>'
 
 

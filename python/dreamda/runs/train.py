@@ -6,9 +6,9 @@
     RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last one so far
     RUN/metrics.json, confusion.png, curves.png      when the run is over (the first two with test images)
 
-Every file but the log is replaced as a whole. A run that was stopped or killed goes on from its last checkpoint when the same command is run
-again; the checkpoints and the model end with the same bytes as those of an undisturbed run on the same machine with the same number of
-threads: with another number it is refused.
+Every file but the log is replaced as a whole. A run that was stopped or killed goes on from its last checkpoint when
+the same command is run again; the checkpoints and the model end with the same bytes as those of an undisturbed run on
+the same machine with the same number of threads: with another number it is refused.
 """
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences, environment
 from .labelled import FolderImages, LabelledFolder, dimensions, scan_labelled, scan_real
 
-FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png", "curves.png")
+FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png",
+         "curves.png")
 
 Paths = str | os.PathLike[str]
 
@@ -78,16 +79,25 @@ class TrainReport:
 
     def __repr__(self) -> str:
         best = f", best epoch {self.best['epoch']} with validation accuracy {self.best['accuracy']:.4f}" if self.best else ""
-        return (f"TrainReport({self.epochs} epochs{best}, {self.metrics!r}, {len(self.events)} events, {len(self.notes)} notes, "
-                f"{len(self.skipped)} files skipped)")
+        return (
+            f"TrainReport({self.epochs} epochs{best}, {self.metrics!r}, {len(self.events)} events, {len(self.notes)} notes, "
+            f"{len(self.skipped)} files skipped)")
 
 
-def train_dataset(real: Paths, synthetic: Paths | None, out: Paths, recipe: Recipe = Recipe(), *, test: Paths | None = None,
-                  threads: int | None = None, workers: int = 2, tell: Callable[[str], None] = lambda text: None,
+def train_dataset(real: Paths,
+                  synthetic: Paths | None,
+                  out: Paths,
+                  recipe: Recipe = Recipe(),
+                  *,
+                  test: Paths | None = None,
+                  threads: int | None = None,
+                  workers: int = 2,
+                  tell: Callable[[str], None] = lambda text: None,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> TrainReport:
     """Train a classifier into the folder `out`, or go on where the last call stopped.
 
-    On SIGINT or SIGTERM (in the main thread) the step in hand is finished and the state saved; a second signal acts at once.
+    On SIGINT or SIGTERM (in the main thread) the step in hand is finished and the state saved; a second signal acts at
+    once.
 
     Parameters
     ----------
@@ -97,9 +107,11 @@ def train_dataset(real: Paths, synthetic: Paths | None, out: Paths, recipe: Reci
         New, empty, or the folder of the same run.
     recipe : Recipe
     threads, workers : int
-        Of the core, and for making views. Only the former may change a bit of the result; a run goes on with no other number.
+        Of the core, and for making views. Only the former may change a bit of the result; a run goes on with no other
+        number.
     tell, progress : callable
-        Take lines for people (which name other parameters in backticks, see `dreamda.options`), and the steps done with their total.
+        Take lines for people (which name other parameters in backticks, see `dreamda.options`), and the steps done with
+        their total.
 
     Raises
     ------
@@ -120,9 +132,11 @@ def train_dataset(real: Paths, synthetic: Paths | None, out: Paths, recipe: Reci
 
 
 class _Run:
-    """One call of `train_dataset`, phase by phase: `scan`, `read`, `prepare`, `train`. Before the last nothing is written."""
+    """One call of `train_dataset`, phase by phase: `scan`, `read`, `prepare`, `train`. Before the last nothing is
+    written."""
 
-    def __init__(self, recipe: Recipe, out: Path, tell: Callable[[str], None], threads: int | None, workers: int) -> None:
+    def __init__(self, recipe: Recipe, out: Path, tell: Callable[[str], None], threads: int | None,
+                 workers: int) -> None:
         self.recipe, self.out, self.tell, self.threads, self.workers = recipe, out, tell, threads, workers
 
     # ---- before anything is written
@@ -132,24 +146,31 @@ class _Run:
         recipe = self.recipe
         self.real = scan_real(real)
         if recipe.method == "real-only" and synthetic is not None:
-            raise ParameterError("synthetic", f"{synthetic} would not be used, as `method=real-only` leaves synthetic images out; leave it off, or "
-                                              "use another `method`")
+            raise ParameterError(
+                "synthetic",
+                f"{synthetic} would not be used, as `method=real-only` leaves synthetic images out; leave it off, or "
+                "use another `method`")
         if recipe.method != "real-only" and synthetic is None:
-            raise ParameterError("synthetic", f"is missing: `method={recipe.method}` needs the output of dreamda generate; or use `method=real-only`")
+            raise ParameterError(
+                "synthetic",
+                f"is missing: `method={recipe.method}` needs the output of dreamda generate; or use `method=real-only`")
         self.synthetic = scan_labelled(synthetic, self.real.classes, "SYNTHETIC") if synthetic is not None else None
         self.test = scan_labelled(test, self.real.classes, "TEST") if test is not None else None
         self.kept, self.held = split(self.real.labels, recipe.validation_fraction, recipe.random_state)
         if recipe.validation_fraction and not len(self.held):
             most = max(np.bincount(self.real.labels))
-            raise ParameterError("validation_fraction", f"{recipe.validation_fraction} holds back no image, as no class has more than {most}; "
-                                 + (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
+            raise ParameterError(
+                "validation_fraction",
+                f"{recipe.validation_fraction} holds back no image, as no class has more than {most}; " +
+                (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
         _check_out(self.out, [Path(p) for p in (real, synthetic, test) if p is not None])
         sizes = [dimensions(path) for path in self.real.paths] if recipe.image_size is None else []
         self.size, self.why = natural_size(recipe.image_size, sizes)
 
     def read(self) -> None:
         """Decode every image once, and leave out synthetic images that were made from images held back or tested on."""
-        self.images, self.made, self.tested = (FolderImages(part.paths if part else [], self.size) for part in (self.real, self.synthetic, self.test))
+        self.images, self.made, self.tested = (FolderImages(part.paths if part else [], self.size)
+                                               for part in (self.real, self.synthetic, self.test))
         for images in (self.images, self.made, self.tested):
             images.read_all(self.workers)
         self.used = np.arange(len(self.made))
@@ -160,7 +181,9 @@ class _Run:
             of_tested = self.synthetic.made_from(set(), set(self.tested.hashes) - {hashes[i] for i in self.kept})
             self.used, self.leaks = np.flatnonzero(~(of_held | of_tested)), int((of_held | of_tested).sum())
             if not len(self.used):
-                raise ParameterError("synthetic", "every synthetic image was made from a real image that is held back or tested on; none is left")
+                raise ParameterError(
+                    "synthetic",
+                    "every synthetic image was made from a real image that is held back or tested on; none is left")
 
     def prepare(self) -> None:
         """Resolve the recipe, refuse a folder that holds another run, and take memory for the network."""
@@ -168,17 +191,22 @@ class _Run:
         from ..networks.models import resolve_dtype
 
         recipe, real, synthetic = self.recipe, self.real, self.synthetic
-        self.setup = Setup.of(recipe, self.size, (self.images[int(i)] for i in self.kept), is_grey(self.images[i] for i in range(len(self.images))))
+        self.setup = Setup.of(recipe, self.size, (self.images[int(i)] for i in self.kept),
+                              is_grey(self.images[i] for i in range(len(self.images))))
         self.dtype = resolve_dtype(recipe.dtype)
         self.threads, self.why_threads = _threads(self.threads, self.out)
         self.identity = {
             "format": 2, "dreamda": __version__, "classes": real.classes, "real": real.digest(self.images.hashes),
-            "synthetic": synthetic.digest(self.made.hashes) if synthetic else None, **asdict(recipe), **self.setup.resolved(), "dtype": self.dtype,
-            "pretrained": digest_of_file(recipe.pretrained) if recipe.pretrained else None, "threads": self.threads, "environment": environment()}
+            "synthetic": synthetic.digest(self.made.hashes) if synthetic else None, **asdict(recipe),
+            **self.setup.resolved(), "dtype": self.dtype, "pretrained":
+            digest_of_file(recipe.pretrained) if recipe.pretrained else None, "threads": self.threads, "environment":
+            environment()
+        }
         _check_same(self.out, self.identity)
         made = synthetic.subset(self.used) if synthetic else None
-        data = Data(self.images.subset(self.kept), real.labels[self.kept], self.made.subset(self.used), made.labels if made else None,
-                    made.truth if made else None, self.images.subset(self.held), real.labels[self.held])
+        data = Data(self.images.subset(self.kept), real.labels[self.kept],
+                    self.made.subset(self.used), made.labels if made else None, made.truth if made else None,
+                    self.images.subset(self.held), real.labels[self.held])
         self.training = self.setup.training(data, len(real.classes), threads=self.threads, workers=self.workers)
 
     def header(self) -> list[str]:
@@ -187,17 +215,23 @@ class _Run:
         held = f", {len(self.held)} of them held back for validation" if len(self.held) else ""
         lines = [f"real images: {len(self.images)} of {len(self.real.classes)} classes{held}"]
         if self.synthetic is not None:
-            lines.append(f"synthetic images: {len(self.made)}"
-                         + (f", {self.leaks} of them left out: they were made from images that are held back or tested on" if self.leaks else ""))
+            lines.append(f"synthetic images: {len(self.made)}" + (
+                f", {self.leaks} of them left out: they were made from images that are held back or tested on" if self.
+                leaks else ""))
         if self.test is not None:
             lines.append(f"test images: {len(self.tested)}")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
-        parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (training.network.backbone.features + 1) * len(self.real.classes)
-        lines.append(f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads"
-                     + self.why_threads)
-        lines.append(f"weights: {recipe.pretrained}" if recipe.pretrained else f"weights: random, seed {recipe.random_state}")
+        parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (
+            training.network.backbone.features + 1) * len(self.real.classes)
+        lines.append(
+            f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads"
+            + self.why_threads)
+        lines.append(
+            f"weights: {recipe.pretrained}" if recipe.pretrained else f"weights: random, seed {recipe.random_state}")
         steps = training.steps_per_epoch
-        lines.append(f"training: method {recipe.method}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images: {recipe.epochs * steps:,} steps")
+        lines.append(
+            f"training: method {recipe.method}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images: {recipe.epochs * steps:,} steps"
+        )
         return lines
 
     # ---- in the folder
@@ -233,20 +267,25 @@ class _Run:
             try:
                 self.training.load_state(*kept)
             except ValueError as error:
-                raise ValueError(f"{path}: {error}; remove it to begin again, or give another `out`".replace("`", "")) from None
+                raise ValueError(f"{path}: {error}; remove it to begin again, or give another `out`".replace(
+                    "`", "")) from None
         self.report.events = self.folder.log(kept[1]["events"] if kept else 0)
         if self.training.epoch == self.recipe.epochs:
             return
         for line in self.header():
             self.tell(line)
         if self.recipe.validation_fraction and self.synthetic is not None and not self.synthetic.seeds:
-            self.report.notes.append("SYNTHETIC does not say which real image each image was made from (it has no metadata.jsonl), so images made from "
-                                     "those held back are trained on, and the validation accuracy is too high")
+            self.report.notes.append(
+                "SYNTHETIC does not say which real image each image was made from (it has no metadata.jsonl), so images made from "
+                "those held back are trained on, and the validation accuracy is too high")
             self.tell(self.report.notes[-1])
         if kept is not None:
             if differing := differences(self.folder.begun.get("environment"), self.identity["environment"], BITS):
-                self.tell(f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
-            self.tell(f"resuming from {path}: epoch {self.training.epoch + 1}, step {self.training.step + 1} of {self.training.steps_per_epoch}")
+                self.tell(
+                    f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
+            self.tell(
+                f"resuming from {path}: epoch {self.training.epoch + 1}, step {self.training.step + 1} of {self.training.steps_per_epoch}"
+            )
 
     def _on_event(self, event: Event) -> None:
         self.report.events.append(event)
@@ -260,22 +299,28 @@ class _Run:
             about: dict[str, Any] = {"epoch": training.epoch, "seed": recipe.random_state, "method": recipe.method}
             if not best and training.epoch < recipe.epochs:
                 about["stopped_in_epoch"] = training.epoch + 1
-            self.setup.model(training.network, self.real.classes, about=about, pretraining=training.is_pretraining).save(self.folder.path("model.safetensors"))
+            self.setup.model(training.network, self.real.classes, about=about,
+                             pretraining=training.is_pretraining).save(self.folder.path("model.safetensors"))
         arrays, position = training.state()
-        save_arrays(self.folder.path("checkpoint.safetensors"), arrays, {"format": 1, "kind": "checkpoint", **position,
-                                                                         "events": len(self.report.events), "classes": self.real.classes})
+        save_arrays(self.folder.path("checkpoint.safetensors"), arrays, {
+            "format": 1, "kind": "checkpoint", **position, "events": len(self.report.events), "classes":
+            self.real.classes
+        })
 
     def _finish(self) -> None:
         """Test the model and draw the pictures."""
         report, recipe = self.report, self.recipe
         if recipe.method == "amst" and not any(e.get("accepted") for e in report.events):
-            report.notes.append(f"no synthetic image ever got a label at `threshold={recipe.threshold:g}`: the model learned from the real images and the "
-                                "consistency loss alone")
+            report.notes.append(
+                f"no synthetic image ever got a label at `threshold={recipe.threshold:g}`: the model learned from the real images and the "
+                "consistency loss alone")
         if self.test is not None:
             model = TrainedModel.load(self.folder.path("model.safetensors"))
-            report.metrics = evaluate_predictions(model.predict_proba(self.tested, dtype=self.dtype, threads=self.threads, workers=self.workers),
-                                                  self.test.labels, self.real.classes)
-            self.folder.replace("metrics.json", (json.dumps(report.metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+            report.metrics = evaluate_predictions(
+                model.predict_proba(self.tested, dtype=self.dtype, threads=self.threads, workers=self.workers),
+                self.test.labels, self.real.classes)
+            self.folder.replace("metrics.json",
+                                (json.dumps(report.metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         report.notes += self.folder.pictures(report.events, report.metrics)
 
     def _last_good(self) -> str:
@@ -285,8 +330,12 @@ class _Run:
         return f"the last good checkpoint is {path}, of epoch {int(load_arrays(path, 'checkpoint')[1]['epoch'])}"
 
 
-def evaluate_dataset(model: TrainedModel, data: Paths, *, dtype: str = "auto", threads: int | None = None, workers: int = 2
-                     ) -> tuple[Metrics, list[tuple[str, str]]]:
+def evaluate_dataset(model: TrainedModel,
+                     data: Paths,
+                     *,
+                     dtype: str = "auto",
+                     threads: int | None = None,
+                     workers: int = 2) -> tuple[Metrics, list[tuple[str, str]]]:
     """Test a model on a labelled folder, and list the files in it that were left out, each with the reason.
 
     Raises
@@ -297,7 +346,8 @@ def evaluate_dataset(model: TrainedModel, data: Paths, *, dtype: str = "auto", t
     folder = scan_labelled(data, [str(c) for c in model.classes], "DATA")
     images = FolderImages(folder.paths, model.size)
     images.read_all(workers)
-    metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers), folder.labels, model.classes)
+    metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers),
+                                   folder.labels, model.classes)
     return metrics, folder.ignored
 
 
@@ -320,11 +370,13 @@ def _check_out(out: Path, inputs: list[Path]) -> None:
     if out.exists() and not out.is_dir():
         raise ParameterError("out", f"{out} is no folder; give a new or an empty one")
     if out.is_dir() and not (out / "run.json").is_file() and any(path.name not in _TEMPORARY for path in out.iterdir()):
-        raise ParameterError("out", f"{out} holds files but no run.json of dreamda train; give a new or an empty folder")
+        raise ParameterError("out",
+                             f"{out} holds files but no run.json of dreamda train; give a new or an empty folder")
 
 
 def _threads(threads: int | None, out: Path) -> tuple[int, str]:
-    """The number asked for; else that of the run in `out`, whose result depends on it; else as many as are free now, and why fewer than all."""
+    """The number asked for; else that of the run in `out`, whose result depends on it; else as many as are free now,
+    and why fewer than all."""
     from ..networks.threads import free_threads, resolve_threads
 
     if threads is None and (out / "run.json").is_file():
@@ -353,17 +405,23 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         raise ParameterError("out", f"{path} is not a run of dreamda train; give another folder")
     for name, value in identity.items():
         if name == "threads" and there.get(name, value) != value:
-            raise ParameterError("out", f"{out} holds a run begun with {there[name]} threads, now there are {value}, and its result depends on that; "
-                                        f"resume with `threads={there[name]}`, or give another folder")
+            raise ParameterError(
+                "out",
+                f"{out} holds a run begun with {there[name]} threads, now there are {value}, and its result depends on that; "
+                f"resume with `threads={there[name]}`, or give another folder")
         if name not in ("threads", "environment") and there.get(name) != value:
-            values = "" if name in ("real", "synthetic", "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
+            values = "" if name in ("real", "synthetic",
+                                    "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
             other = _NAMES.get(name) or (f"`{name}`" if name in options_of(Recipe) else name)
-            raise ParameterError("out", f"{out} holds a run with another {other}{values}; repeat that one or give another folder")
+            raise ParameterError(
+                "out", f"{out} holds a run with another {other}{values}; repeat that one or give another folder")
     return there
 
 
-_NAMES = {"real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda": "version of dreamda",
-          "format": "format of run.json", "pretrained": "`pretrained` file"}
+_NAMES = {
+    "real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda":
+    "version of dreamda", "format": "format of run.json", "pretrained": "`pretrained` file"
+}
 
 
 @contextlib.contextmanager
@@ -374,9 +432,12 @@ def _writing(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if isinstance(error, BlockingIOError):
-            raise ParameterError("out", f"{out} is being written by another process; wait for it, or give another folder") from None
-        raise OutputError(error.errno, f"{out} cannot be written ({error.strerror}); put that right, then run the same command again to resume "
-                                       "from the last checkpoint") from error
+            raise ParameterError(
+                "out", f"{out} is being written by another process; wait for it, or give another folder") from None
+        raise OutputError(
+            error.errno,
+            f"{out} cannot be written ({error.strerror}); put that right, then run the same command again to resume "
+            "from the last checkpoint") from error
 
 
 class _Folder:
@@ -430,7 +491,8 @@ class _Folder:
         except (ValueError, RecursionError):
             events = [None]
         if not all(isinstance(e, dict) and isinstance(e.get("event"), str) for e in events):
-            raise ValueError(f"{path} holds a line that is no record of a training run; put it right, or give another folder")
+            raise ValueError(
+                f"{path} holds a line that is no record of a training run; put it right, or give another folder")
         self.replace("log.jsonl", b"".join(lines))
         return events
 

@@ -3,7 +3,8 @@
     backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
     initialise(backbone, seed=0)
     load_pretrained(backbone, "resnet18.safetensors")
-    folded = FoldedBackbone("resnet18", weights, size=(32, 32), batch=64)   # inference alone, in a fraction of the memory
+    folded = FoldedBackbone("resnet18", weights, size=(32, 32), batch=64)   # inference alone, in a fraction of the
+    memory
 """
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ STEMS = ("auto", "imagenet", "small")
 SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
 LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
 STREAM = 17  # of the keyed normals: initial weights of backbones
-ARCHITECTURES = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}  # blocks, bottlenecks
+# blocks, bottlenecks
+ARCHITECTURES = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}
 _OTHER_HEADS = ("fc.", "head.", "classifier.")
 
 Floats = NDArray[np.float32]
@@ -51,12 +53,20 @@ class Backbone(Protocol):
     def backward(self, d_features: Floats, slot: int = 0) -> None: ...
     def zero_grad(self) -> None: ...
     def gradient_norm(self) -> float: ...
-    def step(self, lr: float, momentum: float, weight_decay: float, nesterov: bool = True, clip_norm: float = 0.0) -> None: ...
+
+    def step(self,
+             lr: float,
+             momentum: float,
+             weight_decay: float,
+             nesterov: bool = True,
+             clip_norm: float = 0.0) -> None:
+        ...
     def evaluate(self, images: Floats) -> Floats: ...
 
 
 def choose_stem(stem: str, size: tuple[int, int]) -> str:
-    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller chose.
+    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller
+    chose.
 
     Raises
     ------
@@ -68,15 +78,26 @@ def choose_stem(stem: str, size: tuple[int, int]) -> str:
     if stem == "auto":
         stem = "small" if max(size) <= SMALL else "imagenet"
     if max(size) > LARGEST:
-        raise ParameterError("image_size", f"images of {size[0]} x {size[1]} pixels are too large to train on; give a size up to {LARGEST}")
+        raise ParameterError(
+            "image_size",
+            f"images of {size[0]} x {size[1]} pixels are too large to train on; give a size up to {LARGEST}")
     if min(size) < SMALLEST[stem]:
-        raise ParameterError("image_size", f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
-                             + ("use `stem=small` or a larger size" if stem == "imagenet" else "give a larger size"))
+        raise ParameterError(
+            "image_size",
+            f"images of {size[0]} x {size[1]} pixels are too small for the {stem} stem, which needs {SMALLEST[stem]}; "
+            + ("use `stem=small` or a larger size" if stem == "imagenet" else "give a larger size"))
     return stem
 
 
-def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64, dtype: str = "auto",
-                    threads: int | None = None, slots: int = 2) -> Backbone:
+def create_backbone(name: str,
+                    *,
+                    size: tuple[int, int],
+                    batch: int,
+                    stem: str = "auto",
+                    width: int = 64,
+                    dtype: str = "auto",
+                    threads: int | None = None,
+                    slots: int = 2) -> Backbone:
     """A backbone in the C core, not yet initialised.
 
     Parameters
@@ -99,13 +120,19 @@ def create_backbone(name: str, *, size: tuple[int, int], batch: int, stem: str =
     from ..networks.models import resolve_dtype
     from ..networks.threads import resolve_threads
 
-    return _core.Trainer(_config(name, stem, size, width), batch=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype),
-                         threads=resolve_threads(threads), slots=slots)
+    return _core.Trainer(_config(name, stem, size, width),
+                         batch=batch,
+                         height=size[0],
+                         width=size[1],
+                         dtype=resolve_dtype(dtype),
+                         threads=resolve_threads(threads),
+                         slots=slots)
 
 
 def _config(name: str, stem: str, size: tuple[int, int], width: int) -> dict[str, str | int]:
     if name not in BACKBONES:
-        raise ParameterError("backbone", f"{name!r} is not possible; use {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}")
+        raise ParameterError("backbone",
+                             f"{name!r} is not possible; use {', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}")
     return {"backbone": name, "stem": choose_stem(stem, size), "in_channels": 3, "width": width}
 
 
@@ -128,17 +155,30 @@ class FoldedBackbone:
         A tensor is missing, or its shape is not that of such a backbone; before memory is taken.
     """
 
-    def __init__(self, name: str, weights: Arrays, *, size: tuple[int, int], batch: int, stem: str = "auto", width: int = 64,
-                 dtype: str = "auto", threads: int | None = None) -> None:
+    def __init__(self,
+                 name: str,
+                 weights: Arrays,
+                 *,
+                 size: tuple[int, int],
+                 batch: int,
+                 stem: str = "auto",
+                 width: int = 64,
+                 dtype: str = "auto",
+                 threads: int | None = None) -> None:
         from ..networks.models import resolve_dtype, resolve_threads
 
         model = _core.Model("resnet", _config(name, stem, size, width))
         for tensor, shape in model.parameters():
             found = weights[tensor].shape if tensor in weights else None
             if found != shape:
-                raise ValueError(f"the model's {tensor} is {'missing' if found is None else f'of shape {found}'}; a {name} of width {width} "
-                                 f"and this stem needs {shape}")
-        self._plan = model.plan(rows=batch, height=size[0], width=size[1], dtype=resolve_dtype(dtype), threads=resolve_threads(threads))
+                raise ValueError(
+                    f"the model's {tensor} is {'missing' if found is None else f'of shape {found}'}; a {name} of width {width} "
+                    f"and this stem needs {shape}")
+        self._plan = model.plan(rows=batch,
+                                height=size[0],
+                                width=size[1],
+                                dtype=resolve_dtype(dtype),
+                                threads=resolve_threads(threads))
         for tensor in self._plan.missing():
             self._plan.load(tensor, weights[tensor])
         self.batch = batch
@@ -152,11 +192,13 @@ class FoldedBackbone:
 
 
 def initialise(backbone: Backbone, seed: int) -> None:
-    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give equal bits."""
+    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give
+    equal bits."""
     for name, parameter in backbone.parameters.items():
         if parameter.ndim > 1:
             fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
-            parameter[...] = np.float32(math.sqrt(2 / fan_out)) * _core.normals(seed, zlib.crc32(name.encode()), 0, 0, STREAM, 0, parameter.shape)
+            parameter[...] = np.float32(math.sqrt(2 / fan_out)) * _core.normals(seed, zlib.crc32(name.encode()), 0, 0,
+                                                                                STREAM, 0, parameter.shape)
         else:
             parameter[...] = 1 if name.endswith("weight") else 0
     for name, buffer in backbone.buffers.items():
@@ -171,26 +213,37 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ParameterError
-        The file is of another architecture (the message says which option fits it, or names tensors that differ), is no safetensors file,
-        or holds NaN or infinite values.
+        The file is of another architecture (the message says which option fits it, or names tensors that differ), is no
+        safetensors file, or holds NaN or infinite values.
     FileNotFoundError
     """
     file = WeightFile(path, convert=CONVERT_TORCHVISION)
     wanted = {**backbone.parameters, **backbone.buffers}
-    there = {name for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")}
+    there = {
+        name
+        for name in file.names() if not name.startswith(_OTHER_HEADS) and not name.endswith("num_batches_tracked")
+    }
     shapes = {name: file.shape(name) for name in there}
     problems = {
-        "missing": [n for n in wanted if n not in there], "unexpected": sorted(there - wanted.keys()),
-        "other shapes": [f"{n} {shapes[n]} instead of {wanted[n].shape}" for n in wanted if n in there and shapes[n] != wanted[n].shape]}
+        "missing": [n for n in wanted if n not in there], "unexpected":
+        sorted(there - wanted.keys()), "other shapes": [
+            f"{n} {shapes[n]} instead of {wanted[n].shape}" for n in wanted
+            if n in there and shapes[n] != wanted[n].shape
+        ]
+    }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
-        raise ParameterError("pretrained", f"{path} is of another architecture than this backbone and stem{_advice(shapes, wanted)} ({found})")
+        raise ParameterError(
+            "pretrained",
+            f"{path} is of another architecture than this backbone and stem{_advice(shapes, wanted)} ({found})")
     for name, array in wanted.items():
         values = file.read(name)
         if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         if not np.isfinite(values).all():
-            raise ParameterError("pretrained", f"{path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
+            raise ParameterError(
+                "pretrained",
+                f"{path}: parameter '{name}' holds NaN or infinite values: the file is damaged, fetch it again")
         array[...] = values
 
 

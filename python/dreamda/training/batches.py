@@ -1,4 +1,5 @@
-"""The batches of a training run, each a function of (seed, round, step), and threads that make them ahead of the network.
+"""The batches of a training run, each a function of (seed, round, step), and threads that make them ahead of the
+network.
 
     batches = Batches(recipe, data, views, number=1, assigned=labels, n_classes=10, first=0)
     for batch in ahead(batches.train, 0, 100, workers=2): ...       # steps 0 to 99, in order
@@ -26,7 +27,8 @@ T = TypeVar("T")
 
 
 class Images(Protocol):
-    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that are read then."""
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that
+    are read then."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
@@ -34,7 +36,8 @@ class Images(Protocol):
 
 @dataclass
 class Data:
-    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads.
+    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several
+    threads.
 
     Attributes
     ----------
@@ -92,22 +95,27 @@ class Batches:
         Steps of the stage before this epoch.
     """
 
-    def __init__(self, recipe: Recipe, data: Data, views: Views, *, number: int, assigned: NDArray[np.int32], n_classes: int, first: int) -> None:
-        self.recipe, self.data, self.views, self.number, self.first = recipe, data, views.with_stage(number), number, first
+    def __init__(self, recipe: Recipe, data: Data, views: Views, *, number: int, assigned: NDArray[np.int32],
+                 n_classes: int, first: int) -> None:
+        self.recipe, self.data, self.views, self.number, self.first = recipe, data, views.with_stage(
+            number), number, first
         accepted, real, size = int((assigned >= 0).sum()), len(data.real), recipe.batch_size
         self._rest = np.arange(len(assigned)) if recipe.consistency_on == "all" else np.flatnonzero(assigned < 0)
         self._labelled = Pool(recipe.random_state, number, LABELLED_REAL, real)
         self._unlabelled = Pool(recipe.random_state, number, UNLABELLED, len(self._rest))
         self._of_class = [np.flatnonzero(assigned == label) for label in range(n_classes)]
-        self._n_real = size if not accepted else min(size, max(math.ceil(size * recipe.real_share), round(size * real / (real + accepted))))
+        self._n_real = size if not accepted else min(
+            size, max(math.ceil(size * recipe.real_share), round(size * real / (real + accepted))))
 
     def pretrain(self, step: int) -> Batch:
         """Real images in a weak and a strong view."""
         size, data = self.recipe.batch_size, self.data
         drawn = self._labelled.take((self.first + step) * size, size)
         which = [i for _, i in drawn]
-        return Batch(np.stack(self._views(WEAK, data.real, drawn, 0)), data.labels[which],
-                     strong=np.stack(self._views(STRONG, data.real, drawn, 0)), weights=None if data.weights is None else data.weights[which])
+        return Batch(np.stack(self._views(WEAK, data.real, drawn, 0)),
+                     data.labels[which],
+                     strong=np.stack(self._views(STRONG, data.real, drawn, 0)),
+                     weights=None if data.weights is None else data.weights[which])
 
     def train(self, step: int) -> Batch:
         """Real and labelled synthetic images; for amst also unlabelled ones in a weak and a strong view."""
@@ -117,7 +125,8 @@ class Batches:
         which = [i for _, i in drawn]
         labels, weights = data.labels[which], None if data.weights is None else data.weights[which]
         images = self._views(recipe.view, data.real, drawn[: self._n_real], 0)
-        # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift the classes
+        # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift
+        # the classes
         random = _random(recipe.random_state, self.number, LABELLED_SYNTHETIC, step).random(size)
         for row in range(self._n_real, size):
             there = self._of_class[labels[row]]
@@ -142,14 +151,16 @@ class Batches:
 
 
 class Pool:
-    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several threads."""
+    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several
+    threads."""
 
     def __init__(self, seed: int, number: int, stream: int, n: int) -> None:
         self.key, self.n = (seed, number, stream), n
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def take(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from another."""
+        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from
+        another."""
         drawn = []
         for position in range(start, start + count):
             order, place = divmod(position, self.n)
@@ -164,7 +175,8 @@ def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generat
 
 
 def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
-    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for all rows."""
+    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for
+    all rows."""
     share, y, x = random.random(3)
     partner = np.argsort(random.random(len(batch.images)), kind="stable")
     other = batch.images[partner]
@@ -184,8 +196,8 @@ def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
 def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
     """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
 
-    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator waits for the calls
-    under way and drops the others.
+    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator
+    waits for the calls under way and drops the others.
     """
     if workers < 1:
         yield from map(make, range(start, stop))

@@ -21,7 +21,8 @@ from .views import is_grey, reduced
 
 
 class NotFittedError(ValueError, AttributeError):
-    """The classifier is used before `fit`. Where scikit-learn is loaded, its own exception of this name is raised instead."""
+    """The classifier is used before `fit`. Where scikit-learn is loaded, its own exception of this name is raised
+    instead."""
 
 
 @documented
@@ -44,9 +45,9 @@ else:
 class AMSTClassifier(_Parameters):
     """A ResNet trained on real and synthetic images with AMST, plainly, or on the real images alone.
 
-    Follows scikit-learn's estimator conventions: parameters are stored as given and checked by `fit`; what `fit` finds ends in an
-    underscore; instances can be cloned and pickled. Two fits with the same arguments are bitwise identical on the same machine. There is no
-    `n_features_in_`, as `predict` takes images of any size.
+    Follows scikit-learn's estimator conventions: parameters are stored as given and checked by `fit`; what `fit` finds
+    ends in an underscore; instances can be cloned and pickled. Two fits with the same arguments are bitwise identical
+    on the same machine. There is no `n_features_in_`, as `predict` takes images of any size.
 
     Parameters
     ----------
@@ -123,26 +124,38 @@ class AMSTClassifier(_Parameters):
         """
         for name, value in params.items():
             if name not in self._parameter_names():
-                raise ValueError(f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(self._parameter_names())}")
+                raise ValueError(
+                    f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(self._parameter_names())}")
             setattr(self, name, value)
         return self
 
     def __repr__(self) -> str:
         defaults = getattr(type(self), "__options__")
-        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if repr(value) != repr(defaults[name])]
+        changed = [
+            f"{name}={value!r}" for name, value in self.get_params().items() if repr(value) != repr(defaults[name])
+        ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # only scikit-learn itself asks
 
-        return Tags(estimator_type="classifier", target_tags=TargetTags(required=True), classifier_tags=ClassifierTags(),
+        return Tags(estimator_type="classifier",
+                    target_tags=TargetTags(required=True),
+                    classifier_tags=ClassifierTags(),
                     input_tags=InputTags(two_d_array=False, three_d_array=True))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
 
-    def fit(self, X: ArrayLike, y: ArrayLike, X_synthetic: ArrayLike | None = None, y_synthetic: ArrayLike | None = None, *,
-            sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None, groups_synthetic: ArrayLike | None = None) -> AMSTClassifier:
+    def fit(self,
+            X: ArrayLike,
+            y: ArrayLike,
+            X_synthetic: ArrayLike | None = None,
+            y_synthetic: ArrayLike | None = None,
+            *,
+            sample_weight: ArrayLike | None = None,
+            groups: ArrayLike | None = None,
+            groups_synthetic: ArrayLike | None = None) -> AMSTClassifier:
         """Train.
 
         Parameters
@@ -154,16 +167,17 @@ class AMSTClassifier(_Parameters):
         X_synthetic : uint8 (M, h, w, 3) or (M, h, w), optional
             Not used by `method="real-only"`.
         y_synthetic : (M,), optional
-            Labels of the real images that the synthetic ones were made from. Needed by `method="plain"` and `hint="agree"`.
+            Labels of the real images that the synthetic ones were made from. Needed by `method="plain"` and
+            `hint="agree"`.
         sample_weight : (N,), optional
             Weights of the real images' losses, 0 or more; a synthetic image has weight 1.
         groups : (N,), optional
             Which real images belong together, such as the photographs of one patient, or simply ``np.arange(N)``. With
             `validation_fraction` a group is held back as a whole.
         groups_synthetic : (M,), optional
-            The groups of the real images that the synthetic ones were made from. A synthetic image is left out unless its group is among
-            those of the real images that are trained on: so nothing made from an image that is held back, here or by the cross-validation
-            that calls this, can leak into training.
+            The groups of the real images that the synthetic ones were made from. A synthetic image is left out unless
+            its group is among those of the real images that are trained on: so nothing made from an image that is held
+            back, here or by the cross-validation that calls this, can leak into training.
 
         Returns
         -------
@@ -176,7 +190,9 @@ class AMSTClassifier(_Parameters):
             A parameter or the data cannot be used; the message says which and what is possible.
         dreamda.training.stages.DivergenceError
         """
-        parameters = ClassifierParameters(**{name: _plain(value) for name, value in self.get_params().items()} | {"random_state": self._seed()})
+        parameters = ClassifierParameters(**{name: _plain(value)
+                                             for name, value in self.get_params().items()}
+                                          | {"random_state": self._seed()})
         real = _images(X, "X")
         labels = _labels(y, "y", len(real), "X")
         classes, codes = np.unique(labels, return_inverse=True)
@@ -188,7 +204,8 @@ class AMSTClassifier(_Parameters):
             hints = _codes(y_synthetic, classes, len(synthetic)) if y_synthetic is not None else None
         weights = _weights(sample_weight, len(real)) if sample_weight is not None else None
         groups = _groups(groups, "groups", len(real), "X")
-        groups_synthetic = _groups(groups_synthetic, "groups_synthetic", len(synthetic), "X_synthetic") if len(synthetic) else None
+        groups_synthetic = _groups(groups_synthetic, "groups_synthetic", len(synthetic),
+                                   "X_synthetic") if len(synthetic) else None
         if groups_synthetic is not None and groups is None:
             raise ParameterError("groups_synthetic", "needs `groups`, those of the real images")
         train, held = split(codes, parameters.validation_fraction, parameters.random_state,
@@ -197,12 +214,14 @@ class AMSTClassifier(_Parameters):
         if groups is not None and groups_synthetic is not None:
             used = np.flatnonzero(may_train(groups_synthetic, groups[train]))
             if not len(used):
-                raise ParameterError("groups_synthetic", "has no group of the real images that are trained on, so no synthetic image is left")
+                raise ParameterError(
+                    "groups_synthetic",
+                    "has no group of the real images that are trained on, so no synthetic image is left")
         size, _ = natural_size(parameters.image_size, [(real.shape[1], real.shape[2])])
         real, synthetic = reduced(real, size), reduced(synthetic, size)
         setup = Setup.of(parameters, size, real[train], is_grey(real))
-        data = Data(real[train], codes[train], synthetic[used], hints[used] if hints is not None else None, None, real[held], codes[held],
-                    weights[train] if weights is not None else None)
+        data = Data(real[train], codes[train], synthetic[used], hints[used] if hints is not None else None, None,
+                    real[held], codes[held], weights[train] if weights is not None else None)
         run = setup.training(data, len(classes), threads=parameters.threads, workers=parameters.workers)
         history: list[Event] = []
         best: list[TrainedModel] = []
@@ -220,7 +239,9 @@ class AMSTClassifier(_Parameters):
             tell(describe(event))
 
         if len(used) < len(synthetic):
-            tell(f"{len(synthetic) - len(used)} of {len(synthetic)} synthetic images are left out: they come from images that are held back")
+            tell(
+                f"{len(synthetic) - len(used)} of {len(synthetic)} synthetic images are left out: they come from images that are held back"
+            )
         run.run(on_event, on_epoch)
         self.model_ = best[0] if best else setup.model(run.network, classes.tolist())
         self.best_epoch_ = run.best["epoch"] if run.best else parameters.epochs
@@ -299,7 +320,8 @@ class AMSTClassifier(_Parameters):
         predicted = self.predict(X)
         labels = _labels(y, "y", len(predicted), "X")
         if (labels.dtype.kind in "UO") != (self.classes_.dtype.kind in "UO"):
-            raise ParameterError("y", f"has labels such as {labels[0]!r}, but the classifier knows such as {self.classes_[0]!r}")
+            raise ParameterError(
+                "y", f"has labels such as {labels[0]!r}, but the classifier knows such as {self.classes_[0]!r}")
         weights = None if sample_weight is None else _weights(sample_weight, len(predicted))
         return float(np.average(predicted == labels, weights=weights))
 
@@ -348,7 +370,8 @@ class AMSTClassifier(_Parameters):
             raise ValueError(f"{path} was not saved by AMSTClassifier ({error})") from None
         arguments: dict[str, Any] = {k: v for k, v in params.items() if k in cls._parameter_names()}
         self = cls(**{"backbone": model.backbone, **arguments})
-        self.model_, self.classes_, self.pseudo_labels_, self.left_out_ = model, np.asarray(model.classes), pseudo_labels, left_out
+        self.model_, self.classes_, self.pseudo_labels_, self.left_out_ = model, np.asarray(
+            model.classes), pseudo_labels, left_out
         self.history_, self.best_epoch_ = model.about.get("history", []), model.about.get("best_epoch")
         return self
 
@@ -360,7 +383,9 @@ class AMSTClassifier(_Parameters):
 
 def _plain(value: Any) -> Any:
     """A parameter as JSON knows it."""
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    return value.tolist() if isinstance(value,
+                                        (np.generic,
+                                         np.ndarray)) else os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _images(X: ArrayLike, name: str) -> NDArray[np.uint8]:
@@ -374,7 +399,8 @@ def _images(X: ArrayLike, name: str) -> NDArray[np.uint8]:
     if array.ndim == 3:
         array = np.repeat(array[..., None], 3, axis=3)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
-        raise ParameterError(name, f"has shape {np.shape(X)}; images must be (N, height, width, 3) or (N, height, width), N at least 1")
+        raise ParameterError(
+            name, f"has shape {np.shape(X)}; images must be (N, height, width, 3) or (N, height, width), N at least 1")
     return array
 
 
@@ -386,17 +412,23 @@ def _labels(y: ArrayLike, name: str, count: int, images: str) -> NDArray[Any]:
     if array.dtype.kind == "O":
         kinds = {type(label) for label in array.tolist()}
         if len(kinds) > 1 or not kinds <= {str, int, bool, float}:
-            raise ParameterError(name, f"has labels of the types {', '.join(sorted(k.__name__ for k in kinds))}; give texts, whole numbers or booleans, "
-                                       "and only one kind of them")
+            raise ParameterError(
+                name,
+                f"has labels of the types {', '.join(sorted(k.__name__ for k in kinds))}; give texts, whole numbers or booleans, "
+                "and only one kind of them")
         array = array if kinds == {str} else np.array(array.tolist())
     if array.dtype.kind not in "biufUO":
         raise ParameterError(name, f"has labels of type {array.dtype}; give texts, whole numbers or booleans")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise ParameterError(name, f"holds NaN or infinity for {int((~np.isfinite(array)).sum())} images; leave those out, or label them")
+            raise ParameterError(
+                name,
+                f"holds NaN or infinity for {int((~np.isfinite(array)).sum())} images; leave those out, or label them")
         if (array != np.rint(array)).any():
-            raise ParameterError(name, f"holds numbers such as {array[array != np.rint(array)][0]}. Unknown label type: continuous. A classifier needs "
-                                       "classes: texts, whole numbers or booleans")
+            raise ParameterError(
+                name,
+                f"holds numbers such as {array[array != np.rint(array)][0]}. Unknown label type: continuous. A classifier needs "
+                "classes: texts, whole numbers or booleans")
     return array
 
 
@@ -404,7 +436,9 @@ def _column(array: NDArray[Any], name: str, count: int, images: str) -> NDArray[
     """One value for each image; a column vector is flattened with scikit-learn's warning."""
     if array.ndim == 2 and array.shape[1] == 1:
         kind = getattr(sys.modules.get("sklearn.exceptions"), "DataConversionWarning", UserWarning)
-        warnings.warn(f"A column-vector {name} was passed when a 1d array was expected; it is taken as {name}.ravel()", kind, stacklevel=4)
+        warnings.warn(f"A column-vector {name} was passed when a 1d array was expected; it is taken as {name}.ravel()",
+                      kind,
+                      stacklevel=4)
         array = array.ravel()
     if array.ndim != 1:
         raise ParameterError(name, f"should be a 1d array, got an array of shape {array.shape} instead")

@@ -8,7 +8,8 @@
     heads.step(lr=0.01)
     heads.predict_proba(features)
 
-DreamDA (arXiv 2403.12803) names the stages and never published their code: what its text leaves open is decided here and said so.
+DreamDA (arXiv 2403.12803) names the stages and never published their code: what its text leaves open is decided here
+and said so.
 """
 from __future__ import annotations
 
@@ -58,16 +59,17 @@ class TrainLoss(NamedTuple):
 class AMSTHeads:
     """Linear heads f1_w, f2_w, f1_s, f2_s (labelling) and f5 (the classifier), their losses and their optimiser.
 
-    The loss methods add the heads' own gradients to `gradients` and return the gradients to the features, which the caller
-    back-propagates through the backbone; `step` applies and clears the former.
+    The loss methods add the heads' own gradients to `gradients` and return the gradients to the features, which the
+    caller back-propagates through the backbone; `step` applies and clears the former.
 
     Parameters
     ----------
     n_features, n_classes : int
         Width of the features, and number of classes, 2 or more.
     random_state : int
-        Seed of the initial weights, 0 to 2^64 - 1. Weights are normal with variance 1 / (3 n_features), that of PyTorch's `Linear`, and
-        differ between the heads (or their agreement would mean nothing); biases are 0. Equal seeds give equal bits on every machine.
+        Seed of the initial weights, 0 to 2^64 - 1. Weights are normal with variance 1 / (3 n_features), that of
+        PyTorch's `Linear`, and differ between the heads (or their agreement would mean nothing); biases are 0. Equal
+        seeds give equal bits on every machine.
 
     Attributes
     ----------
@@ -102,10 +104,14 @@ class AMSTHeads:
         if n_classes < 2:
             raise ValueError(f"n_classes has to be 2 or more, got {n_classes}")
         self.n_features, self.n_classes = int(n_features), int(n_classes)
-        weights = len(NAMES) * self.n_classes * self.n_features  # first all weights, then all biases: only the first decay
+        # first all weights, then all biases: only the first decay
+        weights = len(NAMES) * self.n_classes * self.n_features
         self._decayed = weights
-        self._parameters, self._gradients, self._moments = np.zeros((3, weights + len(NAMES) * self.n_classes), np.float32)
-        self.parameters, self.gradients, self.moments = (self._views(block) for block in (self._parameters, self._gradients, self._moments))
+        self._parameters, self._gradients, self._moments = np.zeros((3, weights + len(NAMES) * self.n_classes),
+                                                                    np.float32)
+        self.parameters, self.gradients, self.moments = (self._views(block)
+                                                         for block in (self._parameters, self._gradients,
+                                                                       self._moments))
         scale = np.float32(1 / np.sqrt(3 * self.n_features))
         for number, name in enumerate(NAMES):
             weight = self.parameters[f"{name}.weight"]
@@ -114,16 +120,23 @@ class AMSTHeads:
     def _views(self, block: Floats) -> dict[str, Floats]:
         weights = block[: self._decayed].reshape(len(NAMES), self.n_classes, self.n_features)
         biases = block[self._decayed:].reshape(len(NAMES), self.n_classes)
-        return {f"{name}.{kind}": part[i] for kind, part in (("weight", weights), ("bias", biases)) for i, name in enumerate(NAMES)}
+        return {
+            f"{name}.{kind}": part[i]
+            for kind, part in (("weight", weights), ("bias", biases))
+            for i, name in enumerate(NAMES)
+        }
 
     # ---- the three stages
 
-    def pretrain_loss(self, features_weak: ArrayLike, features_strong: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
-                      ) -> tuple[float, Floats, Floats]:
+    def pretrain_loss(self,
+                      features_weak: ArrayLike,
+                      features_strong: ArrayLike,
+                      labels: ArrayLike,
+                      weights: ArrayLike | None = None) -> tuple[float, Floats, Floats]:
         """Stage 1: the sum of the four labelling heads' cross-entropies.
 
-        f1_w and f2_w see the weak view, f1_s and f2_s the strong one. No label smoothing (ours): smoothed heads would never be as
-        confident as the threshold of `label` asks.
+        f1_w and f2_w see the weak view, f1_s and f2_s the strong one. No label smoothing (ours): smoothed heads would
+        never be as confident as the threshold of `label` asks.
 
         Parameters
         ----------
@@ -160,9 +173,9 @@ class AMSTHeads:
     def label(self, features: ArrayLike, threshold: float = 0.9) -> tuple[NDArray[np.int32], NDArray[np.bool_], Floats]:
         """Stage 2: pseudo-labels of unlabelled features.
 
-        A row is accepted if all four labelling heads have the same largest logit (consistent) and the mean of their largest
-        probabilities is at least `threshold` (confident; this measure is ours). Where a head has two largest logits, or NaN, it
-        predicts nothing, and the row is not accepted.
+        A row is accepted if all four labelling heads have the same largest logit (consistent) and the mean of their
+        largest probabilities is at least `threshold` (confident; this measure is ours). Where a head has two largest
+        logits, or NaN, it predicts nothing, and the row is not accepted.
 
         Parameters
         ----------
@@ -180,17 +193,27 @@ class AMSTHeads:
             The mean of the four largest probabilities; 0 where a head has NaN.
         """
         checked = self._features(features, "features", finite=False)
-        labels, confidence = _core.pseudo_label(np.stack([self._forward(name, checked) for name in LABELLING]), threshold)
+        labels, confidence = _core.pseudo_label(np.stack([self._forward(name, checked) for name in LABELLING]),
+                                                threshold)
         return labels, labels >= 0, confidence
 
-    def train_loss(self, features: ArrayLike, labels: ArrayLike, unlabelled_weak: ArrayLike | None = None,
-                   unlabelled_strong: ArrayLike | None = None, weight: float = 1.0, threshold: float = 0.9, *,
-                   weights: ArrayLike | None = None, smoothing: float = 0.0, mixed_labels: ArrayLike | None = None, mixed: float = 0.0
-                   ) -> TrainLoss:
+    def train_loss(self,
+                   features: ArrayLike,
+                   labels: ArrayLike,
+                   unlabelled_weak: ArrayLike | None = None,
+                   unlabelled_strong: ArrayLike | None = None,
+                   weight: float = 1.0,
+                   threshold: float = 0.9,
+                   *,
+                   weights: ArrayLike | None = None,
+                   smoothing: float = 0.0,
+                   mixed_labels: ArrayLike | None = None,
+                   mixed: float = 0.0) -> TrainLoss:
         """Stage 3: the loss of f5, ``supervised + weight * consistency``.
 
-        The consistency loss is FixMatch's (ours; the paper names no formula): the cross-entropy of the strong view against the class
-        that the weak view predicts with at least `threshold` probability, averaged over all unlabelled rows.
+        The consistency loss is FixMatch's (ours; the paper names no formula): the cross-entropy of the strong view
+        against the class that the weak view predicts with at least `threshold` probability, averaged over all
+        unlabelled rows.
 
         Parameters
         ----------
@@ -233,7 +256,8 @@ class AMSTHeads:
         if unlabelled_weak is not None:
             weak = self._features(unlabelled_weak, "unlabelled_weak")
             strong = self._features(unlabelled_strong, "unlabelled_strong")
-            consistency, d_consistency, used = _core.consistency(self._forward("f5", strong), self._forward("f5", weak), threshold)
+            consistency, d_consistency, used = _core.consistency(self._forward("f5", strong), self._forward("f5", weak),
+                                                                 threshold)
             d_strong = self._backward("f5", strong, np.float32(weight) * d_consistency)
         d_features = self._backward("f5", labelled, d_logits)
         return TrainLoss(supervised + weight * consistency, supervised, consistency, used, logits, d_features, d_strong)
@@ -266,7 +290,12 @@ class AMSTHeads:
         """
         return float(np.sqrt(np.sum(np.square(self._gradients, dtype=np.float64))))
 
-    def step(self, lr: float, momentum: float = 0.9, weight_decay: float = 1e-4, nesterov: bool = True, scale: float = 1.0) -> None:
+    def step(self,
+             lr: float,
+             momentum: float = 0.9,
+             weight_decay: float = 1e-4,
+             nesterov: bool = True,
+             scale: float = 1.0) -> None:
         """One step of SGD, as PyTorch's; then the gradients are 0.
 
         Parameters
@@ -278,7 +307,8 @@ class AMSTHeads:
             Multiplies the gradients first (for clipping by the norm that heads and backbone have together).
         """
         for part, decay in ((slice(0, self._decayed), weight_decay), (slice(self._decayed, None), 0.0)):
-            _core.sgd_step(self._parameters[part], self._gradients[part], self._moments[part], lr, momentum, decay, nesterov, scale)
+            _core.sgd_step(self._parameters[part], self._gradients[part], self._moments[part], lr, momentum, decay,
+                           nesterov, scale)
         self.zero_grad()
 
     def state_dict(self) -> dict[str, Floats]:
@@ -289,7 +319,11 @@ class AMSTHeads:
         dict of str to float32 array
             ``"f5.weight"``, ``"f5.weight.moment"``, and so on.
         """
-        return {**{k: v.copy() for k, v in self.parameters.items()}, **{f"{k}.moment": v.copy() for k, v in self.moments.items()}}
+        return {
+            **{k: v.copy()
+               for k, v in self.parameters.items()}, **{f"{k}.moment": v.copy()
+                                                        for k, v in self.moments.items()}
+        }
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Take over what `state_dict` returned.
@@ -311,8 +345,9 @@ class AMSTHeads:
             for key in (name, f"{name}.moment"):
                 arrays[key] = np.asarray(state.get(key, np.zeros_like(own)), np.float32)
                 if arrays[key].shape != own.shape:
-                    raise ValueError(f"{key} in the state has shape {arrays[key].shape}; {self.n_features} features and {self.n_classes} "
-                                     f"classes need {own.shape}")
+                    raise ValueError(
+                        f"{key} in the state has shape {arrays[key].shape}; {self.n_features} features and {self.n_classes} "
+                        f"classes need {own.shape}")
         for name in self.parameters:
             self.parameters[name][...] = arrays[name]
             self.moments[name][...] = arrays[f"{name}.moment"]
@@ -332,5 +367,5 @@ class AMSTHeads:
         return _core.linear(features, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
 
     def _backward(self, name: str, features: Floats, d_logits: Floats) -> Floats:
-        return _core.linear_backward(features, self.parameters[f"{name}.weight"], d_logits, self.gradients[f"{name}.weight"],
-                                     self.gradients[f"{name}.bias"])
+        return _core.linear_backward(features, self.parameters[f"{name}.weight"], d_logits,
+                                     self.gradients[f"{name}.weight"], self.gradients[f"{name}.bias"])

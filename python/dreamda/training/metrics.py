@@ -1,4 +1,5 @@
-"""How good a classifier is: accuracy, macro-F1, AUC, a table per class, the confusion matrix; and its pictures (extra: plot).
+"""How good a classifier is: accuracy, macro-F1, AUC, a table per class, the confusion matrix; and its pictures (extra:
+plot).
 
     metrics = evaluate_predictions(probabilities, labels, ["coat", "bag"])
     print(metrics.table())
@@ -54,10 +55,13 @@ class Metrics:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        per_class = [{"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
-                     for name, p, r, f, n in zip(self.classes, self.precision, self.recall, self.f1, self.support, strict=True)]
-        return {"images": int(self.support.sum()), "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc, "per_class": per_class,
-                "confusion": self.confusion.tolist()}
+        per_class = [{
+            "class": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)
+        } for name, p, r, f, n in zip(self.classes, self.precision, self.recall, self.f1, self.support, strict=True)]
+        return {
+            "images": int(self.support.sum()), "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc,
+            "per_class": per_class, "confusion": self.confusion.tolist()
+        }
 
     def table(self) -> str:
         """The numbers as text; of many classes, the worst."""
@@ -67,8 +71,12 @@ class Metrics:
         names = [_line(name) for name in self.classes]
         width = max([len(names[i]) for i in order] + [5])
         lines = [f"{'class':{width}}  precision  recall     F1  images"]
-        lines += [f"{names[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}  {self.support[i]:6d}" for i in order]
-        total = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}" + (f", AUC {self.auc:.4f}" if self.auc is not None else "")
+        lines += [
+            f"{names[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}  {self.support[i]:6d}"
+            for i in order
+        ]
+        total = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}" + (f", AUC {self.auc:.4f}"
+                                                                                 if self.auc is not None else "")
         return "\n".join([*lines, f"{total}, {self.support.sum()} images"])
 
 
@@ -85,14 +93,17 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: S
     """
     scores, truth = np.asarray(probabilities), np.asarray(labels)
     if scores.ndim != 2 or truth.shape != scores.shape[:1] or scores.shape[1] != len(classes) or not len(truth):
-        raise ValueError(f"probabilities {scores.shape}, labels {truth.shape} and {len(classes)} classes do not fit together")
+        raise ValueError(
+            f"probabilities {scores.shape}, labels {truth.shape} and {len(classes)} classes do not fit together")
     count = len(classes)
     confusion = np.bincount(truth * count + scores.argmax(axis=1), minlength=count * count).reshape(count, count)
     hits, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     recall, precision, f1 = (np.divide(a, b, out=np.zeros(count), where=b > 0)
                              for a, b in ((hits, support), (hits, predicted), (2 * hits, support + predicted)))
-    return Metrics([str(c) for c in classes], confusion, float(hits.sum() / len(truth)), float(f1[support + predicted > 0].mean()),
-                   _auc(scores[:, 1], truth) if count == 2 and (support > 0).all() else None, precision, recall, f1, support)
+    return Metrics([str(c) for c in classes], confusion, float(hits.sum() / len(truth)),
+                   float(f1[support + predicted > 0].mean()),
+                   _auc(scores[:, 1], truth) if count == 2 and (support > 0).all() else None, precision, recall, f1,
+                   support)
 
 
 def _auc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -120,14 +131,22 @@ def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
     share = metrics.confusion / np.maximum(metrics.support[:, None], 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class")
-    axes.set(xlabel="predicted", ylabel="true", title=title or f"accuracy {metrics.accuracy:.1%}, macro-F1 {metrics.macro_f1:.3f}")
+    axes.set(xlabel="predicted",
+             ylabel="true",
+             title=title or f"accuracy {metrics.accuracy:.1%}, macro-F1 {metrics.macro_f1:.3f}")
     if named:
         names = [_line(name, 40) for name in metrics.classes]
         axes.set_xticks(range(count), names, rotation=90, parse_math=False)
         axes.set_yticks(range(count), names, parse_math=False)
     if count <= 20:
         for i, j in zip(*np.nonzero(metrics.confusion), strict=True):
-            axes.text(j, i, str(metrics.confusion[i, j]), ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.5 else "black")
+            axes.text(j,
+                      i,
+                      str(metrics.confusion[i, j]),
+                      ha="center",
+                      va="center",
+                      fontsize=8,
+                      color="white" if share[i, j] > 0.5 else "black")
     return figure
 
 
@@ -139,20 +158,28 @@ def curves_picture(events: Sequence[dict[str, Any]], title: str = "") -> Figure:
     epochs = [e for e in events if e["event"] == "epoch"]
     # The total is drawn where it differs from the supervised loss, first and wide, so that it is seen below the others
     parts = any(e.get("consistency") for e in epochs) or any("supervised" not in e for e in epochs)
-    losses = ([("loss", "total", 4.0)] if parts else []) + [("supervised", "supervised", 1.5)] + ([("consistency", "consistency", 1.5)] if parts else [])
-    rows = (("loss", losses), ("accuracy", [("train_accuracy", "training views", 1.5), ("validation_accuracy", "validation", 1.5)]), ("learning rate", [("lr", "", 1.5)]))
+    losses = ([("loss", "total", 4.0)] if parts else []) + [("supervised", "supervised", 1.5)
+                                                            ] + ([("consistency", "consistency", 1.5)] if parts else [])
+    rows = (("loss", losses), ("accuracy", [("train_accuracy", "training views", 1.5),
+                                            ("validation_accuracy", "validation", 1.5)]), ("learning rate", [("lr", "",
+                                                                                                              1.5)]))
     for axes, (ylabel, curves) in zip(figure.subplots(1, 3), rows, strict=True):
         for key, label, width in curves:
             points = [(e["epoch"], e[key]) for e in epochs if key in e]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, linewidth=width, alpha=0.45 if width > 2 else 1, marker="." if len(points) < 40 else None)
+                axes.plot(*zip(*points, strict=True),
+                          label=label,
+                          linewidth=width,
+                          alpha=0.45 if width > 2 else 1,
+                          marker="." if len(points) < 40 else None)
         for event in events:
             if event["event"] == "labelling":
                 axes.axvline(event["epoch"] + 0.5, color="grey", linestyle=":", linewidth=1)
         axes.set(xlabel="epoch", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if ylabel != "learning rate":
-            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)  # above the axes, never over points
+            # above the axes, never over points
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title or "dotted: labelling" if any(e["event"] == "labelling" for e in events) else title)
     return figure

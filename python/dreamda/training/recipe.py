@@ -27,66 +27,138 @@ LARGE_SIZE = 224
 class Recipe(Options):
     """Everything that decides a trained classifier, besides the images.
 
-    The defaults for synthetic images, learning rate, batch size and width are those that did best on validation images in
-    benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
+    The defaults for synthetic images, learning rate, batch size and width are those that did best on validation images
+    in benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
     method: Literal["amst", "plain", "real-only"] = option(
-        "amst", "amst (learn which synthetic images to trust), plain (trust the label of every one) or real-only (leave them out).", group=COMMON)
+        "amst",
+        "amst (learn which synthetic images to trust), plain (trust the label of every one) or real-only (leave them out).",
+        group=COMMON)
     epochs: int = option(30, "Passes over the images, of all stages together.", group=COMMON, low=1, high=MOST)
     validation_fraction: float = option(
-        0.0, "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made from them are left "
-             "out. 0: the last epoch is taken.", group=COMMON, low=0, high=1, spelling="--validation")
+        0.0,
+        "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made from them are left "
+        "out. 0: the last epoch is taken.",
+        group=COMMON,
+        low=0,
+        high=1,
+        spelling="--validation")
     backbone: Literal["resnet18", "resnet34", "resnet50"] = option("resnet18", "The network.", group=COMMON)
-    pretrained: str | None = option(None, "Weights to start from: a timm or torchvision file (safetensors).", group=COMMON,
+    pretrained: str | None = option(None,
+                                    "Weights to start from: a timm or torchvision file (safetensors).",
+                                    group=COMMON,
                                     shown_default="random weights")
     image_size: int | tuple[int, int] | None = option(
         None, "Height and width that images are resized to.", group=COMMON, low=1, count=2, spelling="--size",
         shown_default="the median of the real images up to 64 pixels, else 224")
-    flip: bool = option(True, "Flip half of the training views from left to right. Wrong for digits, letters and chest X-rays.", group=COMMON)
-    random_state: int = option(0, "Seed of initial weights, views, order and split.", group=COMMON, low=0, high=(1 << 64) - 1, spelling="--seed")
+    flip: bool = option(
+        True,
+        "Flip half of the training views from left to right. Wrong for digits, letters and chest X-rays.",
+        group=COMMON)
+    random_state: int = option(0,
+                               "Seed of initial weights, views, order and split.",
+                               group=COMMON,
+                               low=0,
+                               high=(1 << 64) - 1,
+                               spelling="--seed")
 
     hint: Literal["ignore", "agree", "keep"] = option(
-        "keep", "What the label of the real image that a synthetic one was made from is worth. keep: the synthetic image keeps it unless the "
-                "network is confident of another. agree: both must agree. ignore: the network alone decides, as in the paper.", group=AMST)
-    threshold: float = option(0.7, "Confidence, 0 to 1, from which on the network's opinion of a synthetic image counts.", group=AMST, low=0, high=1)
-    relabel: int | None = option(None, "Decide about the synthetic images again every so many epochs; 0: only once.", group=AMST, low=0,
+        "keep",
+        "What the label of the real image that a synthetic one was made from is worth. keep: the synthetic image keeps it unless the "
+        "network is confident of another. agree: both must agree. ignore: the network alone decides, as in the paper.",
+        group=AMST)
+    threshold: float = option(0.7,
+                              "Confidence, 0 to 1, from which on the network's opinion of a synthetic image counts.",
+                              group=AMST,
+                              low=0,
+                              high=1)
+    relabel: int | None = option(None,
+                                 "Decide about the synthetic images again every so many epochs; 0: only once.",
+                                 group=AMST,
+                                 low=0,
                                  shown_default="3, and 0 with `mix`")
-    pretrain_epochs: int | None = option(None, "Epochs of the first stage, on real images alone (`method=amst`).", group=AMST, low=1,
+    pretrain_epochs: int | None = option(None,
+                                         "Epochs of the first stage, on real images alone (`method=amst`).",
+                                         group=AMST,
+                                         low=1,
                                          shown_default="a tenth of `epochs`, at least 2")
-    consistency_weight: float = option(1.0, "Weight of the consistency loss: two views of a synthetic image should be classified alike.",
-                                       group=AMST, low=0, high=MOST)
+    consistency_weight: float = option(
+        1.0,
+        "Weight of the consistency loss: two views of a synthetic image should be classified alike.",
+        group=AMST,
+        low=0,
+        high=MOST)
     consistency_on: Literal["rest", "all"] = option(
-        "all", "Synthetic images that the consistency loss sees: all, or the rest, which has no label (as in the paper).", group=AMST)
-    real_share: float = option(0.5, "Least share of real images in a batch of labelled images.", group=AMST, low=0, high=1)
+        "all",
+        "Synthetic images that the consistency loss sees: all, or the rest, which has no label (as in the paper).",
+        group=AMST)
+    real_share: float = option(0.5,
+                               "Least share of real images in a batch of labelled images.",
+                               group=AMST,
+                               low=0,
+                               high=1)
 
     batch_size: int = option(32, "Batch size: labelled images in a step.", group=OPTIMISER, low=2, high=MOST)
     learning_rate: float | None = option(None, "Highest learning rate.", group=OPTIMISER, above=0, high=MOST,
                                          shown_default="0.05, and 0.01 with `pretrained`")
-    steps_per_epoch: int | None = option(None, "Steps of an epoch. Set it to give methods the same number of steps.", group=OPTIMISER, low=1, high=MOST,
+    steps_per_epoch: int | None = option(None,
+                                         "Steps of an epoch. Set it to give methods the same number of steps.",
+                                         group=OPTIMISER,
+                                         low=1,
+                                         high=MOST,
                                          shown_default="images / batch size")
-    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises, at most a fifth of a stage; then it falls as a cosine.",
-                                  group=OPTIMISER, low=0, high=MOST)
+    warmup_epochs: float = option(
+        1.0,
+        "Epochs in which the learning rate rises, at most a fifth of a stage; then it falls as a cosine.",
+        group=OPTIMISER,
+        low=0,
+        high=MOST)
     momentum: float = option(0.9, "Nesterov momentum, below 1.", group=OPTIMISER, low=0, high=1)
     weight_decay: float = option(1e-4, "Weight decay; not of norms and biases.", group=OPTIMISER, low=0, high=MOST)
     clip_norm: float = option(0.0, "Largest norm of the gradient; 0: no clipping.", group=OPTIMISER, low=0, high=MOST)
     smoothing: float = option(0.0, "Label smoothing of the classifier's loss.", group=OPTIMISER, low=0, high=1)
 
     view: Literal["weak", "randaugment", "strong"] = option(
-        "weak", "How labelled images are changed: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).", group=VIEWS)
+        "weak",
+        "How labelled images are changed: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).",
+        group=VIEWS)
     mix: Literal["none", "mixup", "cutmix"] = option("none", "Mix pairs of labelled images.", group=VIEWS)
-    crop_scale: tuple[float, ...] | None = option(None, "Smallest and largest area of random crops, as a share of the image.", group=VIEWS,
-                                                  above=0, high=1, count=2, shown_default="0.08,1; up to 64 pixels 0.5,1")
-    mean: tuple[float, ...] | None = option(None, "Mean of the red, green and blue channels, 0 to 1.", group=VIEWS, low=0, high=1, count=3,
+    crop_scale: tuple[float, ...] | None = option(None,
+                                                  "Smallest and largest area of random crops, as a share of the image.",
+                                                  group=VIEWS,
+                                                  above=0,
+                                                  high=1,
+                                                  count=2,
+                                                  shown_default="0.08,1; up to 64 pixels 0.5,1")
+    mean: tuple[float, ...] | None = option(None,
+                                            "Mean of the red, green and blue channels, 0 to 1.",
+                                            group=VIEWS,
+                                            low=0,
+                                            high=1,
+                                            count=3,
                                             shown_default="of the real images; ImageNet's with `pretrained`")
-    std: tuple[float, ...] | None = option(None, "Standard deviation of the channels.", group=VIEWS, above=0, high=1, count=3,
+    std: tuple[float, ...] | None = option(None,
+                                           "Standard deviation of the channels.",
+                                           group=VIEWS,
+                                           above=0,
+                                           high=1,
+                                           count=3,
                                            shown_default="of the real images; ImageNet's with `pretrained`")
 
     stem: Literal["auto", "imagenet", "small"] = option(
-        "auto", "First layers: imagenet (stride 4), or small (3 x 3, stride 1); auto is small up to 64 pixels.", group=NETWORK)
-    width: int | None = option(None, "Channels of the first stage; 64 is the published network.", group=NETWORK, low=8, high=1024,
+        "auto",
+        "First layers: imagenet (stride 4), or small (3 x 3, stride 1); auto is small up to 64 pixels.",
+        group=NETWORK)
+    width: int | None = option(None,
+                               "Channels of the first stage; 64 is the published network.",
+                               group=NETWORK,
+                               low=8,
+                               high=1024,
                                shown_default="16 with the small stem, else 64; 64 with `pretrained`")
-    dtype: Literal["auto", "f32", "bf16"] = option("auto", "What is computed in; auto is bf16 where the CPU has it.", group=RUNNING)
+    dtype: Literal["auto", "f32", "bf16"] = option("auto",
+                                                   "What is computed in; auto is bf16 where the CPU has it.",
+                                                   group=RUNNING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,18 +167,26 @@ class Recipe(Options):
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", 0.01 if self.pretrained is not None else 0.05)
         if self.relabel and self.mix != "none":
-            raise ParameterError("relabel", "does not go with `mix`, as the labelling heads learn from unmixed images; leave one of them off")
+            raise ParameterError(
+                "relabel",
+                "does not go with `mix`, as the labelling heads learn from unmixed images; leave one of them off")
         if self.momentum >= 1:
             raise ParameterError("momentum", f"{self.momentum} is not possible; use a number from 0 to below 1")
         if self.validation_fraction >= 1:
-            raise ParameterError("validation_fraction", f"{self.validation_fraction} leaves no image to train on; use a number from 0 to below 1")
+            raise ParameterError(
+                "validation_fraction",
+                f"{self.validation_fraction} leaves no image to train on; use a number from 0 to below 1")
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
-            raise ParameterError("crop_scale", f"{self.crop_scale} has the larger number first; give the smaller one first")
+            raise ParameterError("crop_scale",
+                                 f"{self.crop_scale} has the larger number first; give the smaller one first")
         if self.method == "amst" and self.epochs < 2:
-            raise ParameterError("epochs", f"{self.epochs} is too few: `method=amst` has two stages of at least one epoch each")
+            raise ParameterError("epochs",
+                                 f"{self.epochs} is too few: `method=amst` has two stages of at least one epoch each")
         if self.method == "amst" and self.pretrain_epochs is not None and self.pretrain_epochs >= self.epochs:
-            raise ParameterError("pretrain_epochs", f"{self.pretrain_epochs} leaves none of {self.epochs} `epochs` for the second stage; use 1 to "
-                                                    f"{self.epochs - 1}")
+            raise ParameterError(
+                "pretrain_epochs",
+                f"{self.pretrain_epochs} leaves none of {self.epochs} `epochs` for the second stage; use 1 to "
+                f"{self.epochs - 1}")
 
     @property
     def rate(self) -> float:
@@ -122,7 +202,8 @@ class Recipe(Options):
         return [("pretrain", first), ("train", self.epochs - first)]
 
     def width_for(self, stem: str) -> int:
-        """Channels of the first stage: small images get a small network, unless `width` or a pretrained one says otherwise."""
+        """Channels of the first stage: small images get a small network, unless `width` or a pretrained one says
+        otherwise."""
         return self.width or (SMALL_WIDTH if stem == "small" and self.pretrained is None else PUBLISHED_WIDTH)
 
 
@@ -142,11 +223,14 @@ def natural_size(given: int | tuple[int, int] | None, sizes: Sequence[tuple[int,
         why = "the median of images from {} x {} to {} x {}".format(*ordered[0], *ordered[-1])
     if max(height, width) <= SMALL:
         return (height, width), why
-    return (LARGE_SIZE, LARGE_SIZE), f"the usual size; {why}" if ordered[0] == ordered[-1] else f"the usual size; their median is {height} x {width}"
+    return (
+        LARGE_SIZE, LARGE_SIZE
+    ), f"the usual size; {why}" if ordered[0] == ordered[-1] else f"the usual size; their median is {height} x {width}"
 
 
 def rate_at(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach 0 after the last."""
+    """The learning rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach
+    0 after the last."""
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 5)
     if step < warmup:
         return recipe.rate * (step + 1) / warmup

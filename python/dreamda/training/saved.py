@@ -59,8 +59,9 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         shown = ", ".join(map(str, self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
-        return (f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x {self.size[1]}, "
-                f"{len(self.classes)} classes: {shown})")
+        return (
+            f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x {self.size[1]}, "
+            f"{len(self.classes)} classes: {shown})")
 
     def __post_init__(self) -> None:
         self._engine: tuple[Any, FoldedBackbone] | None = None
@@ -82,38 +83,61 @@ class TrainedModel:
         backbone, heads = network.backbone, network.heads
         weights = {name: array.copy() for name, array in (*backbone.parameters.items(), *backbone.buffers.items())}
         for kind in ("weight", "bias"):
-            weights[f"fc.{kind}"] = np.mean([heads.parameters[f"{name}.{kind}"] for name in (LABELLING if pretraining else ("f5",))], axis=0, dtype=np.float32)
+            weights[f"fc.{kind}"] = np.mean(
+                [heads.parameters[f"{name}.{kind}"] for name in (LABELLING if pretraining else ("f5", ))],
+                axis=0,
+                dtype=np.float32)
         return cls(weights=weights, **about)
 
-    def predict_proba(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2
-                      ) -> NDArray[np.float32]:
+    def predict_proba(self,
+                      images: Images,
+                      *,
+                      dtype: str = "auto",
+                      threads: int | None = None,
+                      batch: int = 64,
+                      workers: int = 2) -> NDArray[np.float32]:
         """Class probabilities, float32 (N, classes), of uint8 images (H, W, 3) of any sizes."""
         found = np.empty((len(images), len(self.classes)), np.float32)
         for part, features in self._evaluate(images, dtype, threads, batch, workers):
             found[part] = _core.softmax(_core.linear(features, self.weights["fc.weight"], self.weights["fc.bias"]))
         return found
 
-    def features(self, images: Images, *, dtype: str = "auto", threads: int | None = None, batch: int = 64, workers: int = 2) -> NDArray[np.float32]:
-        """What the backbone makes of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of ``fc``."""
+    def features(self,
+                 images: Images,
+                 *,
+                 dtype: str = "auto",
+                 threads: int | None = None,
+                 batch: int = 64,
+                 workers: int = 2) -> NDArray[np.float32]:
+        """What the backbone makes of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of
+        ``fc``."""
         found = np.empty((len(images), self.weights["fc.weight"].shape[1]), np.float32)
         for part, features in self._evaluate(images, dtype, threads, batch, workers):
             found[part] = features
         return found
 
-    def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int, workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int,
+                  workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The features of one batch after another, with the rows that they are of."""
         batch = max(1, min(batch, BATCH_PIXELS // (self.size[0] * self.size[1])))
         views = Views(self.size, self.mean, self.std)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
                 self._engine = None  # frees the memory of the one before
-                backbone = FoldedBackbone(self.backbone, self.weights, size=self.size, batch=batch, stem=self.stem, width=self.width,
-                                          dtype=dtype, threads=threads)
+                backbone = FoldedBackbone(self.backbone,
+                                          self.weights,
+                                          size=self.size,
+                                          batch=batch,
+                                          stem=self.stem,
+                                          width=self.width,
+                                          dtype=dtype,
+                                          threads=threads)
                 self._engine = (dtype, threads, batch), backbone
             backbone = self._engine[1]
 
             def load(number: int) -> NDArray[np.float32]:
-                return np.stack([views.plain(images[i]) for i in range(number * batch, min((number + 1) * batch, len(images)))])
+                return np.stack(
+                    [views.plain(images[i]) for i in range(number * batch, min((number + 1) * batch, len(images)))])
 
             for number, part in enumerate(ahead(load, 0, -(-len(images) // batch), workers)):
                 yield slice(number * batch, number * batch + len(part)), backbone.evaluate(part)
@@ -143,20 +167,32 @@ class TrainedModel:
             raise ValueError(f"{path} is no model of dreamda train: {problem}")
         for name, array in weights.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
-                raise ValueError(f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite values; fetch the file again")
+                raise ValueError(
+                    f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite values; fetch the file again"
+                )
         return cls(weights=weights, **known | {k: tuple(known[k]) for k in ("size", "mean", "std")})
 
 
-def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, about: Any) -> str | None:
+def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any,
+            about: Any) -> str | None:
     """What is wrong with the attributes that a file gives a model."""
     def numbers(values: Any, count: int, low: float, kind: Any = (int, float)) -> bool:
         return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
                 and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
 
-    good = {"backbone": backbone in BACKBONES, "stem": isinstance(stem, str) and stem in SMALLEST, "width": numbers([width], 1, 1, int),
-            "size": numbers(size, 2, SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean": numbers(mean, 3, -LARGEST),
-            "std": numbers(std, 3, 1e-9), "about": isinstance(about, dict),
-            "classes": isinstance(classes, list) and len({type(c) for c in classes}) == 1 and isinstance(classes[0], (str, int, float))}
+    good = {
+        "backbone":
+        backbone in BACKBONES, "stem":
+        isinstance(stem, str) and stem in SMALLEST, "width":
+        numbers([width], 1, 1, int), "size":
+        numbers(size, 2,
+                SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean":
+        numbers(mean, 3, -LARGEST), "std":
+        numbers(std, 3, 1e-9), "about":
+        isinstance(about, dict), "classes":
+        isinstance(classes, list) and len({type(c)
+                                           for c in classes}) == 1 and isinstance(classes[0], (str, int, float))
+    }
     wrong = [name for name, fine in good.items() if not fine]
     return f"its {wrong[0]!r} is missing or not possible" if wrong else None
 
@@ -165,7 +201,8 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]
     """A safetensors file with `about` as JSON in its header, all or nothing, and on disk when this returns."""
     from safetensors.numpy import save
 
-    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, {"dreamda": json.dumps(about, ensure_ascii=False, sort_keys=True)})
+    content = save({k: np.ascontiguousarray(v)
+                    for k, v in arrays.items()}, {"dreamda": json.dumps(about, ensure_ascii=False, sort_keys=True)})
     write_atomically(path, content)
 
 
@@ -184,5 +221,6 @@ def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDAr
     if not isinstance(about, dict) or about.get("kind") != kind:
         raise ValueError(f"{path} was not written by dreamda train as a {kind}")
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {str(about.get('format'))[:100]}; this version of dreamda reads format {FORMAT}")
+        raise ValueError(
+            f"{path} has format {str(about.get('format'))[:100]}; this version of dreamda reads format {FORMAT}")
     return arrays, about

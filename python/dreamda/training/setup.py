@@ -46,7 +46,11 @@ class Setup:
     views: Views
 
     @classmethod
-    def of(cls, recipe: Recipe, size: tuple[int, int], images: Iterable[NDArray[np.uint8]], grey: bool = False) -> Setup:
+    def of(cls,
+           recipe: Recipe,
+           size: tuple[int, int],
+           images: Iterable[NDArray[np.uint8]],
+           grey: bool = False) -> Setup:
         """Resolve a recipe.
 
         Parameters
@@ -70,8 +74,10 @@ class Setup:
 
     def resolved(self) -> dict[str, Any]:
         """The fields of the recipe that the images decided, as JSON values."""
-        return {"image_size": list(self.size), "stem": self.stem, "width": self.width, "mean": list(self.mean), "std": list(self.std),
-                "crop_scale": list(self.views.crop_scale)}
+        return {
+            "image_size": list(self.size), "stem": self.stem, "width": self.width, "mean": list(self.mean), "std":
+            list(self.std), "crop_scale": list(self.views.crop_scale)
+        }
 
     def training(self, data: Data, n_classes: int, *, threads: int | None = None, workers: int = 2) -> Training:
         """A run at its beginning.
@@ -82,14 +88,33 @@ class Setup:
             The pretrained weights, or the data, do not fit.
         """
         recipe = self.recipe
-        backbone = create_backbone(recipe.backbone, size=self.size, batch=recipe.batch_size, stem=self.stem, width=self.width, dtype=recipe.dtype,
-                                   threads=threads, slots=2 if recipe.method == "amst" else 1)
+        backbone = create_backbone(recipe.backbone,
+                                   size=self.size,
+                                   batch=recipe.batch_size,
+                                   stem=self.stem,
+                                   width=self.width,
+                                   dtype=recipe.dtype,
+                                   threads=threads,
+                                   slots=2 if recipe.method == "amst" else 1)
         initialise(backbone, recipe.random_state)
         if recipe.pretrained is not None:
             load_pretrained(backbone, recipe.pretrained)
-        return Training(backbone, AMSTHeads(backbone.features, n_classes, recipe.random_state), recipe, self.views, data, workers=workers)
+        return Training(backbone,
+                        AMSTHeads(backbone.features, n_classes, recipe.random_state),
+                        recipe,
+                        self.views,
+                        data,
+                        workers=workers)
 
     def model(self, network: Network, classes: list[Any], *, pretraining: bool = False, **about: Any) -> TrainedModel:
         """The classifier that a network is now; while it is `pretraining`, that of the labelling heads."""
-        return TrainedModel.of(network, pretraining, backbone=self.recipe.backbone, stem=self.stem, width=self.width, size=self.size,
-                               mean=self.mean, std=self.std, classes=classes, **about)
+        return TrainedModel.of(network,
+                               pretraining,
+                               backbone=self.recipe.backbone,
+                               stem=self.stem,
+                               width=self.width,
+                               size=self.size,
+                               mean=self.mean,
+                               std=self.std,
+                               classes=classes,
+                               **about)

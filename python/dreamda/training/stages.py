@@ -1,4 +1,5 @@
-"""The three stages of AMST, and the methods it is compared with, on any backbone with the interface of ``dreamda._core.Trainer``.
+"""The three stages of AMST, and the methods it is compared with, on any backbone with the interface of
+``dreamda._core.Trainer``.
 
     data = Data(real, labels, synthetic, hints)
     run = Training(backbone, AMSTHeads(backbone.features, 10), Recipe(epochs=30), Views((32, 32), mean, std), data)
@@ -10,18 +11,22 @@
     label     synthetic, plain view      nothing: what four heads agree on with confidence joins the labelled images
     train     labelled; the rest, weak + strong view    backbone, f5
 
-Every batch is a function of (seed, round, step), where a round begins with each labelling; so the state of a run is its arrays and its
-position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
+Every batch is a function of (seed, round, step), where a round begins with each labelling; so the state of a run is its
+arrays and its position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
 
 What the paper (arXiv 2403.12803) leaves open, and is decided here:
 - each stage has a warm-up and a cosine of its own, and starts without momentum; a tenth of the epochs is pretraining;
-- at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the classes that are
+- at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the
+classes that are
   easy to accept would crowd out the others);
-- the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none, because batch norm
+- the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none,
+because batch norm
   would see the same few images over and over;
-- the running statistics of batch norm are those of the labelled images' weak views (of their own view in the train stage), which are
+- the running statistics of batch norm are those of the labelled images' weak views (of their own view in the train
+stage), which are
   like what is predicted later; the other batches are normalised by themselves and leave no trace;
-- the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the pretrain stage
+- the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the
+pretrain stage
   alone; with `relabel` they go on learning from the real images in the train stage, without a gradient to the backbone.
 """
 from __future__ import annotations
@@ -49,15 +54,17 @@ Event = dict[str, Any]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only running statistics.
+    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only
+    running statistics.
 
     Its text names other parameters in backticks (see `dreamda.options`).
     """
 
     def __init__(self, stage: str, step: int, what: str, lr: float) -> None:
         self.stage, self.step = stage, step
-        super().__init__(f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower `learning_rate`, "
-                         "a longer `warmup_epochs` or `clip_norm=1`")
+        super().__init__(
+            f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower `learning_rate`, "
+            "a longer `warmup_epochs` or `clip_norm=1`")
 
     def __str__(self) -> str:
         return spelled(self.args[0])
@@ -68,7 +75,8 @@ class Network:
 
     def __init__(self, backbone: Backbone, heads: AMSTHeads, batch: int) -> None:
         if heads.n_features != backbone.features:
-            raise ValueError(f"the backbone yields {backbone.features} features, but the heads are for {heads.n_features}")
+            raise ValueError(
+                f"the backbone yields {backbone.features} features, but the heads are for {heads.n_features}")
         self.backbone, self.heads, self.batch = backbone, heads, batch
 
     def features(self, images: Images, views: Views, workers: int = 2) -> Floats:
@@ -94,22 +102,28 @@ class Network:
 
     def state(self) -> dict[str, Floats]:
         """Copies of everything that training changes: ``backbone.*``, ``backbone.*.moment``, ``heads.*``."""
-        state = {f"backbone.{k}": v.copy() for k, v in (*self.backbone.parameters.items(), *self.backbone.buffers.items())}
+        state = {
+            f"backbone.{k}": v.copy()
+            for k, v in (*self.backbone.parameters.items(), *self.backbone.buffers.items())
+        }
         state.update({f"backbone.{k}.moment": v.copy() for k, v in self.backbone.moments.items()})
         state.update({f"heads.{k}": v for k, v in self.heads.state_dict().items()})
         return state
 
     def load_state(self, state: Mapping[str, Floats]) -> None:
         """Take over what `state` returned; ValueError names what is missing or has another shape."""
-        for prefix, own, ending in (("backbone.", self.backbone.parameters, ""), ("backbone.", self.backbone.buffers, ""),
-                                    ("backbone.", self.backbone.moments, ".moment")):
+        for prefix, own, ending in (("backbone.", self.backbone.parameters, ""),
+                                    ("backbone.", self.backbone.buffers, ""), ("backbone.", self.backbone.moments,
+                                                                               ".moment")):
             for name, array in own.items():
                 given = state.get(f"{prefix}{name}{ending}")
                 if given is None or given.shape != array.shape:
                     there = "missing" if given is None else f"of shape {given.shape}"
-                    raise ValueError(f"{prefix}{name}{ending} is {there} in the checkpoint; this backbone has {array.shape}")
+                    raise ValueError(
+                        f"{prefix}{name}{ending} is {there} in the checkpoint; this backbone has {array.shape}")
         self.heads.load_state_dict({k.removeprefix("heads."): v for k, v in state.items() if k.startswith("heads.")})
-        for own, ending in ((self.backbone.parameters, ""), (self.backbone.buffers, ""), (self.backbone.moments, ".moment")):
+        for own, ending in ((self.backbone.parameters, ""), (self.backbone.buffers, ""), (self.backbone.moments,
+                                                                                          ".moment")):
             for name, array in own.items():
                 array[...] = state[f"backbone.{name}{ending}"]
 
@@ -145,17 +159,29 @@ class Training:
         The data does not fit the recipe.
     """
 
-    def __init__(self, backbone: Backbone, heads: AMSTHeads, recipe: Recipe, views: Views, data: Data, *, workers: int = 2) -> None:
-        self.network, self.recipe, self.views, self.data, self.workers = Network(backbone, heads, recipe.batch_size), recipe, views, data, workers
+    def __init__(self,
+                 backbone: Backbone,
+                 heads: AMSTHeads,
+                 recipe: Recipe,
+                 views: Views,
+                 data: Data,
+                 *,
+                 workers: int = 2) -> None:
+        self.network, self.recipe, self.views, self.data, self.workers = Network(
+            backbone, heads, recipe.batch_size), recipe, views, data, workers
         synthetic = len(data.synthetic)
         if not len(data.real):
             raise ValueError("there are no real images; training needs some of every class")
         if recipe.method != "real-only" and not synthetic:
-            raise ParameterError("method", f"{recipe.method} needs synthetic images; give some, or use `method=real-only`")
+            raise ParameterError("method",
+                                 f"{recipe.method} needs synthetic images; give some, or use `method=real-only`")
         hints = data.hints if data.hints is not None else np.full(synthetic, -1)
         if (recipe.method == "plain" or recipe.hint == "agree") and recipe.method != "real-only" and (hints < 0).any():
-            name, why = ("method", "plain trains on their labels") if recipe.method == "plain" else ("hint", "agree compares with their labels")
-            raise ParameterError(name, f"{why}, but {int((hints < 0).sum())} synthetic images have none; use `method=amst` with `hint=keep`")
+            name, why = ("method", "plain trains on their labels") if recipe.method == "plain" else (
+                "hint", "agree compares with their labels")
+            raise ParameterError(
+                name,
+                f"{why}, but {int((hints < 0).sum())} synthetic images have none; use `method=amst` with `hint=keep`")
         self.hints = hints
         self.assigned = (hints if recipe.method == "plain" else np.full(synthetic, -1)).astype(np.int32)
         used = len(data.real) + (synthetic if recipe.method != "real-only" else 0)
@@ -166,8 +192,11 @@ class Training:
 
     # ---- the run
 
-    def run(self, on_event: Callable[[Event], None] = lambda event: None, on_epoch: Callable[[bool], None] = lambda best: None,
-            stop: Callable[[], bool] = lambda: False, progress: Callable[[int, int], None] = lambda done, total: None) -> bool:
+    def run(self,
+            on_event: Callable[[Event], None] = lambda event: None,
+            on_epoch: Callable[[bool], None] = lambda best: None,
+            stop: Callable[[], bool] = lambda: False,
+            progress: Callable[[int, int], None] = lambda done, total: None) -> bool:
         """Train from where the run is to its end; False if `stop` ended it early, between two steps.
 
         Parameters
@@ -193,7 +222,8 @@ class Training:
             started = time.monotonic()
             first = epoch * self.steps_per_epoch
             made = self.batches(epoch)
-            batches = ahead(made.pretrain if stage == "pretrain" else made.train, self.step, self.steps_per_epoch, self.workers)
+            batches = ahead(made.pretrain if stage == "pretrain" else made.train, self.step, self.steps_per_epoch,
+                            self.workers)
             try:
                 for batch in batches:
                     lr = rate_at(self.recipe, first + self.step, epochs * self.steps_per_epoch, self.steps_per_epoch)
@@ -211,7 +241,12 @@ class Training:
 
     def batches(self, epoch: int) -> Batches:
         """The batches of an epoch of the stage, as the labels are now."""
-        return Batches(self.recipe, self.data, self.views, number=self.round, assigned=self.assigned, n_classes=self.network.heads.n_classes,
+        return Batches(self.recipe,
+                       self.data,
+                       self.views,
+                       number=self.round,
+                       assigned=self.assigned,
+                       n_classes=self.network.heads.n_classes,
                        first=epoch * self.steps_per_epoch)
 
     @property
@@ -231,17 +266,21 @@ class Training:
     def _begin_epoch(self, stage: str, epoch: int, on_event: Callable[[Event], None]) -> None:
         self._sums = dict.fromkeys(SUMS, 0.0)
         if epoch == 0 and len(self.recipe.stages()) > 1:
-            on_event({"event": "stage", "stage": stage, "epoch": self.epoch, "epochs": dict(self.recipe.stages())[stage]})
+            on_event(
+                {"event": "stage", "stage": stage, "epoch": self.epoch, "epochs": dict(self.recipe.stages())[stage]})
         if epoch == 0 and self.epoch > 0:
             self.network.reset_moments()
-        if stage == "train" and self.recipe.method == "amst" and (epoch == 0 or self.recipe.relabel and epoch % self.recipe.relabel == 0):
+        if stage == "train" and self.recipe.method == "amst" and (epoch == 0 or self.recipe.relabel
+                                                                  and epoch % self.recipe.relabel == 0):
             self.round += 1
             on_event(self._label())
 
     def _end_epoch(self, stage: str, lr: float, seconds: float, on_event: Callable[[Event], None]) -> bool:
         sums, steps = self._sums, self.steps_per_epoch
-        event: Event = {"event": "epoch", "stage": stage, "epoch": self.epoch + 1, "step": (self.epoch + 1) * steps, "lr": lr,
-                        "loss": sums["loss"] / steps}
+        event: Event = {
+            "event": "epoch", "stage": stage, "epoch": self.epoch + 1, "step": (self.epoch + 1) * steps, "lr": lr,
+            "loss": sums["loss"] / steps
+        }
         if stage == "train":
             event["supervised"] = sums["supervised"] / steps
             if self.recipe.method == "amst":
@@ -250,7 +289,8 @@ class Training:
         better = False
         if len(self.data.validation):
             features = self.network.features(self.data.validation, self.views, self.workers)
-            probabilities = self._labelling_proba(features) if stage == "pretrain" else self.network.heads.predict_proba(features)
+            probabilities = self._labelling_proba(
+                features) if stage == "pretrain" else self.network.heads.predict_proba(features)
             accuracy = float((probabilities.argmax(axis=1) == self.data.validation_labels).mean())
             event["validation_accuracy"] = accuracy
             better = stage == "train" and (self.best is None or accuracy > self.best["accuracy"])
@@ -280,10 +320,12 @@ class Training:
             agreeing = labels == self.hints
         self.assigned = np.where(accepted, labels, -1).astype(np.int32)
         count = int(accepted.sum())
-        event: Event = {"event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted": count,
-                        "confident": int((confident & accepted).sum()), "contradicted": int((confident & ~accepted).sum()),
-                        "per_class": np.bincount(labels[accepted], minlength=self.network.heads.n_classes).tolist(),
-                        "confidence_mean": float(confidence.mean()), "confidence_max": float(confidence.max())}
+        event: Event = {
+            "event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted":
+            count, "confident": int((confident & accepted).sum()), "contradicted": int((confident & ~accepted).sum()),
+            "per_class": np.bincount(labels[accepted], minlength=self.network.heads.n_classes).tolist(),
+            "confidence_mean": float(confidence.mean()), "confidence_max": float(confidence.max())
+        }
         if count and (self.hints >= 0).all():
             event["agree_with_seed"] = float(agreeing[accepted].mean())
         if count and data.truth is not None:
@@ -302,7 +344,9 @@ class Training:
         backbone.backward(d_strong, 1)
         self._update(loss, lr)
         logits = [heads._forward(name, weak if name.endswith("w") else strong) for name in LABELLING]
-        self._count(loss=loss, correct=np.mean([(z.argmax(axis=1) == batch.labels).sum() for z in logits]), seen=len(batch.labels))
+        self._count(loss=loss,
+                    correct=np.mean([(z.argmax(axis=1) == batch.labels).sum() for z in logits]),
+                    seen=len(batch.labels))
 
     def _train_step(self, batch: Batch, lr: float) -> None:
         recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
@@ -311,18 +355,31 @@ class Training:
             weak = self._forward_aside(batch.weak, lr)  # no gradient: the next forward pass takes its slot
             strong = self._forward_aside(batch.strong, lr)
         features = self._forward(batch.images, 0, lr)
-        result = heads.train_loss(features, batch.labels, weak, strong, recipe.consistency_weight, recipe.threshold, smoothing=recipe.smoothing,
-                                  mixed_labels=batch.mixed_labels, mixed=batch.mixed, weights=batch.weights)
+        result = heads.train_loss(features,
+                                  batch.labels,
+                                  weak,
+                                  strong,
+                                  recipe.consistency_weight,
+                                  recipe.threshold,
+                                  smoothing=recipe.smoothing,
+                                  mixed_labels=batch.mixed_labels,
+                                  mixed=batch.mixed,
+                                  weights=batch.weights)
         backbone.zero_grad()
         backbone.backward(result.d_features, 0)
         if result.used and result.d_strong is not None:
             backbone.backward(result.d_strong, 1)
         if recipe.relabel and batch.real:
             real = slice(0, batch.real)
-            heads.pretrain_loss(features[real], features[real], batch.labels[real], None if batch.weights is None else batch.weights[real])
+            heads.pretrain_loss(features[real], features[real], batch.labels[real],
+                                None if batch.weights is None else batch.weights[real])
         self._update(result.total, lr)
         correct = (result.logits.argmax(axis=1) == batch.labels).sum()
-        self._count(loss=result.total, supervised=result.supervised, consistency=result.consistency, used=result.used, correct=correct,
+        self._count(loss=result.total,
+                    supervised=result.supervised,
+                    consistency=result.consistency,
+                    used=result.used,
+                    correct=correct,
                     seen=len(batch.labels))
 
     def _forward(self, images: Floats, slot: int, lr: float) -> Floats:
@@ -371,16 +428,19 @@ class Training:
         """Go on from what `state` returned; ValueError if it does not belong to this run."""
         assigned = arrays.get("assigned")
         if assigned is None or assigned.shape != self.assigned.shape:
-            raise ValueError(f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
-                             f"{len(self.assigned)} now")
+            raise ValueError(
+                f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
+                f"{len(self.assigned)} now")
         counts: list[Any] = [position.get(k) for k in ("epoch", "step", "round")]
         best: Any = position.get("best")
         sums: Any = position.get("sums")
-        if not (all(type(c) is int and c >= 0 for c in counts) and counts[0] <= self.recipe.epochs and counts[1] < self.steps_per_epoch
-                and counts[2] <= self.recipe.epochs and _numbers(sums, SUMS if counts[1] else ())
-                and (best is None or _numbers(best, ("epoch", "accuracy")))):
+        if not (all(type(c) is int and c >= 0
+                    for c in counts) and counts[0] <= self.recipe.epochs and counts[1] < self.steps_per_epoch
+                and counts[2] <= self.recipe.epochs and _numbers(sums, SUMS if counts[1] else ()) and
+                (best is None or _numbers(best, ("epoch", "accuracy")))):
             raise ValueError("the checkpoint's position is not one of this run")
-        if assigned.dtype.kind not in "iu" or assigned.size and not -1 <= assigned.min() <= assigned.max() < self.network.heads.n_classes:
+        if assigned.dtype.kind not in "iu" or assigned.size and not -1 <= assigned.min() <= assigned.max(
+        ) < self.network.heads.n_classes:
             raise ValueError("the checkpoint's labels of the synthetic images are not possible")
         broken = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
         if broken:
@@ -393,7 +453,8 @@ class Training:
 
 def _numbers(values: Any, names: tuple[str, ...]) -> bool:
     """An object out of a file that has a finite number under each of the names."""
-    return isinstance(values, dict) and all(isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
+    return isinstance(values, dict) and all(
+        isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
 
 
 def describe(event: Event) -> str:
@@ -409,9 +470,12 @@ def describe(event: Event) -> str:
 
 
 _STAGES = {
-    "pretrain": "Stage 1 (pretrain), {epochs} epochs: four labelling heads learn from the real images. The loss is the sum of four.",
-    "train": "Stage 2 (train), {epochs} epochs: the classifier's own head begins to learn, from real and synthetic images, so the loss is another "
-             "one and the accuracy starts low again."}
+    "pretrain":
+    "Stage 1 (pretrain), {epochs} epochs: four labelling heads learn from the real images. The loss is the sum of four.",
+    "train":
+    "Stage 2 (train), {epochs} epochs: the classifier's own head begins to learn, from real and synthetic images, so the loss is another "
+    "one and the accuracy starts low again."
+}
 
 
 def _describe_labelling(event: Event) -> str:
@@ -421,11 +485,13 @@ def _describe_labelling(event: Event) -> str:
     if kept:
         parts.append(f"{kept} kept with their source label")
     if left:
-        parts.append(f"{left} without a label" + (f" ({event['contradicted']} contradicted)" if event["contradicted"] else ""))
+        parts.append(f"{left} without a label"
+                     + (f" ({event['contradicted']} contradicted)" if event["contradicted"] else ""))
     text = f"labelling {event['images']} synthetic images: {', '.join(parts)}; mean confidence {event['confidence_mean']:.2f}"
     if "precision" in event:
         text += f"; {event['precision']:.1%} of the labels are right"
     if not event["accepted"]:
-        text += (f". None is used as a labelled image, as the highest confidence is {event['confidence_max']:.3f}: training goes on with the real images "
-                 "and the consistency loss. Lower `threshold`, raise `pretrain_epochs`, or use `hint=keep`")
+        text += (
+            f". None is used as a labelled image, as the highest confidence is {event['confidence_max']:.3f}: training goes on with the real images "
+            "and the consistency loss. Lower `threshold`, raise `pretrain_epochs`, or use `hint=keep`")
     return text

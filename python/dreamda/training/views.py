@@ -3,8 +3,8 @@
     views = Views((32, 32), *channel_statistics(images), seed=0, crop_scale=(0.5, 1.0))
     x = views.weak(image, draw=3, index=17)                      # float32 (3, 32, 32), normalised
 
-A view is a function of (seed, stage, draw, index, kind) alone, through a counter-based generator keyed with them: neither the
-number of workers nor the order of calls, neither the batch nor an interruption changes a bit of it.
+A view is a function of (seed, stage, draw, index, kind) alone, through a counter-based generator keyed with them:
+neither the number of workers nor the order of calls, neither the batch nor an interruption changes a bit of it.
 """
 from __future__ import annotations
 
@@ -46,23 +46,34 @@ class Views:
     stage : int
         Part of the key, so that the stages of a training run see different views.
     crop_scale : (low, high), optional
-        Area of the random crop as a part of the image's. Default: (0.08, 1), the authors', for views of more than 64 pixels; (0.5, 1) for
-        smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
+        Area of the random crop as a part of the image's. Default: (0.08, 1), the authors', for views of more than 64
+        pixels; (0.5, 1) for smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
     flip : bool
         Flip half of the views horizontally. Wrong for chest X-rays, digits and the like.
     grey : bool
         The images have no colour: RandAugment's Color, which would do nothing, is left out.
     operations, magnitude : int, float
-        RandAugment: operations per view, and their greatest strength, 0 to 1, drawn uniformly up to it (as in FixMatch).
+        RandAugment: operations per view, and their greatest strength, 0 to 1, drawn uniformly up to it (as in
+        FixMatch).
 
     Notes
     -----
-    Weak: random resized crop (aspect ratio 3/4 to 4/3), flip. randaugment: the same and RandAugment (Cubuk et al., 2019). Strong: the same
-    and Cutout (DeVries & Taylor, 2017), a square of up to half the image's side, centred anywhere, filled with the mean.
+    Weak: random resized crop (aspect ratio 3/4 to 4/3), flip. randaugment: the same and RandAugment (Cubuk et al.,
+    2019). Strong: the same and Cutout (DeVries & Taylor, 2017), a square of up to half the image's side, centred
+    anywhere, filled with the mean.
     """
 
-    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, seed: int = 0, stage: int = 0,
-                 crop_scale: tuple[float, float] | None = None, flip: bool = True, grey: bool = False, operations: int = 2,
+    def __init__(self,
+                 size: tuple[int, int],
+                 mean: Sequence[float],
+                 std: Sequence[float],
+                 *,
+                 seed: int = 0,
+                 stage: int = 0,
+                 crop_scale: tuple[float, float] | None = None,
+                 flip: bool = True,
+                 grey: bool = False,
+                 operations: int = 2,
                  magnitude: float = 1.0) -> None:
         if crop_scale is None:
             crop_scale = (0.5, 1.0) if max(size) <= SMALL else (0.08, 1.0)
@@ -70,7 +81,8 @@ class Views:
             raise ValueError(f"crop_scale must be two parts of the area with 0 < low <= high <= 1; it is {crop_scale}")
         self.size = (int(size[0]), int(size[1]))
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-        if self.mean.shape != (3,) or self.std.shape != (3,) or not (np.isfinite(self.mean).all() and (self.std > 0).all()):
+        if self.mean.shape != (3, ) or self.std.shape != (3, ) or not (np.isfinite(self.mean).all() and
+                                                                       (self.std > 0).all()):
             raise ValueError(f"mean and std must be three numbers each, std above 0; they are {mean} and {std}")
         self.seed, self.stage = seed, stage
         self.crop_scale, self.flip, self.operations, self.magnitude = crop_scale, flip, operations, magnitude
@@ -91,7 +103,8 @@ class Views:
         kind : {"weak", "randaugment", "strong"}
         image : uint8 (H, W, 3)
         draw, index, stream : int
-            How often this image was drawn before, its number in the data set, and which of several views at the same time.
+            How often this image was drawn before, its number in the data set, and which of several views at the same
+            time.
         """
         # 64 numbers whatever is needed of them: each choice has its own place
         random = keyed(self.seed, self.stage << 32 | stream, (0, draw, index, KINDS.index(kind))).random(64)
@@ -119,15 +132,16 @@ class Views:
     def plain(self, image: Pixels) -> NDArray[np.float32]:
         """The view for evaluation.
 
-        Up to 64 pixels: the image, resized. Views of more than 64 pixels: the centre 7/8 of the shorter side, as usual on ImageNet. A large
-        photograph is reduced first (see `reduce`), as it is for training.
+        Up to 64 pixels: the image, resized. Views of more than 64 pixels: the centre 7/8 of the shorter side, as usual
+        on ImageNet. A large photograph is reduced first (see `reduce`), as it is for training.
         """
         height, width = self.size
         image = reduce(image, self.size)
         if max(self.size) <= SMALL:
             if image.shape[:2] == self.size:
                 return self._normalise(image)
-            return self._normalise(np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
+            return self._normalise(np.asarray(
+                Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
         picture = Image.fromarray(image)
         scale = EVAL_CROP * min(picture.width / width, picture.height / height)
         crop_w, crop_h = scale * width, scale * height
@@ -144,7 +158,9 @@ class Views:
         height = min(picture.height, max(1, round(math.sqrt(area / ratio))))
         left = int(random[2] * (picture.width - width + 1))
         top = int(random[3] * (picture.height - height + 1))
-        return picture.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        return picture.resize((self.size[1], self.size[0]),
+                              Image.Resampling.BILINEAR,
+                              box=(left, top, left + width, top + height))
 
     def _cutout(self, pixels: Pixels, random: NDArray[np.float64]) -> Pixels:
         height, width = self.size
@@ -170,8 +186,11 @@ def _enhance(kind: type) -> Callable[..., Image.Image]:
 
 def _affine(coefficients: Callable[[float, Image.Image], tuple[float, ...]]) -> Callable[..., Image.Image]:
     def operation(picture: Image.Image, strength: float, sign: bool, fill: tuple[int, ...]) -> Image.Image:
-        return picture.transform(picture.size, Image.Transform.AFFINE, coefficients(strength if sign else -strength, picture),
-                                 Image.Resampling.BILINEAR, fillcolor=fill)
+        return picture.transform(picture.size,
+                                 Image.Transform.AFFINE,
+                                 coefficients(strength if sign else -strength, picture),
+                                 Image.Resampling.BILINEAR,
+                                 fillcolor=fill)
     return operation
 
 
@@ -200,19 +219,22 @@ def _posterize(picture: Image.Image, strength: float, sign: bool, fill: tuple[in
 
 
 _color = _enhance(ImageEnhance.Color)
-OPERATIONS = (
-    _identity, _autocontrast, _equalize, _rotate, _solarize, _color, _posterize, _enhance(ImageEnhance.Contrast),
-    _enhance(ImageEnhance.Brightness), _enhance(ImageEnhance.Sharpness),
-    _affine(lambda s, p: (1, 0.3 * s, -0.15 * s * p.height, 0, 1, 0)), _affine(lambda s, p: (1, 0, 0, 0.3 * s, 1, -0.15 * s * p.width)),
-    _affine(lambda s, p: (1, 0, 0.3 * s * p.width, 0, 1, 0)), _affine(lambda s, p: (1, 0, 0, 0, 1, 0.3 * s * p.height)))
+OPERATIONS = (_identity, _autocontrast, _equalize, _rotate, _solarize, _color, _posterize,
+              _enhance(ImageEnhance.Contrast), _enhance(ImageEnhance.Brightness), _enhance(ImageEnhance.Sharpness),
+              _affine(lambda s, p: (1, 0.3 * s, -0.15 * s * p.height, 0, 1, 0)),
+              _affine(lambda s, p: (1, 0, 0, 0.3 * s, 1, -0.15 * s * p.width)),
+              _affine(lambda s, p: (1, 0, 0.3 * s * p.width, 0, 1, 0)),
+              _affine(lambda s, p: (1, 0, 0, 0, 1, 0.3 * s * p.height)))
 
 
 # ---- the data set
 
 def reduce(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """An image whose sides are all more than twice those of the views, reduced to twice (Lanczos); others are returned as they are.
+    """An image whose sides are all more than twice those of the views, reduced to twice (Lanczos); others are returned
+    as they are.
 
-    So a crop of 8 % of a photograph costs no more than it shows, and training and evaluation begin with the same pixels.
+    So a crop of 8 % of a photograph costs no more than it shows, and training and evaluation begin with the same
+    pixels.
     """
     height, width = image.shape[:2]
     scale = max(2 * size[0] / height, 2 * size[1] / width)
@@ -248,4 +270,6 @@ def channel_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, ...], tup
 
 def is_grey(images: Iterable[Pixels]) -> bool:
     """Whether no image has colour."""
-    return all(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]) for image in images)
+    return all(
+        np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2])
+        for image in images)

@@ -7,9 +7,10 @@
     pets/train/classes.json                   the words of each class, which `dreamda generate --template` puts into its prompts
     stl10/unlabelled/images/000000.png        STL-10's unlabelled images, with labels of null, as `dreamda train` takes them for SYNTHETIC
 
-An archive may be unpacked or not. It is read as a stream and nothing is ever unpacked: the only paths written are ours, made from names
-that were checked. Where a data set has no official split (Caltech-101, Shenzhen), its sizes are those of the DreamDA paper, and which
-images are in it is decided by a hash of their names (ours, so that it is the same everywhere).
+An archive may be unpacked or not. It is read as a stream and nothing is ever unpacked: the only paths written are ours,
+made from names that were checked. Where a data set has no official split (Caltech-101, Shenzhen), its sizes are those
+of the DreamDA paper, and which images are in it is decided by a hash of their names (ours, so that it is the same
+everywhere).
 """
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
                    progress: Callable[[int, int], None] = lambda done, total: None) -> ImportReport:
     """Read the official archive of a data set and write it as an image folder with prompts.
 
-    Every image is decoded once. One that is broken is left out and reported; one in a format that is not read elsewhere here (some of
-    Oxford's .jpg files are GIFs) is written as PNG; all others keep their bytes.
+    Every image is decoded once. One that is broken is left out and reported; one in a format that is not read elsewhere
+    here (some of Oxford's .jpg files are GIFs) is written as PNG; all others keep their bytes.
 
     Parameters
     ----------
@@ -74,8 +75,8 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
     Raises
     ------
     ValueError, OSError
-        `source` is not this data set, lacks a file that nothing can be done without, or is damaged; or `out` cannot be used. Nothing is
-        written then.
+        `source` is not this data set, lacks a file that nothing can be done without, or is damaged; or `out` cannot be
+        used. Nothing is written then.
     ImportError
         Stanford Cars needs SciPy.
     """
@@ -101,8 +102,12 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
         for parent in missing:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        if isinstance(error, OSError) and str(error.filename or work).startswith(str(work)):  # a full disk has no file name
-            raise OSError(error.errno, f"OUT {out} cannot be written ({error.strerror}), and nothing of it was kept; put that right, then repeat") from error
+        # a full disk has no file name
+        if isinstance(error, OSError) and str(error.filename or work).startswith(str(work)):
+            raise OSError(
+                error.errno,
+                f"OUT {out} cannot be written ({error.strerror}), and nothing of it was kept; put that right, then repeat"
+            ) from error
         raise
     return report
 
@@ -118,7 +123,8 @@ def _compare(about: DataSet, report: ImportReport) -> None:
     for split, published in about.counts.items():
         found = report.counts.get(split, 0)
         if found != published:
-            report.notes.append(f"{split} has {found:,} of the {published:,} images that {about.title} is published with")
+            report.notes.append(
+                f"{split} has {found:,} of the {published:,} images that {about.title} is published with")
     if report.classes != about.classes:
         report.notes.append(f"there are {report.classes} of the {about.classes} classes")
 
@@ -134,7 +140,8 @@ def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progre
         while chunk := list(islice(pictures, CHUNK)):
             for picture in chunk:
                 if (key := picture[:3]) in there:
-                    raise ValueError(f"{picture.label}/{picture.name} is there twice; give a folder that holds the data set once")
+                    raise ValueError(
+                        f"{picture.label}/{picture.name} is there twice; give a folder that holds the data set once")
                 there.add(key)
                 (root / picture.split / picture.label).mkdir(parents=True, exist_ok=True)
             for picture, done in zip(chunk, pool.map(lambda p: _store(p, root), chunk), strict=True):
@@ -142,7 +149,10 @@ def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progre
                     report.skipped.append((f"{picture.label}/{picture.name}", str(done)))
                     continue
                 converted += done != picture.name
-                row = {"file_name": f"{picture.label}/{done}", **({"text": picture.text} if picture.text is not None else {"label": None})}
+                row = {
+                    "file_name": f"{picture.label}/{done}",
+                    **({"text": picture.text} if picture.text is not None else {"label": None})
+                }
                 rows.setdefault(picture.split, []).append(row)
                 if picture.text is not None:
                     words.setdefault(picture.split, {})[picture.label] = _words(picture.text)
@@ -150,11 +160,14 @@ def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progre
     for split in sorted(rows, key=("train", "test", UNLABELLED).index):
         those = rows[split]
         those.sort(key=lambda row: row["file_name"])
-        (root / split / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in those), encoding="utf-8")
+        (root / split / "metadata.jsonl").write_text("".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in those),
+                                                     encoding="utf-8")
         report.counts[split] = len(those)
         if split in words:
             of_class = dict(sorted(words[split].items()))
-            (root / split / CLASSES_FILE).write_text(json.dumps(of_class, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (root / split / CLASSES_FILE).write_text(json.dumps(of_class, indent=1, ensure_ascii=False) + "\n",
+                                                     encoding="utf-8")
     report.classes = len({label for of_class in words.values() for label in of_class})
     if converted:
         report.notes.append(f"{converted} images are GIFs under another name; they were written as PNG")
@@ -183,7 +196,8 @@ def _store(picture: Picture, root: Path) -> str | BrokenImageError:
                 decode_image(content)
         except BrokenImageError as error:
             return error
-        except Exception as error:  # the file is untrusted, and Pillow's decoders raise whatever their format trips over
+        # the file is untrusted, and Pillow's decoders raise whatever their format trips over
+        except Exception as error:
             return BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})")
     (root / picture.split / picture.label / name).write_bytes(content)
     return name

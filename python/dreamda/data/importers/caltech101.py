@@ -8,16 +8,19 @@ from .common import DataSet, ImportReport, Picture, drawn, image_files
 from .source import Source
 
 WORDS = {
-    "Faces": "person's face", "Faces_easy": "person's face, close-up", "Leopards": "leopard", "Motorbikes": "motorbike", "airplanes": "airplane",
-    "binocular": "pair of binoculars", "car_side": "car from the side", "cougar_body": "cougar", "cougar_face": "cougar's face",
-    "crocodile_head": "crocodile's head", "flamingo_head": "flamingo's head", "garfield": "cartoon cat Garfield", "snoopy": "cartoon dog Snoopy",
-    "scissors": "pair of scissors", "water_lilly": "water lily", "yin_yang": "yin yang symbol", "buddha": "buddha statue", "brain": "human brain",
+    "Faces": "person's face", "Faces_easy": "person's face, close-up", "Leopards": "leopard", "Motorbikes": "motorbike",
+    "airplanes": "airplane", "binocular": "pair of binoculars", "car_side": "car from the side", "cougar_body":
+    "cougar", "cougar_face": "cougar's face", "crocodile_head": "crocodile's head", "flamingo_head": "flamingo's head",
+    "garfield": "cartoon cat Garfield", "snoopy": "cartoon dog Snoopy", "scissors": "pair of scissors", "water_lilly":
+    "water lily", "yin_yang": "yin yang symbol", "buddha": "buddha statue", "brain": "human brain",
 }
-TRAINING = 30            # images a class, the protocol of the data set's authors; of 101 classes they are the paper's 3,030
+# images a class, the protocol of the data set's authors; of 101 classes they are the paper's 3,030
+TRAINING = 30
 
 
 def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
-    found = source.require(r"(?:^|/)101_ObjectCategories/([^/]+)/(image_\d+\.jpg)$", "101_ObjectCategories/<class>/image_0001.jpg")
+    found = source.require(r"(?:^|/)101_ObjectCategories/([^/]+)/(image_\d+\.jpg)$",
+                           "101_ObjectCategories/<class>/image_0001.jpg")
     of_class: dict[str, list[str]] = {}
     for name, match in found.matches.items():
         of_class.setdefault(match[1], []).append(name)
@@ -33,5 +36,6 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     yield from image_files(found, places)
 
 
-DATA_SET = DataSet("Caltech-101", ("caltech-101.zip", "101_ObjectCategories.tar.gz"), {"train": 3030, "test": 5647}, 101, _read,
+DATA_SET = DataSet("Caltech-101", ("caltech-101.zip", "101_ObjectCategories.tar.gz"), {"train": 3030, "test": 5647},
+                   101, _read,
                    "none is official; 30 training images a class as in the paper, drawn by a hash of their names")

@@ -17,7 +17,8 @@ UNLABELLED = "unlabelled"
 
 
 class Picture(NamedTuple):
-    """One image on its way: where it belongs, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or (H, W, 3)."""
+    """One image on its way: where it belongs, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or (H,
+    W, 3)."""
 
     split: str
     label: str
@@ -91,5 +92,6 @@ def drawn(names: Iterable[str], count: int) -> set[str]:
 
 
 def folder_name(words: str) -> str:
-    """Words as a folder name: underscores for spaces, hyphens for what has no place in it (``Ram C/V`` -> ``Ram_C-V``)."""
+    """Words as a folder name: underscores for spaces, hyphens for what has no place in it (``Ram C/V`` ->
+    ``Ram_C-V``)."""
     return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"

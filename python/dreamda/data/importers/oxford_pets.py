@@ -15,7 +15,8 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     places = {}
     for split, file in (("train", "trainval.txt"), ("test", "test.txt")):
         pattern = rf"(?:^|/)annotations/{file}$"
-        content = source.required_file(pattern, f"annotations/{file}") if split == "train" else source.file(pattern, file)
+        content = source.required_file(pattern, f"annotations/{file}") if split == "train" else source.file(
+            pattern, file)
         if content is None:
             report.notes.append(f"annotations/{file} is missing, so there are no test images")
             continue
@@ -24,7 +25,8 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
                 continue
             match = re.fullmatch(r"([A-Za-z_]+)_(\d+) (\d+) ([12]) (\d+)", line.strip())
             if not match:
-                raise ValueError(f'{source.path}: annotations/{file} line {number} is not "name class species breed": {line[:60]!r}')
+                raise ValueError(
+                    f'{source.path}: annotations/{file} line {number} is not "name class species breed": {line[:60]!r}')
             stem = f"{match[1]}_{match[2]}"
             text = fill_template("a photo of a {}", f"{match[1]}, a breed of {'cat' if match[4] == '1' else 'dog'}")
             if stem in at:
@@ -34,4 +36,5 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     yield from image_files(found, places)
 
 
-DATA_SET = DataSet("Oxford-IIIT Pets", ("images.tar.gz", "annotations.tar.gz"), {"train": 3680, "test": 3669}, 37, _read)
+DATA_SET = DataSet("Oxford-IIIT Pets", ("images.tar.gz", "annotations.tar.gz"), {"train": 3680, "test": 3669}, 37,
+                   _read)

@@ -20,5 +20,6 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     yield from image_files(found, places)
 
 
-DATA_SET = DataSet("the Shenzhen tuberculosis set", ("ChinaSet_AllFiles.zip",), {"train": 463, "test": 199}, 2, _read,
-                   "none is official; 70 % of each class for training (the paper's 463), drawn by a hash of their names")
+DATA_SET = DataSet(
+    "the Shenzhen tuberculosis set", ("ChinaSet_AllFiles.zip", ), {"train": 463, "test": 199}, 2, _read,
+    "none is official; 70 % of each class for training (the paper's 463), drawn by a hash of their names")

@@ -20,7 +20,8 @@ from typing import IO, NamedTuple, cast
 
 MAX_ANNOTATION_BYTES = 64 << 20
 # What gzip, tar, zip and xz readers raise for a file that is damaged or something else.
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
+           NotImplementedError, RuntimeError)
 
 
 class _Folder:
@@ -78,7 +79,8 @@ class _Archive:
                 with tarfile.open(fileobj=file, mode="r|*") as archive:
                     for member in archive:
                         if member.isreg() and _visible(member.name.removeprefix("./")):
-                            yield member.name, cast("Callable[[], IO[bytes]]", partial(archive.extractfile, member))  # None is not for regular files
+                            # None is not for regular files
+                            yield member.name, cast("Callable[[], IO[bytes]]", partial(archive.extractfile, member))
 
 
 @contextlib.contextmanager
@@ -86,7 +88,8 @@ def _whole(what: str) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        raise ValueError(f"{what} is damaged or no archive ({str(error) or type(error).__name__}); download it again") from error
+        raise ValueError(
+            f"{what} is damaged or no archive ({str(error) or type(error).__name__}); download it again") from error
 
 
 def _visible(name: str) -> bool:
@@ -101,7 +104,8 @@ class Found(NamedTuple):
 
 
 class Source:
-    """Where the files of a data set are looked for: SRC, and official archives in it, and official archives in those."""
+    """Where the files of a data set are looked for: SRC, and official archives in it, and official archives in
+    those."""
 
     def __init__(self, path: Path, title: str, archives: tuple[str, ...]) -> None:
         self.path, self.title, self.archives = path, title, archives
@@ -119,7 +123,8 @@ class Source:
             if not path.is_file():
                 raise ValueError(f"{path} is neither a file nor a folder")
             if not zipfile.is_zipfile(path) and not _is_archive(path.name):
-                raise ValueError(f"{path} is neither a zip nor a tar archive; give a folder that holds {_all(archives)}")
+                raise ValueError(
+                    f"{path} is neither a zip nor a tar archive; give a folder that holds {_all(archives)}")
             self.places.append(_Archive(str(path), partial(_open_file, path), zipfile.is_zipfile(path)))
 
     def find(self, pattern: str) -> Found:
@@ -141,8 +146,9 @@ class Source:
         """`find`, and ValueError where there is none."""
         found = self.find(pattern)
         if not found.matches:
-            raise ValueError(f"{self.path} has no {what}, so it is not {self.title}, or not all of it; found: {self._summary()}; "
-                             f"give {_all(self.archives)}, or what they hold")
+            raise ValueError(
+                f"{self.path} has no {what}, so it is not {self.title}, or not all of it; found: {self._summary()}; "
+                f"give {_all(self.archives)}, or what they hold")
         return found
 
     def file(self, pattern: str, what: str) -> bytes | None:
@@ -160,7 +166,8 @@ class Source:
         return content
 
     def _summary(self) -> str:
-        seen = Counter("/".join(name.split("/")[:-1][:3]) + "/*" + os.path.splitext(name)[1] for place in self.places for name in place.names())
+        seen = Counter("/".join(name.split("/")[:-1][:3]) + "/*" + os.path.splitext(name)[1] for place in self.places
+                       for name in place.names())
         if not seen:
             return "nothing"
         shown = [f"{name} ({count})" for name, count in seen.most_common(4)]

@@ -35,14 +35,16 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
             continue
         number = -1
         for number, record in enumerate(records(file, pixels, what)):
-            image = np.frombuffer(record, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)  # each channel is stored column by column
+            # each channel is stored column by column
+            image = np.frombuffer(record, np.uint8).reshape(3, 96, 96).transpose(2, 1, 0)
             if part == "unlabeled":
                 yield Picture(UNLABELLED, "images", f"{number:06d}.png", None, image)
             elif number < len(labels[part]):
                 label = CLASSES[labels[part][number] - 1]
                 yield Picture(part, label, f"{number:05d}.png", fill_template("a photo of a {}", label), image)
         if part != "unlabeled" and number + 1 != len(labels[part]):
-            raise ValueError(f"{what} has {number + 1:,} images, but {part}_y.bin {len(labels[part]):,} labels; download them again")
+            raise ValueError(
+                f"{what} has {number + 1:,} images, but {part}_y.bin {len(labels[part]):,} labels; download them again")
 
 
 DATA_SET = DataSet("STL-10", ("stl10_binary.tar.gz",), {"train": 5000, "test": 8000, UNLABELLED: 100_000}, 10, _read)

@@ -23,7 +23,8 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
     Parameters
     ----------
     recipe : str or path
-        A name of `names`, or a JSON file: an object with some fields of `GenerationOptions`, ``template`` and ``about``.
+        A name of `names`, or a JSON file: an object with some fields of `GenerationOptions`, ``template`` and
+        ``about``.
 
     Returns
     -------
@@ -39,7 +40,8 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
     """
     path = Path(__file__).with_name(f"{recipe}.json") if str(recipe) in names() else Path(recipe)
     if not path.is_file():
-        raise ValueError(f"--recipe {recipe}: no such file, and the recipes that come with dreamda are {', '.join(names())}")
+        raise ValueError(
+            f"--recipe {recipe}: no such file, and the recipes that come with dreamda are {', '.join(names())}")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"--recipe {path} is larger than the {MAX_BYTES >> 20} MiB that are read")
     try:
@@ -47,7 +49,8 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f'--recipe {path} is no JSON object, such as {{"variants": 5, "template": "a photo of a {{}}"}}')
+        raise ValueError(
+            f'--recipe {path} is no JSON object, such as {{"variants": 5, "template": "a photo of a {{}}"}}')
     found.pop("about", None)
     template = found.pop("template", None)
     found = with_todays_names(found)
@@ -55,7 +58,8 @@ def load_recipe(recipe: str | os.PathLike[str]) -> tuple[dict[str, Any], str | N
         raise ValueError(f"--recipe {path}: the template must be a text, and is {template!r}")
     options = options_of(GenerationOptions)
     if unknown := sorted(found.keys() - options.keys()):
-        raise ValueError(f"--recipe {path} has {unknown[0]!r}; the options are {', '.join(options)}, beside template and about")
+        raise ValueError(
+            f"--recipe {path} has {unknown[0]!r}; the options are {', '.join(options)}, beside template and about")
     try:
         return {name: options[name].checked(name, value) for name, value in found.items()}, template
     except ParameterError as error:
