@@ -50,6 +50,12 @@ def run(*arguments: object) -> int:
     return cli.main([str(a) for a in arguments])
 
 
+def test_the_output_may_be_named_without_out(fake, real, tmp_path, capsys):
+    assert run("generate", real, tmp_path / "out", *FAST) == 0
+    assert run("generate", real, "--out", tmp_path / "out", *FAST) == 0
+    assert "0 images made, 12 were there already" in capsys.readouterr().out
+
+
 def test_generate_then_again(fake, real, tmp_path, capsys):
     assert run("generate", real, "--out", tmp_path / "out", *FAST) == 0
     first = capsys.readouterr()
@@ -102,7 +108,9 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
      (["{real}", "--out", "{tmp}/out", "--model", "fake", "--variants", "0"], "--variants"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--method", "x"], "--method"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--steps", "ten"], "--steps"),
-     (["{real}", "--out", "{tmp}/out"], "--model"), (["{real}"], "--out"), ([], "REAL"),
+     (["{real}", "--out", "{tmp}/out"], "--model"), ([], "REAL"),
+     (["{real}", *FAST], "--out is missing; name a folder"),
+     (["{real}", "{tmp}/a", "--out", "{tmp}/b", *FAST], "is named twice"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--template", "x"], "--template"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),

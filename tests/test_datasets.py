@@ -396,7 +396,9 @@ def test_an_unknown_name_and_a_full_out(tmp_path, capsys):
     assert run("import", "caltech101", source, "--out", tmp_path / "out") == 1
     before = tree(tmp_path)
     assert run("import", "caltech101", source, "--out", tmp_path / "out") == 2
+    assert run("import", "caltech101", source) == run("import", "caltech101", source, "a", "--out", "b") == 2
     assert "is there already; give a new or an empty folder" in capsys.readouterr().err and tree(tmp_path) == before
+    assert run("import", "caltech101", source, tmp_path / "without --out") == 1
 
 
 def test_hostile_archives_write_nothing_outside(tmp_path, capsys):
@@ -454,6 +456,8 @@ def test_interrupted_and_full_disk_leave_nothing(tmp_path, capsys, monkeypatch):
         patch.setattr(Path, "write_bytes", lambda self, content:
                       (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert run("import", "caltech101", source, "--out", tmp_path / "out") == 2
+    assert run("import", "caltech101", source) == run("import", "caltech101", source, "a", "--out", "b") == 2
+    assert run("import", "caltech101", source, tmp_path / "positional") == 1
     assert os.listdir(tmp_path) == [
         "in"
     ] and "out cannot be written (No space left on device), and nothing of it was kept" in capsys.readouterr().err

@@ -200,8 +200,22 @@ Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
 
 
 def out_option(help: str, metavar: str = "FOLDER") -> Any:
-    """What a command makes is named by ``--out``, in every command; its arguments are what it reads."""
+    """Every command names what it makes by ``--out``; its arguments are what it reads, but for an `OutArgument`."""
     return typer.Option("--out", "-o", metavar=metavar, help=help)
+
+
+OutArgument = Annotated[Optional[Path],
+                        typer.Argument(metavar="OUT", help="The output may also be named here, without --out.")]
+
+
+def only_out(argument: Path | None, option: Path | None) -> Path:
+    """The output of a command that takes it as ``--out`` or as its last argument; ValueError unless it is given once."""
+    if argument is not None and option is not None:
+        raise ValueError(f"the output is named twice, {argument} and --out {option}; leave one of them off")
+    out = option if argument is None else argument
+    if out is None:
+        raise ValueError("--out is missing; name a folder for the images")
+    return out
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Progress, Threads, add_command, check_result, complain_of, out_option, printable, write_result
+from .common import (Debug, OutArgument, Progress, Threads, add_command, check_result, complain_of, only_out, out_option,
+                     printable, write_result)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +29,10 @@ def import_(
         Path,
         typer.
         Argument(metavar="SRC", help="The official archive, or a folder with the archives or with what they hold.")],
-    out: Annotated[Path,
-                   out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.")],
+    out_argument: OutArgument = None,
+    out: Annotated[
+        Path | None,
+        out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.  [required]")] = None,
     debug: Debug = False,
 ) -> int:
     """Make the official archive of a well-known data set into image folders with prompts.
@@ -39,12 +42,13 @@ def import_(
     """
     from ..data.importers import DATASETS, import_dataset
 
+    place = only_out(out_argument, out)
     with Progress() as progress:
-        report = import_dataset(name, source, out, progress=progress)
+        report = import_dataset(name, source, place, progress=progress)
     complain_of(report.skipped, report.notes)
     counts = ", ".join(f"{count:,} {split}" for split, count in report.counts.items())
     print(
-        printable(f"{out}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
+        printable(f"{place}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
     return 0 if report.complete else 1
 
 

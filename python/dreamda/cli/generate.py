@@ -9,8 +9,8 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common, train
-from .common import (PROMPTS, RUNNING, Debug, Dtype, Progress, Size, Threads, accepts_options, add_command, chosen,
-                     complain, complain_of, is_given, out_option, parse_shard, parse_size, printable)
+from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Progress, Size, Threads, accepts_options, add_command,
+                     chosen, complain, complain_of, is_given, only_out, out_option, parse_shard, parse_size, printable)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -36,7 +36,11 @@ Model = Annotated[str,
 def generate(
     context: typer.Context,
     real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
-    out: Annotated[Path, out_option("New or empty, or the folder of the same run, which is then resumed.")],
+    *,
+    out_argument: OutArgument = None,
+    out: Annotated[
+        Path | None,
+        out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
     model: Model,
     recipe: Annotated[
         str | None,
@@ -94,6 +98,7 @@ def generate(
     from ..runs.generate import check_out, run_identity
     from ..generation.recipes import load_recipe
 
+    place = only_out(out_argument, out)
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
     taken = {name: value for name, value in taken.items() if not is_given(context, name)}
     if is_given(context, "method"):
@@ -110,7 +115,7 @@ def generate(
     taken_prompts = choose_prompts(folder, template, prompts, words)
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
-    check_out(out, folder, run_identity(settings, source))
+    check_out(place, folder, run_identity(settings, source))
     if dry_run:
         if engine == "ray":
             raise ValueError("--dry-run measures on this machine; leave --engine ray off")
@@ -120,8 +125,8 @@ def generate(
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
                         size=parse_size(size)) as workers:
-            return _generate(folder, out, workers, model, settings, texts, source, part, preview)
-    return _generate(folder, out, common.load(model, dtype, threads, size), model, settings, texts, source, part,
+            return _generate(folder, place, workers, model, settings, texts, source, part, preview)
+    return _generate(folder, place, common.load(model, dtype, threads, size), model, settings, texts, source, part,
                      preview)
 
 
