@@ -28,6 +28,7 @@ import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -93,12 +94,62 @@ def draw_members(labels: np.ndarray, draw: int) -> np.ndarray:
     return np.stack([rng.permutation(np.flatnonzero(labels == c))[:50] for c in range(10)])
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """Images to measure on, and what is measured: the harness below works on any of them.
+
+    A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model, and
+    "from_noise" makes it start from pure noise. A method is a kind (or None) and what differs in training.
+    """
+
+    name: str
+    folder: str
+    model: str
+    classes: tuple[str, ...]
+    sizes: dict[int, int]               # real images a class: draws
+    variants: int
+    training: dict
+    grey: bool = False
+    judged: bool = False                # whether a judge can be trained, see `make_judge`
+
+    def images(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of the part that the draws of "final" or "sweep" come from."""
+        raise NotImplementedError
+
+    def members(self, part: str, draw: int) -> np.ndarray:
+        """(classes, the largest size): positions of a draw's images; a smaller size takes the first columns."""
+        return draw_members(self.images(part)[1], draw)
+
+    def tested(self, part: str, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a classifier of this draw is tested on: test images for "final", validation images for "sweep"."""
+        raise NotImplementedError
+
+    def prompt(self, label: int) -> str:
+        """What the image of a class is said to show."""
+        name = self.classes[label]
+        return f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+class Fashion(DataSet):
+    """Fashion-MNIST, divided as the head of this file says."""
+
+    def images(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        return fashion(self.folder, part)
+
+    def tested(self, part: str, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        return fashion(self.folder, "test" if part == "final" else "validation")
+
+
+def fashion_mnist(folder: str) -> DataSet:
+    return Fashion("efficacy", folder, "fashion-mini", tuple(NAMES), SIZES, VARIANTS, TRAINING, grey=True, judged=True)
+
+
 # ---- jobs: functions of plain values, run in worker processes
 
 @cache
-def pipeline():
+def pipeline(model: str):
     from dreamda import Pipeline
-    return Pipeline.load("fashion-mini", threads=1)
+    return Pipeline.load(model, threads=1)
 
 
 def image_file(work: str, kind: dict, part: str, draw: int, first: int, last: int) -> Path:
@@ -106,72 +157,81 @@ def image_file(work: str, kind: dict, part: str, draw: int, first: int, last: in
     return Path(work) / "images" / digest / f"{part}-{draw}-{first}-{last}.npy"
 
 
-def make_images(data: str, work: str, kind: dict, part: str, draw: int, first: int, last: int, variants: int) -> float:
-    """Synthetic images of a draw's images `first` to `last` - 1 of every class: uint8 (10, last - first, K, 32, 32)."""
+def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, first: int, last: int,
+                variants: int) -> float:
+    """Synthetic images of a draw's images `first` to `last` - 1 of every class: uint8 (classes, last - first, K, height,
+    width), and 3 channels where they are not grey."""
     file = image_file(work, kind, part, draw, first, last)
     if file.exists():
         return 0.0
     start = time.perf_counter()
-    images, labels = fashion(data, part)
-    members = draw_members(labels, draw)[:, first:last].ravel()
-    prompts = [f"a photo of {'an' if NAMES[c][0] in 'aeiou' else 'a'} {NAMES[c]}" for c in labels[members]]
-    keys, pipe = [f"{part}/{i}" for i in members], pipeline()
+    images, labels = data.images(part)
+    members = data.members(part, draw)[:, first:last].ravel()
     parameters = dict(kind)
+    prompts, keys = [data.prompt(c) for c in labels[members]], [f"{part}/{i}" for i in members]
+    pipe = pipeline(parameters.pop("model", data.model))
     if parameters.pop("from_noise", False):
         z0 = np.zeros_like(pipe.encode(images[members], keys))
         latents = pipe.augment_latents(z0, prompts, keys, variants=variants, seed=draw, **parameters)
-        flat = latents.reshape(-1, 10, *latents.shape[2:])
+        flat = latents.reshape(-1, 10, *latents.shape[2:]) if len(latents) * variants % 10 == 0 else latents
         pixels = np.concatenate([pipe.vae.decode(z) for z in flat]).transpose(0, 2, 3, 1)
         made = np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
     else:
         made = pipe.augment(images[members], prompts, variants=variants, keys=keys, seed=draw, **parameters)
-    grey = np.rint(made.reshape(-1, 32, 32, 3).mean(axis=3)).astype(np.uint8)  # the real images are grey
+    made = made.reshape(len(data.classes), last - first, variants, *images.shape[1:])
+    if data.grey:
+        made = np.rint(made.mean(axis=-1)).astype(np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
-        np.save(stream, grey.reshape(10, last - first, variants, 32, 32))
+        np.save(stream, made)
     os.replace(temporary, file)
     return time.perf_counter() - start
 
 
-def load_images(work: str, kind: dict, part: str, draw: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    parts = [np.load(image_file(work, kind, part, draw, first, last)) for first, last in chunks(size)]
-    made = np.concatenate(parts, axis=1)
-    labels = np.repeat(np.arange(10), made.shape[1] * made.shape[2])
-    return np.repeat(made.reshape(-1, 32, 32)[..., None], 3, axis=3), labels
+def in_colour(made: np.ndarray) -> np.ndarray:
+    """The images of a file of `make_images`, uint8 (N, height, width, 3)."""
+    made = made if made.ndim == 6 else np.repeat(made[..., None], 3, axis=5)
+    return made.reshape(-1, *made.shape[3:])
 
 
-def chunks(size: int) -> list[tuple[int, int]]:
-    bounds = [b for b in (0, *SIZES) if b <= size]
+def load_images(data: DataSet, work: str, kind: dict, part: str, draw: int,
+                size: int) -> tuple[np.ndarray, np.ndarray]:
+    made = np.concatenate([np.load(image_file(work, kind, part, draw, *chunk)) for chunk in chunks(data, size)], axis=1)
+    return in_colour(made), np.repeat(np.arange(len(made)), made.shape[1] * made.shape[2])
+
+
+def chunks(data: DataSet, size: int) -> list[tuple[int, int]]:
+    bounds = [b for b in (0, *data.sizes) if b <= size]
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def train(data: str, work: str, kind: dict | None, recipe: dict, part: str, draw: int, size: int, tested: str) -> dict:
+def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, draw: int, size: int) -> dict:
     """Train on a draw and test; what the labelling did is part of the record."""
     from dreamda import AMSTClassifier
 
-    start = time.perf_counter()
-    images, labels = fashion(data, part)
-    members = draw_members(labels, draw)[:, :size].ravel()
-    synthetic, hints = load_images(work, kind, part, draw, size) if kind else (None, None)
+    start, cpu = time.perf_counter(), time.process_time()
+    images, labels = data.images(part)
+    members = data.members(part, draw)[:, :size].ravel()
+    synthetic, hints = load_images(data, work, kind, part, draw, size) if kind else (None, None)
     recipe = dict(recipe)
     given = flip(hints, recipe.pop("wrong_labels", 0.0), draw)
-    settings = {**TRAINING, **recipe}
+    settings = {**data.training, **recipe}
     settings.setdefault("pretrain_epochs", max(1, settings["epochs"] // 3))
     classifier = AMSTClassifier(**settings, threads=1, workers=1, random_state=draw)
     classifier.fit(images[members], labels[members], synthetic, given)
-    test, test_labels = fashion(data, tested)
-    record = dict(accuracy=classifier.score(test, test_labels))
+    trained = time.process_time() - cpu
+    record = dict(accuracy=classifier.score(*data.tested(part, draw)))
     for event in classifier.history_:
         if event["event"] == "labelling":
             record |= dict(accepted=event["accepted"] / event["images"], agree_with_seed=event.get("agree_with_seed"))
     if synthetic is not None and judge_file(work).exists():
-        judged = judge_labels(work, kind, part, draw, size)
+        judged = judge_labels(data, work, kind, part, draw, size)
         record["labels_right"] = float((judged == given).mean())
         taken = classifier.pseudo_labels_ >= 0
         if taken.any():
             record["accepted_right"] = float((judged == classifier.pseudo_labels_)[taken].mean())
-    return record | dict(seconds=round(time.perf_counter() - start, 1))
+    return record | dict(seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(trained, 1))
 
 
 def flip(hints: np.ndarray | None, share: float, draw: int) -> np.ndarray | None:
@@ -189,32 +249,32 @@ def judge_file(work: str) -> Path:
     return Path(work) / "judge.safetensors"
 
 
-def make_judge(data: str, work: str) -> float:
+def make_judge(data: DataSet, work: str) -> float:
     """A classifier that has seen 50,000 real images: its opinion of a synthetic image stands for the truth in the
     record."""
     from dreamda import AMSTClassifier
 
-    images, labels = fashion(data, "seen")
-    classifier = AMSTClassifier(**{**TRAINING, "batch_size": 64, "epochs": 20, "steps_per_epoch": 150},
+    images, labels = data.images("seen")
+    classifier = AMSTClassifier(**{**data.training, "batch_size": 64, "epochs": 20, "steps_per_epoch": 150},
                                 method="real-only",
                                 threads=1,
                                 workers=1)
     classifier.fit(images, labels)
     Path(work).mkdir(parents=True, exist_ok=True)
     classifier.save(judge_file(work))
-    return classifier.score(*fashion(data, "validation"))
+    return classifier.score(*data.tested("sweep", 0))
 
 
-def judge_labels(work: str, kind: dict, part: str, draw: int, size: int) -> np.ndarray:
+def judge_labels(data: DataSet, work: str, kind: dict, part: str, draw: int, size: int) -> np.ndarray:
     from dreamda import AMSTClassifier
 
     found = []
-    for first, last in chunks(size):
+    for first, last in chunks(data, size):
         file = image_file(work, kind, part, draw, first, last).with_suffix(".judged.npy")
         if not file.exists():
             judge = AMSTClassifier.load(judge_file(work)).set_params(threads=1, workers=1)
             made = np.load(file.with_name(file.name.replace(".judged", "")))
-            judged = judge.predict(np.repeat(made.reshape(-1, 32, 32)[..., None], 3, axis=3)).reshape(made.shape[:3])
+            judged = judge.predict(in_colour(made)).reshape(made.shape[:3])
             with open(file.with_suffix(f".{os.getpid()}.tmp"), "wb") as stream:
                 np.save(stream, judged)
             os.replace(stream.name, file)
@@ -227,8 +287,8 @@ def judge_labels(work: str, kind: dict, part: str, draw: int, size: int) -> np.n
 class Record:
     """A JSON file of results, a record for every key; written as a whole after each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, training: dict = TRAINING) -> None:
+        self.path, self.training = path, training
         self.records: list[dict] = json.loads(path.read_text())["records"] if path.exists() else []
 
     def has(self, **key: object) -> bool:
@@ -241,7 +301,7 @@ class Record:
         text = ",\n".join(json.dumps(r) for r in self.records)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(
-            f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(TRAINING)},\n"records": [\n{text}\n]}}\n')
+            f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(self.training)},\n"records": [\n{text}\n]}}\n')
         os.replace(temporary, self.path)
 
 
@@ -251,24 +311,23 @@ def execute(jobs: list[tuple], pool: ProcessPoolExecutor, done=lambda job, resul
         done(pending[future], future.result())
 
 
-def run_jobs(arguments, wanted: list[dict], record: Record, part: str, tested: str, variants: int,
+def run_jobs(data: DataSet, arguments, wanted: list[dict], record: Record, part: str, variants: int,
              keys: tuple[str, ...]) -> None:
     """Make the images that are missing, then train: `wanted` holds the key of each record with its "kind" and
     "recipe"."""
     wanted = [w for w in wanted if not record.has(**{k: w[k] for k in keys})]
     with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
-        if not judge_file(arguments.work).exists():
-            print(
-                f"judge: {pool.submit(make_judge, arguments.data, arguments.work).result():.1%} right on the validation images",
-                flush=True)
+        if data.judged and not judge_file(arguments.work).exists():
+            right = pool.submit(make_judge, data, arguments.work).result()
+            print(f"judge: {right:.1%} right on the validation images", flush=True)
         for draw in sorted({w["draw"] for w in wanted}):
             here = [w for w in wanted if w["draw"] == draw]
             images = {}
             for w in here:
-                for first, last in chunks(w["size"]) if w["kind"] else []:
+                for first, last in chunks(data, w["size"]) if w["kind"] else []:
                     images[str(image_file(arguments.work, w["kind"], part, draw, first,
                                           last))] = (w["kind"], part, draw, first, last, variants)
-            jobs = [((make_images, arguments.data, arguments.work, *job), ) for file, job in images.items()
+            jobs = [((make_images, data, arguments.work, *job), ) for file, job in images.items()
                     if not Path(file).exists()]
             jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
             execute(
@@ -280,8 +339,8 @@ def run_jobs(arguments, wanted: list[dict], record: Record, part: str, tested: s
                 shown = " ".join(f"{k}={v:.3f}" for k, v in result.items() if isinstance(v, float))
                 print(f"draw {draw}: {job[1]['name']}, {job[1]['size']} a class: {shown}", flush=True)
 
-            execute([((train, arguments.data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"], tested), w)
-                     for w in here], pool, trained)
+            execute([((train, data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"]), w) for w in here],
+                    pool, trained)
 
 
 def run(arguments) -> None:
@@ -289,7 +348,7 @@ def run(arguments) -> None:
               for name, (kind, recipe) in METHODS.items() for size, draws in SIZES.items() for draw in range(draws)]
     for sizes in ((5, 10, 20), (50,)):  # a run that is cut short should leave whole columns
         here = [w for w in wanted if w["size"] in sizes]
-        run_jobs(arguments, here, Record(RESULTS / "efficacy.json"), "final", "test", VARIANTS,
+        run_jobs(fashion_mnist(arguments.data), arguments, here, Record(RESULTS / "efficacy.json"), "final", VARIANTS,
                  ("method", "size", "draw"))
 
 
@@ -307,8 +366,8 @@ def noise(arguments) -> None:
              recipe=recipe | dict(wrong_labels=share)) for name, (kind, recipe) in methods.items()
         for share in (0.0, 0.2, 0.4) for draw in range(5)
     ]
-    run_jobs(arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final", "test", VARIANTS,
-             ("method", "wrong", "size", "draw"))
+    run_jobs(fashion_mnist(arguments.data), arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final",
+             VARIANTS, ("method", "wrong", "size", "draw"))
 
 
 def sweep(arguments) -> None:
@@ -327,7 +386,8 @@ def sweep(arguments) -> None:
                  group=group) for kind, recipe in candidates for size in arguments.sizes
             for draw in range(100, 100 + arguments.draws)
         ]
-        run_jobs(arguments, wanted, record, "sweep", "validation", 5, ("kind", "recipe", "size", "draw", "group"))
+        run_jobs(fashion_mnist(arguments.data), arguments, wanted, record, "sweep", 5,
+                 ("kind", "recipe", "size", "draw", "group"))
 
 
 # ---- the report

@@ -29,7 +29,7 @@ def test_a_smaller_size_is_the_beginning_of_a_larger_one(efficacy):
     assert np.array_equal(members, efficacy.draw_members(
         labels, 3)) and not np.array_equal(members, efficacy.draw_members(labels, 4))
     for size in efficacy.SIZES:
-        bounds = efficacy.chunks(size)
+        bounds = efficacy.chunks(efficacy.fashion_mnist(""), size)
         assert [i for first, last in bounds for i in range(first, last)] == list(range(size))
 
 
