@@ -31,6 +31,13 @@ def model_run(family, config, **shape):
     return plan.run({name: np.zeros(s, "f4" if kind == "float32" else kind) for name, (kind, s) in plan.inputs.items()})
 
 
+def replaced_plan():
+    """A plan whose shape packs other weights than that of the plan before it, which is gone."""
+    model = _core.Model("unet", SMALL_UNET)
+    for size in (32, 4):
+        load(model.plan(rows=1, height=size, width=size, tokens=3, dtype="f32", threads=1), model)
+
+
 def trainer_run():
     trainer = _core.Trainer(TRAINER, batch=2, height=8, width=8, dtype="f32", threads=1, slots=2)
     features = trainer.forward(IMAGES, 1)
@@ -60,7 +67,7 @@ ENTRIES = {
     lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder":
     lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4), "clip_text":
     lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "resnet":
-    lambda: model_run("resnet", TRAINER, height=8, width=8), "trainer": trainer_run, "losses": losses
+    lambda: model_run("resnet", TRAINER, height=8, width=8), "replaced plan": replaced_plan, "trainer": trainer_run, "losses": losses
 }
 
 

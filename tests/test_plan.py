@@ -11,9 +11,11 @@ import pytest
 from networks import CLIP, UNET, VAE, load, unet
 from random_weights import weight
 
-from dreamda import _core, normals
-from dreamda.networks.models import resolve_dtype
+from dreamda import UNet, _core, normals
+from dreamda.networks.hub import BUNDLED
+from dreamda.networks.models import MAX_SHAPES, resolve_dtype
 
+MODEL = BUNDLED / "fashion-mini"
 HAS_BF16 = resolve_dtype("auto") == "bf16"
 BF16 = pytest.param("bf16",
                     marks=pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 instructions"))
@@ -68,6 +70,54 @@ def test_plans_of_one_model_share_packed_weights():
     assert large.memory["weights"] < 2 * weights
     again = model.plan(rows=1, height=8, width=8, tokens=5, dtype="f32", threads=2)
     assert again.missing() == []
+
+
+def test_packed_weights_of_a_plan_that_is_gone_are_freed_by_the_next_one():
+    model = _core.Model("unet", UNET)
+
+    def made(size):
+        return load(model.plan(rows=1, height=size, width=size, tokens=5, dtype="f32", threads=2), model)
+
+    only_large = made(32).memory["weights"]
+    small = made(4)
+    only_small = small.memory["weights"]
+    large = made(32)
+    assert max(only_small, only_large) < large.memory["weights"] < only_small + only_large, "both are in use"
+    inputs = {
+        "sample": np.ones((1, 4, 4, 4), np.float32),
+        "timestep": np.ones(1, np.float32),
+        "context": np.ones((1, 5, 24), np.float32)
+    }
+    first = small.run(inputs)
+    del small
+    assert large.memory["weights"] > only_large, "a plan of the same shape may follow"
+    assert model.plan(rows=1, height=4, width=4, tokens=5, dtype="f32", threads=2).missing() == []
+    assert made(32).memory["weights"] == only_large
+    again = made(4)
+    del large
+    assert same(again.run(inputs), first)
+    assert made(4).memory["weights"] == only_small
+
+
+def denoised(unet, size):
+    return unet(np.full((1, 4, size, size), 0.5, np.float32), 500, np.ones((1, 5, unet.config["context_dim"])))
+
+
+def test_evicted_shapes_free_their_packed_weights():
+    evicted, *kept = 64, 4, 8, 12, 20
+    assert len(kept) == MAX_SHAPES
+    unet, other = (UNet.load(MODEL / "unet", dtype="f32", threads=2) for _ in range(2))
+    first = denoised(unet, evicted)
+    for size in kept[:-1]:
+        denoised(unet, size)
+    live = _core.info()["live_bytes"]
+    denoised(unet, kept[-1])
+    assert _core.info()["live_bytes"] < live - (4 << 20)
+    for size in kept:
+        denoised(other, size)
+    shape = dict(rows=1, height=kept[-1], width=kept[-1], tokens=5)
+    assert unet.plan(**shape).memory["weights"] == other.plan(**shape).memory["weights"]
+    assert np.array_equal(denoised(unet, evicted), first), "read from the file again"
 
 
 # ------------------------------------------------------------------------------------------------ noise at the
@@ -126,6 +176,24 @@ def test_many_threads_share_plans():
                 failures.append("different bits")
 
     threads = [threading.Thread(target=work, args=(p,)) for p in (plan_a, plan_b) * 4]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_many_threads_may_evict_each_others_shapes():
+    unet, sizes = UNet.load(MODEL / "unet", dtype="f32", threads=1), (4, 6, 8, 12, 16, 32)
+    expected, failures = {size: denoised(unet, size) for size in sizes}, []
+
+    def work(first):
+        for turn in range(6):
+            size = sizes[(first + turn) % len(sizes)]
+            if not np.array_equal(denoised(unet, size), expected[size]):
+                failures.append(size)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
     for t in threads:
         t.start()
     for t in threads:

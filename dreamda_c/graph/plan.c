@@ -253,6 +253,7 @@ dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int thr
     for (int i = 0; i < p->nsteps; i++) {
         DD_TRY(create_step(p, &p->steps[i]));
     }
+    dd_weights_trim(dd_graph_weights(graph)); /* after the packs that this plan shares with earlier ones are found */
     DD_TRY(plan_memory(p));
     DD_TRY(list_externals(p));
     for (int i = 0; i < p->nsteps; i++) {
@@ -276,6 +277,8 @@ void dd_plan_destroy(dd_plan *p)
     for (int i = 0; p->steps && i < p->nsteps; i++) {
         dd_primitive_destroy(p->steps[i].primitive);
         dd_layout_destroy(p->steps[i].winograd);
+        dd_pack_release(p->steps[i].weights);
+        dd_pack_release(p->steps[i].bias);
     }
     for (int v = 1; p->remembered && v <= dd_graph_values(p->graph); v++) {
         dd_free(p->remembered[v]);

@@ -23,7 +23,8 @@
 
 typedef struct dd_plan dd_plan;
 
-/* On success the plan owns the graph; on failure the graph is destroyed. The weights must outlive the plan. */
+/* On success the plan owns the graph; on failure the graph is destroyed. The weights must outlive the plan. Packed
+   weights stay when their plan is destroyed; those that neither the new plan nor a living one uses are freed here. */
 dd_status dd_plan_create(dd_plan **out, dd_graph *graph, dd_dtype dtype, int threads);
 void dd_plan_destroy(dd_plan *plan);
 

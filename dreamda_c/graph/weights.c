@@ -13,15 +13,14 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A parameter is read, converted and packed a part at a time, so that a part is still in the cache when it is packed
-   and the only fresh memory is that of the packs: to get a page from the system takes longer than anything done with it
-   here. */
+/* A parameter is read, converted and packed a part at a time: a part is still in the cache when it is packed, and only
+   the packs take fresh memory, whose pages cost more time than everything else here. */
 #define PART_BYTES (4 << 20)
-#define PART_ROWS \
-    192 /* of which a part has a multiple: as many as any packed layout has in a block, or some of its blocks */
+/* A part has a multiple of this many rows: whole blocks of every packed layout. */
+#define PART_ROWS 192
 
-/* One slice of a pack, in the list of what is made of its parameter: a configuration may ask for 20,000 packs, and to
-   go through them all for every parameter would take that many steps squared. */
+/* One slice of a pack, in the list of its parameter's slices. Without these lists, loading would search all packs (up
+   to 20,000) for every parameter. */
 typedef struct use {
     dd_pack *pack;
     int index;
@@ -32,7 +31,7 @@ struct dd_pack {
     dd_slice *slices;
     bool *filled; /* one a slice */
     use *uses;    /* one a slice; in the lists once the pack is complete */
-    int count, waiting;
+    int count, waiting, users;
     int64_t rows, cols;
     dd_layout *layout; /* NULL: plain f32 */
     bool direct;       /* parts are packed as they come; else they are gathered first */
@@ -226,6 +225,7 @@ static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int co
     dd_pack *p = NULL;
     for (const use *u = w->uses[slices[0].parameter]; u; u = u->next) {
         if (same_pack(u->pack, slices, count, layout, fold)) {
+            u->pack->users++;
             *out = u->pack;
             return DD_OK;
         }
@@ -279,6 +279,7 @@ static dd_status find_or_make_pack(dd_weights *w, const dd_slice *slices, int co
     }
     w->packs[w->npacks++] = p;
     w->pending++;
+    p->users = 1;
     *out = p;
     return DD_OK;
 fail:
@@ -295,6 +296,48 @@ dd_status dd_weights_pack_folded(dd_weights *w, const dd_fold *fold, const dd_la
 {
     const dd_slice slices[] = {fold->weight, fold->gamma, fold->beta, fold->mean, fold->variance};
     return find_or_make_pack(w, slices, (int)(sizeof slices / sizeof *slices), layout, fold, out);
+}
+
+void dd_pack_release(dd_pack *p)
+{
+    if (p) {
+        p->users--;
+    }
+}
+
+/* Once no pack waits for anything, the buffer that parameters are loaded into is unused. */
+static void free_part_if_idle(dd_weights *w)
+{
+    if (!w->pending) {
+        dd_free(w->part);
+        w->part = NULL;
+        w->part_bytes = 0;
+    }
+}
+
+void dd_weights_trim(dd_weights *w)
+{
+    int kept = 0;
+    for (int i = 0; i < w->count; i++) {
+        for (use **place = &w->uses[i]; *place;) {
+            if ((*place)->pack->users) {
+                place = &(*place)->next;
+            } else {
+                *place = (*place)->next;
+            }
+        }
+    }
+    for (int i = 0; i < w->npacks; i++) {
+        dd_pack *p = w->packs[i];
+        if (p->users) {
+            w->packs[kept++] = p;
+        } else {
+            w->pending -= p->waiting > 0;
+            destroy_pack(p);
+        }
+    }
+    w->npacks = kept;
+    free_part_if_idle(w);
 }
 
 const void *dd_pack_data(const dd_pack *p)
@@ -549,11 +592,7 @@ static dd_status load(dd_weights *w, int parameter, const source *from)
             DD_TRY(finish(w, u->pack, u->index));
         }
     }
-    if (!w->pending) {
-        dd_free(w->part);
-        w->part = NULL;
-        w->part_bytes = 0;
-    }
+    free_part_if_idle(w);
 fail:
     dd_team_end(&team);
     return status;

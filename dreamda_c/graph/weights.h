@@ -9,6 +9,8 @@
  *     DD_TRY(dd_weights_pack(w, &(dd_slice){.parameter = id, .rows = 320, .cols = 36}, 1, layout, &pack));
  *     DD_TRY(dd_weights_load(w, id, DD_F16, data));            // fills every pack that needs it; `data` is not kept
  *     const float *packed = dd_pack_data(pack);                // what the primitive reads
+ *     dd_pack_release(pack);                                   // once this user needs it no more
+ *     dd_weights_trim(w);                                      // frees what all users have released
  *
  * Not thread-safe: one caller at a time (the binding holds the GIL). Reading packed data needs no lock.
  */
@@ -44,7 +46,8 @@ const dd_parameter *dd_weights_get(const dd_weights *w, int parameter);
 int dd_weights_find(const dd_weights *w, const char *name); /* -1: no such parameter */
 
 /* The packed form of slices stacked by rows, found or made (then pending until every slice's parameter is loaded).
-   layout NULL: plain f32 (vectors and tables). The pack belongs to the weights. */
+   layout NULL: plain f32 (vectors and tables). The pack belongs to the weights; each successful call counts as one user
+   of it, until dd_pack_release. */
 dd_status dd_weights_pack(dd_weights *w, const dd_slice *slices, int count, const dd_layout *layout, dd_pack **out);
 
 /* The packed form of a convolution and the batch norm behind it, folded into one convolution: weights scaled by the
@@ -56,6 +59,10 @@ typedef struct {
     int kernel, first, places;
 } dd_fold;
 dd_status dd_weights_pack_folded(dd_weights *w, const dd_fold *fold, const dd_layout *layout, dd_pack **out);
+
+/* One user less. The pack stays, for a later call that asks for it, until it is trimmed. NULL is fine. */
+void dd_pack_release(dd_pack *pack);
+void dd_weights_trim(dd_weights *w); /* frees the packs that have no user */
 
 const void *dd_pack_data(const dd_pack *pack);
 const float *dd_pack_bias(const dd_pack *pack); /* of a folded pack; else NULL */

@@ -38,6 +38,8 @@ def resolve_dtype(dtype: str) -> str:
 class Network:
     """One model family with its weights: plans are made when a shape is first seen, and the last few are kept.
 
+    Packed weights that only plans of the past have used are freed when the next plan is made.
+
     Parameters
     ----------
     family : str
