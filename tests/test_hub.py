@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import dreamda
-from dreamda.networks.hub import BUNDLED, find_model, needed_files
+from dreamda.networks.hub import BUNDLED, find_model, needed_files, part_folder
 
 MODEL = BUNDLED / "fashion-mini"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -63,6 +64,37 @@ OTHERS = [
                                            (HALF + HALF_SHARDS, HALF), (SHARDS + HALF_SHARDS, SHARDS), ([], [])])
 def test_only_needed_files_are_chosen(there, chosen):
     assert sorted(needed_files(COMMON + OTHERS + there)) == sorted(COMMON + chosen)
+
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+@pytest.mark.parametrize("own", [("unet", "scheduler"), ("unet", "vae", "tokenizer"), ()])
+def test_a_model_may_share_the_parts_of_a_bundled_one(tmp_path, own):
+    """Such a folder is the model that the whole folder is."""
+    for part in own:
+        shutil.copytree(MODEL / part, tmp_path / part)
+    shutil.copy(MODEL / "model_index.json", tmp_path)
+    (tmp_path / "dreamda.json").write_text('{"parts_from": "fashion-mini"}')
+    assert [part_folder(tmp_path, part).parent for part in PARTS
+            ] == [tmp_path if part in own else MODEL for part in PARTS]
+    pipe, whole = (dreamda.Pipeline.load(model, "f32", threads=1) for model in (tmp_path, "fashion-mini"))
+    assert pipe.fingerprint == whole.fingerprint
+    seed = dreamda.load_bundled().seeds[:1]
+    assert (pipe.augment(seed, "a coat", steps=2, variants=1) == whole.augment(seed, "a coat", steps=2,
+                                                                               variants=1)).all()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../bundled/fashion-mini", "fashion-mini/", "fashion-mini/../x",
+                                  str(MODEL), "owner/name", 1, True, ["fashion-mini"], {"fashion-mini": 1}, "x" * 10**5])
+def test_only_a_bundled_model_shares_its_parts(tmp_path, name):
+    shutil.copy(MODEL / "model_index.json", tmp_path)
+    about = tmp_path / "dreamda.json"
+    about.write_text(json.dumps({"parts_from": name}))
+    with pytest.raises(ValueError) as caught:
+        dreamda.Pipeline.load(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{about}: 'parts_from' must be a bundled model (fashion-mini") and len(message) < 1000
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -235,3 +267,15 @@ def test_offline_without_a_whole_copy(hub, tmp_path):
     part = load(HF_HUB_OFFLINE="1")
     assert "its copy in the hub's cache has no weights for unet, and they cannot be fetched (HF_HUB_OFFLINE is set)" in part.stderr
     assert load().returncode == 0
+
+
+@needs_hub
+def test_a_model_from_the_hub_may_share_bundled_parts(hub):
+    handler, load = hub
+    files = handler.files[COMMITS["main"]]
+    for name in [name for name in files if name.startswith(("vae/", "text_encoder/", "tokenizer/"))]:
+        del files[name]
+    files["dreamda.json"] = b'{"parts_from": "fashion-mini"}'
+    for done in (load(), load(HF_HUB_OFFLINE="1")):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == dreamda.Pipeline.load("fashion-mini", "f32", threads=1).fingerprint

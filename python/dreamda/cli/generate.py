@@ -228,10 +228,12 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
 
 
 def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> list[str]:
+    from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
     from ..runs.checks import check_prompts
 
-    return check_prompts(folder, prompts, Tokenizer(model / "tokenizer")) if (model / "tokenizer").is_dir() else []
+    tokenizer = part_folder(model, "tokenizer")
+    return check_prompts(folder, prompts, Tokenizer(tokenizer)) if tokenizer.is_dir() else []
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],

@@ -18,7 +18,7 @@ from .. import _core
 from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
 from ..networks.config import read_json, read_scheduler_config
-from ..networks.hub import BUNDLED, find_model
+from ..networks.hub import BUNDLED, find_model, part_folder
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
 from ..options import ParameterError, accepts, from_keywords
@@ -129,10 +129,10 @@ class Pipeline:
                 f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is"
             )
         return cls(
-            UNet.load(folder / "unet", dtype, threads),
-            VAE.load(folder / "vae", dtype, threads),
-            TextEncoder.load(folder / "text_encoder", folder / "tokenizer", dtype, threads),
-            Schedule(read_scheduler_config(folder / "scheduler")),
+            UNet.load(part_folder(folder, "unet"), dtype, threads),
+            VAE.load(part_folder(folder, "vae"), dtype, threads),
+            TextEncoder.load(part_folder(folder, "text_encoder"), part_folder(folder, "tokenizer"), dtype, threads),
+            Schedule(read_scheduler_config(part_folder(folder, "scheduler"))),
             folder,
             size,
         )
@@ -140,11 +140,12 @@ class Pipeline:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration, tokenizer and weight files that were loaded, in hex."""
-        files = [self.folder / part / "config.json" for part in ("unet", "vae", "text_encoder")]
+        files = [part_folder(self.folder, part) / "config.json" for part in ("unet", "vae", "text_encoder")]
+        tokenizer = part_folder(self.folder, "tokenizer")
         files += [
-            self.folder / "scheduler" / "scheduler_config.json", *sorted((self.folder / "tokenizer").glob("*.json"))
+            part_folder(self.folder, "scheduler") / "scheduler_config.json", *sorted(tokenizer.glob("*.json")),
+            tokenizer / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files
         ]
-        files += [self.folder / "tokenizer" / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files]
         digest = hashlib.sha256()
         for file in filter(Path.is_file, files):
             digest.update(f"{file.parent.name}/{file.name}\n".encode() + bytes.fromhex(digest_of_file(file)))

@@ -1,11 +1,13 @@
-"""Where a model is: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the needed files
-are fetched."""
+"""Where a model and its parts are: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the
+needed files are fetched."""
 
 import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from .config import read_json, shown
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 _ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
@@ -48,9 +50,47 @@ def find_model(model: str | os.PathLike[str]) -> Path:
             "safe_serialization=True)")
     hub_id = _ID.fullmatch(str(model))
     if hub_id is None:
-        names = ", ".join(sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file()))
-        raise FileNotFoundError(f"{model}: no such folder, and not a bundled model ({names})")
+        raise FileNotFoundError(f"{model}: no such folder, and not a bundled model ({', '.join(bundled_models())})")
     return _fetch(hub_id[1], hub_id[2])
+
+
+def bundled_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file())
+
+
+def part_folder(model: Path, part: str) -> Path:
+    """The folder of a part ("unet", "vae", "text_encoder", "tokenizer", "scheduler") of a model.
+
+    It is below the model's own folder, unless there is none and the model's ``dreamda.json`` names a bundled model
+    whose parts it shares: ``{"parts_from": "fashion-mini"}``.
+
+    Parameters
+    ----------
+    model : Path
+        The model's folder.
+    part : str
+
+    Returns
+    -------
+    Path
+        Whether or not it exists.
+
+    Raises
+    ------
+    ValueError
+        ``dreamda.json`` names something else than a bundled model.
+    """
+    about = model / "dreamda.json"
+    if (model / part).exists() or not about.is_file():
+        return model / part
+    shared = read_json(about).get("parts_from")
+    if shared is None:
+        return model / part
+    if shared not in bundled_models():
+        raise ValueError(f"{about}: 'parts_from' must be a bundled model ({', '.join(bundled_models())}), "
+                         f"got {shown(shared)}")
+    return BUNDLED / shared / part
 
 
 def needed_files(files: Iterable[str]) -> list[str]:
@@ -120,7 +160,7 @@ def _cached(model: str, revision: str | None, reason: str) -> Path:
     folder = Path(index).parent
     there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for part in _WEIGHTS:
-        if not any(file.startswith(f"{part}/") and file.endswith(".safetensors") for file in there):
+        if part_folder(folder, part) == folder / part and not any(file.startswith(f"{part}/") and file.endswith(".safetensors") for file in there):
             raise FileNotFoundError(
                 f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
     return folder

@@ -4,6 +4,8 @@ and words that it was not made for, and what the run will cost.
 A model says what it was made for in a ``dreamda.json`` in its folder; all fields are optional:
 
     {"training_size": [32, 32], "greyscale": true, "words": ["a", "coat", "of", "photo", ...]}
+
+(``parts_from`` in the same file is read by `dreamda.networks.hub.part_folder`.)
 """
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def describe_model(pipe: Pipeline,
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
     for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
-        size = sum(file.stat().st_size for file in (pipe.folder / name).glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in part.files)
         parts[name] = {"parameters": part.parameters, "bytes": size}
     about: dict[str, Any] = {
         "folder": str(pipe.folder), "size": list(pipe.size), "latent": [pipe.vae.config["latent_channels"], h, w],
