@@ -114,7 +114,8 @@ def test_skipped_images_are_listed_and_exit_1(fake, real, tmp_path, capsys):
      (["{real}", "--out", "{tmp}/out", *FAST, "--template", "x"], "--template"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p"], "no such file"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--prompts", "{tmp}/p", "--template", "{}"], "exclude each other"),
-     (["{real}", "--out", "{tmp}/out", *FAST, "--threads", "-1"], "--threads"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--threads", "-1"], "--threads: -1 is not possible"),
+     (["{real}", "--out", "{tmp}/out", *FAST, "--preview", "-1"], "--preview: -1 is not possible"),
      (["{real}", "--out", "{tmp}/out", *FAST, "--frobnicate"], "--frobnicate")])
 def test_bad_input_is_one_sentence_exit_2_nothing_written(fake, real, tmp_path, capsys, arguments, message):
     filled = [a.replace("{tmp}", str(tmp_path)).replace("{real}", str(real)) for a in arguments]
@@ -342,7 +343,7 @@ def test_the_help_of_a_command(command, capsys):
     shown = capsys.readouterr().out
     examples = shown.split("Examples:\n")[1].strip().splitlines()
     assert len(examples) == 2 and all(line.strip().startswith(f"dreamda {command}") for line in examples)
-    assert not re.search(r"<(int|str|float|path|list)|range>|INTEGER|FLOAT", shown)
+    assert not re.search(r"<(int|str|float|path|list)|range>|INTEGER|FLOAT|\bx[<>]", shown)
     assert "--page" not in shown and "--replay" not in shown
     if "--out" in shown:
         assert "-o, --out F" in shown

@@ -181,9 +181,10 @@ def _set_debug(value: bool) -> None:
     show_tracebacks = value or show_tracebacks
 
 
-def _check_threads(value: int) -> int:
+def not_negative(param: typer.CallbackParam, value: int) -> int:
+    """Check the value of an option; Typer's own ``min`` would write ``x>=0`` into the help."""
     if value < 0:
-        raise ParameterError("threads", f"{value} is not possible; use a whole number of 0 or more")
+        raise ParameterError(str(param.name), f"{value} is not possible; use a whole number of 0 or more")
     return value
 
 
@@ -194,7 +195,7 @@ Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=R
                                     help="What is computed in; auto is bf16 where the CPU has it.")]
 Threads = Annotated[
     int,
-    typer.Option(callback=_check_threads, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
+    typer.Option(callback=not_negative, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 

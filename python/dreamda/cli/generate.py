@@ -10,7 +10,8 @@ import typer
 from ..generation.options import GenerationOptions
 from . import common, train
 from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Progress, Size, Threads, accepts_options, add_command,
-                     chosen, complain, complain_of, is_given, only_out, out_option, parse_shard, parse_size, printable)
+                     chosen, complain, complain_of, is_given, not_negative, only_out, out_option, parse_shard, parse_size,
+                     printable)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -61,7 +62,7 @@ def generate(
                      "takes here, measured by a few steps.")] = False,
     preview: Annotated[
         int,
-        typer.Option(min=0,
+        typer.Option(callback=not_negative,
                      metavar="N",
                      help="Make the first N images only, of all classes in turn, and a contact sheet of them "
                      "beside OUT. They stay part of the run.")] = 0,

@@ -13,7 +13,7 @@ import typer
 from ..options import spelled
 from ..training.recipe import Recipe
 from .common import (RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, add_command, check_result,
-                     chosen, complain, complain_of, needs_stdout, out_option, printable, write_result)
+                     chosen, complain, complain_of, needs_stdout, not_negative, out_option, printable, write_result)
 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25}
 
 Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a dreamda train.")]
-Workers = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=RUNNING,
+Workers = Annotated[int, typer.Option(callback=not_negative, metavar="N", rich_help_panel=RUNNING,
                                       help="Threads that decode and change images; they do not change the result.")]
 
 
