@@ -347,6 +347,10 @@ def test_close_gives_all_memory_back_and_the_pipeline_goes_on(seeds):
 
 def test_what_a_pipeline_shows_of_itself(pipe):
     assert repr(pipe) == "<dreamda.Pipeline 'fashion-mini': 32 x 32 pixels, f32, 2 threads>"
+    assert repr(pipe.unet) == "<dreamda.UNet 'fashion-mini/unet': 4,731,364 parameters, f32, 2 threads>"
+    assert repr(pipe.vae).startswith("<dreamda.VAE 'fashion-mini/vae': ")
+    assert repr(pipe.text_encoder).startswith("<dreamda.TextEncoder 'fashion-mini/text_encoder': ")
+    assert repr(dreamda.VAE.load(MODEL / "vae", "f32", threads=1)).endswith("f32, 1 thread>")
 
 
 def test_seeds_keys_and_variants_all_matter(pipe, z0):
@@ -692,7 +696,7 @@ def test_few_plans_are_kept():
     for _ in range(2):
         for side in range(8, 24, 2):
             unet(np.zeros((1, 4, side, side)), 1, context)
-    assert len(unet._network._plans) == 4
+    assert len(unet._networks[0]._plans) == 4
 
 
 # ------------------------------------------------------------------------------------------------ model folders

@@ -117,9 +117,14 @@ def docstring(value: Any) -> str:
 
 
 def members(value: Any) -> list[tuple[str, Any, str]]:
-    """The public methods and properties of a class, in their order of definition."""
-    found = []
-    for name, inner in vars(value).items():
+    """The public methods and properties of a class, in their order of definition; then those of a base class of ours
+    that is not public itself."""
+    inherited = [base for base in value.__mro__[1:] if base.__module__.startswith("dreamda.")
+                 and base.__name__ not in dreamda.__all__]
+    found, own = [], dict(vars(value))
+    for base in inherited:
+        own = {**own, **{name: inner for name, inner in vars(base).items() if name not in own}}
+    for name, inner in own.items():
         kind = "class method" if isinstance(inner,
                                             classmethod) else "static method" if isinstance(inner, staticmethod) else ""
         inner = inner.__func__ if isinstance(inner, (classmethod, staticmethod)) else inner

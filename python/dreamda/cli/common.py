@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from ..options import Option, Options, ParameterError, defaults_of, options_of, spelled
+from ..progress import bar
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -328,14 +329,8 @@ class Progress:
     def __call__(self, done: float, total: int) -> None:
         """So many of so many are done."""
         if self._bar is None:
-            from tqdm import tqdm
-            count = "{n:.1f}" if self._unit == "image" else "{n_fmt}"
-            self._bar = tqdm(total=total,
-                             initial=int(done) if self._unit == "image" else int(done) - 1,
-                             unit=self._unit,
-                             disable=not on_terminal(),
-                             dynamic_ncols=True,
-                             bar_format="{l_bar}{bar}| " + count + "/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+            before = int(done) if self._unit == "image" else int(done) - 1
+            self._bar = bar(total, self._unit, initial=before, hidden=not on_terminal())
             self._begun = self._told = time.monotonic(), done
         self._bar.update(done - self._bar.n)
         now = time.monotonic()

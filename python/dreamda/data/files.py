@@ -106,6 +106,19 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         os.close(folder)
 
 
+def digest_of_image(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of an image file, in hexadecimal digits; BrokenImageError as in `read_bounded`."""
+    return hashlib.sha256(read_bounded(path)).hexdigest()
+
+
+def digest_if_readable(path: str | os.PathLike[str]) -> str | None:
+    """As `digest_of_image`, but None for a file that cannot be read."""
+    try:
+        return digest_of_image(path)
+    except BrokenImageError:
+        return None
+
+
 def digest_of_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file of any size, in hexadecimal digits."""
     with open(path, "rb") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -22,6 +21,8 @@ from ..networks.hub import BUNDLED, find_model, part_folder
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
 from ..options import ParameterError, accepts, from_keywords
+from ..progress import bar
+from ..text import counted
 from .lanes import filled_up, group_size, is_small, work_through
 from .options import GenerationOptions, OptionKeywords
 from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
@@ -167,7 +168,7 @@ class Pipeline:
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<dreamda.Pipeline {self.folder.name!r}: {height} x {width} pixels, {self.dtype}, {self.threads} threads>"
+        return f"<dreamda.Pipeline {self.folder.name!r}: {height} x {width} pixels, {self.dtype}, {counted(self.threads, 'thread')}>"
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -488,18 +489,12 @@ def _check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
 
 def _bar(images: int) -> Callable[[int, int], None]:
     """A progress bar as such a callable; it closes itself at the end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in Jupyter without ipywidgets the bar is one of text, which is as good
-        from tqdm.auto import tqdm
-
-    bar = tqdm(total=images,
-               unit="image",
-               bar_format="{l_bar}{bar}| {n:.1f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]")
+    shown = bar(images, "image")
 
     def report(done: int, total: int) -> None:
-        bar.update(images * done / total - bar.n)
+        shown.update(images * done / total - shown.n)
         if done >= total:
-            bar.close()
+            shown.close()
 
     return report
 

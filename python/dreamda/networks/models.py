@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from .. import _core
 from ..options import ParameterError
+from ..text import counted
 from .config import read_text_config, read_unet_config, read_vae_config
 from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
@@ -124,7 +125,48 @@ def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
     return np.broadcast_to((1000 * (scales - 1)).astype(np.float32), (rows,))
 
 
-class UNet:
+class Part:
+    """What `UNet`, `VAE` and `TextEncoder` share: a configuration, and networks that are computed on the same threads.
+
+    Parameters
+    ----------
+    config : dict
+    weights : dreamda.networks.weights.WeightFile
+    networks : Network
+        One or several.
+
+    Attributes
+    ----------
+    config : dict
+    parameters : int
+    dtype : {"f32", "bf16"}
+    threads : int
+    files : list of Path
+        The files of weights.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: WeightFile, *networks: Network) -> None:
+        self.config, self.files, self._networks = config, weights.files, networks
+        self.parameters = sum(network.parameters for network in networks)
+        self.dtype, self.threads = networks[0].dtype, networks[0].threads
+
+    def __repr__(self) -> str:
+        folder = self.files[0].parent
+        return (f"<dreamda.{type(self).__name__} {folder.parent.name + '/' + folder.name!r}: "
+                f"{self.parameters:,} parameters, {self.dtype}, {counted(self.threads, 'thread')}>")
+
+    def close(self) -> None:
+        """Give the plans' memory back; the next call makes new ones."""
+        for network in self._networks:
+            network.close()
+
+    def unload(self) -> None:
+        """Give the weights' memory back too; the next call reads them from the file again."""
+        for network in self._networks:
+            network.unload()
+
+
+class UNet(Part):
     """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
 
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
@@ -144,11 +186,9 @@ class UNet:
                  weights: WeightFile,
                  dtype: str = "auto",
                  threads: int | None = None) -> None:
-        self.config = config
-        self._network = Network("unet", config, weights, dtype, threads)
-        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
-        self.files = weights.files
-        self.plan, self.close, self.unload = self._network.plan, self._network.close, self._network.unload
+        network = Network("unet", config, weights, dtype, threads)
+        super().__init__(config, weights, network)
+        self.plan = network.plan
         self.takes_guidance = config["time_cond_proj_dim"] > 0
 
     @classmethod
@@ -257,7 +297,7 @@ class UNet:
         return (out["sample"], out["bottleneck"]) if return_bottleneck else out["sample"]
 
 
-class VAE:
+class VAE(Part):
     """AutoencoderKL, or AutoencoderTiny (TAESD), which has no deviation: images to latent images and back. Use
     `VAE.load`.
 
@@ -277,16 +317,13 @@ class VAE:
                  weights: WeightFile,
                  dtype: str = "auto",
                  threads: int | None = None) -> None:
-        self.config = config
         self.factor: int = config["factor"]
         self._tiny = config["family"] == "tiny_vae"
         self._encoder = Network(f"{config['family']}_encoder", config, weights, dtype, threads,
                                 ("decoder.", "post_quant_conv."))
         self._decoder = Network(f"{config['family']}_decoder", config, weights, dtype, threads,
                                 ("encoder.", "quant_conv."))
-        self.parameters = self._encoder.parameters + self._decoder.parameters
-        self.dtype, self.threads = self._encoder.dtype, self._encoder.threads
-        self.files = weights.files
+        super().__init__(config, weights, self._encoder, self._decoder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "VAE":
@@ -307,16 +344,6 @@ class VAE:
             As in `UNet.load`.
         """
         return cls(read_vae_config(folder), WeightFile(folder), dtype, threads)
-
-    def close(self) -> None:
-        """Give the plans' memory back; the next call makes new ones."""
-        self._encoder.close()
-        self._decoder.close()
-
-    def unload(self) -> None:
-        """Give the weights' memory back too; the next call reads them from the file again."""
-        self._encoder.unload()
-        self._decoder.unload()
 
     def moments(self, images: ArrayLike, lane: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the posterior.
@@ -391,7 +418,7 @@ class VAE:
         return plan.run({"latent": z})["image"]
 
 
-class TextEncoder:
+class TextEncoder(Part):
     """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
 
     Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``,
@@ -415,10 +442,9 @@ class TextEncoder:
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, tokenizer: Any = None, dtype: str = "auto",
                  threads: int | None = None) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection",))
-        self.parameters, self.dtype, self.threads = self._network.parameters, self._network.dtype, self._network.threads
-        self.files, self.close, self.unload = weights.files, self._network.close, self._network.unload
+        self.tokenizer = tokenizer
+        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ))
+        super().__init__(config, weights, self._network)
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(
                 f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
@@ -478,7 +504,7 @@ class TextEncoder:
         return plan.run({"tokens": tokens})["hidden"]
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
-        """Embeddings of prompts, one at a time, so that the bits of one never depend on the others.
+        """Embeddings of prompts, computed one at a time, so that none depends on the others.
 
         Parameters
         ----------

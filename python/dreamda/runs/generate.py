@@ -24,14 +24,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..data.files import BrokenImageError
+from ..data.files import BrokenImageError, digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage, read_image
 from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
 from ..generation.options import GenerationOptions
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
-from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of, seed_digest
+from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of
 
 MAX_BATCH = 512           # images
 SECONDS_A_BATCH = 10.0    # images are made in batches of about this length: the time from a signal to the end
@@ -254,7 +254,7 @@ class WorkList:
         self._made = made
         self.total = len(seeds) * variants if most is None else min(most, len(seeds) * variants)
         begun = {key for key, _ in made}
-        self._now = {image.key: seed_digest(folder, image) for image in seeds if image.key in begun}
+        self._now = {image.key: digest_if_readable(folder.path(image)) for image in seeds if image.key in begun}
         self.skipped: dict[str, str] = {}
         self._first: deque[Job] = deque()
         self._others = self._walk()

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.files import BrokenImageError, read_bounded
+from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..generation.options import GenerationOptions, with_todays_options
 from ..networks.config import read_json
@@ -62,16 +62,8 @@ def sample_of(folder: ImageFolder) -> dict[str, str]:
     out."""
     n = len(folder.images)
     chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
-    digests = {image.key: seed_digest(folder, image) for image in chosen}
+    digests = {image.key: digest_if_readable(folder.path(image)) for image in chosen}
     return {key: digest for key, digest in digests.items() if digest}
-
-
-def seed_digest(folder: ImageFolder, image: ImageRef) -> str | None:
-    """SHA-256 of a seed's file; None where it cannot be read."""
-    try:
-        return hashlib.sha256(read_bounded(folder.path(image))).hexdigest()
-    except BrokenImageError:
-        return None
 
 
 def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
@@ -152,7 +144,8 @@ def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) ->
         rows = in_order(read_rows(out / MANIFEST)) if (out / MANIFEST).is_file() else []
         known = {row["seed_file"]: row["seed_sha256"] for row in rows[:: max(1, len(rows) // SEED_IMAGES)]}
     images = {image.key: image for image in folder.images}
-    same = sum(key in images and seed_digest(folder, images[key]) == digest for key, digest in known.items())
+    same = sum(key in images and digest_if_readable(folder.path(images[key])) == digest
+               for key, digest in known.items())
     if 2 * same < len(known):
         raise ValueError(
             f"OUT {out} holds images made from another data set ({there.get('real')}): {same} of {len(known)} of its real images "
@@ -428,10 +421,8 @@ class RunFolder:
 
     def _tells(self, row: Mapping[str, Any]) -> bool:
         """Whether a line is about the file that is there now."""
-        try:
-            return hashlib.sha256((self.out / row["file_name"]).read_bytes()).hexdigest() == row.get("sha256")
-        except OSError:
-            return False
+        digest = digest_if_readable(self.out / row["file_name"])
+        return digest is not None and digest == row.get("sha256")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:

@@ -10,7 +10,6 @@ prompt files nor the names in OUT are needed.
 """
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.files import BrokenImageError, read_bounded
+from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
 from ..generation.options import GenerationOptions, with_todays_options
@@ -194,7 +193,7 @@ def replay(recorded: RecordedRun,
                           environment=differences(recorded.environment, environment or {}, WORTH_TELLING))
     for row in recorded.rows:
         there = recorded.out / row["file_name"]
-        if there.is_file() and _digest(there) != row["sha256"]:
+        if there.is_file() and digest_if_readable(there) != row["sha256"]:
             report.altered.append(row["file_name"])
 
     wanted = {row["seed_file"]: row for row in recorded.rows}
@@ -205,7 +204,7 @@ def replay(recorded: RecordedRun,
     folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
     for image in images:
         try:
-            now = hashlib.sha256(read_bounded(folder.path(image))).hexdigest()
+            now = digest_of_image(folder.path(image))
         except BrokenImageError as error:
             report.changed.append((image.key, str(error)))
             continue
@@ -231,7 +230,7 @@ def replay(recorded: RecordedRun,
     for row in recorded.rows if done.signal is None else ():
         if row["seed_file"] in lost:
             continue
-        if _digest(out / row["file_name"]) == row["sha256"]:
+        if digest_if_readable(out / row["file_name"]) == row["sha256"]:
             report.same += 1
         else:
             report.first = report.first or _how(out / row["file_name"], recorded.out / row["file_name"])
@@ -247,13 +246,6 @@ def _stem(row: Mapping[str, Any]) -> str:
     plain = slash and label == seed_label == row["label"] and not {label, seed_name
                                                                    } & {"", ".", ".."} and "/" not in name + seed_name
     return name.removesuffix(ending) if plain and name.endswith(ending) else ""
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(read_bounded(path)).hexdigest()
-    except BrokenImageError:
-        return ""
 
 
 def _how(new: Path, old: Path) -> str:
