@@ -74,6 +74,16 @@ def test_what_generate_has_skipped_does_not_count(data, capsys):
     assert "has no metadata.jsonl; give the OUT of a dreamda generate" in capsys.readouterr().err
 
 
+def test_images_that_cannot_be_read_are_skipped_and_named(data, capsys):
+    made = sorted((data / "out/coat").iterdir())[0]
+    for path in (made, data / "real/coat" / sorted(os.listdir(data / "real/coat"))[-1]):
+        path.write_bytes(b"x")
+    assert report(data / "real", data / "out") == 1
+    err = capsys.readouterr().err
+    assert err.count("not an image, or damaged") == 2 and f"skipped {made}: " in err and "skipped 2 in all" in err
+    assert "20 synthetic images from 7 real ones" in (data / "out-report.html").read_text()
+
+
 def test_the_page_holds_everything_itself(data, capsys):
     before = tree(data / "out")
     assert report(data / "real", data / "out") == 0
@@ -193,9 +203,10 @@ def test_bad_input_is_one_sentence(data, capsys):
         assert report(*arguments) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     (data / "other.png").rename(data / "real/coat/00.png")
-    (data / "out/coat/00-001.png").write_bytes(b"x")
+    for path in (data / "out").rglob("*.png"):
+        path.write_bytes(b"x")
     assert report(data / "real", data / "out") == 2
-    assert "00-001.png: not an image" in capsys.readouterr().err
+    assert f"{data / 'out'}: none of the images can be read; the first, " in capsys.readouterr().err
     (data / "out/metadata.jsonl").write_text('{"file_name": "coat/a.png"}')
     assert report(data / "real", data / "out") == 2
     assert "line 1 is not a line of dreamda generate" in capsys.readouterr().err and not (data

@@ -206,7 +206,6 @@ def tree(folder: Path) -> list[tuple[str, float]]:
      (["{empty}", "{synthetic}", "--out", "{out}"], "class 'hat' has no real image"),
      (["{real}", "{more}", "--out", "{out}"], "SYNTHETIC {more} has class 'hat' that the others lack"),
      (["{real}", "{synthetic}", "--out", "{out}", "--test", "{more}"], "TEST {more} has class 'hat'"),
-     (["{real}", "{broken}", "--out", "{out}"], "broken/bag/x.png: not an image"),
      (["{real}", "{real}", "--out", "{real}/x"], "lies in the data set"),
      (["{real}", "{synthetic}", "--out", "{real}"], "lies in the data set"),
      (["{real}", "{synthetic}", "--out", "{other}"], "no run.json"),
@@ -473,6 +472,97 @@ def test_every_command_reads_the_same_files_and_names_the_rest(data, capsys):
         assert all(f"skipped {data / part / 'bag/deeper/y.heic'}: HEIC images are not read" in err for part in parts)
     assert train(data, "other", "--test", data / "test") == 1
     assert capsys.readouterr().err.count("deeper/y.heic: HEIC images are not read; convert it to PNG or JPEG") == 3
+
+
+def test_an_unreadable_image_is_skipped_and_named_by_every_command(data, capsys):
+    """The model is that of the other images, and the exit code is 1."""
+    assert short(data, "without", "--test", data / "test", "--validation", "0.3") == 0
+    for part in ("real", "synthetic", "test"):
+        (data / part / "bag/!broken.png").write_bytes(b"x")
+    (data / "real/coat/!cut.png").write_bytes((data / "real/bag/000.png").read_bytes()[:60])
+    assert short(data, "with", "--test", data / "test", "--validation", "0.3") == 1
+    err = capsys.readouterr().err
+    assert err.count("bag/!broken.png: not an image, or damaged") == 3 and "coat/!cut.png: cannot be decoded" in err
+    assert "skipped 4 in all" in err and "skipped: 4 files, named at the end" in err
+    assert content(data / "without") == content(data / "with")
+    metrics = [(data / out / "metrics.json").read_bytes() for out in ("without", "with")]
+    assert metrics[0] == metrics[1]
+    assert short(data, "with", "--test", data / "test", "--validation", "0.3") == 1  # nothing left to do
+    capsys.readouterr()
+    assert run("evaluate", data / "with", data / "test", "--out", data / "evaluation") == 1
+    assert f"skipped {data / 'test/bag/!broken.png'}: not an image" in capsys.readouterr().err
+    assert (data / "evaluation/metrics.json").read_bytes() == metrics[0]
+
+
+def test_a_class_without_a_readable_image_is_refused(data, capsys):
+    for path in (data / "test").rglob("*.png"):
+        path.write_bytes(b"x")
+    assert train(data, "out", "--test", data / "test") == 2
+    assert f"{data / 'test'}: none of the images can be read; the first, {data / 'test/bag/' }" in capsys.readouterr().err
+    for path in (data / "real/coat").iterdir():
+        path.write_bytes(b"x")
+    assert train(data) == 2
+    assert "REAL: " in (err := capsys.readouterr().err) and "no image of class 'coat' can be read" in err
+    assert not (data / "out").exists()
+
+
+# How the labels of a folder of images may be given: files with their lines, and the labels of bag/000.png,
+# bag/001.png, coat/002.png and coat/003.png; None: the image is left out and named.
+LABELS = {
+    "metadata.jsonl": ({"metadata.jsonl": ["bag/000.png coat", "bag/001.png bag", "coat/002.png bag",
+                                           "coat/003.png coat"]}, ["coat", "bag", "bag", "coat"]),
+    "metadata.csv": ({"metadata.csv": ["bag/000.png coat", "bag/001.png bag", "coat/002.png bag",
+                                       "coat/003.png coat"]}, ["coat", "bag", "bag", "coat"]),
+    "plain names": ({"metadata.csv": ["000.png coat", "001.png bag", "002.png bag", "003.png coat"]},
+                    ["coat", "bag", "bag", "coat"]),
+    "a file in each class folder": ({"bag/metadata.jsonl": ["000.png coat", "001.png bag"],
+                                     "coat/metadata.csv": ["002.png bag", "003.png coat"]},
+                                    ["coat", "bag", "bag", "coat"]),
+    "a file in one class folder": ({"bag/metadata.csv": ["000.png coat", "001.png coat"]},
+                                   ["coat", "coat", "coat", "coat"]),
+    "some lines only": ({"metadata.csv": ["bag/000.png coat", "coat/002.png bag"]}, ["coat", None, "bag", None]),
+    "some lines of a class": ({"coat/metadata.csv": ["002.png bag"]}, ["bag", "bag", "bag", None]),
+    "captions alone": ({"metadata.jsonl": ["bag/000.png", "bag/001.png"]}, ["bag", "bag", "coat", "coat"]),
+}
+
+
+def labels_in(root: Path, files: dict[str, list[str]]) -> Path:
+    write(root, pictures(4)[0], [0, 0, 1, 1])
+    for name, lines in files.items():
+        rows = [dict(zip(("file_name", "label"), line.split())) | {"text": "a, b"} for line in lines]
+        if name.endswith(".jsonl"):
+            (root / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            (root / name).write_text("file_name,label,text\n" + "".join(f'{row["file_name"]},{row["label"]},"a, b"\n'
+                                                                        for row in rows))
+    return root
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_where_labels_come_from(tmp_path, name):
+    files, labels = LABELS[name]
+    names = ["bag/000.png", "bag/001.png", "coat/002.png", "coat/003.png"]
+    found = labelled.scan_labelled(labels_in(tmp_path, files), NAMES, "TEST")
+    assert {n: NAMES[i] for n, i in zip(found.names, found.labels)} == {
+        n: label for n, label in zip(names, labels) if label is not None}
+    assert [Path(path).relative_to(tmp_path).as_posix() for path, _ in found.ignored] == [
+        n for n, label in zip(names, labels) if label is None]
+    assert all("has no line for it" in reason for _, reason in found.ignored)
+
+
+@pytest.mark.parametrize("lines, message", [
+    (["bag/000.png x", "bag/001.png x", "coat/002.png y"], None),
+    (["bag/000.png bag", "bag/001.png coat"], "line 3 gives 'bag/001.png' the label 'coat', and other images"),
+    (["bag/000.png bag", "coat/002.png bag"], "line 3 gives 'coat/002.png' the label 'bag', as it does images of"),
+    (["bag/000.png bag", "bag/009.png bag"], "line 3 names 'bag/009.png', which is no image of"),
+], ids=["other words", "two labels", "two classes", "no image"])
+def test_labels_of_real_images_that_contradict_their_folders_are_refused(tmp_path, lines, message):
+    root = labels_in(tmp_path, {"metadata.csv": lines})
+    if message is None:
+        assert labelled.scan_real(root).labels.tolist() == [0, 0, 1, 1]
+        return
+    with pytest.raises(ValueError, match=message):
+        labelled.scan_real(root)
 
 
 def test_images_that_metadata_does_not_list_are_named(data, capsys):

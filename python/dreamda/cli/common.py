@@ -253,11 +253,11 @@ def load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
 
 
 def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
-    """What was left out and why, the first twenty by name; then what else should be known."""
+    """What was left out and why, the first twenty by name, and how much; then what else should be known."""
     for name, reason in skipped[:20]:
         complain(f"skipped {name}: {reason}")
-    if len(skipped) > 20:
-        complain(f"skipped {len(skipped) - 20} more")
+    if len(skipped) > 1:
+        complain(f"skipped {len(skipped):,} in all")
     for note in notes:
         complain(note)
 

@@ -66,7 +66,7 @@ def report(
                      "instead.")] = None,
     threads: Threads = 0,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a
     contact sheet.
 
@@ -84,5 +84,8 @@ def report(
     check_result("--out", out)
     network = TrainedModel.load(
         model_file(classifier)) if classifier is not None else read_network(features) if features is not None else None
-    write_result("--out", out, report_page(real, synthetic, network, threads=threads or None).encode())
+    page, skipped = report_page(real, synthetic, network, threads=threads or None)
+    complain_of(skipped, [])
+    write_result("--out", out, page.encode())
     print(printable(f"Look at: {out}"))
+    return 1 if skipped else 0

@@ -58,3 +58,64 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
         line = f" line {reader.line_num}" if reader is not None else ""
         raise ValueError(
             f"{path}{line} is not CSV with as many fields as its first line names, in UTF-8; correct it") from error
+
+
+def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str]) -> Iterator[tuple[Path, int, dict[str, Any], str]]:
+    """The rows of metadata files that are about images of a data set: file, line number, row and the image's key.
+
+    A ``file_name`` is relative to the data set, to a file that lies in a folder of it, or plain (``image.png``) where
+    only one class has it. Rows about files that the data set lists as ignored are passed over.
+
+    Raises
+    ------
+    ValueError
+        A row has no ``file_name``, or one that is no image or several.
+    OSError
+        A file cannot be read.
+    """
+    keys = {image.key for image in folder.images}
+    ignored = {name for name, _ in folder.ignored}
+    plain: dict[str, list[str]] = {}
+    for image in folder.images:
+        plain.setdefault(image.name.rpartition("/")[2], []).append(image.key)
+    for path in map(Path, paths):
+        inside = path.parent.relative_to(folder.root).as_posix() + "/" if folder.root in path.parent.parents else ""
+        for number, row in read_rows(path):
+            name = row.get("file_name")
+            if not isinstance(name, str):
+                raise ValueError(f'{path} line {number} must have the text "file_name"')
+            found = [key for key in dict.fromkeys((inside + name, name)) if key in keys][:1] or plain.get(name, [])
+            if not found and {inside + name, name} & ignored:
+                continue
+            if not found:
+                raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; "
+                                 "remove the line or add the image")
+            if len(found) > 1:
+                raise ValueError(f"{path} line {number}: {name!r} is in several classes; write it as {found[0]!r}")
+            yield path, number, row, found[0]
+
+
+def check_labels(folder: ImageFolder) -> None:
+    """Refuse labels in the metadata files of a data set that contradict its class folders, which are what counts.
+
+    Other words for the classes are no contradiction.
+
+    Raises
+    ------
+    ValueError
+        A class folder has images with two labels, or a label is given to images of two class folders.
+    """
+    label_of: dict[str, str | int] = {}
+    class_of: dict[str | int, str] = {}
+    for path, number, row, key in rows_of_images(folder, *metadata_files(folder)):
+        label, name = row.get("label"), key.split("/")[0]
+        if not isinstance(label, (str, int)) or label == "":
+            continue
+        if label_of.setdefault(name, label) != label:
+            raise ValueError(f"{path} line {number} gives {key!r} the label {label!r}, and other images of that class "
+                             f"folder {label_of[name]!r}; the class folders count: put the image into the right one, "
+                             "or remove the column")
+        if class_of.setdefault(label, name) != name:
+            raise ValueError(f"{path} line {number} gives {key!r} the label {label!r}, as it does images of the class "
+                             f"folder {class_of[label]!r}; the class folders count: put the image into the right one, "
+                             "or remove the column")

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..options import ParameterError
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
-from .metadata import metadata_files, read_rows
+from .metadata import metadata_files, read_rows, rows_of_images
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 CLASSES_FILE = "classes.json"
@@ -209,33 +209,21 @@ def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> di
     OSError
         The file cannot be read.
     """
-    keys = {image.key for image in folder.images}
-    plain: dict[str, list[str]] = {}
-    for image in folder.images:
-        plain.setdefault(image.name.rpartition("/")[2], []).append(image.key)
     prompts: dict[str, str] = {}
-    for path in map(Path, paths):
-        inside = path.parent.relative_to(folder.root).as_posix() + "/" if folder.root in path.parent.parents else ""
-        for number, row in read_rows(path):
-            name, text = row.get("file_name"), next((row[c] for c in CAPTIONS if c in row), None)
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(
-                    f'{path} line {number} must have the texts "file_name" and "text" (or "caption", "prompt")')
-            if not is_utf8(text):
-                raise ValueError(
-                    f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
-            found = [key for key in dict.fromkeys((inside + name, name)) if key in keys][:1] or plain.get(name, [])
-            if not found:
-                raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; "
-                                 "remove the line or add the image")
-            if len(found) > 1:
-                raise ValueError(f"{path} line {number}: {name!r} is in several classes; write it as {found[0]!r}")
-            if prompts.setdefault(found[0], text) != text:
-                raise ValueError(f"{path} line {number} gives {name!r} a second text; keep one of the lines")
+    for path, number, row, key in rows_of_images(folder, *paths):
+        text = next((row[column] for column in CAPTIONS if column in row), None)
+        if not isinstance(text, str):
+            raise ValueError(
+                f'{path} line {number} must have the texts "file_name" and "text" (or "caption", "prompt")')
+        if not is_utf8(text):
+            raise ValueError(
+                f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
+        if prompts.setdefault(key, text) != text:
+            raise ValueError(f"{path} line {number} gives {row['file_name']!r} a second text; keep one of the lines")
     missing = [image.key for image in folder.images if image.key not in prompts]
     if missing:
         whose = f"{paths[0]} has" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files have"
-        raise ValueError(f"{whose} no line for {len(missing)} of the {len(keys)} images; the first is {missing[0]!r}")
+        raise ValueError(f"{whose} no line for {len(missing)} of the {len(folder.images)} images; the first is {missing[0]!r}")
     return prompts
 
 

@@ -3,7 +3,7 @@ when they are wanted.
 
     found = scan_real("photos")                                      # photos/<class>/*.jpg
     made = scan_labelled("synthetic", found.classes, "SYNTHETIC")    # labels and seeds from metadata.jsonl
-    images = FolderImages(found.paths, (224, 224))
+    found, images = read_folder(found, (224, 224))                   # without what cannot be read
 """
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import BrokenImageError, LostImageError, read_bounded, read_json_lines
-from ..data.folders import ImageFolder, ImageRef, shown
+from ..data.files import BrokenImageError, LostImageError, read_bounded
+from ..data.folders import ImageFolder, shown
 from ..data.images import decode_image
-from ..options import ParameterError
+from ..data.metadata import check_labels, metadata_files, read_rows, rows_of_images
 from ..training.views import reduce
 
 CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
@@ -80,8 +80,13 @@ class LabelledFolder:
 
 
 def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
-    """A folder of real images, ``root/<class>/<image>``; ValueError for fewer than 2 classes or a class without
-    images."""
+    """A folder of real images, ``root/<class>/<image>``.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 2 classes, a class without images, or labels in a metadata file that contradict the class folders.
+    """
     folder = ImageFolder.scan(root)
     there = {image.label for image in folder.images}
     empty = [label for label in folder.classes if label not in there]
@@ -89,25 +94,25 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
         raise ValueError(f"{root}: class {empty[0]!r} has no real image; add some, or remove the folder")
     if len(folder.classes) < 2:
         raise ValueError(f"{root} has 1 class ({folder.classes[0]!r}); a classifier needs 2 or more")
+    check_labels(folder)
     return _from_folders(folder, list(folder.classes), str(root))
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
-    """Images whose labels must be among `classes`: an output of `dreamda generate` (labels from metadata.jsonl), or
-    class folders.
+    """Images whose labels must be among `classes`: those of a column label in ``metadata.jsonl`` or ``metadata.csv``
+    (as `dreamda generate` writes it; in the root or in class folders), else the class folders.
 
-    In the metadata.jsonl of SYNTHETIC a label may be null: an image without a label, which AMST may label (-1 here).
+    In the metadata of SYNTHETIC a label may be null, or empty in CSV: an image without a label, which AMST may label
+    (-1 here).
 
     Raises
     ------
     ValueError
-        A class that is not among `classes`, or a line of metadata.jsonl that names no image.
+        A class that is not among `classes`, or a line of a metadata file that names no image.
     """
     folder = ImageFolder.scan(root)
-    path = folder.root / "metadata.jsonl"
-    if path.is_file() and any("label" in row for _, row in read_json_lines(path)):
-        return _from_metadata(folder, path, list(classes), what)
-    return _from_folders(folder, list(classes), what)
+    files = [path for path in metadata_files(folder) if any("label" in row for _, row in read_rows(path))]
+    return (_from_metadata if files else _from_folders)(folder, list(classes), what, *files)
 
 
 def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> LabelledFolder:
@@ -123,34 +128,40 @@ def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> Labelle
                           ignored=_ignored(folder))
 
 
-def _from_metadata(folder: ImageFolder, path: Path, classes: list[str], what: str) -> LabelledFolder:
+def _from_metadata(folder: ImageFolder, classes: list[str], what: str, *files: Path) -> LabelledFolder:
+    """The images that the files have lines for, and those of folders that no file is about; the others are ignored."""
     number = {label: i for i, label in enumerate(classes)}
     there = {image.key: image for image in folder.images}
-    chosen: dict[str, tuple[ImageRef, int, int, tuple[str | None, str | None]]] = {}
+    chosen: dict[str, tuple[int, int, tuple[str | None, str | None]]] = {}
     unknown: set[str] = set()
-    for line, row in read_json_lines(path):
-        name, label, truth = row.get("file_name"), row.get("label"), row.get("truth")
-        unlabelled = what == "SYNTHETIC" and "label" in row and label is None
-        if not isinstance(name, str) or not (isinstance(label, str) or unlabelled):
+    for path, line, row, key in rows_of_images(folder, *files):
+        label, truth = row.get("label"), row.get("truth")
+        if what == "SYNTHETIC" and ("label" in row and label is None or label == "" and path.suffix == ".csv"):
+            label = None
+        elif not isinstance(label, str):
             raise ValueError(f'{path} line {line} must have the texts "file_name" and "label"')
-        if name not in there:
-            raise ValueError(
-                f"{path} line {line} names {name!r}, which is not there; make it again, or remove the line")
         unknown |= {x for x in (label, truth) if isinstance(x, str) and x not in number}
         seed, digest = row.get("seed_file"), row.get("seed_sha256")
-        chosen[name] = (there[name], number.get(label, -1) if isinstance(label, str) else -1,
-                        number.get(truth, -1) if isinstance(truth, str) else -1,
-                        (seed if isinstance(seed, str) else None, digest if isinstance(digest, str) else None))
+        chosen[key] = (number.get(label, -1) if isinstance(label, str) else -1,
+                       number.get(truth, -1) if isinstance(truth, str) else -1,
+                       (seed if isinstance(seed, str) else None, digest if isinstance(digest, str) else None))
+    ignored = _ignored(folder)
+    for key, image in there.items():
+        file = next((path for path in files if path.parent in folder.path(image).parents), None)
+        if key in chosen:
+            continue
+        if file is not None:
+            ignored.append((str(folder.root / key), f"{file.relative_to(folder.root)} has no line for it"))
+            continue
+        unknown |= {image.label} - number.keys()
+        chosen[key] = (number.get(image.label, -1), -1, (None, None))
     if unknown:
-        raise ValueError(
-            f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; remove them from {path.name}, or add real images"
-        )
-    truths = np.array([t for _, _, t, _ in chosen.values()])
-    ignored = _ignored(folder) + [(str(folder.root / name), f"{path.name} has no line for it")
-                                  for name in there if name not in chosen]
-    return LabelledFolder(folder.root, [folder.path(i) for i, _, _, _ in chosen.values()],
-                          np.array([n for _, n, _, _ in chosen.values()]), classes, truths if
-                          (truths >= 0).all() else None, [s for _, _, _, s in chosen.values()], ignored)
+        raise ValueError(f"{what} {folder.root} has {_classes(sorted(unknown), classes)} that the others lack; "
+                         f"remove them from {files[0].name}, or add real images")
+    truths = np.array([truth for _, truth, _ in chosen.values()])
+    return LabelledFolder(folder.root, [folder.path(there[key]) for key in chosen],
+                          np.array([label for label, _, _ in chosen.values()]), classes, truths if
+                          (truths >= 0).all() else None, [seed for _, _, seed in chosen.values()], ignored)
 
 
 def _classes(names: list[str], known: list[str]) -> str:
@@ -215,29 +226,30 @@ class FolderImages:
         with ThreadPoolExecutor(max(1, workers)) as pool:
             return list(pool.map(load, indices))
 
-    def read_all(self, workers: int = 2) -> None:
-        """Decode every image once: fills the cache and `hashes`, and finds what is broken.
+    def read_all(self, workers: int = 2) -> list[tuple[int, str]]:
+        """Decode every image once: fill the cache and `hashes`, and leave out the images that cannot be read.
 
-        Raises
-        ------
-        ValueError
-            Naming the first image that cannot be read.
+        Returns
+        -------
+        list of (int, str)
+            The positions that those had, each with the reason.
         """
-        broken = []
+        broken: list[tuple[int, str]] = []
+        kept: list[Path] = []
         for start in range(0, len(self), 256):
             part = range(start, min(start + 256, len(self)))
             for index, found in zip(part, self.load_many(part, workers), strict=True):
                 if isinstance(found, BrokenImageError):
-                    broken.append(f"{self.paths[index]}: {found}")
+                    broken.append((index, str(found)))
                     continue
                 pixels, digest = found
-                self.hashes.append(digest)
                 if self._cached + pixels.nbytes <= CACHE_BYTES:
-                    self._cache[index] = pixels
+                    self._cache[len(kept)] = pixels
                     self._cached += pixels.nbytes
-        if broken:
-            more = f" (and {len(broken) - 1} more images)" if len(broken) > 1 else ""
-            raise ValueError(f"{broken[0]}{more}; repair or remove it")
+                kept.append(self.paths[index])
+                self.hashes.append(digest)
+        self.paths = kept
+        return broken
 
     def subset(self, which: NDArray[np.int64]) -> Subset:
         """Some of the images, in this order."""
@@ -257,14 +269,29 @@ class Subset:
         return self._images[int(self._which[index])]
 
 
-def dimensions(path: Path) -> tuple[int, int]:
-    """Height and width of an image file as it is shown, from its header alone.
+def read_folder(folder: LabelledFolder, size: tuple[int, int],
+                workers: int = 2) -> tuple[LabelledFolder, FolderImages]:
+    """Decode every image once; those that cannot be read go from the folder's images to its `ignored`.
 
     Raises
     ------
-    ParameterError
-        The file is no image that is read.
+    ValueError
+        No image of the folder can be read.
     """
+    images = FolderImages(folder.paths, size)
+    broken = dict(images.read_all(workers))
+    if not broken:
+        return folder, images
+    ignored = [(str(folder.paths[index]), reason) for index, reason in broken.items()]
+    if len(broken) == len(folder.paths):
+        raise ValueError(f"{folder.root}: none of the images can be read; the first, {ignored[0][0]}: {ignored[0][1]}")
+    found = folder.subset(np.array([i for i in range(len(folder.paths)) if i not in broken]))
+    found.ignored = folder.ignored + ignored
+    return found, images
+
+
+def dimensions(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image file as it is shown, from its header alone; None if that cannot be read."""
     from PIL import Image
 
     from ..data.images import FORMATS
@@ -273,7 +300,5 @@ def dimensions(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientation swaps the sides
             return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
-        reason = "not an image" if type(
-            error).__name__ == "UnidentifiedImageError" else str(error) or type(error).__name__
-        raise ParameterError("real", f"{path}: {reason}; repair or remove it") from None
+    except Exception:  # the file is untrusted, and Pillow raises whatever its format trips over
+        return None

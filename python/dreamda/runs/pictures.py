@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ def contact_sheet(seeds: np.ndarray,
 
 def contact_sheet_of_run(out: str | os.PathLike[str],
                          real: str | os.PathLike[str],
+                         rows: Iterable[Mapping[str, Any]] | None = None,
                          *,
                          per_class: int = 2,
                          max_classes: int = 20,
@@ -115,6 +116,8 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
     ----------
     out, real : path
         The run, and the data set it was made from.
+    rows : mappings, optional
+        Lines of its metadata.jsonl; default: all.
     per_class, max_classes, max_variants : int
         How much of it to show.
     title : str
@@ -124,11 +127,12 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
     ValueError
         A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
+    from ..data.files import BrokenImageError
     from ..data.images import FITS, read_image
     from .manifest import read_manifest
 
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
-    for row in read_manifest(out):
+    for row in read_manifest(out) if rows is None else rows:
         size: Any = row.get("size")
         fit = "squash" if row.get("fit") not in FITS else row["fit"]  # as runs did before they had the option
         if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
@@ -142,10 +146,17 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
               for seed, files in list(seeds.items())[:per_class]]
     if not picked:
         raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images")
-    seeds = np.stack([read_image(Path(real) / seed, (size[0], size[1]), fit).pixels for _, seed, _ in picked])
+
+    def read(path: Path, *how: Any) -> np.ndarray:
+        try:
+            return read_image(path, *how).pixels
+        except BrokenImageError as error:
+            raise ValueError(f"{path}: {error}; repair or remove it") from None
+
+    seeds = np.stack([read(Path(real) / seed, (size[0], size[1]), fit) for _, seed, _ in picked])
     blank = np.full_like(seeds[0], 255)  # a run that is going on has not made as many variants of every seed yet
     most = max(len(files) for _, _, files in picked)
-    variants = np.stack([[read_image(Path(out) / files[i]).pixels if i < len(files) else blank for i in range(most)]
+    variants = np.stack([[read(Path(out) / files[i]) if i < len(files) else blank for i in range(most)]
                          for _, _, files in picked])
     return contact_sheet(seeds,
                          variants, [label.replace("_", " ") for label, _, _ in picked],

@@ -1,7 +1,7 @@
 """`dreamda report`: how true and how varied a synthetic data set is, as one HTML page that needs nothing else.
 
-    page = report_page("photos", "synthetic")
-    page = report_page("photos", "synthetic", network=TrainedModel.load("run/model.safetensors"))     # in the features of a classifier
+    page, skipped = report_page("photos", "synthetic")
+    page, skipped = report_page("photos", "synthetic", TrainedModel.load("run/model.safetensors"))   # with its features
 
 Every class gets a plain verdict: whether a network that knows the real images recognises the synthetic ones, and the
 other way round (see measures.py). Fidelity and diversity are measured by neighbours in the network's features:
@@ -26,6 +26,7 @@ from ..data.images import read_image
 from ..generation.options import with_todays_names
 from ..training.saved import TrainedModel
 from ..training.views import is_grey
+from .labelled import dimensions
 from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
 from .manifest import read_manifest
 from .pictures import contact_sheet_of_run
@@ -39,7 +40,7 @@ COPY = 0.1               # a mean distance to the seed, where two real images of
 
 
 def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], network: TrainedModel | None = None, *,
-                threads: int | None = None) -> str:
+                threads: int | None = None) -> tuple[str, list[tuple[str, str]]]:
     """Measure an output of `dreamda generate` against the data set it was made from.
 
     Parameters
@@ -52,13 +53,15 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
 
     Returns
     -------
-    str
-        The page, HTML with its pictures inside.
+    page : str
+        HTML with its pictures inside.
+    skipped : list of (str, str)
+        Images that cannot be read, each with the reason.
 
     Raises
     ------
     ValueError
-        `out` has no usable metadata.jsonl, a seed or an image is gone or broken, or there are too few images.
+        `out` has no usable metadata.jsonl, a seed is gone, or no image can be read.
     """
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
@@ -72,15 +75,17 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
         raise ValueError(f"{out} was made from {gone}, which is not in {root}; give the data set it was made from")
     all_seeds = [key for key in all_seeds if key in used]  # not what generate has skipped
     seeds = _thinned(all_seeds)
+    size = network.size if network is not None else _small_size(root, seeds)
+    skipped: list[tuple[str, str]] = []
+    seeds, real_images = _read(root, seeds, size, skipped)
     position = {key: i for i, key in enumerate(seeds)}
-    kept = _thinned([row for row in rows if row["seed_file"] in position])
-    size = network.size if network is not None else _small_size(root / seeds[0])
-    real_images, synthetic_images = (_read(paths, size)
-                                     for paths in ([root / key
-                                                    for key in seeds], [out / row["file_name"] for row in kept]))
+    kept = {row["file_name"]: row for row in _thinned([row for row in rows if row["seed_file"] in position])}
+    names, synthetic_images = _read(out, list(kept), size, skipped)
+    unread = {name for name, _ in skipped}
+    rows = [row for row in rows if not {str(root / row["seed_file"]), str(out / row["file_name"])} & unread]
     classes = list(dict.fromkeys(key.split("/")[0] for key in seeds))
     labels = np.array([classes.index(key.split("/")[0]) for key in seeds])
-    seed_of = np.array([position[row["seed_file"]] for row in kept])
+    seed_of = np.array([position[kept[name]["seed_file"]] for name in names])
     found = judge(real_images,
                   labels,
                   synthetic_images,
@@ -91,28 +96,39 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     colourless = is_grey(synthetic_images) and not is_grey(real_images)
     verdict = verdicts(found, labels, seed_of, classes, colourless)
     table, near = _per_class(found, labels, seeds, seed_of, classes, verdict)
-    return _html(root, out, rows, all_seeds, found, _summary(found, labels, seed_of, verdict), table, near, len(seeds),
-                 len(kept))
+    page = _html(root, out, rows, len({row["seed_file"] for row in rows}), found,
+                 _summary(found, labels, seed_of, verdict), table, near, len(seeds), len(names))
+    return page, skipped
 
 
 def _thinned(items: list[Any]) -> list[Any]:
     return items if len(items) <= MOST else [items[i * len(items) // MOST] for i in range(MOST)]
 
 
-def _small_size(path: Path) -> tuple[int, int]:
-    height, width = _read([path], None)[0].shape[:2]
+def _small_size(root: Path, keys: list[str]) -> tuple[int, int]:
+    """The size of the first image whose header can be read, where a small network can see that; else `SMALL`."""
+    height, width = next(filter(None, (dimensions(root / key) for key in keys)), (0, 0))
     return (height, width) if 8 <= min(height, width) and max(height, width) <= SMALL else (SMALL, SMALL)
 
 
-def _read(paths: list[Path], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    def one(path: Path) -> NDArray[np.uint8]:
+def _read(root: Path, names: list[str], size: tuple[int, int],
+          skipped: list[tuple[str, str]]) -> tuple[list[str], NDArray[np.uint8]]:
+    """The images that can be read, uint8 (N, *size, 3), and their names; the others go to `skipped`."""
+    def one(name: str) -> NDArray[np.uint8] | BrokenImageError:
         try:
-            return read_image(path, size, "crop").pixels
+            return read_image(root / name, size, "crop").pixels
         except BrokenImageError as error:
-            raise ValueError(f"{path}: {error}; repair or remove it") from None
+            return error
 
     with ThreadPoolExecutor(2) as pool:
-        return np.stack(list(pool.map(one, paths)))
+        found = dict(zip(names, pool.map(one, names), strict=True))
+    broken = {str(root / name): str(error) for name, error in found.items() if isinstance(error, BrokenImageError)}
+    images = {name: pixels for name, pixels in found.items() if not isinstance(pixels, BrokenImageError)}
+    if not images:
+        first, reason = next(iter(broken.items()))
+        raise ValueError(f"{root}: none of the images can be read; the first, {first}: {reason}")
+    skipped += broken.items()
+    return list(images), np.stack(list(images.values()))
 
 
 def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64], verdict: list[Verdict]) -> list[str]:
@@ -191,7 +207,7 @@ MEANING = {
 }
 
 
-def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: list[str], found: Judged, summary: list[str],
+def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: Judged, summary: list[str],
           table: list[dict[str, Any]], near: list[tuple[float, str]], n_real: int, n_synthetic: int) -> str:
     first = with_todays_names(rows[0])
     settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}"
@@ -210,11 +226,11 @@ def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: list[str], f
     strips = [(title, "".join(_strip(real, out, key, by_seed[key], distance) for distance, key in chosen))
               for title, chosen in (("Closest to the real image they were made from: are they copies?", near[:STRIPS]),
                                     ("Farthest from it: are they still of the class?", near[-STRIPS:][::-1]))]
-    sheet = contact_sheet_of_run(out, real, per_class=2, max_classes=20, max_variants=6)
+    sheet = contact_sheet_of_run(out, real, rows, per_class=2, max_classes=20, max_variants=6)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {len(seeds):,} real ones</h1>
+<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {seeds:,} real ones</h1>
 <p class="faint">Model {html.escape(str(first.get("model", "unknown")))}; {html.escape(settings)}.</p>
 <h2>Verdict</h2>
 {"".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary)}

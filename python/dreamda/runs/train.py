@@ -39,7 +39,7 @@ from ..training.stages import DivergenceError, Event, Training, describe
 from ..training.views import is_grey
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences, environment
-from .labelled import FolderImages, LabelledFolder, dimensions, scan_labelled, scan_real
+from .labelled import FolderImages, LabelledFolder, dimensions, read_folder, scan_labelled, scan_real
 
 FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png",
          "curves.png")
@@ -156,23 +156,25 @@ class _Run:
                 f"is missing: `method={recipe.method}` needs the output of dreamda generate; or use `method=real-only`")
         self.synthetic = scan_labelled(synthetic, self.real.classes, "SYNTHETIC") if synthetic is not None else None
         self.test = scan_labelled(test, self.real.classes, "TEST") if test is not None else None
-        self.kept, self.held = split(self.real.labels, recipe.validation_fraction, recipe.random_state)
-        if recipe.validation_fraction and not len(self.held):
-            most = max(np.bincount(self.real.labels))
-            raise ParameterError(
-                "validation_fraction",
-                f"{recipe.validation_fraction} holds back no image, as no class has more than {most}; " +
-                (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
         _check_out(self.out, [Path(p) for p in (real, synthetic, test) if p is not None])
-        sizes = [dimensions(path) for path in self.real.paths] if recipe.image_size is None else []
-        self.size, self.why = natural_size(recipe.image_size, sizes)
+        found = [dimensions(path) for path in self.real.paths] if recipe.image_size is None else []
+        sizes = [size for size in found if size is not None]
+        self.size, self.why = natural_size(recipe.image_size, sizes or [(1, 1)])  # without any, `read` will refuse
 
     def read(self) -> None:
-        """Decode every image once, and leave out synthetic images that were made from images held back or tested on."""
-        self.images, self.made, self.tested = (FolderImages(part.paths if part else [], self.size)
-                                               for part in (self.real, self.synthetic, self.test))
-        for images in (self.images, self.made, self.tested):
-            images.read_all(self.workers)
+        """Decode every image once and leave out those that cannot be read, hold images back, and leave out synthetic
+        images that were made from images held back or tested on."""
+        self.real, self.images = read_folder(self.real, self.size, self.workers)
+        for label in set(range(len(self.real.classes))) - set(self.real.labels.tolist()):
+            raise ParameterError(
+                "real", f"{self.real.root}: no image of class {self.real.classes[label]!r} can be read; repair or "
+                "replace them, or remove the folder")
+        self.kept, self.held = self._split()
+        self.made = self.tested = FolderImages([], self.size)
+        if self.synthetic is not None:
+            self.synthetic, self.made = read_folder(self.synthetic, self.size, self.workers)
+        if self.test is not None:
+            self.test, self.tested = read_folder(self.test, self.size, self.workers)
         self.used = np.arange(len(self.made))
         self.leaks = 0
         if self.synthetic is not None:
@@ -184,6 +186,17 @@ class _Run:
                 raise ParameterError(
                     "synthetic",
                     "every synthetic image was made from a real image that is held back or tested on; none is left")
+
+    def _split(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        recipe, labels = self.recipe, self.real.labels
+        kept, held = split(labels, recipe.validation_fraction, recipe.random_state)
+        if recipe.validation_fraction and not len(held):
+            most = max(np.bincount(labels))
+            raise ParameterError(
+                "validation_fraction",
+                f"{recipe.validation_fraction} holds back no image, as no class has more than {most}; " +
+                (f"give at least {0.5 / most:.2g}" if most > 1 else "leave it out"))
+        return kept, held
 
     def prepare(self) -> None:
         """Resolve the recipe, refuse a folder that holds another run, and take memory for the network."""
@@ -209,6 +222,10 @@ class _Run:
                     self.images.subset(self.held), real.labels[self.held])
         self.training = self.setup.training(data, len(real.classes), threads=self.threads, workers=self.workers)
 
+    def _skipped(self) -> list[tuple[str, str]]:
+        parts = [part for part in (self.real, self.synthetic, self.test) if part is not None]
+        return [skipped for part in parts for skipped in part.ignored]
+
     def header(self) -> list[str]:
         """What is trained, on what, in a few lines."""
         recipe, training, setup = self.recipe, self.training, self.setup
@@ -220,6 +237,8 @@ class _Run:
                 leaks else ""))
         if self.test is not None:
             lines.append(f"test images: {len(self.tested)}")
+        if skipped := len(self._skipped()):
+            lines.append(f"skipped: {skipped} file{'s' * (skipped > 1)}, named at the end")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
         parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (
             training.network.backbone.features + 1) * len(self.real.classes)
@@ -238,8 +257,7 @@ class _Run:
 
     def train(self, progress: Callable[[int, int], None]) -> TrainReport:
         """Train in the folder, from its checkpoint if it has one."""
-        parts = [part for part in (self.real, self.synthetic, self.test) if part is not None]
-        self.report = TrainReport(skipped=[skipped for part in parts for skipped in part.ignored])
+        self.report = TrainReport(skipped=self._skipped())
         words = "finishing the step in hand and saving; a second signal stops at once and loses what was done since the last epoch"
         with StopOnSignals(words) as stop, _writing(self.out), _Folder(self.out, self.identity) as self.folder:
             self._resume()
@@ -343,9 +361,7 @@ def evaluate_dataset(model: TrainedModel,
     ValueError
         The folder has classes that the model does not know.
     """
-    folder = scan_labelled(data, [str(c) for c in model.classes], "DATA")
-    images = FolderImages(folder.paths, model.size)
-    images.read_all(workers)
+    folder, images = read_folder(scan_labelled(data, [str(c) for c in model.classes], "DATA"), model.size, workers)
     metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers),
                                    folder.labels, model.classes)
     return metrics, folder.ignored
