@@ -1,10 +1,16 @@
 """Tiny networks with random weights, for tests of the engine: made from a seed, so that nothing has to be stored."""
 
+import json
+import shutil
+
 import numpy as np
+from safetensors.numpy import save_file
 
 from random_weights import weight
 
 from dreamda import _core
+from dreamda.networks.config import read_text_config, read_unet_config, read_vae_config
+from dreamda.networks.hub import BUNDLED
 
 UNET = dict(
     in_channels=4,
@@ -83,3 +89,74 @@ def unet(rows=2, height=8, width=8, tokens=5, dtype="f32", threads=2, decoders=1
     if config["time_cond_proj_dim"]:
         inputs["guidance"] = np.linspace(0, 4000, rows, dtype=np.float32)
     return plan, inputs
+
+
+# ---- model folders in diffusers' format; images of 16 x 16 pixels
+
+FOLDER_UNET = dict(_class_name="UNet2DConditionModel",
+                   sample_size=8,
+                   in_channels=4,
+                   out_channels=4,
+                   block_out_channels=[16, 32],
+                   layers_per_block=1,
+                   down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+                   up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+                   attention_head_dim=[2, 4],
+                   cross_attention_dim=32,
+                   norm_num_groups=8)
+FOLDER_VAE = dict(_class_name="AutoencoderKL",
+                  latent_channels=4,
+                  block_out_channels=[16, 32],
+                  down_block_types=["DownEncoderBlock2D"] * 2,
+                  up_block_types=["UpDecoderBlock2D"] * 2,
+                  norm_num_groups=8)
+FOLDER_TINY_VAE = dict(_class_name="AutoencoderTiny",
+                       encoder_block_out_channels=[16] * 2,
+                       decoder_block_out_channels=[16] * 2,
+                       num_encoder_blocks=[1, 2],
+                       num_decoder_blocks=[2, 1])
+FOLDER_TEXT = dict(model_type="clip_text_model",
+                   vocab_size=598,
+                   hidden_size=32,
+                   intermediate_size=64,
+                   num_hidden_layers=1,
+                   num_attention_heads=4,
+                   max_position_embeddings=16)
+
+
+def write_network(folder, config, families, read, file="diffusion_pytorch_model.safetensors"):
+    """A folder with a configuration and random weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = [each for family in families for each in _core.Model(family, read(folder)).parameters()]
+    save_file({name: weight(name, shape) for name, shape in shapes}, folder / file)
+    return folder
+
+
+def write_vae(folder, **changes):
+    """An AutoencoderKL's folder."""
+    return write_network(folder, FOLDER_VAE | changes, ["vae_encoder", "vae_decoder"], read_vae_config)
+
+
+def write_tiny_vae(folder, **changes):
+    """An AutoencoderTiny's folder, as of TAESD."""
+    return write_network(folder, FOLDER_TINY_VAE | changes, ["tiny_vae_encoder", "tiny_vae_decoder"], read_vae_config)
+
+
+def write_model(folder, scheduler=(), **changes):
+    """The folder of a whole model; `changes` are those of the U-Net's configuration, `scheduler` of the scheduler's."""
+    bundled = BUNDLED / "fashion-mini"
+    write_network(folder / "unet", FOLDER_UNET | changes, ["unet"], read_unet_config)
+    write_network(folder / "text_encoder", FOLDER_TEXT, ["clip_text"], read_text_config, "model.safetensors")
+    write_vae(folder / "vae")
+    for name in ("tokenizer", "scheduler"):
+        shutil.copytree(bundled / name, folder / name)
+    shutil.copy(bundled / "model_index.json", folder)
+    file = folder / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(scheduler)))
+    return folder
+
+
+def write_lcm(folder):
+    """A latent consistency model, which takes the guidance as an input."""
+    return write_model(folder, {"_class_name": "LCMScheduler"}, time_cond_proj_dim=8)

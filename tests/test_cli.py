@@ -32,7 +32,7 @@ def fake(monkeypatch, tmp_path):
     pipe = FakePipeline()
     pipe.threads, pipe.folder = 1, tmp_path / "model"
 
-    def load(model, dtype, threads, size):
+    def load(model, dtype, threads, size, vae=""):
         if model != "fake":
             raise ValueError(f"--model {model}: no such model; give a folder")
         return pipe

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import write_lcm, write_tiny_vae
 from test_generate import tree
 
 import dreamda
@@ -257,6 +258,26 @@ def test_a_worker_killed_in_mid_run(ray, real, alone, tmp_path, monkeypatch):
     assert len(killed) == 1
     assert (report.made, report.present, report.skipped) == (40, 0, [])
     assert same(tmp_path / "out", alone)
+
+
+def test_few_steps_and_another_vae(ray, real, tmp_path):
+    """Workers load the model and the VAE that the run names, and their images are those of one process."""
+    lcm, tiny = write_lcm(tmp_path / "lcm"), write_tiny_vae(tmp_path / "tiny")
+    settings = GenerationOptions(variants=2, steps=2, guidance_scale=2, source_guidance_scale=2)
+    pipe = dreamda.Pipeline.load(lcm, threads=1, vae=tiny)
+    generate_dataset(ImageFolder.scan(real), tmp_path / "alone", pipe, settings, model="lcm", vae=str(tiny))
+    with RayWorkers(str(lcm), threads=1, vae=str(tiny)) as workers:
+        assert workers.fingerprint == pipe.fingerprint and workers.vae_folder == tiny
+        generate_dataset(ImageFolder.scan(real),
+                         tmp_path / "out",
+                         workers,
+                         settings,
+                         model="lcm",
+                         vae=str(tiny),
+                         engine=workers.stream)
+    assert same(tmp_path / "out", tree(tmp_path / "alone"))
+    with pytest.raises(ValueError, match="^vae: .* is no folder of a VAE"):
+        RayWorkers(str(lcm), threads=1, vae=str(tmp_path))
 
 
 def test_more_threads_than_any_node_has(ray):

@@ -49,7 +49,7 @@ class Augmenter:
 
     Parameters
     ----------
-    model, dtype, threads, size
+    model, dtype, threads, size, vae
         As for `Pipeline.load`. Without `threads` OMP_NUM_THREADS decides, which Ray sets to a worker's CPUs.
     image, prompt, key : str
         The names of the columns read.
@@ -71,6 +71,7 @@ class Augmenter:
                  dtype: str = "auto",
                  threads: int | None = None,
                  size: tuple[int, int] | None = None,
+                 vae: str | None = None,
                  image: str = "image",
                  prompt: str = "prompt",
                  key: str = "key",
@@ -78,13 +79,14 @@ class Augmenter:
                  **options: Unpack[OptionKeywords]) -> None:
         self.settings = from_keywords(GenerationOptions, Augmenter, options)
         self.model, self.dtype, self.threads, self.size = str(model), dtype, threads, size
+        self.vae = None if vae is None else str(vae)
         self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
         self.pipeline  # a wrong model is found out now
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """The model, loaded in this process at the first use."""
-        return Pipeline.load(self.model, dtype=self.dtype, threads=self.threads, size=self.size)
+        return Pipeline.load(self.model, dtype=self.dtype, threads=self.threads, size=self.size, vae=self.vae)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "pipeline"}
@@ -148,12 +150,12 @@ class RayWorkers:
         Of the cluster, as ``ray.init`` takes it. Default: RAY_ADDRESS, else a cluster of its own on this machine.
     threads : int, optional
         Of each worker. Default: as many as the smallest node has CPUs, so that there is one worker a node.
-    dtype, size
+    dtype, size, vae
         As for `Pipeline.load`.
 
     Attributes
     ----------
-    size, dtype, fingerprint, threads_matter, folder
+    size, dtype, fingerprint, threads_matter, folder, vae_folder
         As those of `Pipeline`, from the first worker.
     threads : int
     count : int
@@ -174,7 +176,7 @@ class RayWorkers:
     """
 
     def __init__(self, model: str, *, address: str | None = None, threads: int | None = None, dtype: str = "auto",
-                 size: tuple[int, int] | None = None) -> None:
+                 size: tuple[int, int] | None = None, vae: str | None = None) -> None:
         try:
             import ray
         except ImportError:
@@ -206,7 +208,7 @@ class RayWorkers:
                                                       max_task_retries=RETRIES,
                                                       scheduling_strategy="SPREAD")
             for _ in range(self.count):
-                actor = worker.remote(model, dtype, self.threads, size)
+                actor = worker.remote(model, dtype, self.threads, size, vae)
                 self._starting[actor.about.remote()] = actor
             self._idle = [self._first()]
         except BaseException:
@@ -232,8 +234,8 @@ class RayWorkers:
                     "wait until others have finished, or give fewer --threads")
         self._about = about = self._get(ready[0])
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
-        self.threads_matter, self.folder, self.environment = about["threads_matter"], about["folder"], about[
-            "environment"]
+        self.threads_matter, self.environment = about["threads_matter"], about["environment"]
+        self.folder, self.vae_folder = about["folder"], about["vae_folder"]
         if about["dreamda"] != __version__:
             raise ValueError(
                 f"the machine {about['host']} has dreamda {about['dreamda']}, this one {__version__}; make them equal")
@@ -325,8 +327,8 @@ class _Worker:
     """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a
     death."""
 
-    def __init__(self, model: str, dtype: str, threads: int, size: tuple[int, int] | None) -> None:
-        self._load = partial(Pipeline.load, model, dtype=dtype, threads=threads, size=size)
+    def __init__(self, model: str, dtype: str, threads: int, size: tuple[int, int] | None, vae: str | None) -> None:
+        self._load = partial(Pipeline.load, model, dtype=dtype, threads=threads, size=size, vae=vae)
 
     @cached_property
     def _pipeline(self) -> Pipeline:
@@ -336,8 +338,8 @@ class _Worker:
         pipe = self._pipeline
         return {
             "size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter":
-            pipe.threads_matter, "folder": pipe.folder.resolve(), "dreamda": __version__, "environment": environment(),
-            "host": socket.gethostname()
+            pipe.threads_matter, "folder": pipe.folder.resolve(), "vae_folder": pipe.vae_folder.resolve(), "dreamda":
+            __version__, "environment": environment(), "host": socket.gethostname()
         }
 
     def augment(self, images: np.ndarray, prompts: list[str], keys: list[str],

@@ -197,6 +197,10 @@ Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=R
 Threads = Annotated[
     int,
     typer.Option(callback=not_negative, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
+Vae = Annotated[
+    str,
+    typer.Option(metavar="FOLDER",
+                 help="Another VAE than the model's own, in diffusers format: TAESD's is small and fast.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
@@ -245,11 +249,11 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[-1])
 
 
-def load(model: str, dtype: str, threads: int, size: str) -> Pipeline:
+def load(model: str, dtype: str, threads: int, size: str, vae: str = "") -> Pipeline:
     """The pipeline of a model, with the options of the command line."""
     from ..generation.pipeline import Pipeline
 
-    return Pipeline.load(model, dtype=dtype, threads=threads or None, size=parse_size(size))
+    return Pipeline.load(model, dtype=dtype, threads=threads or None, size=parse_size(size), vae=vae or None)
 
 
 def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:

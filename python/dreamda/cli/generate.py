@@ -9,9 +9,9 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common, train
-from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Progress, Size, Threads, accepts_options, add_command,
-                     chosen, complain, complain_of, is_given, not_negative, only_out, out_option, parse_shard, parse_size,
-                     printable)
+from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Progress, Size, Threads, Vae, accepts_options,
+                     add_command, chosen, complain, complain_of, is_given, not_negative, only_out, out_option,
+                     parse_shard, parse_size, printable)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -43,6 +43,7 @@ def generate(
         Path | None,
         out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
     model: Model,
+    vae: Vae = "",
     recipe: Annotated[
         str | None,
         typer.Option(help="Options for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON "
@@ -120,15 +121,15 @@ def generate(
     if dry_run:
         if engine == "ray":
             raise ValueError("--dry-run measures on this machine; leave --engine ray off")
-        return _estimate(folder, common.load(model, dtype, threads, size), settings, texts, part)
+        return _estimate(folder, common.load(model, dtype, threads, size, vae), settings, texts, part)
     if engine == "ray":
         from ..distributed import RayWorkers
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
-                        size=parse_size(size)) as workers:
-            return _generate(folder, place, workers, model, settings, texts, source, part, preview)
-    return _generate(folder, place, common.load(model, dtype, threads, size), model, settings, texts, source, part,
-                     preview)
+                        size=parse_size(size), vae=vae or None) as workers:
+            return _generate(folder, place, workers, model, settings, texts, source, part, preview, vae)
+    return _generate(folder, place, common.load(model, dtype, threads, size, vae), model, settings, texts, source, part,
+                     preview, vae)
 
 
 def demo(
@@ -181,7 +182,8 @@ def _generate(folder: ImageFolder,
               prompts: dict[str, str],
               source: dict[str, str],
               part: tuple[int, int],
-              preview: int = 0) -> int:
+              preview: int = 0,
+              vae: str = "") -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import check_model
     from ..runs.generate import generate_dataset
@@ -191,10 +193,7 @@ def _generate(folder: ImageFolder,
                 [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
-    about = {
-        **(workers.environment if workers else environment()), "threads": pipe.threads, "model_folder":
-        str(pipe.folder.resolve())
-    }
+    about = _environment(pipe, workers.environment if workers else environment(), vae)
     with Progress() as progress:
         report = generate_dataset(folder,
                                   out,
@@ -203,6 +202,7 @@ def _generate(folder: ImageFolder,
                                   prompts=prompts,
                                   prompt_source=source,
                                   model=model,
+                                  vae=vae,
                                   shard=part,
                                   environment=about,
                                   most=preview or None,
@@ -216,6 +216,12 @@ def _generate(folder: ImageFolder,
         contact_sheet_of_run(out, folder.root, title=f"{model}: real images and what was made of them").save(sheet)
         print(printable(f"Look at: {sheet}"))
     return _summarise(report, out)
+
+
+def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], vae: str) -> dict[str, Any]:
+    """What run.json says of the machine, with the places of the model and of a VAE that replaces its own."""
+    about = {**machine, "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+    return about | {"vae_folder": str(pipe.vae_folder.resolve())} if vae else about
 
 
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
@@ -268,6 +274,8 @@ def replay(
                    out_option("New or empty, or the folder of the same repetition, which is then resumed.  "
                               "[default: a temporary one]")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
+    vae: Annotated[str,
+                   typer.Option(metavar="FOLDER", help="Where the VAE of --vae is now.  [default: where it was]")] = "",
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -283,8 +291,9 @@ def replay(
         raise ValueError(f"{path} does not name the model; give it with --model")
     recorded_threads = run.environment.get("threads")
     pipe = common.load(model or run.model, run.run["dtype"], threads
-                       or (recorded_threads if type(recorded_threads) is int else 0), "{}x{}".format(*run.run["size"]))
-    about = {**environment(), "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
+                       or (recorded_threads if type(recorded_threads) is int else 0), "{}x{}".format(*run.run["size"]),
+                       vae or run.vae)
+    about = _environment(pipe, environment(), vae or run.vae)
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
         report = repeat(run, pipe, out or temporary, real=real, environment=about, progress=progress)
     if report.signal:

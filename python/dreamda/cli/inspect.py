@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import common
-from .common import Debug, Dtype, Size, Threads, add_command, on_terminal, printable
+from .common import Debug, Dtype, Size, Threads, Vae, add_command, on_terminal, printable
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A bundled model, a folder in diffusers format, or a hub id.")],
+    vae: Vae = "",
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -32,11 +33,11 @@ def inspect(
     from ..runs.inspection import describe_model
 
     progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if on_terminal() else (lambda text: None)
-    about = describe_model(common.load(model, dtype, threads, size), progress)
+    about = describe_model(common.load(model, dtype, threads, size, vae), progress)
     if as_json:
         print(json.dumps(about, indent=1))
         return
-    print(printable(about["folder"]))
+    print(printable(about["folder"] + (f", with the VAE of {about['vae_folder']}" if vae else "")))
     for name, part in about["parts"].items():
         print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
     print(

@@ -16,7 +16,7 @@ import numpy as np
 from .. import _core
 from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
-from ..networks.config import read_json, read_scheduler_config
+from ..networks.config import read_json, read_scheduler_config, read_vae_config
 from ..networks.hub import BUNDLED, find_model, part_folder
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
@@ -58,8 +58,8 @@ class Pipeline:
 
     Parameters
     ----------
-    unet, vae, text_encoder, schedule, folder, size
-        The attributes below; `size` is by default what the U-Net was made for.
+    unet, vae, text_encoder, schedule, folder, size, vae_folder
+        The attributes below; `size` is by default what the U-Net was made for, and `vae_folder` the folder's own.
 
     Attributes
     ----------
@@ -74,12 +74,20 @@ class Pipeline:
     threads_matter : bool
         Whether the images' last bits depend on the number of threads: those of large images do, small ones are left to
         one thread each.
-    folder : Path
+    folder, vae_folder : Path
+        Of the model, and of its VAE.
     """
 
-    def __init__(self, unet: UNet, vae: VAE, text_encoder: TextEncoder, schedule: Schedule, folder: Path,
-                 size: tuple[int, int] | None = None) -> None:
+    def __init__(self,
+                 unet: UNet,
+                 vae: VAE,
+                 text_encoder: TextEncoder,
+                 schedule: Schedule,
+                 folder: Path,
+                 size: tuple[int, int] | None = None,
+                 vae_folder: Path | None = None) -> None:
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
+        self.vae_folder = part_folder(folder, "vae") if vae_folder is None else vae_folder
         h, w = unet.config["sample_size"]
         self.size = _check_size((h * vae.factor, w * vae.factor) if size is None else size, vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
@@ -96,8 +104,12 @@ class Pipeline:
                 f"hidden_size {text_encoder.config['hidden_size']}")
 
     @classmethod
-    def load(cls, model: str | Path, dtype: str = "auto", threads: int | None = None,
-             size: tuple[int, int] | None = None) -> "Pipeline":
+    def load(cls,
+             model: str | Path,
+             dtype: str = "auto",
+             threads: int | None = None,
+             size: tuple[int, int] | None = None,
+             vae: str | Path | None = None) -> "Pipeline":
         """Load a model.
 
         Parameters
@@ -111,6 +123,9 @@ class Pipeline:
             Default: OMP_NUM_THREADS, else the processors this process may use.
         size : (int, int), optional
             Height and width to work at, multiples of the VAE's factor. Default: what the model was made for.
+        vae : str or path, optional
+            A folder with another AutoencoderKL or AutoencoderTiny, to use in place of the model's own. It has to be
+            made for the same latents.
 
         Returns
         -------
@@ -119,10 +134,12 @@ class Pipeline:
         Raises
         ------
         FileNotFoundError, ValueError
-            Naming the file and the mend.
+            Naming the file and the fix; a ParameterError where `vae` does not fit the model.
         """
         resolve_dtype(dtype), resolve_threads(threads)
         folder = find_model(model)
+        own = part_folder(folder, "vae")
+        vae_folder = own if vae is None else _other_vae(Path(vae), own)
         parts = read_json(folder / "model_index.json")
         text = parts.get("text_encoder")
         if isinstance(text, list) and text[-1:] not in ([None], ["CLIPTextModel"]):
@@ -131,25 +148,29 @@ class Pipeline:
             )
         return cls(
             UNet.load(part_folder(folder, "unet"), dtype, threads),
-            VAE.load(part_folder(folder, "vae"), dtype, threads),
+            VAE.load(vae_folder, dtype, threads),
             TextEncoder.load(part_folder(folder, "text_encoder"), part_folder(folder, "tokenizer"), dtype, threads),
             Schedule(read_scheduler_config(part_folder(folder, "scheduler"))),
             folder,
             size,
+            vae_folder,
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the configuration, tokenizer and weight files that were loaded, in hex."""
-        files = [part_folder(self.folder, part) / "config.json" for part in ("unet", "vae", "text_encoder")]
-        tokenizer = part_folder(self.folder, "tokenizer")
-        files += [
-            part_folder(self.folder, "scheduler") / "scheduler_config.json", *sorted(tokenizer.glob("*.json")),
-            tokenizer / "merges.txt", *self.unet.files, *self.vae.files, *self.text_encoder.files
-        ]
+        place = {part: part_folder(self.folder, part) for part in ("unet", "text_encoder", "scheduler", "tokenizer")}
+        place["vae"] = self.vae_folder
+        files = [(part, place[part] / "config.json") for part in ("unet", "vae", "text_encoder")]
+        files.append(("scheduler", place["scheduler"] / "scheduler_config.json"))
+        files += [("tokenizer", file) for file in sorted(place["tokenizer"].glob("*.json"))]
+        files.append(("tokenizer", place["tokenizer"] / "merges.txt"))
+        for part, network in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text_encoder)):
+            files += [(part, file) for file in network.files]
         digest = hashlib.sha256()
-        for file in filter(Path.is_file, files):
-            digest.update(f"{file.parent.name}/{file.name}\n".encode() + bytes.fromhex(digest_of_file(file)))
+        for part, file in files:
+            if file.is_file():
+                digest.update(f"{part}/{file.name}\n".encode() + bytes.fromhex(digest_of_file(file)))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -475,6 +496,24 @@ def _offset(callback: StepCallback | None, first: int) -> StepCallback | None:
         return None
     return lambda step, timestep, latents, units: callback(step, timestep, latents, [(image + first, variant)
                                                                                      for image, variant in units])
+
+
+def _other_vae(vae: Path, replaced: Path) -> Path:
+    """The folder of a VAE that is to replace the model's own; ParameterError where it was made for other latents."""
+    folder = Path(os.path.abspath(vae))
+    if not (folder / "config.json").is_file():
+        hint = f"; give {vae / 'vae'}" if (folder / "vae" / "config.json").is_file() else ""
+        raise ParameterError("vae", f"{vae} is no folder of a VAE in diffusers' format: it has no config.json{hint}")
+    other, own = read_vae_config(folder), read_vae_config(replaced)
+    same = ["latent_channels", "factor"]
+    if other["family"] == own["family"]:  # an AutoencoderTiny makes scaled latents by itself
+        same += ["scaling_factor", "shift_factor"]
+    for name in same:
+        if other[name] != own[name]:
+            raise ParameterError(
+                "vae", f"{vae} has the {name} {other[name]:g}, and the model's own VAE {own[name]:g}: it was made for "
+                "other latents; use one made for this kind of model")
+    return folder
 
 
 def _check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:

@@ -165,7 +165,7 @@ class Schedule:
                     "about 1 to 8")
             kept = int(origin * strength)
             if kept < steps:
-                raise ParameterError("strength", f"{strength} leaves {kept} timesteps for {steps} steps; use at least "
+                raise ParameterError("strength", f"{strength} leaves {kept} of the timesteps for {steps} steps; use at least "
                                                  f"{_least_strength(origin, steps)}, or fewer steps")
             return [(kept - math.floor(i)) * stride - 1
                     for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1

@@ -40,7 +40,7 @@ WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
 # of run.json; the last two have rules of their own
-NOT_COMPARED = ("model", "real", "environment", "seed_images", "variants")
+NOT_COMPARED = ("model", "vae", "real", "environment", "seed_images", "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "template", "prompts_sha256", "seed_images")
 SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
 MAX_SHARDS = 1 << 16
@@ -109,7 +109,7 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
 
 
 _OPTIONS = {
-    "format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model", False),
+    "format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model or --vae", False),
     "prompts_sha256": ("--prompts file", False)
 }
 

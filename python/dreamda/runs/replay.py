@@ -75,6 +75,7 @@ class RecordedRun:
             recorded = {}
         run, names = with_todays_options(recorded), list(options_of(GenerationOptions))
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
+        strings = (run.get("vae", ""), *(run.get(name) for name in ("dtype", "model", "model_sha256", "real")))
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
@@ -85,8 +86,8 @@ class RecordedRun:
             raise ValueError(f"{path} does not say {missing[0]!r}, without which the run cannot be repeated")
         size = run["size"]
         if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
-                and all(isinstance(run[k], str) for k in ("dtype", "model", "model_sha256", "real"))):
-            raise ValueError(f"{path} is damaged: its size, dtype, model or real is no value that dreamda writes")
+                and all(isinstance(value, str) for value in strings)):
+            raise ValueError(f"{path} is damaged: its size, dtype, model, vae or real is no value that dreamda writes")
         try:
             settings = GenerationOptions(**{name: run[name] for name in names})
         except ValueError as error:
@@ -110,9 +111,17 @@ class RecordedRun:
     @property
     def model(self) -> str:
         """The model's folder where it is still there, else its name."""
-        folder = self.environment.get("model_folder")
-        return folder if isinstance(folder, str) and os.path.isfile(os.path.join(
-            folder, "model_index.json")) else self.run["model"]
+        return self._place("model_folder", "model_index.json") or self.run["model"]
+
+    @property
+    def vae(self) -> str:
+        """The folder of the VAE that replaced the model's own, likewise; empty where none did."""
+        named = self.run.get("vae", "")
+        return named and (self._place("vae_folder", "config.json") or named)
+
+    def _place(self, name: str, file: str) -> str:
+        folder = self.environment.get(name)
+        return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, file)) else ""
 
 
 @dataclass
@@ -183,7 +192,7 @@ def replay(recorded: RecordedRun,
         what = "another model: its files differ" if pipeline.fingerprint != run[
             "model_sha256"] else "loaded with another dtype or size"
         raise ValueError(
-            f"{recorded.out / 'run.json'}: the model given is {what}; give --model where the run's own is now")
+            f"{recorded.out / 'run.json'}: the model given is {what}; give --model (and --vae) where the run's own is now")
     if out.exists() and out.resolve() == recorded.out.resolve():
         raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
     if not root.is_dir():
@@ -221,6 +230,7 @@ def replay(recorded: RecordedRun,
                             prompt_source={k: run.get(k)
                                            for k in ("template", "prompts_sha256")},
                             model=run["model"],
+                            vae=run.get("vae", ""),
                             environment=environment,
                             stems={key: _stem(row)
                                    for key, row in wanted.items()},
