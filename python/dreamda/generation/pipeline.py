@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from ..text import counted
 from .lanes import filled_up, group_size, is_small, work_through
 from .options import GenerationOptions, OptionKeywords
 from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
+from .regions import Canvas, Keep, as_masks, kept_weight, laid_over
 from .schedulers import Schedule
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Pipeline:
 
     # ---------------------------------------------------------------------------------------------- images
 
-    @accepts(GenerationOptions, variants=4)
+    @overload
     def augment(self,
                 images: Images,
                 prompts: str | Sequence[str],
@@ -201,7 +202,31 @@ class Pipeline:
                 keys: int | str | Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | bool | None = None,
                 callback_on_step_end: StepCallback | None = None,
-                **options: Unpack[OptionKeywords]) -> np.ndarray:
+                **options: Unpack[OptionKeywords]) -> np.ndarray:        ...
+    @overload
+    def augment(self,
+                images: Images,
+                prompts: str | Sequence[str],
+                *,
+                masks: np.ndarray | Sequence[np.ndarray] | None = None,
+                keep: Keep,
+                keys: int | str | Sequence[int | str] | None = None,
+                progress: Callable[[int, int], None] | bool | None = None,
+                callback_on_step_end: StepCallback | None = None,
+                **options: Unpack[OptionKeywords]) -> list[np.ndarray]:
+        ...
+
+    @accepts(GenerationOptions, variants=4)
+    def augment(self,
+                images: Images,
+                prompts: str | Sequence[str],
+                *,
+                masks: np.ndarray | Sequence[np.ndarray] | None = None,
+                keep: Keep | None = None,
+                keys: int | str | Sequence[int | str] | None = None,
+                progress: Callable[[int, int], None] | bool | None = None,
+                callback_on_step_end: StepCallback | None = None,
+                **options: Unpack[OptionKeywords]) -> np.ndarray | list[np.ndarray]:
         """Make new images of each image.
 
         Parameters
@@ -211,6 +236,11 @@ class Pipeline:
             to the pipeline's ``size`` where they differ; `fit` says what happens to another aspect ratio.
         prompts : str or sequence of N str
             What each image shows, "a photo of a coat"; a text is for all.
+        masks : sequence of N arrays (H, W), optional
+            For `keep`: where the objects are in each image, bool, or float from 0 to 1.
+        keep : {"objects", "background", "none"}, optional
+            Make images of the sizes of `images`, in which the objects or the background stay as they are to the pixel,
+            with a soft edge around them, and the rest is new; or nothing stays. `fit` is not used then.
         keys : sequence of N int or str, optional
             What else the noise of an image follows, so that it does not depend on the batch. Default: a hash of its
             pixels, so that equal images get equal noise; file names tell them apart.
@@ -226,7 +256,8 @@ class Pipeline:
         Returns
         -------
         uint8 array (N, variants, height, width, 3)
-            Without the first axis where one image was given.
+            Without the first axis where one image was given. With `keep`, a list of N arrays (variants, H, W, 3), or
+            the only one of them.
 
         Raises
         ------
@@ -234,13 +265,45 @@ class Pipeline:
             A ValueError that names the parameter and what is possible.
         """
         pixels, single = as_pixels(images)
-        made = self._augment(pixels,
-                             prompts,
-                             keys,
-                             from_keywords(GenerationOptions, Pipeline.augment, options),
-                             progress=progress,
-                             callback=callback_on_step_end)
+        chosen = from_keywords(GenerationOptions, Pipeline.augment, options)
+        made: np.ndarray | list[np.ndarray]
+        if keep is None:
+            if masks is not None:
+                raise ParameterError("keep", "say what the masks are for: objects, background or none")
+            made = self._augment(pixels, prompts, keys, chosen, progress=progress, callback=callback_on_step_end)
+        else:
+            if single and masks is not None and np.ndim(masks) == 2:
+                masks = [np.asarray(masks)]
+            made = self._augment_around(pixels, prompts, masks, keep, keys, chosen, progress, callback_on_step_end)
         return made[0] if single else made
+
+    def _augment_around(self, pixels: list[np.ndarray], prompts: str | Sequence[str],
+                        masks: np.ndarray | Sequence[np.ndarray] | None, keep: Keep,
+                        keys: int | str | Sequence[int | str] | None, options: GenerationOptions,
+                        progress: Callable[[int, int], None] | bool | None,
+                        callback: StepCallback | None) -> list[np.ndarray]:
+        """`augment` with `keep`: the images of one size at a time."""
+        texts, identities = _texts(prompts, len(pixels)), _identities(keys, pixels)
+        every = as_masks(masks, [(image.shape[0], image.shape[1]) for image in pixels], keep)
+        if isinstance(progress, bool):
+            progress = _bar(len(pixels) * options.variants) if progress and pixels else None
+        same: dict[tuple[int, ...], list[int]] = {}
+        for number, image in enumerate(pixels):
+            same.setdefault(image.shape, []).append(number)
+        result: list[np.ndarray] = [np.empty(0)] * len(pixels)
+        done = 0
+        for numbers in same.values():
+            made = self._augment(np.stack([pixels[n] for n in numbers]), [texts[n] for n in numbers],
+                                 [identities[n] for n in numbers],
+                                 options,
+                                 progress=_section(progress, done, len(numbers), len(pixels)),
+                                 callback=_renumbered(callback, numbers),
+                                 masks=[every[n] for n in numbers],
+                                 keep=keep)
+            done += len(numbers)
+            for number, variants in zip(numbers, made):
+                result[number] = variants
+        return result
 
     def _check(self, options: GenerationOptions) -> None:
         """Refuse what this model cannot do."""
@@ -261,19 +324,23 @@ class Pipeline:
                  progress: Callable[[int, int], None] | bool | None = None,
                  callback: StepCallback | None = None,
                  first: int = 0,
-                 stop: Callable[[], bool] | None = None) -> np.ndarray:
+                 stop: Callable[[], bool] | None = None,
+                 masks: Sequence[np.ndarray] | None = None,
+                 keep: Keep | None = None) -> np.ndarray:
         """`augment` for resumable runs: the variants from `first` on, which are the same as with the others. `stop` is
         for one image only: it is asked before every group of variants but the first, and True ends the call with the
-        variants that are finished."""
+        variants that are finished. With `keep`, all images have one size."""
         self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
             raise ParameterError(
                 "first", f"{first!r} is not possible with {options.variants} variants; use a whole number below that")
         if stop is not None and len(images) > 1:
             raise ParameterError("stop", f"works on one image at a time, not on {len(images)}")
-        height, width = self.size
+        canvas = None if keep is None else self._canvas(images[0].shape[:2])
+        height, width = self.size if canvas is None else canvas.size
         texts, identities = _texts(prompts, len(images)), _identities(keys, images)
-        result = np.empty((len(images), options.variants - first, height, width, 3), np.uint8)
+        shape = (height, width) if canvas is None else canvas.image
+        result = np.empty((len(images), options.variants - first, *shape, 3), np.uint8)
         if isinstance(progress, bool):
             progress = _bar(result.shape[0] * result.shape[1]) if progress and result.size else None
         latent = height // self.vae.factor, width // self.vae.factor
@@ -281,10 +348,16 @@ class Pipeline:
         for part in self._blocks(len(images), options.variants, *latent):
             self._embed(texts[part], options, latent)
             report = _section(progress, part.start, len(images[part]), len(images))
-            z0 = self._encode(images[part], identities[part], options.seed, options.method != "asymmetric", options.fit)
+            real = images[part] if canvas is None else [canvas.place(image) for image in images[part]]
+            z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit,
+                              (height, width))
             self._free_plans(latent, self.vae)
+            weights, kept = None, None
+            if canvas is not None and masks is not None and keep is not None:
+                weights = [kept_weight(mask, keep, canvas.edge) for mask in masks[part]]
+                kept = np.stack([canvas.kept_latents(weight, keep, self.vae.factor) for weight in weights])
             latents = ReverseProcess(self, z0, texts[part], identities[part], options, report,
-                                     _offset(callback, part.start), first, stop).run()
+                                     _renumbered(callback, range(part.start, len(images))), first, stop, kept).run()
             self._free_plans(latent, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -295,8 +368,18 @@ class Pipeline:
             work_through(range(0, len(flat), batch), decode, self.threads, latent)
             self._free_plans(latent, self.vae)
             result = result[:, : latents.shape[1]]
-            result[part] = pixels.reshape(*latents.shape[:2], height, width, 3)
+            made = pixels.reshape(*latents.shape[:2], height, width, 3)
+            if canvas is None or weights is None:
+                result[part] = made
+                continue
+            for number, (variants, weight) in enumerate(zip(made, weights), part.start):
+                for k, variant in enumerate(variants):
+                    result[number, k] = laid_over(images[number], canvas.take_back(variant), weight)
         return result
+
+    def _canvas(self, image: tuple[int, int]) -> Canvas:
+        """Where an image of this height and width is worked on."""
+        return Canvas.of(image, self.size, self.vae.factor << (len(self.unet.config["block_out_channels"]) - 1))
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
         """Images pass through in blocks, so that memory does not grow with their number: enough to keep every lane
@@ -341,19 +424,19 @@ class Pipeline:
             Without the first axis where one image was given.
         """
         pixels, single = as_pixels(images)
-        made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop")
+        made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop", self.size)
         return made[0] if single else made
 
     def _encode(self, images: Sequence[np.ndarray] | np.ndarray, keys: list[int], seed: int, sample: bool,
-                how: str) -> np.ndarray:
-        height, width = self.size
+                how: str, size: tuple[int, int]) -> np.ndarray:
+        height, width = size
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
         batch = group_size(1, *shape[1:])
         result = np.empty((len(images), *shape), np.float32)
 
         def encode(first: int, lane: int | None) -> None:
             part = images[first : first + batch]
-            x = np.stack([fit(image, self.size, how) for image in part]).astype(np.float32)
+            x = np.stack([fit(image, size, how) for image in part]).astype(np.float32)
             x = x.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
             noise = None
             if sample:
@@ -417,7 +500,7 @@ class Pipeline:
             self._embed(texts[part], chosen, latent)
             report = _section(progress, part.start, len(z0[part]), len(z0))
             result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report,
-                                          _offset(callback_on_step_end, part.start)).run()
+                                          _renumbered(callback_on_step_end, range(part.start, len(z0)))).run()
         return result
 
     def context(self, prompt: str) -> np.ndarray:
@@ -490,11 +573,11 @@ def _identities(keys: int | str | Sequence[int | str] | None, arrays: Sequence[n
     return [image_key(key) for key in every]
 
 
-def _offset(callback: StepCallback | None, first: int) -> StepCallback | None:
-    """The callback for a block of images: their numbers are those in the whole call."""
+def _renumbered(callback: StepCallback | None, numbers: Sequence[int]) -> StepCallback | None:
+    """The callback for some of all images: their numbers are those in the whole call."""
     if callback is None:
         return None
-    return lambda step, timestep, latents, units: callback(step, timestep, latents, [(image + first, variant)
+    return lambda step, timestep, latents, units: callback(step, timestep, latents, [(numbers[image], variant)
                                                                                      for image, variant in units])
 
 

@@ -20,6 +20,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +90,8 @@ class ReverseProcess:
         Leave out the variants before this one.
     stop : callable, optional
         Asked before every group of variants but the first; True ends the work early.
+    kept : bool array (N, h, w), optional
+        Latent positions that stay the image's own.
     """
 
     def __init__(self,
@@ -100,9 +103,10 @@ class ReverseProcess:
                  progress: Callable[[int, int], None] | None = None,
                  callback: StepCallback | None = None,
                  first: int = 0,
-                 stop: Callable[[], bool] | None = None) -> None:
+                 stop: Callable[[], bool] | None = None,
+                 kept: np.ndarray | None = None) -> None:
         self.pipe, self.z0, self.prompts, self.keys, self.options, self.progress = pipe, z0, prompts, keys, options, progress
-        self.callback, self.first, self.stop = callback, first, stop
+        self.callback, self.first, self.stop, self.kept = callback, first, stop, kept
         self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
         within = [
@@ -194,7 +198,11 @@ class ReverseProcess:
         if self.options.perturbation > 0 and any(r.noise_row is not None for r in rows):
             inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows],
                                              np.float32)
-            inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows], np.uint32)
+            if self.kept is None:
+                inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows],
+                                               np.uint32)
+            else:
+                inputs["noise"] = np.stack([self.noise_outside(*units[r.unit], index, r.noise_row or 0) for r in rows])
         out = plan.run(inputs)
         with self.lock:
             self.done += len(rows)
@@ -206,6 +214,33 @@ class ReverseProcess:
         """What the core draws a row's noise at the bottleneck from, as 32-bit words."""
         seed, key, low = self.options.seed, self.keys[image], 0xFFFFFFFF
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
+
+    def noise_outside(self, image: int, variant: int, index: int, row: int) -> np.ndarray:
+        """The noise that the core would draw for a row at the bottleneck, in proportion to what is not kept there."""
+        assert self.kept is not None
+        h, w = self.latent_size
+        levels = len(self.pipe.unet.config["block_out_channels"]) - 1
+        shape = (self.pipe.unet.config["block_out_channels"][-1], h >> levels, w >> levels)
+        new = 1 - self.kept[image].reshape(shape[1], 1 << levels, shape[2], 1 << levels).mean((1, 3), np.float32)
+        return new * _core.normals(self.options.seed, self.keys[image], variant, index, STREAM_BOTTLENECK, row, shape)
+
+    def keep(self, units: list[tuple[int, int]], x: np.ndarray, known: Callable[[], np.ndarray]) -> np.ndarray:
+        """Latents after a step, with `known` ones where the images are kept."""
+        if self.kept is None:
+            return x
+        return np.where(self.kept[[image for image, _ in units], None], known(), x)
+
+    def kept_noise(self, units: list[tuple[int, int]], start: np.ndarray) -> np.ndarray:
+        """The noise in the latents that the units start from, in which what is kept stays to the end."""
+        a, z0 = self.steps[0].a_t, self.z0[[image for image, _ in units]]
+        return (start - np.float32(math.sqrt(a)) * z0) * np.float32(1 / math.sqrt(1 - a))
+
+    def known(self, units: list[tuple[int, int]], step: Step, noise: np.ndarray) -> np.ndarray:
+        """The images' own latents after a step, in `kept_noise`."""
+        z0 = self.z0[[image for image, _ in units]]
+        if step.index == len(self.steps) - 1:
+            return z0
+        return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(math.sqrt(1 - step.a_p)) * noise
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
         """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their
@@ -258,7 +293,7 @@ class ReverseProcess:
                     mean_source, before_source = self.schedule.mean(out_source, x_source, step, before_source)
                     next_source = self.posterior(x_source, group, step)
                 mean, before = self.schedule.mean(_guide(out, len(group), options.guidance_scale), x, step, before)
-                x, x_source = next_source + (mean - mean_source), next_source
+                x, x_source = self.keep(group, next_source + (mean - mean_source), lambda: next_source), next_source
                 self.step_done(group, step, x)
             self.store(group, x)
 
@@ -301,6 +336,7 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([starts[image] for image, _ in group])
+            kept_noise = self.kept_noise(group, x)
             before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane, decoders=2)
@@ -309,6 +345,7 @@ class ReverseProcess:
                 noise, _ = self.schedule.noise_and_image(clean, x, step)
                 _, image = self.schedule.noise_and_image(perturbed, x, step)
                 x = self.schedule.combine(noise, image, step, before) + self.step_noise(group, step)
+                x = self.keep(group, x, partial(self.known, group, step, kept_noise))
                 before = image
                 self.step_done(group, step, x)
             self.store(group, x)
@@ -338,11 +375,12 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
+            kept_noise = self.kept_noise(group, x)
             before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, self.target_rows(group, step), group, step.index, lane)["sample"]
                 mean, before = self.schedule.mean(_guide(out, len(group), self.options.guidance_scale), x, step, before)
-                x = mean + self.step_noise(group, step)
+                x = self.keep(group, mean + self.step_noise(group, step), partial(self.known, group, step, kept_noise))
                 self.step_done(group, step, x)
             self.store(group, x)
 
