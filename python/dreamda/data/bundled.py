@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..text import counted, in_brackets
 from .folders import ImageFolder, ImageRef
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BundledImages:
     """Real images that come with the package; arrays are uint8 (N, 32, 32, 3), labels index `class_names`.
 
@@ -27,6 +28,12 @@ class BundledImages:
     test: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return in_brackets("BundledImages",
+                           counted(len(self.seeds), "seed"),
+                           counted(len(self.test), "test image"),
+                           counted(len(self.class_names), "class"))
 
     def folder(self, root: str | os.PathLike[str], part: str = "seeds") -> ImageFolder:
         """The images of a part, "seeds" or "test", as a data set at `root`, not yet written; ValueError if something

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ..text import counted, in_brackets
 from .files import is_utf8, read_head
 from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, format_of
 
@@ -37,7 +38,7 @@ class ImageRef(NamedTuple):
         return f"{self.label}/{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageFolder:
     """A data set laid out as ``root/<class>/<image>``.
 
@@ -56,6 +57,10 @@ class ImageFolder:
     classes: tuple[str, ...]
     images: tuple[ImageRef, ...]
     ignored: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        about = f"{str(self.root)!r}: {counted(len(self.images), 'image')} of {counted(len(self.classes), 'class')}"
+        return in_brackets("ImageFolder", about, self.ignored and f"{counted(len(self.ignored), 'file')} ignored")
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:

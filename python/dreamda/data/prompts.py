@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..options import ParameterError
+from ..text import counted
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
@@ -26,7 +27,7 @@ CLASSES_FILE = "classes.json"
 CAPTIONS = ("text", "caption", "prompt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """One prompt for every image.
 
@@ -43,6 +44,12 @@ class Prompts:
     texts: dict[str, str]
     source: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        different = list(dict.fromkeys(self.texts.values()))
+        others = f" and {counted(len(different) - 1, 'other prompt')}" if len(different) > 1 else ""
+        first = f": {different[0]!r}{others}" if different else ""
+        return f"Prompts({counted(len(self.texts), 'image')}{first})"
 
 
 def choose_prompts(folder: ImageFolder, template: str | None = None, file: str | os.PathLike[str] | None = None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage, read_image
 from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
 from ..generation.options import GenerationOptions
+from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
 from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of
@@ -94,7 +96,7 @@ class EngineError(OSError):
     """An engine has lost what it computes on. What was finished stays, and the same call goes on from there."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What a call of `generate_dataset` did.
 
@@ -119,6 +121,14 @@ class Report:
     seconds: float = 0.0
     signal: int | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return in_brackets("Report",
+                           f"{self.made:,} of {counted(self.total, 'image')} made",
+                           self.present and f"{self.present:,} were there already",
+                           self.skipped and f"{counted(len(self.skipped), 'file')} skipped",
+                           self.notes and counted(len(self.notes), "note"),
+                           self.signal and f"stopped by {signal.Signals(self.signal).name}")
 
 
 def generate_dataset(folder: ImageFolder,

@@ -21,12 +21,13 @@ from ..data.files import BrokenImageError, LostImageError, read_bounded
 from ..data.folders import ImageFolder, shown
 from ..data.images import decode_image
 from ..data.metadata import check_labels, metadata_files, read_rows, rows_of_images
+from ..text import counted, in_brackets
 from ..training.views import reduce
 
 CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
 
 
-@dataclass
+@dataclass(repr=False)
 class LabelledFolder:
     """A scanned data set.
 
@@ -52,6 +53,10 @@ class LabelledFolder:
     truth: NDArray[np.int64] | None = None
     seeds: list[tuple[str | None, str | None]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        about = f"{str(self.root)!r}: {counted(len(self.paths), 'image')} of {counted(len(self.classes), 'class')}"
+        return in_brackets("LabelledFolder", about, self.ignored and f"{counted(len(self.ignored), 'file')} ignored")
 
     @property
     def names(self) -> list[str]:

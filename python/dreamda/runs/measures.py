@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..networks.weights import WeightFile
+from ..text import counted, in_brackets
 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
@@ -94,7 +95,7 @@ class Space(NamedTuple):
     synthetic_features: Floats
 
 
-@dataclass
+@dataclass(repr=False)
 class Judged:
     """What `judge` returns.
 
@@ -121,6 +122,11 @@ class Judged:
     synthetic_guess: Ints | None = None
     taught_guess: Ints | None = None
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        found = (f"precision {self.neighbours.precision:.2f}, recall {self.neighbours.recall:.2f}"
+                 if self.neighbours else "too few images to measure")
+        return in_brackets("Judged", f"in {self.space}", found, self.notes and counted(len(self.notes), "note"))
 
 
 def judge(real: Pixels,

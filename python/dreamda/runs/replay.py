@@ -11,6 +11,7 @@ prompt files nor the names in OUT are needed.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
 from ..generation.options import GenerationOptions, with_todays_options
 from ..options import options_of
+from ..text import counted, in_brackets
 from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
 from .manifest import read_manifest
@@ -33,7 +35,7 @@ from .output import FORMAT
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecordedRun:
     """What `dreamda generate` recorded of a run. Use `RecordedRun.read`.
 
@@ -55,6 +57,9 @@ class RecordedRun:
     settings: GenerationOptions
     rows: list[dict[str, Any]]
     recorded: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"RecordedRun({str(self.out)!r}: {counted(len(self.rows), 'image')} of {self.run['model']!r})"
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RecordedRun:
@@ -124,7 +129,7 @@ class RecordedRun:
         return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, file)) else ""
 
 
-@dataclass
+@dataclass(repr=False)
 class ReplayReport:
     """What `replay` found.
 
@@ -154,6 +159,14 @@ class ReplayReport:
     altered: list[str] = field(default_factory=list)
     environment: str = ""
     signal: int | None = None
+
+    def __repr__(self) -> str:
+        return in_brackets("ReplayReport",
+                           f"{self.same:,} of {counted(self.total, 'image')} repeated to the same bytes",
+                           self.differing and f"{len(self.differing):,} differ",
+                           self.changed and f"{counted(len(self.changed), 'real image')} changed",
+                           self.altered and f"{counted(len(self.altered), 'file')} of the run altered",
+                           self.signal and f"stopped by {signal.Signals(self.signal).name}")
 
 
 def replay(recorded: RecordedRun,

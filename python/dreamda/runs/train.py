@@ -18,6 +18,7 @@ import io
 import json
 import os
 import reprlib
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from ..data.files import LostImageError, digest_of_file, temporary_name, write_atomically
 from ..networks.config import read_json
 from ..options import ParameterError, options_of
+from ..text import counted, in_brackets
 from ..training.batches import Data
 from ..training.holdout import split
 from ..training.metrics import Metrics, confusion_picture, curves_picture, evaluate_predictions
@@ -78,10 +80,15 @@ class TrainReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        best = f", best epoch {self.best['epoch']} with validation accuracy {self.best['accuracy']:.4f}" if self.best else ""
-        return (
-            f"TrainReport({self.epochs} epochs{best}, {self.metrics!r}, {len(self.events)} events, {len(self.notes)} notes, "
-            f"{len(self.skipped)} files skipped)")
+        best = self.best and f"best epoch {self.best['epoch']} with validation accuracy {self.best['accuracy']:.4f}"
+        return in_brackets("TrainReport",
+                           counted(self.epochs, "epoch"),
+                           best,
+                           self.metrics or "no metrics",
+                           counted(len(self.events), "event"),
+                           self.notes and counted(len(self.notes), "note"),
+                           self.skipped and f"{counted(len(self.skipped), 'file')} skipped",
+                           self.signal and f"stopped by {signal.Signals(self.signal).name}")
 
 
 def train_dataset(real: Paths,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..text import counted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -51,7 +53,8 @@ class Metrics:
 
     def __repr__(self) -> str:
         auc = f", AUC {self.auc:.4f}" if self.auc is not None else ""
-        return f"Metrics(accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}{auc}, {self.support.sum()} images, {len(self.classes)} classes)"
+        return (f"Metrics(accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}{auc}, "
+                f"{counted(int(self.support.sum()), 'image')}, {counted(len(self.classes), 'class')})")
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..data.files import write_atomically
+from ..text import counted
 from .backbone import BACKBONES, LARGEST, SMALLEST, FoldedBackbone
 from .batches import Images, ahead
 from .heads import LABELLING
@@ -61,7 +62,7 @@ class TrainedModel:
         shown = ", ".join(map(str, self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
         return (
             f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x {self.size[1]}, "
-            f"{len(self.classes)} classes: {shown})")
+            f"{counted(len(self.classes), 'class')}: {shown})")
 
     def __post_init__(self) -> None:
         self._engine: tuple[Any, FoldedBackbone] | None = None

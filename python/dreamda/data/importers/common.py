@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...text import counted, in_brackets
 from ..files import MAX_FILE_BYTES
 from .source import Found, Source, read_member
 
@@ -27,7 +28,7 @@ class Picture(NamedTuple):
     content: bytes | NDArray[np.uint8]
 
 
-@dataclass
+@dataclass(repr=False)
 class ImportReport:
     """What `import_dataset` did.
 
@@ -52,6 +53,14 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     complete: bool = False
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {count:,}" for split, count in self.counts.items())
+        return in_brackets("ImportReport",
+                           f"{splits or 'nothing'} of {counted(self.classes, 'class')}",
+                           "complete" if self.complete else "incomplete",
+                           self.skipped and f"{counted(len(self.skipped), 'file')} skipped",
+                           self.notes and counted(len(self.notes), "note"))
 
 
 @dataclass(frozen=True)
