@@ -169,9 +169,9 @@ def test_debug_shows_the_traceback(fake, tmp_path, capsys):
 
 
 def test_diverse_needs_starts_of_its_own(fake, real, tmp_path, capsys):
-    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--diverse") == 2
+    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--diverse", "--share-start") == 2
     assert "--no-share-start" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--diverse", "--no-share-start") == 0
+    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--diverse") == 0
 
 
 def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):

@@ -182,7 +182,7 @@ def test_parts_cover_a_list_and_overlap_only_where_they_say_so():
     dict(strength=0.7),
     dict(seed=1),
     dict(method="sdedit"),
-    dict(share_start=False),
+    dict(share_start=True),
     dict(source_prompt="a thing")
 ])
 def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):

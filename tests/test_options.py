@@ -79,7 +79,7 @@ def test_recipes_are_checked_by_the_fields(tmp_path):
     "options, library, command",
     [(["--steps", "0"], "steps: 0 is not possible", "--steps: 0 is not possible; use a whole number of 1 or more"),
      (["--method", "x"], "method: 'x' is not", "--method: 'x' is not possible; use one of cycle, asymmetric, sdedit"),
-     (["--diverse"
+     (["--diverse", "--share-start"
        ], "diverse: chooses among noisy starts, so it needs share_start=False, and method=cycle or method=sdedit",
       "--diverse: chooses among noisy starts, so it needs --no-share-start, and --method cycle or --method sdedit"),
      (["--guidance-low", "0.5", "--guidance-high", "0.5"], "guidance_low: 0.5 is not below guidance_high, which is 0.5",

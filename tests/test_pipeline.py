@@ -91,11 +91,12 @@ class Plain:
                  source_prompt="",
                  source_guidance_scale=1.5,
                  share_source=False,
-                 share_start=True,
+                 share_start=None,
                  seed=0,
                  guidance_low=0.0,
                  guidance_high=1.0):
         self.__dict__.update(locals())
+        self.share_start = share_source if share_start is None else share_start
         config = read_scheduler_config(MODEL / "scheduler")
         betas = np.linspace(math.sqrt(config["beta_start"]), math.sqrt(config["beta_end"]), 1000) ** 2
         self.table = np.cumprod(1 - betas)
@@ -190,7 +191,7 @@ class Plain:
     [
         dict(method="cycle"),
         dict(method="cycle", share_source=True),
-        dict(method="cycle", share_start=False, eta=0.4),
+        dict(method="cycle", share_start=True, eta=0.4),
         dict(method="cycle", share_start=False, share_source=True),
         dict(method="cycle", source_prompt="a photo of a bag", source_guidance_scale=2.0),
         dict(method="cycle", source_prompt="a photo of a bag", source_guidance_scale=1.0, share_source=True),
@@ -202,7 +203,7 @@ class Plain:
         dict(method="cycle", share_source=True, guidance_high=0.601),
         dict(method="asymmetric", guidance_low=0.401),
         dict(method="sdedit", guidance_low=0.3, guidance_high=0.7),
-        dict(method="sdedit", share_start=False, noise_scale=0.0),
+        dict(method="sdedit", share_start=True, noise_scale=0.0),
     ],
     ids=lambda o: "-".join(map(str, o.values())),
 )
@@ -221,7 +222,7 @@ def test_against_the_plain_recursions(pipe, unet, z0, schedule, options):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("options", [dict(), dict(eta=0.0), dict(share_source=True), dict(share_start=False)], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(eta=0.0), dict(share_source=True), dict(share_start=True)], ids=str)
 def test_without_a_difference_the_cycle_returns_the_seed(pipe, z0, guidance, options):
     made = pipe.augment_latents(z0[:2], [COAT, COAT],
                                 variants=2,
@@ -245,6 +246,17 @@ def test_variants_differ_from_each_other_and_from_the_seed(pipe, seeds, options)
         assert np.abs(made[0, i] - seeds[0]).mean() > 1
         for j in range(i):
             assert np.abs(made[0, i] - made[0, j]).mean() > 0.1
+
+
+def test_variants_have_starts_of_their_own_by_default(pipe, z0):
+    """More variety at no cost; a shared source trajectory has one start, and so have its variants."""
+    options = dict(variants=2, steps=5, noise_scale=0)
+    assert np.array_equal(pipe.augment_latents(z0[:1], [COAT], **options),
+                          pipe.augment_latents(z0[:1], [COAT], share_start=False, **options))
+    assert not np.array_equal(pipe.augment_latents(z0[:1], [COAT], **options),
+                              pipe.augment_latents(z0[:1], [COAT], share_start=True, **options))
+    assert np.array_equal(pipe.augment_latents(z0[:1], [COAT], share_source=True, **options),
+                          pipe.augment_latents(z0[:1], [COAT], share_source=True, share_start=True, **options))
 
 
 def test_the_perturbation_is_what_tells_variants_of_one_source_apart(pipe, z0):
@@ -610,7 +622,7 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
      (dict(source_prompt=None), "source_prompt: None is not possible; use a text"),
      (dict(source_prompt="a bag", method="sdedit"), "source_prompt: method=sdedit has no source"),
      (dict(share_source=True, method="asymmetric"), "share_source: method=asymmetric has no source trajectory"),
-     (dict(diverse=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
+     (dict(diverse=True, share_start=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
      (dict(diverse=True, share_start=False, method="asymmetric"), "diverse: "), ],
     ids=lambda v: str(v)[:40],
 )
@@ -868,7 +880,7 @@ def few_steps(pipe, lcm, kind):
 def test_few_steps_return_the_image_without_perturbation(pipe, lcm, z0, kind, options):
     """No perturbation, equal prompts and guidance on both sides: cycle gives the latents back, whatever the sampler."""
     with few_steps(pipe, lcm, kind) as made:
-        for more in ({}, {"share_source": True}, {"share_start": False}):
+        for more in ({}, {"share_source": True}, {"share_start": True}):
             out = made.augment_latents(z0[:1], [COAT],
                                        variants=2,
                                        noise_scale=0,

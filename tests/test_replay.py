@@ -191,7 +191,7 @@ def old(fake, real, tmp_path):  # noqa: F811
     (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
     pixels = np.asarray(Image.open(real / seed))
     made = fake._augment(pixels[None], ["a photo of a coat"], [seed],
-                         GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash"))
+                         GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash", share_start=True))
     rows = []
     for variant in range(2):
         row = {
@@ -219,10 +219,11 @@ def test_a_run_recorded_with_an_old_name_is_replayed(old, tmp_path, capsys):
 def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F811
     before = tree(old)
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
-    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle')" in capsys.readouterr(
-    ).err and tree(old) == before
+    err = capsys.readouterr().err
+    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle'), " in err
+    assert "--share-start True (now False)" in err and tree(old) == before
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method",
-               "sdedit", "--fit", "squash") == 0
+               "sdedit", "--fit", "squash", "--share-start") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
     assert tree(old)["run.json"] == before["run.json"] and {row["step"]
                                                             for row in lines(old)} == {"sdedit"} and len(

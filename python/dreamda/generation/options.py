@@ -57,10 +57,12 @@ class GenerationOptions(Options):
         False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
         "draw one a variant.",
         group=METHOD)
-    share_start: bool = option(
-        True,
-        "All variants of an image start from the same noise, as in the authors' code; otherwise each has its own.",
-        group=NOISE)
+    share_start: bool | None = option(
+        None,
+        "All variants of an image start from the same noise, as in the authors' code; otherwise each has its own, "
+        "which gives more variety at no cost.",
+        group=NOISE,
+        shown_default="off, and on with `share_source`")
     diverse: bool = option(
         False,
         "Choose dissimilar starts for the variants of an image, out of four times as many; needs `share_start=False`.",
@@ -92,6 +94,8 @@ class GenerationOptions(Options):
         super().__post_init__()
         if self.noise_scale is None:
             object.__setattr__(self, "noise_scale", 0.0 if self.method == "sdedit" else 3.0)
+        if self.share_start is None:  # a shared source trajectory has one start
+            object.__setattr__(self, "share_start", self.share_source)
         if not self.guidance_low < self.guidance_high:
             raise ParameterError("guidance_low",
                                  f"{self.guidance_low} is not below `guidance_high`, which is {self.guidance_high}")
@@ -124,7 +128,7 @@ class OptionKeywords(TypedDict, total=False):
     source_guidance_scale: float
     method: Literal["cycle", "asymmetric", "sdedit"]
     share_source: bool
-    share_start: bool
+    share_start: bool | None
     diverse: bool
     seed: int
     guidance_low: float
