@@ -291,7 +291,7 @@ def test_standard_streams_that_are_gone_or_replaced(fake, real, tmp_path, monkey
     from dreamda.runs import inspection
 
     monkeypatch.setattr(
-        inspection, "describe_model", lambda pipe, progress: progress("measuring") or {
+        inspection, "describe_model", lambda pipe, progress, **given: progress("measuring") or {
             "folder": "f", "parts": {}, "size": [8, 8], "latent": [1, 1, 1], "prediction": "epsilon", "dtype": "f32",
             "threads": 1, "seconds_per_row": 0.1, "rows_per_image": 240, "seconds_per_image": 0.4, "steps_run": 80,
             "peak_memory_bytes": None

@@ -153,6 +153,24 @@ def test_inspect(capsys):
     assert "4,731,364 parameters" in capsys.readouterr().out
 
 
+def test_inspect_takes_the_options_of_generate(capsys):
+    options = ["--steps", "10", "--strength", "1", "--method", "sdedit", "--guidance-scale", "1"]
+    assert cli.main(["inspect", "fashion-mini", "--json", *options]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert (about["steps_run"], about["rows_per_image"]) == (10, 10)
+    assert cli.main(["inspect", "fashion-mini", "--steps", "0"]) == 2
+    assert "--steps: 0 is not possible" in capsys.readouterr().err
+
+
+def test_generate_says_how_long_it_takes_and_until_when(real, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.common, "SECONDS_TO_FORETELL", 0.0)
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
+    said = capsys.readouterr()
+    assert "12 images: 2 of each of 6" in said.out and "at most 0 MiB on disk" in said.out.splitlines()[0]
+    told = [line for line in said.err.splitlines() if " images to make: about " in line]
+    assert len(told) == 1 and " an image, " in told[0] and " in all (until " in told[0]
+
+
 def test_doctor(capsys, monkeypatch):
     # In a process of its own: other tests may have loaded a second OpenMP into this one, which doctor rightly complains
     # of.

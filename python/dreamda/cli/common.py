@@ -306,6 +306,7 @@ def on_terminal() -> bool:
 
 
 SECONDS_A_LINE = 60.0  # between two lines of progress where stderr is no terminal
+SECONDS_TO_FORETELL = 5.0  # of work, which then tell how long the rest takes
 
 
 class Progress:
@@ -318,12 +319,15 @@ class Progress:
         What is counted; of images also parts.
     spell : callable
         How the names of parameters in those lines are written; see `dreamda.options.spelled`.
+    foretell : bool
+        Say how long all of it takes, and until when, as soon as the first seconds of work have shown that.
     """
 
     def __init__(self,
                  unit: str = "image",
-                 spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> None:
-        self._unit, self._spell = unit, spell
+                 spell: Callable[[str, str | None], str | None] = lambda name, value: None,
+                 foretell: bool = False) -> None:
+        self._unit, self._spell, self._foretell = unit, spell, foretell
         self._bar: Any = None
         self._begun = self._told = (0.0, 0.0)  # time, and what was done then
 
@@ -338,6 +342,12 @@ class Progress:
             self._begun = self._told = time.monotonic(), done
         self._bar.update(done - self._bar.n)
         now = time.monotonic()
+        if self._foretell and now - self._begun[0] >= SECONDS_TO_FORETELL and done > self._begun[1]:
+            from ..runs.checks import forecast
+
+            self._foretell = False
+            self.tell(f"{total - int(done):,} images to make: "
+                      + forecast(total - done, (now - self._begun[0]) / (done - self._begun[1])))
         if self._bar.disable and now - self._told[0] >= SECONDS_A_LINE and done > self._begun[1]:
             from ..runs.checks import duration
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,16 +188,17 @@ def _generate(folder: ImageFolder,
               preview: int = 0,
               vae: str = "") -> int:
     from ..distributed import RayWorkers
-    from ..runs.checks import check_model
+    from ..runs.checks import check_model, disk_space
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
     complain_of([],
                 [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
-    print(printable(_outline(folder, prompts, settings)))
+    print(printable(f"{_outline(folder, prompts, settings)}; "
+                    + disk_space(_images(folder, settings, part, preview), pipe.size)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
     about = _environment(pipe, workers.environment if workers else environment(), vae)
-    with Progress() as progress:
+    with Progress(foretell=True) as progress:
         report = generate_dataset(folder,
                                   out,
                                   pipe,
@@ -226,6 +228,12 @@ def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], vae: str)
     return about | {"vae_folder": str(pipe.vae_folder.resolve())} if vae else about
 
 
+def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, int], preview: int = 0) -> int:
+    """About how many images this call is to make, if none is there yet."""
+    images = len(folder.images) * settings.variants // part[1]
+    return min(preview, images) if preview else images
+
+
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
     """What is to be made, in a line: how many images of what, and some of the prompts."""
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
@@ -248,21 +256,16 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
               part: tuple[int, int]) -> int:
     """What the run will cost here."""
-    import datetime
-
-    from ..runs.checks import check_model, duration
+    from ..runs.checks import check_model, disk_space, forecast
     from ..runs.inspection import describe_model
 
     complain_of(list(folder.ignored),
                 [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
     print(printable(_outline(folder, prompts, settings)))
-    about = describe_model(pipe, options=settings)
-    images = len(folder.images) * settings.variants // part[1]
-    seconds = images * about["seconds_per_image"]
-    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-    print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: about "
-          f"{duration(about['seconds_per_image'])} an image, {duration(seconds)} in all (until {end:%a %d %b %H:%M}); "
-          f"at most {images * pipe.size[0] * pipe.size[1] * 3 / 2**20:,.0f} MiB on disk")
+    images = _images(folder, settings, part)
+    seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
+    print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: "
+          f"{forecast(images, seconds)}; {disk_space(images, pipe.size)}")
     return 1 if folder.ignored else 0
 
 

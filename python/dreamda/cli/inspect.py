@@ -2,22 +2,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..generation.options import GenerationOptions
 from . import common
-from .common import Debug, Dtype, Size, Threads, Vae, add_command, on_terminal, printable
+from .common import (Debug, Dtype, Size, Threads, Vae, accepts_options, add_command, chosen, is_given, on_terminal,
+                     printable)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     add_command(app, inspect, "dreamda inspect fashion-mini",
-                "dreamda inspect stable-diffusion-v1-5 --size 512 --dtype bf16")
+                "dreamda inspect stable-diffusion-v1-5 --steps 30 --size 512 --dtype bf16")
     add_command(app, doctor, "dreamda doctor", "dreamda doctor --threads 1")
 
 
+@accepts_options(GenerationOptions)
 def inspect(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A bundled model, a folder in diffusers format, or a hub id.")],
     vae: Vae = "",
     size: Size = "",
@@ -25,15 +29,21 @@ def inspect(
     threads: Threads = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
-    """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps."""
+    """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps.
+
+    Takes the options of dreamda generate that decide an image, and says what an image costs with them.
+    """
     import json
 
     from ..runs.checks import duration
     from ..runs.inspection import describe_model
 
     progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if on_terminal() else (lambda text: None)
-    about = describe_model(common.load(model, dtype, threads, size, vae), progress)
+    chosen(GenerationOptions, options)  # refuses what does not go together before the model is loaded
+    given = {name: value for name, value in options.items() if is_given(context, name)}
+    about = describe_model(common.load(model, dtype, threads, size, vae), progress, **given)
     if as_json:
         print(json.dumps(about, indent=1))
         return

@@ -9,6 +9,7 @@ A model says what it was made for in a ``dreamda.json`` in its folder; all field
 """
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -153,6 +154,18 @@ def _words(prompt: str) -> Iterable[str]:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if len(text) <= 60 else f'"{text[:57]}..."'
+
+
+def forecast(images: float, seconds: float) -> str:
+    """How long so many images take, and until when, at so many seconds each: ``about 2 s an image, 12 min in all
+    (until Fri 27 Nov 15:12)``."""
+    end = datetime.datetime.now() + datetime.timedelta(seconds=images * seconds)
+    return f"about {duration(seconds)} an image, {duration(images * seconds)} in all (until {end:%a %d %b %H:%M})"
+
+
+def disk_space(images: int, size: tuple[int, int]) -> str:
+    """The most that so many PNG files of this size take: ``at most 12 MiB on disk``."""
+    return f"at most {images * size[0] * size[1] * 3 / 2**20:,.0f} MiB on disk"
 
 
 def duration(seconds: float) -> str:

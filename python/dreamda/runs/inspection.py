@@ -172,7 +172,7 @@ FEW_STEPS = 4  # of a model distilled for few, where nothing else is asked for
 
 def describe_model(pipe: Pipeline,
                    progress: Callable[[str], None] = lambda text: None,
-                   options: GenerationOptions | None = None) -> dict[str, Any]:
+                   **given: Any) -> dict[str, Any]:
     """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
 
     Parameters
@@ -180,8 +180,8 @@ def describe_model(pipe: Pipeline,
     pipe : dreamda.Pipeline
     progress : callable, optional
         Called with what is being done.
-    options : GenerationOptions, optional
-        Default: the defaults, with 4 steps for a model that was distilled for few.
+    **given
+        Fields of `GenerationOptions`. Default: its defaults, with 4 steps for a model that was distilled for few.
 
     Returns
     -------
@@ -192,8 +192,7 @@ def describe_model(pipe: Pipeline,
     """
     from ..generation.lanes import group_size, is_small
 
-    if options is None:
-        options = GenerationOptions(steps=FEW_STEPS if pipe.schedule.few_steps else GenerationOptions().steps)
+    options = GenerationOptions(**({"steps": FEW_STEPS} if pipe.schedule.few_steps else {}) | given)
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
     for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
