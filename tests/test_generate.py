@@ -820,7 +820,7 @@ def test_reserved_class_names_are_refused(tmp_path):
     dict(method="ddpm"),
     dict(guidance_scale=float("inf")),
     dict(noise_scale=-1),
-    dict(diverse=True),
+    dict(diverse=True, share_start=True),
     dict(seed=-1),
     dict(seed=1 << 64),
     dict(guidance_low=1.0),
