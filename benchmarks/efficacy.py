@@ -99,7 +99,8 @@ class DataSet:
     """Images to measure on, and what is measured: the harness below works on any of them.
 
     A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model, and
-    "from_noise" makes it start from pure noise. A method is a kind (or None) and what differs in training.
+    "from_noise" makes it start from pure noise. As controls, "copies" are the real images themselves, and
+    "reconstructed" what the VAE makes of them. A method is a kind (or None) and what differs in training.
     """
 
     name: str
@@ -123,6 +124,10 @@ class DataSet:
     def tested(self, part: str, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """What a classifier of this draw is tested on: test images for "final", validation images for "sweep"."""
         raise NotImplementedError
+
+    def locate(self, model: str) -> str:
+        """What `Pipeline.load` takes for the name of a model."""
+        return model
 
     def prompt(self, label: int) -> str:
         """What the image of a class is said to show."""
@@ -169,13 +174,16 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     members = data.members(part, draw)[:, first:last].ravel()
     parameters = dict(kind)
     prompts, keys = [data.prompt(c) for c in labels[members]], [f"{part}/{i}" for i in members]
-    pipe = pipeline(parameters.pop("model", data.model))
-    if parameters.pop("from_noise", False):
+    pipe = pipeline(data.locate(parameters.pop("model", data.model)))
+    if parameters.pop("copies", False):
+        made = np.repeat(images[members], variants, axis=0)
+    elif parameters.pop("reconstructed", False):
+        made = np.concatenate([decoded(pipe, pipe.encode(images[members], keys, seed=k)) for k in range(variants)])
+        made = made.reshape(variants, -1, *made.shape[1:]).swapaxes(0, 1)
+    elif parameters.pop("from_noise", False):
         z0 = np.zeros_like(pipe.encode(images[members], keys))
         latents = pipe.augment_latents(z0, prompts, keys, variants=variants, seed=draw, **parameters)
-        flat = latents.reshape(-1, 10, *latents.shape[2:]) if len(latents) * variants % 10 == 0 else latents
-        pixels = np.concatenate([pipe.vae.decode(z) for z in flat]).transpose(0, 2, 3, 1)
-        made = np.rint(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+        made = decoded(pipe, latents.reshape(-1, *latents.shape[2:]))
     else:
         made = pipe.augment(images[members], prompts, variants=variants, keys=keys, seed=draw, **parameters)
     made = made.reshape(len(data.classes), last - first, variants, *images.shape[1:])
@@ -187,6 +195,12 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
         np.save(stream, made)
     os.replace(temporary, file)
     return time.perf_counter() - start
+
+
+def decoded(pipe, latents: np.ndarray) -> np.ndarray:
+    """uint8 images (N, height, width, 3) of latents."""
+    pixels = np.concatenate([pipe.vae.decode(latents[i : i + 10]) for i in range(0, len(latents), 10)])
+    return np.rint(np.clip(pixels.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
 
 
 def in_colour(made: np.ndarray) -> np.ndarray:
@@ -311,45 +325,47 @@ def execute(jobs: list[tuple], pool: ProcessPoolExecutor, done=lambda job, resul
         done(pending[future], future.result())
 
 
-def run_jobs(data: DataSet, arguments, wanted: list[dict], record: Record, part: str, variants: int,
-             keys: tuple[str, ...]) -> None:
+def workers(arguments: argparse.Namespace) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"))
+
+
+def run_jobs(data: DataSet, work: str, pool: ProcessPoolExecutor, wanted: list[dict], record: Record, part: str,
+             variants: int, keys: tuple[str, ...]) -> None:
     """Make the images that are missing, then train: `wanted` holds the key of each record with its "kind" and
     "recipe"."""
     wanted = [w for w in wanted if not record.has(**{k: w[k] for k in keys})]
-    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn")) as pool:
-        if data.judged and not judge_file(arguments.work).exists():
-            right = pool.submit(make_judge, data, arguments.work).result()
-            print(f"judge: {right:.1%} right on the validation images", flush=True)
-        for draw in sorted({w["draw"] for w in wanted}):
-            here = [w for w in wanted if w["draw"] == draw]
-            images = {}
-            for w in here:
-                for first, last in chunks(data, w["size"]) if w["kind"] else []:
-                    images[str(image_file(arguments.work, w["kind"], part, draw, first,
-                                          last))] = (w["kind"], part, draw, first, last, variants)
-            jobs = [((make_images, data, arguments.work, *job), ) for file, job in images.items()
-                    if not Path(file).exists()]
-            jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
-            execute(
-                jobs, pool, lambda job, seconds: print(
-                    f"draw {draw}: images {job[0][6]} to {job[0][7]} of {job[0][3]}: {seconds:.0f} s", flush=True))
+    if data.judged and not judge_file(work).exists():
+        print(f"judge: {pool.submit(make_judge, data, work).result():.1%} right on the validation images", flush=True)
+    for draw in sorted({w["draw"] for w in wanted}):
+        here = [w for w in wanted if w["draw"] == draw]
+        images = {}
+        for w in here:
+            for first, last in chunks(data, w["size"]) if w["kind"] else []:
+                images[str(image_file(work, w["kind"], part, draw, first,
+                                      last))] = (w["kind"], part, draw, first, last, variants)
+        jobs = [((make_images, data, work, *job), ) for file, job in images.items() if not Path(file).exists()]
+        jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
+        execute(
+            jobs, pool, lambda job, seconds: print(
+                f"draw {draw}: images {job[0][6]} to {job[0][7]} of {job[0][3]}: {seconds:.0f} s", flush=True))
 
-            def trained(job: tuple, result: dict) -> None:
-                record.add({k: v for k, v in job[1].items() if k in keys or k == "name"} | result)
-                shown = " ".join(f"{k}={v:.3f}" for k, v in result.items() if isinstance(v, float))
-                print(f"draw {draw}: {job[1]['name']}, {job[1]['size']} a class: {shown}", flush=True)
+        def trained(job: tuple, result: dict) -> None:
+            record.add({k: v for k, v in job[1].items() if k in keys or k == "name"} | result)
+            shown = " ".join(f"{k}={v:.3f}" for k, v in result.items() if isinstance(v, float))
+            print(f"draw {draw}: {job[1]['name']}, {job[1]['size']} a class: {shown}", flush=True)
 
-            execute([((train, data, arguments.work, w["kind"], w["recipe"], part, draw, w["size"]), w) for w in here],
-                    pool, trained)
+        execute([((train, data, work, w["kind"], w["recipe"], part, draw, w["size"]), w) for w in here], pool, trained)
 
 
 def run(arguments) -> None:
     wanted = [dict(name=name, method=name, size=size, draw=draw, kind=IMAGES.get(kind), recipe=recipe)
               for name, (kind, recipe) in METHODS.items() for size, draws in SIZES.items() for draw in range(draws)]
-    for sizes in ((5, 10, 20), (50,)):  # a run that is cut short should leave whole columns
-        here = [w for w in wanted if w["size"] in sizes]
-        run_jobs(fashion_mnist(arguments.data), arguments, here, Record(RESULTS / "efficacy.json"), "final", VARIANTS,
-                 ("method", "size", "draw"))
+    record = Record(RESULTS / "efficacy.json")
+    with workers(arguments) as pool:
+        for sizes in ((5, 10, 20), (50,)):  # a run that is cut short should leave whole columns
+            here = [w for w in wanted if w["size"] in sizes]
+            run_jobs(fashion_mnist(arguments.data), arguments.work, pool, here, record, "final", VARIANTS,
+                     ("method", "size", "draw"))
 
 
 def noise(arguments) -> None:
@@ -366,8 +382,9 @@ def noise(arguments) -> None:
              recipe=recipe | dict(wrong_labels=share)) for name, (kind, recipe) in methods.items()
         for share in (0.0, 0.2, 0.4) for draw in range(5)
     ]
-    run_jobs(fashion_mnist(arguments.data), arguments, wanted, Record(RESULTS / "efficacy-noise.json"), "final",
-             VARIANTS, ("method", "wrong", "size", "draw"))
+    with workers(arguments) as pool:
+        run_jobs(fashion_mnist(arguments.data), arguments.work, pool, wanted, Record(RESULTS / "efficacy-noise.json"),
+                 "final", VARIANTS, ("method", "wrong", "size", "draw"))
 
 
 def sweep(arguments) -> None:
@@ -386,8 +403,9 @@ def sweep(arguments) -> None:
                  group=group) for kind, recipe in candidates for size in arguments.sizes
             for draw in range(100, 100 + arguments.draws)
         ]
-        run_jobs(fashion_mnist(arguments.data), arguments, wanted, record, "sweep", 5,
-                 ("kind", "recipe", "size", "draw", "group"))
+        with workers(arguments) as pool:
+            run_jobs(fashion_mnist(arguments.data), arguments.work, pool, wanted, record, "sweep", 5,
+                     ("kind", "recipe", "size", "draw", "group"))
 
 
 # ---- the report

@@ -21,6 +21,8 @@ from dreamda.distributed import Augmenter
 from dreamda.generation.options import GenerationOptions, OptionKeywords
 from dreamda.generation.recipes import load_recipe
 from dreamda.options import Option, Options, ParameterError, accepts, defaults_of, from_keywords, option, options_of, spelled
+from dreamda.presets import load_preset, presets
+from dreamda.training.recipe import Recipe
 
 FIELDS = [each.name for each in dataclasses.fields(GenerationOptions)]
 # What differs from the field's default, and why: a call from Python is a first try, a data set is a run.
@@ -65,6 +67,46 @@ def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
 def test_the_table_of_names_has_every_field(name):
     table = (Path(__file__).parents[1] / "python/docs/names.md").read_text()
     assert any(re.search(rf"`{name}\b", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `"))
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_holds_fields_with_values_that_are_possible(name):
+    preset = load_preset(name)
+    assert preset.about
+    made = GenerationOptions(**preset.generate), Recipe(**preset.train)
+    for options, given in zip(made, (preset.generate, preset.train), strict=True):
+        assert {k: getattr(options, k) for k in given} == {k: tuple(v) if isinstance(v, list) else v
+                                                           for k, v in given.items()}
+
+
+def test_a_command_takes_a_presets_numbers_beside_its_own_texts():
+    typed = {name: "" if about.count else defaults_of(Recipe)[name] for name, about in options_of(Recipe).items()}
+    made = chosen(Recipe, typed | load_preset("paper").train | {"mean": "0.5,0.5,0.5"})
+    assert (made.image_size, made.crop_scale, made.mean) == ((224, 224), (0.08, 1.0), (0.5, 0.5, 0.5))
+
+
+def test_the_balanced_preset_is_the_defaults_and_the_papers_names_all_that_decides_an_image():
+    assert load_preset("balanced").generate == load_preset("balanced").train == {}
+    assert set(FIELDS) - set(load_preset("paper").generate) == {"variants", "seed"}
+    with pytest.raises(ParameterError, match="preset: 'slow' is not possible; use one of balanced, paper, fast"):
+        load_preset("slow")
+
+
+@pytest.mark.parametrize("options, expected",
+                         [(["--preset", "fast"], load_preset("fast").generate),
+                          (["--preset", "fast", "--steps", "3"], load_preset("fast").generate | {"steps": 3}),
+                          (["--preset", "fast", "--method", "sdedit", "--no-share-source"],
+                           {"steps": 4, "method": "sdedit", "noise_scale": 0.0}),
+                          (["--preset", "paper", "--recipe", "mine.json"], load_preset("paper").generate
+                           | {"steps": 9}), ([], {})])
+def test_options_take_precedence_over_a_recipe_and_that_over_a_preset(fake, real, tmp_path, monkeypatch, options,
+                                                                      expected):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text('{"steps": 9}')
+    assert run("generate", real, "--out", "out", "--model", "fake", "--variants", "1", *options) == 0
+    held = json.loads(Path("out/run.json").read_text())
+    assert {name: held[name] for name in expected} == expected
+    assert held["environment"]["preset"] == (options[1] if "--preset" in options else "balanced")
 
 
 def test_recipes_are_checked_by_the_fields(tmp_path):

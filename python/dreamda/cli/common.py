@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from ..options import Option, Options, ParameterError, defaults_of, options_of, spelled
+from ..presets import presets
 from ..progress import bar
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _metavar(about: Option) -> str | None:
 def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
     """The dataclass of those of a command's options that are its fields."""
     return cls(**{
-        name: about.read(name, options[name]) if about.count else options[name]
+        name: about.read(name, options[name]) if about.count and isinstance(options[name], str) else options[name]
         for name, about in options_of(cls).items()
     })
 
@@ -205,6 +206,14 @@ Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
 
+Preset = Annotated[
+    str,
+    typer.Option("--preset",
+                 metavar=f"[{'|'.join(presets())}]",
+                 help="; ".join(f"{name}: {preset.about}" for name, preset in presets().items())
+                 + ". Options given beside it take precedence.")]
+
+
 def out_option(help: str, metavar: str = "FOLDER") -> Any:
     """Every command names what it makes by ``--out``; its arguments are what it reads, but for an `OutArgument`."""
     return typer.Option("--out", "-o", metavar=metavar, help=help)
@@ -228,6 +237,14 @@ def is_given(context: typer.Context, name: str) -> bool:
     """Whether an option stands on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def with_preset(context: typer.Context, options: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's options, with those of a preset or recipe where the command line says nothing."""
+    ours = {name: value for name, value in taken.items() if not is_given(context, name)}
+    if is_given(context, "method"):
+        ours.pop("noise_scale", None)  # it was meant for the method of the preset
+    return {**options, **ours}
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..generation.options import GenerationOptions
+from ..presets import BALANCED, load_preset
 from . import common, train
-from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Progress, Size, Threads, Vae, accepts_options,
-                     add_command, chosen, complain, complain_of, is_given, not_negative, only_out, out_option,
-                     parse_shard, parse_size, printable)
+from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Preset, Progress, Size, Threads, Vae,
+                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out, out_option,
+                     parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
     from ..data.folders import ImageFolder
@@ -47,8 +48,10 @@ def generate(
     vae: Vae = "",
     recipe: Annotated[
         str | None,
-        typer.Option(help="Options for a kind of data: caltech101, stanford-cars, oxford-pets, shenzhen-tb, or a JSON "
-                     "file. Options given beside it take precedence.")] = None,
+        typer.Option(rich_help_panel=PROMPTS,
+                     help="Template and options for a kind of data: caltech101, stanford-cars, oxford-pets, "
+                     "shenzhen-tb, or a JSON file. Options given beside it take precedence.")] = None,
+    preset: Preset = BALANCED,
     template: Annotated[
         str | None,
         typer.Option(rich_help_panel=PROMPTS, help='Prompt of a class.  [default: "a photo of a {}"]')] = None,
@@ -103,10 +106,7 @@ def generate(
 
     place = only_out(out_argument, out)
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
-    taken = {name: value for name, value in taken.items() if not is_given(context, name)}
-    if is_given(context, "method"):
-        taken.pop("noise_scale", None)  # it was meant for the recipe's own method
-    settings = chosen(GenerationOptions, options | taken)
+    settings = chosen(GenerationOptions, with_preset(context, options, load_preset(preset).generate | taken))
     part = parse_shard(shard)
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
@@ -128,9 +128,9 @@ def generate(
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
                         size=parse_size(size), vae=vae or None) as workers:
-            return _generate(folder, place, workers, model, settings, texts, source, part, preview, vae)
+            return _generate(folder, place, workers, model, settings, texts, source, part, preview, vae, preset)
     return _generate(folder, place, common.load(model, dtype, threads, size, vae), model, settings, texts, source, part,
-                     preview, vae)
+                     preview, vae, preset)
 
 
 def demo(
@@ -186,7 +186,8 @@ def _generate(folder: ImageFolder,
               source: dict[str, str],
               part: tuple[int, int],
               preview: int = 0,
-              vae: str = "") -> int:
+              vae: str = "",
+              preset: str = BALANCED) -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import check_model, disk_space
     from ..runs.generate import generate_dataset
@@ -197,7 +198,7 @@ def _generate(folder: ImageFolder,
     print(printable(f"{_outline(folder, prompts, settings)}; "
                     + disk_space(_images(folder, settings, part, preview), pipe.size)))
     workers = pipe if isinstance(pipe, RayWorkers) else None
-    about = _environment(pipe, workers.environment if workers else environment(), vae)
+    about = _environment(pipe, workers.environment if workers else environment(), vae) | {"preset": preset}
     with Progress(foretell=True) as progress:
         report = generate_dataset(folder,
                                   out,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..options import spelled
+from ..presets import BALANCED, load_preset
 from ..training.recipe import Recipe
-from .common import (RUNNING, Command, Debug, Dtype, Progress, Threads, accepts_options, add_command, check_result,
-                     chosen, complain, complain_of, needs_stdout, not_negative, out_option, printable, write_result)
+from .common import (RUNNING, Command, Debug, Dtype, Preset, Progress, Threads, accepts_options, add_command,
+                     check_result, chosen, complain, complain_of, needs_stdout, not_negative, out_option, printable,
+                     with_preset, write_result)
 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
@@ -49,6 +51,7 @@ def train(
     test: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Images of the same classes to test the finished classifier on.")] = None,
+    preset: Preset = BALANCED,
     threads: Threads = 0,
     workers: Workers = 2,
     debug: Debug = False,
@@ -64,7 +67,7 @@ def train(
 
     if out is None:
         raise ValueError("--out is missing; name a folder for the run")
-    recipe = chosen(Recipe, options)
+    recipe = chosen(Recipe, with_preset(context, options, load_preset(preset).train))
     spell = _spell(context)
     with Progress("step", spell) as progress:
         try:

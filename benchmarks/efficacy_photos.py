@@ -1,0 +1,192 @@
+"""Does it help on photographs? The harness of efficacy.py on three data sets of photographs at 64 pixels.
+
+    python benchmarks/efficacy_photos.py choose --work WORK      # settings, on validation images; results/efficacy-photos-sweep.json
+    python benchmarks/efficacy_photos.py run    --work WORK      # the tables, on test images; results/efficacy-photos.json
+    python benchmarks/efficacy_photos.py report                  # into benchmarks/EFFICACY.md and README.md, and the plot
+
+The photographs and the two models are for research only and no part of this project: `--data` is a folder with
+own-domain/, known-names/ and new-names/, `--models` one with natural-mini (many steps) and natural-mini-lcm (few steps).
+Where they are missing, the script says so and ends with 0. recipes/train_natural_mini.py trains such a model.
+
+The images of every class are put in a fixed random order and divided once. The first 40 % are for choosing: a draw of
+the sweep takes its real images from them and is tested on their rest. The others are final: a draw takes its real
+images from them and is tested on their rest. WORK keeps the images made; nothing of it belongs into the project.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from efficacy import HERE, RESULTS, DataSet, Record, run_jobs, spread, workers
+
+SHARED = HERE.parents[1] / "shared"
+REGIMES = {
+    "own-domain": "names and pictures like the model's training set",
+    "known-names": "names that the model knows, other pictures (Caltech-101)",
+    "new-names": "names that the model has never read (flowers)"
+}
+SIZES = {5: 5}
+VARIANTS = 5
+MOST = 10  # real images a class that a draw may take
+CHOOSING = 0.4
+
+# The network and its steps, the same for every method.
+TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=20, steps_per_epoch=10)
+
+
+@cache
+def photographs(folder: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images uint8 (N, 64, 64, 3), labels, and whether an image is among those for choosing."""
+    from PIL import Image
+
+    images, labels, choosing = [], [], []
+    for label, path in enumerate(sorted(p for p in Path(folder).iterdir() if p.is_dir())):
+        files = sorted(path.glob("*.jpg"))
+        order = np.random.default_rng([2026, label]).permutation(len(files))
+        for place, number in enumerate(order):
+            images.append(np.asarray(Image.open(files[number]).convert("RGB")))
+            labels.append(label)
+            choosing.append(place < CHOOSING * len(files))
+    return np.stack(images), np.array(labels), np.array(choosing)
+
+
+@dataclass(frozen=True)
+class Photos(DataSet):
+    """A folder of class folders, divided as the head of this file says; `models` is where the models are."""
+
+    models: str = ""
+
+    def images(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels, choosing = photographs(self.folder)
+        chosen = choosing if part == "sweep" else ~choosing
+        return images[chosen], labels[chosen]
+
+    def members(self, part: str, draw: int) -> np.ndarray:
+        labels = self.images(part)[1]
+        rng = np.random.default_rng([20262, draw])
+        return np.stack([rng.permutation(np.flatnonzero(labels == c))[:MOST] for c in range(len(self.classes))])
+
+    def tested(self, part: str, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = self.images(part)
+        rest = np.setdiff1d(np.arange(len(labels)), self.members(part, draw))
+        return images[rest], labels[rest]
+
+    def locate(self, model: str) -> str:
+        return str(Path(self.models) / model)
+
+
+def photos(regime: str, data: Path, models: Path) -> Photos:
+    folder = data / regime
+    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    return Photos(regime, str(folder), "natural-mini", classes, SIZES, VARIANTS, TRAINING, models=str(models))
+
+
+# Kinds of synthetic images. "many" is the teacher, "few" its few-step student, which takes the guidance as an input.
+def many(**changed: object) -> dict:
+    return dict(method="cycle", steps=12, strength=0.8, guidance_scale=7.5, noise_scale=3.0, share_start=True) | changed
+
+
+def few(**changed: object) -> dict:
+    return dict(model="natural-mini-lcm", method="cycle", steps=4, strength=0.8, guidance_scale=2.0, noise_scale=1.0,
+                share_start=False) | changed
+
+
+AUTHORS, OURS = many(), many(guidance_scale=2.0, noise_scale=1.0, share_start=False)
+PLAIN, AMST = dict(method="plain"), dict(method="amst")
+TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
+
+# Rows of the table: kind of synthetic images, and what differs in training.
+METHODS = {
+    "real only": (None, dict(method="real-only")),
+    "real + RandAugment": (None, dict(method="real-only", view="randaugment")),
+    "DreamDA, 4 steps + AMST": (few(), AMST),
+    "copies of the real images + AMST": (dict(copies=True), AMST),
+    "DreamDA, 4 steps, labels of the seeds": (few(), PLAIN),
+    "DreamDA, authors' settings + AMST": (AUTHORS, AMST),
+    "DreamDA, 12 steps + AMST": (OURS, AMST),
+    "text alone, 4 steps": (few(**TEXT), PLAIN),
+    "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
+    "DreamDA, 2 steps + AMST": (few(steps=2), AMST),
+    "real + MixUp": (None, dict(method="real-only", mix="mixup")),
+    "real + CutMix": (None, dict(method="real-only", mix="cutmix")),
+    "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
+}
+
+CHOICES = {
+    "few": [(few(), PLAIN), (few(method="sdedit", noise_scale=0.0, strength=0.5), PLAIN), (few(), AMST),
+            (few(**TEXT), PLAIN), (few(method="sdedit", noise_scale=0.0), PLAIN)],
+    "real": [(None, dict(method="real-only")), (None, dict(method="real-only", view="randaugment"))],
+    "amst": [(dict(copies=True), AMST), (few(), AMST | dict(real_share=0.75)), (few(), AMST | dict(view="randaugment")),
+             (few(**TEXT), AMST)],
+    "controls": [(dict(copies=True), PLAIN), (dict(reconstructed=True), PLAIN)],
+    "many": [(AUTHORS, PLAIN), (OURS, PLAIN),
+             (many(method="sdedit", noise_scale=0.0, guidance_scale=2.0, strength=0.5), PLAIN), (AUTHORS, AMST)],
+    "more": [(few(strength=0.5), PLAIN), (few(noise_scale=3.0, guidance_scale=4.0), PLAIN)],
+}
+
+
+def available(arguments: argparse.Namespace) -> list[str]:
+    """The regimes that can be measured here; says what is missing."""
+    missing = [path for path in (arguments.models / "natural-mini", arguments.models / "natural-mini-lcm")
+               if not (path / "model_index.json").is_file()]
+    found = [regime for regime in arguments.regimes if (arguments.data / regime).is_dir()]
+    missing += [arguments.data / regime for regime in arguments.regimes if regime not in found]
+    for path in missing:
+        print(f"skipped: {path} is not here", file=sys.stderr)
+    return [] if any(path.parent == arguments.models for path in missing) else found
+
+
+def choose(arguments: argparse.Namespace) -> None:
+    record = Record(RESULTS / "efficacy-photos-sweep.json", TRAINING)
+    with workers(arguments) as pool:
+        for group, candidates in CHOICES.items():
+            if arguments.groups and group not in arguments.groups:
+                continue
+            for regime in available(arguments):
+                wanted = [
+                    dict(name=f"{regime}, {group}: {json.dumps(kind or {})} {json.dumps(recipe)}", regime=regime,
+                         kind=kind, recipe=recipe, size=size, draw=draw, group=group)
+                    for kind, recipe in candidates for size in SIZES for draw in range(100, 100 + arguments.draws)
+                ]
+                run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
+                         record, "sweep", VARIANTS, ("regime", "group", "kind", "recipe", "size", "draw"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    record = Record(RESULTS / "efficacy-photos.json", TRAINING)
+    with workers(arguments) as pool:
+        for draw in range(arguments.draws):  # a run that is cut short should leave whole draws
+            for regime in available(arguments):
+                wanted = [dict(name=f"{regime}: {method}", regime=regime, method=method, kind=kind, recipe=recipe,
+                               size=size, draw=draw)
+                          for method, (kind, recipe) in METHODS.items() for size in SIZES]
+                run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
+                         record, "final", VARIANTS, ("regime", "method", "size", "draw"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["choose", "run", "report"])
+    parser.add_argument("--work", type=Path, help="keeps the images made")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "photos64")
+    parser.add_argument("--models", type=Path, default=SHARED / "models")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    parser.add_argument("--groups", nargs="+", help="of choose; default: all")
+    parser.add_argument("--draws", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.task != "report" and not arguments.work:
+        parser.error("--work is missing; name a folder")
+    RESULTS.mkdir(exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
+    {"choose": choose, "run": run}[arguments.task](arguments)
+
+
+if __name__ == "__main__":
+    main()
