@@ -13,7 +13,8 @@ dreamda itself computes the teacher, four times as fast as PyTorch. The learning
 
 OUT becomes a U-Net folder in fp16 (averaged weights), saved every five minutes. Beside it, OUT.state.pt holds what the
 same command needs to go on after an interruption; its time counts from there. `--start` begins from the weights of an
-earlier student instead of the teacher's.
+earlier student instead of the teacher's. How python/dreamda/bundled/fashion-mini-lcm was made: 828 steps of 32 images
+in 56 minutes, on two cores that were busy with other work, the teacher in PyTorch.
 """
 import argparse
 import gzip

@@ -116,8 +116,8 @@ class Pipeline:
         Parameters
         ----------
         model : str or path
-            A bundled name ("fashion-mini"), a folder in diffusers' format, or a model id on the Hugging Face hub
-            ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
+            A bundled name ("fashion-mini", or its few-step student "fashion-mini-lcm"), a folder in diffusers' format,
+            or a model id on the Hugging Face hub ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
         dtype : {"auto", "f32", "bf16"}
             "auto" is bf16 where the processor computes in it.
         threads : int, optional
