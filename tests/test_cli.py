@@ -305,7 +305,8 @@ def test_standard_streams_that_are_gone_or_replaced(fake, real, tmp_path, monkey
         assert put.written
 
 
-def test_predictions_are_not_lost_where_there_is_no_standard_output(tmp_path, monkeypatch, capsys):
+def test_predictions_are_not_lost_where_there_is_no_standard_output(tmp_path, capsys, monkeypatch):
+    # monkeypatch comes after capsys, so that it is undone first: the other way round it would put back a closed stream.
     monkeypatch.setattr(sys, "stdout", None)
     assert run("predict", tmp_path, tmp_path) == 2
     assert "there is no standard output to write to; name a file with --out" in capsys.readouterr().err
