@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dreamda import VAE, Pipeline
 from dreamda.distributed import Augmenter
 from dreamda.generation.options import GenerationOptions
 from dreamda.options import ParameterError
-from dreamda.runs import generate
+from dreamda.runs import generate, inspection
 
 FEW = ["--variants", "3", "--steps", "2", "--guidance-scale", "2", "--source-guidance-scale", "2", "--noise-scale", "1",
        "--dtype", "f32", "--threads", "1"]
@@ -246,3 +247,62 @@ def test_inspect_preview_and_dry_run_with_another_vae(models, real, tmp_path, ca
     assert os.listdir(tmp_path) == ["real"]
     assert run(*command, "--preview", "4") == 0 and len(lines(tmp_path / "out")) == 4
     assert run(*command) == 0 and len(lines(tmp_path / "out")) == 18
+
+
+# ---- what an image costs
+
+
+class Costs:
+    """A clock that goes on by what a pipeline computes: 1 s for a row of the U-Net, 2 to encode an image, 3 to decode."""
+
+    def __init__(self, pipe, monkeypatch):
+        self.now, plan = 0.0, pipe.unet.plan
+
+        class Plan:
+            def __init__(plan, made, rows):
+                plan.made, plan.rows = made, rows
+
+            def run(plan, inputs):
+                self.now += plan.rows
+                return plan.made.run(inputs)
+
+        monkeypatch.setattr(pipe.unet, "plan", lambda lane, **shape: Plan(plan(lane, **shape), shape["rows"]))
+        for name, seconds in (("encode", 2), ("decode", 3)):
+            monkeypatch.setattr(pipe.vae, name, self.counted(getattr(pipe.vae, name), seconds))
+
+    def counted(self, function, seconds):
+        def call(x, *arguments):
+            self.now += seconds * len(x)
+            return function(x, *arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("lcm", {}),
+    ("lcm", dict(method="sdedit")),
+    ("lcm", dict(method="cycle", share_source=True)),
+    ("lcm", dict(method="asymmetric", steps=8)),
+    ("turbo", dict(method="sdedit", steps=5, guidance_scale=0)),
+    ("plain", dict(steps=20)),
+    ("plain", dict(steps=20, guidance_low=0.3, guidance_high=0.7)),
+    ("plain", dict(steps=10, share_source=True, source_prompt="a photo of a bag")),
+], ids=str)
+def test_the_estimate_of_inspect(models, monkeypatch, kind, options):
+    """It is what the images of a run then cost: with few steps the VAE is most of that."""
+    pipe = Pipeline.load(models / kind, "f32", 1)
+    clock = Costs(pipe, monkeypatch)
+    monkeypatch.setattr(inspection, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    about = inspection.describe_model(pipe, **options)
+    assert about["seconds_per_row"] == pytest.approx(1)
+    settings = GenerationOptions(**({"steps": 4} if kind == "lcm" else {}) | options)
+    images = np.zeros((24, 16, 16, 3), np.uint8)  # as many as fill a group of the VAE
+    begun, variants = clock.now, generate.variants_a_visit(settings)
+    pipe._augment(images, "a photo", range(24), replace(settings, variants=variants))
+    assert about["seconds_per_image"] == pytest.approx((clock.now - begun) / 24 / variants)
+
+
+def test_a_single_step_is_enough(models, real, tmp_path):
+    """An LCM runs all of `steps`: one, where a share of 0.8 of it would be none."""
+    given = ["--model", models / "lcm", *FEW, "--steps", "1", "--method", "sdedit"]
+    assert run("generate", real, "--out", tmp_path / "out", *given) == 0 and len(lines(tmp_path / "out")) == 18

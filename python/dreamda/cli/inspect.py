@@ -31,7 +31,7 @@ def inspect(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """What a model consists of, and what an image of it costs here: time and memory, measured by running two steps.
+    """What a model consists of, and what an image of it costs here: time and memory, measured by running a few steps.
 
     Takes the options of dreamda generate that decide an image, and says what an image costs with them.
     """

@@ -121,6 +121,11 @@ class Schedule:
         """Whether the model was distilled for few steps."""
         return self.name in CONSISTENCY
 
+    @property
+    def most_steps(self) -> int:
+        """How many steps there can be."""
+        return self._original_steps if self.name in CONSISTENCY else self.num_train_timesteps
+
     def alpha(self, t: int) -> float:
         """Cumulative alpha product at t; the configured final value below 0."""
         return float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha
@@ -157,7 +162,7 @@ class Schedule:
         if not 1 <= steps <= n:
             raise too_many
         if self.name in CONSISTENCY:
-            origin, stride = self._original_steps, n // self._original_steps
+            origin, stride = self.most_steps, n // self.most_steps
             if steps > origin:
                 raise ParameterError(
                     "steps",

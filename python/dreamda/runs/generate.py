@@ -369,7 +369,7 @@ def variants_a_visit(settings: GenerationOptions) -> int:
     """
     if settings.diverse:
         return settings.variants
-    steps = int(settings.steps * settings.strength)
+    steps = max(1, int(settings.steps * settings.strength))  # an LCM runs all of `steps`: one at least
     own_source = settings.method == "cycle" and not settings.share_source
     once = ROWS_OF_A_VISIT + (steps if settings.share_source or settings.method == "asymmetric" else 0)
     each = steps * (1 + (settings.guidance_scale != 1) + own_source)

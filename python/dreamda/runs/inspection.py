@@ -173,7 +173,7 @@ FEW_STEPS = 4  # of a model distilled for few, where nothing else is asked for
 def describe_model(pipe: Pipeline,
                    progress: Callable[[str], None] = lambda text: None,
                    **given: Any) -> dict[str, Any]:
-    """What a model consists of, and what an image of it costs on this machine, measured by running two steps of it.
+    """What a model consists of, and what an image of it costs on this machine, measured by running a few steps of it.
 
     Parameters
     ----------
@@ -191,6 +191,7 @@ def describe_model(pipe: Pipeline,
         ``seconds_per_image``, ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.lanes import group_size, is_small
+    from .generate import variants_a_visit
 
     options = GenerationOptions(**({"steps": FEW_STEPS} if pipe.schedule.few_steps else {}) | given)
     h, w = (side // pipe.vae.factor for side in pipe.size)
@@ -204,30 +205,48 @@ def describe_model(pipe: Pipeline,
         "v_prediction" if pipe.schedule.v_prediction else "epsilon", "model_sha256": pipe.fingerprint, "parts": parts
     }
 
-    steps, guided = len(pipe.schedule.steps(options.steps, options.strength, options.eta)), not pipe.unet.takes_guidance
-    target = 1 + (guided and options.guidance_scale not in (0, 1))
-    source = 1 + (guided and options.source_prompt != "" and options.source_guidance_scale not in (0, 1))
     shared = options.share_source or options.method == "asymmetric"
-    each = target + {"cycle": source, "asymmetric": 1, "sdedit": 0
-                     }[options.method] / (options.variants if shared else 1)
-    rows = target + (source if options.method == "cycle" and not shared else 0)
-    variants = group_size(rows, h, w) * (pipe.threads if is_small(h, w) else 1)  # what fills the machine
-    image = np.random.default_rng(0).integers(0, 256, (1, *pipe.size, 3), np.uint8)
+    visit = variants_a_visit(options)  # variants that share what is made once a real image
+    small = is_small(h, w)
+    images = group_size(1, h, w) * pipe.threads if small else 1  # what fills the machine
+    pixels = np.random.default_rng(0).integers(0, 256, (images, *pipe.size, 3), np.uint8)
+    few, many = 1, min(16 if small else 2, pipe.schedule.most_steps)
 
-    def seconds(of_steps: int) -> float:
+    def rows(of: GenerationOptions) -> tuple[int, int]:
+        """U-Net rows that the variants of an image share, and those that each has."""
+        steps = pipe.schedule.steps(of.steps, of.strength, of.eta)
+        asks = not pipe.unet.takes_guidance  # for a row without the prompt, where the guidance is neither 0 nor 1
+        guided = sum(asks and of.guidance_scale not in (0, 1) and of.guidance_low <= s.t /
+                     pipe.schedule.num_train_timesteps < of.guidance_high for s in steps)
+        source = {"cycle": 1 + (asks and of.source_prompt != "" and of.source_guidance_scale not in (0, 1)),
+                  "asymmetric": 1, "sdedit": 0}[of.method] * len(steps)
+        return (source, len(steps) + guided) if shared else (0, source + len(steps) + guided)
+
+    def seconds(steps: int, variants: int = 1) -> tuple[float, int]:
+        """Of a call, for each of `images`, and its U-Net rows."""
+        given = replace(options, variants=variants, steps=steps, strength=1.0)
         begun = time.monotonic()
-        pipe.augment(image, ["a photo"], **asdict(replace(options, variants=variants, steps=of_steps, strength=1.0)))
-        return time.monotonic() - begun
+        pipe.augment(pixels, "a photo", keys=range(images), **asdict(given))
+        once, each = rows(given)
+        return (time.monotonic() - begun) / images, once + variants * each
 
     progress("preparing the model")
-    seconds(1)
-    progress("measuring one step")
-    one = seconds(1)
-    progress("measuring two steps")
-    step = max(seconds(2) - one, 1e-9)
+    seconds(few)
+    progress("measuring the shortest image")
+    short, short_rows = seconds(few)
+    progress("measuring more steps")
+    long, long_rows = seconds(many)
+    row = max(long - short, 1e-9) / max(long_rows - short_rows, 1)
+    progress("measuring two variants")
+    two, two_rows = seconds(few, variants=2)
+    decoding = min(max(two - short - (two_rows - short_rows) * row, 0.0), max(short - short_rows * row, 0.0))
+    once_an_image = max(short - short_rows * row - decoding, 0.0)
+    once, each = rows(options)
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return about | {
-        "steps_run": steps, "rows_per_image": round(
-            each * steps), "seconds_per_row": step / variants / each, "seconds_per_image":
-        (max(one - step, 0.0) + steps * step) / variants, "peak_memory_bytes": int(memory[1]) * 1024 if memory else None
+        "steps_run": len(pipe.schedule.steps(options.steps, options.strength, options.eta)),
+        "rows_per_image": round(each + once / visit),
+        "seconds_per_row": row,
+        "seconds_per_image": (once_an_image + once * row) / visit + each * row + decoding,
+        "peak_memory_bytes": int(memory[1]) * 1024 if memory else None
     }
