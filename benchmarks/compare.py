@@ -2,11 +2,12 @@
 
     python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
     python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15] [--variants K] [--steps N]
+    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK --model sd15-lcm [--steps N] [--vae tiny]
     python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
     python benchmarks/compare.py load     --peer-python PEER/bin/python --work WORK        # of the U-Net, to its first result
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
-    python benchmarks/compare.py readme        # writes the newest results into README.md's tables and RESULTS.md
+    python benchmarks/compare.py readme        # writes the newest results into the tables of README.md, RESULTS.md and few_steps.md
 
 `--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one
 has dreamda-c. Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
@@ -135,12 +136,13 @@ def machine() -> dict:
                 date=datetime.date.today().isoformat(), load=round(os.getloadavg()[0], 1))
 
 
-def sd15(arguments) -> str:
-    folder = Path(arguments.work) / "sd15"
+def sd15(arguments, lcm: bool = False) -> str:
+    folder = Path(arguments.work) / ("sd15-lcm" if lcm else "sd15")
     if not (folder / "model_index.json").exists():
         if not arguments.peer_python:
             raise SystemExit(f"{folder} is not there yet: give --peer-python, whose environment makes it")
-        subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), str(folder)], check=True)
+        more = ["--lcm"] if lcm else []
+        subprocess.run([arguments.peer_python, str(HERE / "make_models.py"), str(folder), *more], check=True)
     return str(folder)
 
 
@@ -222,6 +224,40 @@ def generate(arguments) -> list[dict]:
         if not small:
             rows = at_length(rows, shape["steps"], FULL)
         results.append(dict(task="generate", model=arguments.model, dtype=dtype, shape=shape, rows=rows))
+        report(results[-1], arguments.threads)
+    return results
+
+
+SHARED = 10  # variants of an image that share its source
+
+
+def generate_few(arguments) -> list[dict]:
+    """Images of a latent consistency model of Stable Diffusion 1.5's size: seconds an image. The peers make a plain
+    img2img image, and the authors' pipeline one of its 80 steps, from one that is timed."""
+    model, results = sd15(arguments, lcm=True), []
+    tiny = {"vae": f"{model}/taesd"} if arguments.vae == "tiny" else {}
+    network = Path(arguments.work) / "openvino-sd15-lcm" / "unet.xml"
+    shape = dict(images=1, variants=1, steps=arguments.steps or 4, strength=0.8)
+    for dtype in arguments.dtype:
+        job = dict(task="generate", model=model, dtype=dtype, threads=arguments.threads, **shape, **tiny)
+        peer = job | dict(img2img=True)
+        shared = job | dict(variants=SHARED, method="cycle", share_source=True)
+        authors = {name: value for name, value in job.items() if name != "vae"} | dict(steps=1, strength=1.0)
+        engines = [("dreamda-c, sdedit", sys.executable, "engine_ours.py", job | dict(method="sdedit")),
+                   (f"dreamda-c, cycle, share_source, K {SHARED}", sys.executable, "engine_ours.py", shared),
+                   ("diffusers' img2img", arguments.peer_python, "engine_torch.py", peer),
+                   ("diffusers' img2img, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py",
+                    peer | {"network": str(network)}),
+                   (f"authors' pipeline, {FULL} steps", arguments.peer_python, "engine_torch.py", authors)]
+        engines = chosen(arguments, engines)
+        rows = measure(engines, arguments.rounds)
+        for row, (_, _, _, job) in zip(rows, engines):
+            missing = FULL - job["steps"] if row["name"].startswith("authors") else 0
+            row["seconds"] = [(each + missing * (step or 0)) / job["variants"]
+                              for each, step in zip(row["seconds"], row["steps"])]
+        rows = [row | summary(row["name"], row["seconds"], rows[0]["seconds"]) for row in rows]
+        results.append(dict(task="generate", model=arguments.model, vae=arguments.vae, dtype=dtype, shape=shape,
+                            rows=rows))
         report(results[-1], arguments.threads)
     return results
 
@@ -312,6 +348,10 @@ def title(result: dict, threads: int) -> str:
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
+    if "vae" in result:
+        vae = "tiny VAE" if result["vae"] == "tiny" else "its own VAE"
+        return (f"{result['model']}, an image of {shape['steps']} steps, {vae}, {result['dtype']}, "
+                f"{threads} threads: seconds")
     steps = f"{FULL} steps ({shape['steps']} timed)" if shape.get(
         "time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
     return f"{result['model']}, a DreamDA image of {steps}, K {shape['variants']}, {result['dtype']}, {threads} threads: seconds"
@@ -351,6 +391,7 @@ def measured() -> Iterator[tuple[str, dict]]:
 # The README shows these alone: the machine's features contain the first word, the row begins with the second.
 HIGHLIGHTS = (
     ("avx512_bf16", "sd15, a DreamDA image of 80 steps (1 timed), K 10, bf16, 2 threads"),
+    ("amx_bf16", "sd15-lcm, an image of 4 steps, tiny VAE, bf16, 2 threads"),
     ("avx512_bf16", "SD 1.5 U-Net, 2 rows, 64 x 64 latents, bf16"),
     ("avx512_bf16", "SD's VAE, decode 512 px, bf16"),
     ("avx512_bf16", "fashion-mini, a DreamDA image of 16 steps, K 10, bf16, 2 threads"),
@@ -418,6 +459,12 @@ def all_tables() -> str:
     return "\n".join(parts)
 
 
+def few_tables() -> str:
+    """few_steps.md's tables: images of few steps."""
+    return "".join(section(result, f"**{title(result, run['threads'])}**\n") + "\n\n" for _, run in measured()
+                   for result in run["results"] if "vae" in result)
+
+
 def replace_between(file: Path, name: str, text: str) -> None:
     """Put `text` between the file's lines ``<!-- measured: NAME -->`` and ``<!-- end of NAME -->``; SystemExit where it
     has none."""
@@ -435,22 +482,30 @@ def main() -> None:
         replace_between(HERE.parent / "README.md", "speed", highlights_table())
         replace_between(HERE / "RESULTS.md", "summary", summary_table())
         replace_between(HERE / "RESULTS.md", "results", all_tables())
+        replace_between(HERE.parent / "python/docs/few_steps.md", "few", few_tables())
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["unet", "generate", "parts", "train", "load", "scale"])
     parser.add_argument("--peer-python", help="not needed by scale")
     parser.add_argument("--work", required=True, help="where large models are made and kept")
     parser.add_argument("--dtype", nargs="+", default=["bf16", "f32"], choices=["bf16", "f32"])
-    parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15"])
+    parser.add_argument("--model", default="fashion-mini", choices=["fashion-mini", "sd15", "sd15-lcm"])
+    parser.add_argument("--vae", default="own", choices=["own", "tiny"],
+                        help="of generate with sd15-lcm: tiny has TAESD's shape")
     parser.add_argument("--variants",
                         type=int,
                         help="of generate: K images of one (fashion-mini 10, sd15 2); names the result file too")
-    parser.add_argument("--steps", type=int, help="of generate: steps of fashion-mini (20), timed steps of sd15 (3)")
+    parser.add_argument("--steps",
+                        type=int,
+                        help="of generate: steps of fashion-mini (20) and sd15-lcm (4), timed steps of sd15 (3)")
     parser.add_argument("--skip",
                         nargs="+",
                         default=[],
                         metavar="WORD",
                         help="leave out the engines with such a word in their name")
+    parser.add_argument("--add",
+                        action="store_true",
+                        help="keep the rows of the result file; add those of the engines that it lacks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results",
@@ -464,14 +519,28 @@ def main() -> None:
     if not arguments.peer_python and arguments.task != "scale":
         parser.error("--peer-python is missing; name the interpreter of the peers' environment")
     about = machine()  # before the load is our own
-    results = {"unet": unet, "generate": generate, "parts": parts, "train": train, "load": load, "scale":
+    results = {"unet": unet, "generate": generate_few if arguments.model == "sd15-lcm" else generate, "parts": parts, "train": train, "load": load, "scale":
                scale}[arguments.task](arguments)
     (RESULTS / arguments.results).mkdir(parents=True, exist_ok=True)
     name = arguments.task
     if name == "generate":
         name += f"-{arguments.model}" + (f"-k{arguments.variants}" if arguments.variants else "")
-    (RESULTS / arguments.results / f"{name}.json"
-     ).write_text(json.dumps(dict(machine=about, threads=arguments.threads, results=results), indent=1) + "\n")
+        name += "-tiny" if arguments.vae == "tiny" else ""
+    file = RESULTS / arguments.results / f"{name}.json"
+    run = dict(machine=about, threads=arguments.threads, results=results)
+    if arguments.add and file.is_file():
+        run = added(json.loads(file.read_text()), results)
+    file.write_text(json.dumps(run, indent=1) + "\n")
+
+
+def added(run: dict, results: list[dict]) -> dict:
+    """A result file with the rows of those engines that it lacks; their ratios are to ours as it ran beside them."""
+    for there, more in zip(run["results"], results, strict=True):
+        if title(there, 0) != title(more, 0):
+            raise SystemExit(f"the result file holds {title(there, 0)!r}, not {title(more, 0)!r}; leave --add off")
+        known = {row["name"] for row in there["rows"]}
+        there["rows"] += [row for row in more["rows"] if row["name"] not in known]
+    return run
 
 
 if __name__ == "__main__":

@@ -16,9 +16,33 @@ def load(job):
         inputs = [rng.standard_normal((job["rows"], 4, 64, 64), dtype=np.float32), np.array(500, np.int64),
                   rng.standard_normal((job["rows"], 77, 768), dtype=np.float32)]
         return lambda: request.infer(inputs), label
+    if job["task"] == "generate" and job.get("img2img"):
+        return img2img(job, request), f"{label}; diffusers' LCM img2img on PyTorch for all but the U-Net"
     if job["task"] == "generate":
         return authors(job, request, rng), f"{label}; PyTorch for all but the U-Net"
     raise ValueError(f"unknown task {job['task']!r}")
+
+
+def img2img(job, request):
+    """diffusers' img2img of a latent consistency model with its U-Net in OpenVINO."""
+    import engine_torch
+    import torch
+    from diffusers import UNet2DConditionModel
+    from diffusers.configuration_utils import FrozenDict
+
+    torch.set_num_threads(job["threads"])
+    torch.set_grad_enabled(False)
+
+    class Network(torch.nn.Module):
+        config = FrozenDict(UNet2DConditionModel.load_config(f"{job['model']}/unet"))
+        dtype, device = engine_torch.DTYPES[job["dtype"]], torch.device("cpu")
+
+        def forward(self, sample, timestep, timestep_cond, encoder_hidden_states, **_):
+            inputs = [sample, timestep, encoder_hidden_states, timestep_cond]
+            outputs = request.infer([x.float().numpy() if x.is_floating_point() else x.numpy() for x in inputs])
+            return [torch.from_numpy(outputs[0].copy()).to(self.dtype)]
+
+    return engine_torch.img2img(job, Network())
 
 
 def authors(job, request, rng):

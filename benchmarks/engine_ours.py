@@ -37,12 +37,9 @@ def load(job):
                                            ), label
     if job["task"] == "generate":
         size = (job["size"], job["size"]) if job.get("size") else None
-        pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size)
+        pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size, job.get("vae"))
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
-        options = dict(variants=job["variants"],
-                       steps=job["steps"],
-                       strength=job["strength"],
-                       share_source=job["share_source"])
+        options = {name: job[name] for name in ("variants", "steps", "strength", "share_source", "method") if name in job}
 
         calls = timed_calls(pipe.unet) if job.get("time_steps") else {}
 

@@ -43,9 +43,46 @@ def load(job):
         q, k, v = (torch.randn(job["rows"], job["heads"], job["tokens"], job["width"]).to(DTYPES[job["dtype"]])
                    for _ in range(3))
         return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v), label
+    if job["task"] == "generate" and job.get("img2img"):
+        return img2img(job), f"{label}, diffusers' LCM img2img"
     if job["task"] == "generate":
         return authors(job), f"{label}, the authors' recursion"
     raise ValueError(f"unknown task {job['task']!r}")
+
+
+def img2img(job, unet=None):
+    """diffusers' img2img of a latent consistency model; `unet` stands in for the U-Net."""
+    from diffusers import (AutoencoderKL, AutoencoderTiny, LatentConsistencyModelImg2ImgPipeline, LCMScheduler,
+                           UNet2DConditionModel)
+    from PIL import Image
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder, dtype = job["model"], DTYPES[job["dtype"]]
+    vae = AutoencoderTiny.from_pretrained(job["vae"], torch_dtype=dtype) if job.get(
+        "vae") else AutoencoderKL.from_pretrained(f"{folder}/vae", torch_dtype=dtype)
+    if unet is None:
+        unet = UNet2DConditionModel.from_pretrained(f"{folder}/unet",
+                                                    torch_dtype=dtype).to(memory_format=torch.channels_last)
+    pipe = LatentConsistencyModelImg2ImgPipeline(
+        vae=vae.to(memory_format=torch.channels_last),
+        text_encoder=CLIPTextModel.from_pretrained(f"{folder}/text_encoder", torch_dtype=dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(f"{folder}/tokenizer"),
+        unet=unet,
+        scheduler=LCMScheduler.from_pretrained(f"{folder}/scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    size = unet.config.sample_size * pipe.vae_scale_factor
+    pixels = np.random.default_rng(0).integers(0, 256, (job["images"], size, size, 3), dtype=np.uint8)
+    options = dict(num_inference_steps=job["steps"], strength=job["strength"], guidance_scale=7.5, output_type="np")
+
+    def run():
+        for image in pixels:
+            for _ in range(job["variants"]):
+                pipe("a photo of a coat", image=Image.fromarray(image), **options)
+
+    return run
 
 
 def authors(job, predict=None):

@@ -2,13 +2,15 @@
 peers' environment.
 
     PEER/bin/python benchmarks/make_models.py OUT
+    PEER/bin/python benchmarks/make_models.py OUT --lcm                  # a latent consistency model, and TAESD's shape
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml             # the U-Net of MODEL for OpenVINO, 2 rows
     PEER/bin/python benchmarks/make_models.py MODEL FILE.onnx            # for ONNX Runtime; weights beside it
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml --step      # for a whole DreamDA step: 4 rows, noise
 
 OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L text encoder; the tokenizer is
-fashion-mini's, padded to 77 tokens (speed does not depend on its words). Exported networks have static shapes and
-float32 weights.
+fashion-mini's, padded to 77 tokens (speed does not depend on its words). With --lcm the U-Net takes the guidance as an
+input (256 numbers, as LCM_Dreamshaper_v7's), the weights are float16, and OUT/taesd is an AutoencoderTiny. Exported
+networks have static shapes and float32 weights; the U-Net of a latent consistency model has 1 row.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, LCMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 BUNDLED = Path(__file__).parents[1] / "python/dreamda/bundled/fashion-mini"
@@ -36,32 +38,41 @@ VAE = dict(
     up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=512, scaling_factor=0.18215,
 )
 TOKENS = 77
+GUIDANCE = 256  # numbers that tell a latent consistency model its guidance
 
 
-def make(out: Path) -> None:
+def make(out: Path, lcm: bool) -> None:
     if (out / "model_index.json").exists():
         return
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
-    unet = UNet2DConditionModel(**UNET).eval()
-    unet.save_pretrained(out / "unet")
-    AutoencoderKL(**VAE).save_pretrained(out / "vae")
+    dtype = torch.float16 if lcm else torch.float32
+    unet = UNet2DConditionModel(**UNET, time_cond_proj_dim=GUIDANCE if lcm else None).eval()
+    unet.to(dtype).save_pretrained(out / "unet")
+    AutoencoderKL(**VAE).to(dtype).save_pretrained(out / "vae")
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    CLIPTextModel(text).save_pretrained(out / "text_encoder")
-    DDIMScheduler(beta_start=0.00085,
-                  beta_end=0.012,
-                  beta_schedule="scaled_linear",
-                  clip_sample=False,
-                  set_alpha_to_one=False,
-                  steps_offset=1).save_pretrained(out / "scheduler")
+    CLIPTextModel(text).to(dtype).save_pretrained(out / "text_encoder")
+    if lcm:
+        AutoencoderTiny().save_pretrained(out / "taesd")
+    scheduler = LCMScheduler if lcm else DDIMScheduler
+    scheduler(beta_start=0.00085,
+              beta_end=0.012,
+              beta_schedule="scaled_linear",
+              clip_sample=False,
+              set_alpha_to_one=False,
+              steps_offset=1).save_pretrained(out / "scheduler")
     shutil.copytree(BUNDLED / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     config = json.loads((out / "tokenizer/tokenizer_config.json").read_text()) | {"model_max_length": TOKENS}
     (out / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
-    shutil.copy(BUNDLED / "model_index.json", out / "model_index.json")
+    index = json.loads((BUNDLED / "model_index.json").read_text())
+    if lcm:
+        index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (out / "model_index.json").write_text(json.dumps(index))
 
 
 def export(folder: Path, file: Path, step: bool) -> None:
-    """The U-Net at its static shape; for a `step`, noise for the mid block's output is one more input."""
+    """The U-Net at its static shape; for a `step`, noise for the mid block's output is one more input, and for a latent
+    consistency model the guidance is."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
 
     class Plain(torch.nn.Module):
@@ -69,11 +80,12 @@ def export(folder: Path, file: Path, step: bool) -> None:
             super().__init__()
             self.unet, self.noise = unet, None
 
-        def forward(self, sample, timestep, context, noise=None):
-            self.noise = noise
-            return self.unet(sample, timestep, context, return_dict=False)[0]
+        def forward(self, sample, timestep, context, more=None):
+            self.noise, guidance = (None, more) if unet.config.time_cond_proj_dim else (more, None)
+            return self.unet(sample, timestep, context, timestep_cond=guidance, return_dict=False)[0]
 
-    plain, config, rows = Plain(), unet.config, 4 if step else 2
+    plain, config = Plain(), unet.config
+    rows = 1 if config.time_cond_proj_dim else 4 if step else 2
     size, levels = config.sample_size, len(config.block_out_channels)
     tokens = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())["model_max_length"]
     example = [
@@ -81,7 +93,9 @@ def export(folder: Path, file: Path, step: bool) -> None:
         torch.tensor(500),
         torch.randn(rows, tokens, config.cross_attention_dim)
     ]
-    if step:
+    if config.time_cond_proj_dim:
+        example.append(torch.randn(rows, config.time_cond_proj_dim))
+    elif step:
         example.append(torch.randn(rows, config.block_out_channels[-1], size >> (levels - 1), size >> (levels - 1)))
         unet.mid_block.register_forward_hook(lambda module, given, output: output + plain.noise)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +120,9 @@ if __name__ == "__main__":
     parser.add_argument("model", type=Path)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--step", action="store_true")
+    parser.add_argument("--lcm", action="store_true")
     arguments = parser.parse_args()
     if arguments.file:
         export(arguments.model, arguments.file, arguments.step)
     else:
-        make(arguments.model)
+        make(arguments.model, arguments.lcm)
