@@ -565,6 +565,78 @@ def test_labels_of_real_images_that_contradict_their_folders_are_refused(tmp_pat
         labelled.scan_real(root)
 
 
+def wide(data):
+    """The images of the data sets, half as high."""
+    for path in [path for part in ("real", "synthetic", "test") for path in (data / part).rglob("*.png")]:
+        Image.fromarray(np.asarray(Image.open(path))[4:12]).save(path)
+    return data
+
+
+def test_the_fit_is_said_recorded_and_followed_by_evaluate_and_predict(data, capsys):
+    told = {}
+    for fit, word in (("crop", "cropped"), ("pad", "padded"), ("squash", "squashed")):
+        assert short(wide(data) if fit == "crop" else data, fit, "--test", data / "test", "--size", "16", "--fit", fit) == 0
+        assert f"aspect ratio: 30 real images have another and are {word} (--fit {fit})" in capsys.readouterr().err
+        assert json.loads((data / fit / "run.json").read_text())["image_fit"] == fit
+        assert saved.TrainedModel.load(data / fit / "model.safetensors").fit == fit
+        assert run("evaluate", data / fit, data / "test", "--out", data / f"{fit}-again") == 0
+        assert (data / f"{fit}-again/metrics.json").read_bytes() == (data / fit / "metrics.json").read_bytes()
+        capsys.readouterr()
+        model = saved.TrainedModel.load(data / fit / "model.safetensors")
+        path = data / "test/bag" / sorted(os.listdir(data / "test/bag"))[0]
+        assert run("predict", data / fit, path) == 0
+        told[fit] = list(json.loads(capsys.readouterr().out)["probabilities"].values())
+        image = np.asarray(Image.open(path))
+        np.testing.assert_allclose(told[fit], model.predict_proba([image])[0], atol=1e-6)
+        box = (4, 0, 12, 8) if fit == "crop" else (0, 0, 16, 8)
+        shown = (np.pad(image, ((4, 4), (0, 0), (0, 0)), "symmetric") if fit == "pad" else
+                 np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR, box=box)))
+        np.testing.assert_allclose(told[fit], model.predict_proba([shown])[0], atol=1e-5)
+    assert short(data, "crop", "--size", "16", "--fit", "pad", "--test", data / "test") == 2
+    assert "another --fit: 'crop', now 'pad'" in capsys.readouterr().err
+
+
+def test_models_and_runs_from_before_there_was_a_fit(data, capsys):
+    """Small images were squashed for testing, large ones cropped."""
+    assert short(data, "out") == 0
+    arrays, about = saved.load_arrays(data / "out/model.safetensors", "model")
+    for size, fit in ((16, "squash"), (96, "crop")):
+        old = {k: v for k, v in about.items() if k != "fit"} | {"size": [size, size]}
+        saved.save_arrays(data / "old.safetensors", arrays, old)
+        assert saved.TrainedModel.load(data / "old.safetensors").fit == fit
+    saved.save_arrays(data / "old.safetensors", arrays, about | {"fit": "stretch"})
+    with pytest.raises(ValueError, match="its 'fit' is missing or not possible"):
+        saved.TrainedModel.load(data / "old.safetensors")
+    for size, code in (("16", 2), ("96", 0)):
+        assert short(data, size, "--size", size) == 0
+        path = data / size / "run.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "image_fit"}))
+        capsys.readouterr()
+        assert short(data, size, "--size", size) == code
+        assert ("squashed small images for testing" in capsys.readouterr().err) == (code == 2)
+
+
+def test_the_words_of_classes_json_are_shown_and_saved(data, capsys):
+    (data / "real/classes.json").write_text('{"bag": "leather bag"}')
+    assert short(data, "out", "--test", data / "test") == 0
+    assert "leather bag " in capsys.readouterr().out
+    model = saved.TrainedModel.load(data / "out/model.safetensors")
+    assert model.classes == list(NAMES) and model.words == {"bag": "leather bag", "coat": "coat", "shirt": "shirt"}
+    rows = json.loads((data / "out/metrics.json").read_text())["per_class"]
+    assert [(row["class"], row.get("name")) for row in rows] == [("bag", "leather bag"), ("coat", None), ("shirt", None)]
+    assert run("evaluate", data / "out", data / "test") == 0
+    assert "leather bag " in capsys.readouterr().out
+    assert run("predict", data / "out", data / "test/bag") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(row["label"], row["name"]) for row in rows} <= {("bag", "leather bag"), ("coat", "coat"), ("shirt", "shirt")}
+    (data / "real/classes.json").write_text('{"bag": "handbag"}')
+    assert short(data, "out", "--test", data / "test") == 2
+    assert "another classes.json in REAL: " in capsys.readouterr().err
+    (data / "real/classes.json").write_text('{"hat": "bonnet"}')
+    assert short(data, "new") == 2
+    assert "names 'hat', which is no class folder" in capsys.readouterr().err
+
+
 def test_images_that_metadata_does_not_list_are_named(data, capsys):
     assert train(data) == 0
     names = sorted(str(path.relative_to(data / "test")) for path in (data / "test").rglob("*.png"))

@@ -125,6 +125,37 @@ def test_plain_view_is_the_image_or_its_centre():
     assert centre[1].min() == pytest.approx(16, abs=1) and centre[1].max() == pytest.approx(239, abs=1)
 
 
+# How, and the image's shape: what a pixel to the right is, in pixels down, in the centre of the view; and whether all
+# of the image is seen.
+@pytest.mark.parametrize("size", [(32, 32), (96, 96)], ids=["small", "large"])
+@pytest.mark.parametrize("how, shape, ratio, whole", [
+    ("crop", (60, 120), 1, False), ("crop", (120, 60), 1, False), ("pad", (60, 120), 1, True),
+    ("pad", (120, 60), 1, True), ("squash", (60, 120), 2, True), ("squash", (120, 60), 0.5, True),
+    ("crop", (90, 90), 1, True), ("pad", (90, 90), 1, True), ("squash", (90, 90), 1, True)])
+def test_images_of_another_aspect_ratio(size, how, shape, ratio, whole):
+    y, x = np.mgrid[0: shape[0], 0: shape[1]]
+    image = np.stack([2 * x, 2 * y, 0 * x], axis=-1).astype(np.uint8)
+    views = make(size, how=how, crop_scale=(0.3, 0.3), flip=False)
+    view = views.plain(image) * 255
+    middle = slice(size[0] // 2 - 4, size[0] // 2 + 4)
+    across, down = (np.diff(view[c, middle, middle], axis=1 - c).mean() for c in (0, 1))
+    assert across / down == pytest.approx(ratio, rel=0.05)
+    seen = np.ptp(view[0]) / np.ptp(image[..., 0]), np.ptp(view[1]) / np.ptp(image[..., 1])
+    assert (min(seen) > (0.9 if size == (32, 32) else 0.8)) == whole
+    trained = [np.diff(views.weak(image, 0, i)[c] * 255, axis=1 - c) for i in range(40) for c in (0, 1)]
+    ratios = [np.mean(np.abs(a)) / np.mean(np.abs(b)) for a, b in zip(trained[::2], trained[1::2])]
+    assert np.median(ratios) == pytest.approx(ratio, rel=0.34)     # random crops change it by up to a third
+
+
+def test_views_of_the_same_aspect_ratio_do_not_depend_on_it():
+    photo = RNG.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for size in ((30, 40), (93, 124)):
+        crop, pad, squash = (make(size, how=how) for how in ("crop", "pad", "squash"))
+        for view in (lambda views: views.plain(photo), lambda views: views.strong(photo, 1, 2)):
+            np.testing.assert_array_equal(view(crop), view(pad))
+            np.testing.assert_array_equal(view(crop), view(squash))
+
+
 @pytest.mark.parametrize("side", [224, 225, 300, 448])
 def test_the_centre_is_cropped_whatever_the_size_of_the_image(side):
     """Also where the image has the very size of the views: it is shown as large as any other."""

@@ -141,7 +141,10 @@ def predict(
     workers: Workers = 2,
     debug: Debug = False,
 ) -> int:
-    """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each."""
+    """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each.
+
+    A model whose data set had a classes.json adds "name", the words for the label.
+    """
     from ..data.files import BrokenImageError, is_utf8
     from ..data.folders import list_images
     from ..data.images import FORMATS
@@ -176,11 +179,13 @@ def predict(
             continue
         rows = trained.predict_proba(list(good.values()), dtype=dtype, threads=threads or None, workers=workers)
         for index, row in zip(good, rows, strict=True):
+            label = str(trained.classes[int(row.argmax())])
             probabilities = {str(name): round(float(p), 6) for name, p in zip(trained.classes, row, strict=True)}
             lines.append(
                 json.dumps(
                     {
-                        "file_name": str(files.paths[index]), "label": str(trained.classes[int(row.argmax())]),
+                        "file_name": str(files.paths[index]), "label": label, **({"name": trained.words[label]}
+                                                                                 if label in trained.words else {}),
                         "probability": float(row.max()), "probabilities": probabilities
                     },
                     ensure_ascii=False))

@@ -21,6 +21,7 @@ from ..data.files import BrokenImageError, LostImageError, read_bounded
 from ..data.folders import ImageFolder, shown
 from ..data.images import decode_image
 from ..data.metadata import check_labels, metadata_files, read_rows, rows_of_images
+from ..data.prompts import CLASSES_FILE, class_names
 from ..text import counted, in_brackets
 from ..training.views import reduce
 
@@ -44,6 +45,8 @@ class LabelledFolder:
         Of each synthetic image: the file that it was made from, relative to the real images, and that file's SHA-256.
     ignored : list of (str, str)
         Files that look like data and are not read, each with the reason.
+    words : dict of str to str
+        What the classes are called where people read them, if the data set's ``classes.json`` says so.
     """
 
     root: Path
@@ -53,6 +56,7 @@ class LabelledFolder:
     truth: NDArray[np.int64] | None = None
     seeds: list[tuple[str | None, str | None]] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         about = f"{str(self.root)!r}: {counted(len(self.paths), 'image')} of {counted(len(self.classes), 'class')}"
@@ -81,7 +85,7 @@ class LabelledFolder:
         chosen = which.tolist()
         return LabelledFolder(self.root, [self.paths[i] for i in chosen], self.labels[which], self.classes,
                               self.truth[which] if self.truth is not None else None,
-                              [self.seeds[i] for i in chosen] if self.seeds else [], self.ignored)
+                              [self.seeds[i] for i in chosen] if self.seeds else [], self.ignored, self.words)
 
 
 def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
@@ -90,7 +94,8 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
     Raises
     ------
     ValueError
-        Fewer than 2 classes, a class without images, or labels in a metadata file that contradict the class folders.
+        Fewer than 2 classes, a class without images, labels in a metadata file that contradict the class folders, or
+        a damaged ``classes.json``.
     """
     folder = ImageFolder.scan(root)
     there = {image.label for image in folder.images}
@@ -100,7 +105,10 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
     if len(folder.classes) < 2:
         raise ValueError(f"{root} has 1 class ({folder.classes[0]!r}); a classifier needs 2 or more")
     check_labels(folder)
-    return _from_folders(folder, list(folder.classes), str(root))
+    found = _from_folders(folder, list(folder.classes), str(root))
+    if (folder.root / CLASSES_FILE).exists():
+        found.words = class_names(folder)
+    return found
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
@@ -197,6 +205,7 @@ class FolderImages:
         self._cache: dict[int, NDArray[np.uint8]] = {}
         self._cached = 0
         self.hashes: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -232,7 +241,7 @@ class FolderImages:
             return list(pool.map(load, indices))
 
     def read_all(self, workers: int = 2) -> list[tuple[int, str]]:
-        """Decode every image once: fill the cache and `hashes`, and leave out the images that cannot be read.
+        """Decode every image once: fill the cache, `hashes` and `sizes` (height, width, as kept), and leave out the images that cannot be read.
 
         Returns
         -------
@@ -253,6 +262,7 @@ class FolderImages:
                     self._cached += pixels.nbytes
                 kept.append(self.paths[index])
                 self.hashes.append(digest)
+                self.sizes.append(pixels.shape[:2])
         self.paths = kept
         return broken
 

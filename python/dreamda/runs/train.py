@@ -38,13 +38,15 @@ from ..training.recipe import Recipe, natural_size
 from ..training.saved import TrainedModel, load_arrays, save_arrays
 from ..training.setup import Setup
 from ..training.stages import DivergenceError, Event, Training, describe
-from ..training.views import is_grey
+from ..training.views import SMALL, is_grey
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences, environment
 from .labelled import FolderImages, LabelledFolder, dimensions, read_folder, scan_labelled, scan_real
 
 FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png",
          "curves.png")
+
+SAME_ASPECT = 0.02  # aspect ratios that differ by less are the same to people
 
 Paths = str | os.PathLike[str]
 
@@ -219,8 +221,8 @@ class _Run:
             "format": 2, "dreamda": __version__, "classes": real.classes, "real": real.digest(self.images.hashes),
             "synthetic": synthetic.digest(self.made.hashes) if synthetic else None, **asdict(recipe),
             **self.setup.resolved(), "dtype": self.dtype, "pretrained":
-            digest_of_file(recipe.pretrained) if recipe.pretrained else None, "threads": self.threads, "environment":
-            environment()
+            digest_of_file(recipe.pretrained) if recipe.pretrained else None, "words": real.words or
+            None, "threads": self.threads, "environment": environment()
         }
         _check_same(self.out, self.identity)
         made = synthetic.subset(self.used) if synthetic else None
@@ -247,6 +249,10 @@ class _Run:
         if skipped := len(self._skipped()):
             lines.append(f"skipped: {skipped} file{'s' * (skipped > 1)}, named at the end")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
+        target = setup.size[0] / setup.size[1]
+        if others := sum(abs(height / width / target - 1) > SAME_ASPECT for height, width in self.images.sizes):
+            done = {"crop": "cropped", "pad": "padded", "squash": "squashed"}[recipe.image_fit]
+            lines.append(f"aspect ratio: {others} real images have another and are {done} (`image_fit={recipe.image_fit}`)")
         parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (
             training.network.backbone.features + 1) * len(self.real.classes)
         lines.append(
@@ -322,6 +328,8 @@ class _Run:
         training, recipe = self.training, self.recipe
         if best or training.best is None:
             about: dict[str, Any] = {"epoch": training.epoch, "seed": recipe.random_state, "method": recipe.method}
+            if self.real.words:
+                about["words"] = self.real.words
             if not best and training.epoch < recipe.epochs:
                 about["stopped_in_epoch"] = training.epoch + 1
             self.setup.model(training.network, self.real.classes, about=about,
@@ -343,7 +351,7 @@ class _Run:
             model = TrainedModel.load(self.folder.path("model.safetensors"))
             report.metrics = evaluate_predictions(
                 model.predict_proba(self.tested, dtype=self.dtype, threads=self.threads, workers=self.workers),
-                self.test.labels, self.real.classes)
+                self.test.labels, self.real.classes, model.words)
             self.folder.replace("metrics.json",
                                 (json.dumps(report.metrics.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
         report.notes += self.folder.pictures(report.events, report.metrics)
@@ -370,7 +378,7 @@ def evaluate_dataset(model: TrainedModel,
     """
     folder, images = read_folder(scan_labelled(data, [str(c) for c in model.classes], "DATA"), model.size, workers)
     metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers),
-                                   folder.labels, model.classes)
+                                   folder.labels, model.classes, model.words)
     return metrics, folder.ignored
 
 
@@ -426,7 +434,13 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         there = {}
     if "epochs" not in there:
         raise ParameterError("out", f"{path} is not a run of dreamda train; give another folder")
+    if "image_fit" not in there and max(identity["image_size"]) > SMALL:
+        there["image_fit"] = "crop"  # as large images were treated before there was the option
     for name, value in identity.items():
+        if name == "image_fit" and name not in there:
+            raise ParameterError(
+                "out", f"{out} holds a run begun by an earlier version, which squashed small images for testing, and so "
+                "cannot be resumed; give another folder")
         if name == "threads" and there.get(name, value) != value:
             raise ParameterError(
                 "out",
@@ -443,7 +457,8 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 _NAMES = {
     "real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda":
-    "version of dreamda", "format": "format of run.json", "pretrained": "`pretrained` file"
+    "version of dreamda", "format": "format of run.json", "pretrained": "`pretrained` file", "words":
+    "classes.json in REAL"
 }
 
 

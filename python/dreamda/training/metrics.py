@@ -7,7 +7,7 @@ plot).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class Metrics:
         0 where undefined.
     support : int64 (C,)
         Images of each class.
+    names : list of str
+        What the classes are called in tables and pictures.
     """
 
     classes: list[str]
@@ -50,6 +52,7 @@ class Metrics:
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
     support: NDArray[np.int64]
+    names: list[str]
 
     def __repr__(self) -> str:
         auc = f", AUC {self.auc:.4f}" if self.auc is not None else ""
@@ -59,8 +62,10 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         per_class = [{
-            "class": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)
-        } for name, p, r, f, n in zip(self.classes, self.precision, self.recall, self.f1, self.support, strict=True)]
+            "class": label, **({"name": name} if name != label else {}), "precision": float(p), "recall": float(r), "f1":
+            float(f), "images": int(n)
+        } for label, name, p, r, f, n in zip(
+            self.classes, self.names, self.precision, self.recall, self.f1, self.support, strict=True)]
         return {
             "images": int(self.support.sum()), "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc,
             "per_class": per_class, "confusion": self.confusion.tolist()
@@ -71,7 +76,7 @@ class Metrics:
         order = [i for i in range(len(self.classes)) if self.support[i] or self.confusion[:, i].any()]
         if len(order) > MANY:
             order = sorted(order, key=lambda i: (self.f1[i], i))[:MANY]
-        names = [_line(name) for name in self.classes]
+        names = [_line(name) for name in self.names]
         width = max([len(names[i]) for i in order] + [5])
         lines = [f"{'class':{width}}  precision  recall     F1  images"]
         lines += [
@@ -83,7 +88,8 @@ class Metrics:
         return "\n".join([*lines, f"{total}, {self.support.sum()} images"])
 
 
-def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[Any]) -> Metrics:
+def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[Any],
+                         words: Mapping[str, str] | None = None) -> Metrics:
     """Compare predictions with the truth.
 
     Parameters
@@ -93,6 +99,8 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: S
     labels : int (N,)
         0 to C - 1.
     classes : sequence of C names
+    words : mapping, optional
+        What some of the classes are called in tables and pictures.
     """
     scores, truth = np.asarray(probabilities), np.asarray(labels)
     if scores.ndim != 2 or truth.shape != scores.shape[:1] or scores.shape[1] != len(classes) or not len(truth):
@@ -106,7 +114,7 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: S
     return Metrics([str(c) for c in classes], confusion, float(hits.sum() / len(truth)),
                    float(f1[support + predicted > 0].mean()),
                    _auc(scores[:, 1], truth) if count == 2 and (support > 0).all() else None, precision, recall, f1,
-                   support)
+                   support, [(words or {}).get(str(c), str(c)) for c in classes])
 
 
 def _auc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
@@ -138,7 +146,7 @@ def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
              ylabel="true",
              title=title or f"accuracy {metrics.accuracy:.1%}, macro-F1 {metrics.macro_f1:.3f}")
     if named:
-        names = [_line(name, 40) for name in metrics.classes]
+        names = [_line(name, 40) for name in metrics.names]
         axes.set_xticks(range(count), names, rotation=90, parse_math=False)
         axes.set_yticks(range(count), names, parse_math=False)
     if count <= 20:

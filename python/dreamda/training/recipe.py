@@ -123,6 +123,12 @@ class Recipe(Options):
         "weak",
         "How labelled images are changed: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).",
         group=VIEWS)
+    image_fit: Literal["crop", "pad", "squash"] = option(
+        "crop",
+        "Images of another aspect ratio than the training's: crop (random crops for training, the centre for testing), pad (keep all, "
+        "and mirror it at the edges), or squash (change the aspect ratio).",
+        group=VIEWS,
+        spelling="--fit")
     mix: Literal["none", "mixup", "cutmix"] = option("none", "Mix pairs of labelled images.", group=VIEWS)
     crop_scale: tuple[float, ...] | None = option(None,
                                                   "Smallest and largest area of random crops, as a share of the image.",

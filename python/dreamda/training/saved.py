@@ -21,7 +21,7 @@ from ..text import counted
 from .backbone import BACKBONES, LARGEST, SMALLEST, FoldedBackbone
 from .batches import Images, ahead
 from .heads import LABELLING
-from .views import Views
+from .views import FITS, SMALL, Views
 
 if TYPE_CHECKING:
     from .stages import Network
@@ -42,6 +42,8 @@ class TrainedModel:
     mean, std : tuples of three floats
         Of the channels, in units of 0 to 1.
     classes : list of str or int
+    fit : {"crop", "pad", "squash"}
+        What happens to images of another aspect ratio; see `dreamda.training.views.Views`.
     weights : dict of str to float32 array
         Named as in torchvision and timm; f5 is ``fc``, so that PyTorch users can load the file into their own ResNet.
     about : dict
@@ -56,6 +58,7 @@ class TrainedModel:
     std: tuple[float, ...]
     classes: list[Any]
     weights: dict[str, NDArray[np.float32]] = field(repr=False)
+    fit: str = "crop"
     about: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -121,7 +124,7 @@ class TrainedModel:
                   workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """The features of one batch after another, with the rows that they are of."""
         batch = max(1, min(batch, BATCH_PIXELS // (self.size[0] * self.size[1])))
-        views = Views(self.size, self.mean, self.std)
+        views = Views(self.size, self.mean, self.std, how=self.fit)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
                 self._engine = None  # frees the memory of the one before
@@ -148,6 +151,12 @@ class TrainedModel:
         about = {k: v for k, v in asdict(self).items() if k != "weights"}
         save_arrays(path, self.weights, {"format": FORMAT, "kind": "model", **about})
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What classes are called where people read them, if the data set's ``classes.json`` says so."""
+        words = self.about.get("words")
+        return {k: v for k, v in words.items() if isinstance(v, str)} if isinstance(words, dict) else {}
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
         """Read what `save` wrote.
@@ -159,13 +168,16 @@ class TrainedModel:
             It is not such a file, or a tensor of it holds NaN or infinite values.
         """
         weights, about = load_arrays(path, "model")
-        known: dict[str, Any] = {k: about.get(k) for k in cls.__dataclass_fields__ if k != "weights"}
+        known: dict[str, Any] = {"fit": "crop"} | {k: about.get(k) for k in cls.__dataclass_fields__
+                                                   if k != "weights" and (k != "fit" or k in about)}
         problem = _misfit(**known)
         head = [weights.get(name, np.empty(0)).shape for name in ("fc.weight", "fc.bias")]
         if problem is None and not (len(head[0]) == 2 and head[1] == head[0][:1] == (len(known["classes"]),)):
             problem = "its head and its classes contradict each other"
         if problem is not None:
             raise ValueError(f"{path} is no model of dreamda train: {problem}")
+        if "fit" not in about and max(known["size"]) <= SMALL:
+            known["fit"] = "squash"  # as was done with small images before a model said so
         for name, array in weights.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(
@@ -174,7 +186,7 @@ class TrainedModel:
         return cls(weights=weights, **known | {k: tuple(known[k]) for k in ("size", "mean", "std")})
 
 
-def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any,
+def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, fit: Any,
             about: Any) -> str | None:
     """What is wrong with the attributes that a file gives a model."""
     def numbers(values: Any, count: int, low: float, kind: Any = (int, float)) -> bool:
@@ -190,7 +202,8 @@ def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any
                 SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean":
         numbers(mean, 3, -LARGEST), "std":
         numbers(std, 3, 1e-9), "about":
-        isinstance(about, dict), "classes":
+        isinstance(about, dict), "fit":
+        isinstance(fit, str) and fit in FITS, "classes":
         isinstance(classes, list) and len({type(c)
                                            for c in classes}) == 1 and isinstance(classes[0], (str, int, float))
     }

@@ -69,7 +69,8 @@ class Setup:
             default = (IMAGENET_MEAN, IMAGENET_STD) if recipe.pretrained is not None else channel_statistics(images)
             mean, std = mean or default[0], std or default[1]
         low_high = (recipe.crop_scale[0], recipe.crop_scale[1]) if recipe.crop_scale else None
-        views = Views(size, mean, std, seed=recipe.random_state, crop_scale=low_high, flip=recipe.flip, grey=grey)
+        views = Views(size, mean, std, seed=recipe.random_state, crop_scale=low_high, flip=recipe.flip,
+                      how=recipe.image_fit, grey=grey)
         return cls(recipe, views.size, stem, recipe.width_for(stem), mean, std, views)
 
     def resolved(self) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class Setup:
                                stem=self.stem,
                                width=self.width,
                                size=self.size,
+                               fit=self.recipe.image_fit,
                                mean=self.mean,
                                std=self.std,
                                classes=classes,

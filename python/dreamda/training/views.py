@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from ..data.images import FITS, fit
+
 WEAK, RANDAUGMENT, STRONG = "weak", "randaugment", "strong"
 KINDS = (WEAK, RANDAUGMENT, STRONG)
 SMALL = 64                             # up to this many pixels an image is "small": milder crops, and no centre crop
@@ -50,6 +52,10 @@ class Views:
         pixels; (0.5, 1) for smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
     flip : bool
         Flip half of the views horizontally. Wrong for chest X-rays, digits and the like.
+    how : {"crop", "pad", "squash"}
+        What happens to images of another aspect ratio than the views'. crop: random crops anywhere for training, the
+        centre for evaluation. pad: the image is continued with its mirror image first. squash: it is brought to the
+        views' aspect ratio first.
     grey : bool
         The images have no colour: RandAugment's Color, which would do nothing, is left out.
     operations, magnitude : int, float
@@ -72,6 +78,7 @@ class Views:
                  stage: int = 0,
                  crop_scale: tuple[float, float] | None = None,
                  flip: bool = True,
+                 how: str = "crop",
                  grey: bool = False,
                  operations: int = 2,
                  magnitude: float = 1.0) -> None:
@@ -79,7 +86,9 @@ class Views:
             crop_scale = (0.5, 1.0) if max(size) <= SMALL else (0.08, 1.0)
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise ValueError(f"crop_scale must be two parts of the area with 0 < low <= high <= 1; it is {crop_scale}")
-        self.size = (int(size[0]), int(size[1]))
+        if how not in FITS:
+            raise ValueError(f"how must be one of {', '.join(FITS)}; it is {how!r}")
+        self.size, self.how = (int(size[0]), int(size[1])), how
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         if self.mean.shape != (3, ) or self.std.shape != (3, ) or not (np.isfinite(self.mean).all() and
                                                                        (self.std > 0).all()):
@@ -108,7 +117,7 @@ class Views:
         """
         # 64 numbers whatever is needed of them: each choice has its own place
         random = keyed(self.seed, self.stage << 32 | stream, (0, draw, index, KINDS.index(kind))).random(64)
-        picture = self._crop(Image.fromarray(image), random[:4])
+        picture = self._crop(Image.fromarray(self._fitted(image)), random[:4])
         if self.flip and random[4] < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if kind != WEAK:
@@ -133,21 +142,34 @@ class Views:
         """The view for evaluation.
 
         Up to 64 pixels: the image, resized. Views of more than 64 pixels: the centre 7/8 of the shorter side, as usual
-        on ImageNet. A large photograph is reduced first (see `reduce`), as it is for training.
+        on ImageNet. Images of another aspect ratio are cropped, padded or squashed. A large photograph is reduced first
+        (see `reduce`), as it is for training.
         """
         height, width = self.size
         image = reduce(image, self.size)
-        if max(self.size) <= SMALL:
-            if image.shape[:2] == self.size:
-                return self._normalise(image)
-            return self._normalise(np.asarray(
-                Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
-        picture = Image.fromarray(image)
-        scale = EVAL_CROP * min(picture.width / width, picture.height / height)
-        crop_w, crop_h = scale * width, scale * height
+        small = max(self.size) <= SMALL
+        if small and image.shape[:2] == self.size:
+            return self._normalise(image)
+        picture = Image.fromarray(self._fitted(image) if self.how == "pad" else image)
+        share = 1.0 if small else EVAL_CROP
+        if self.how == "squash" or small and picture.width * height == picture.height * width:
+            crop_w, crop_h = share * picture.width, share * picture.height
+        else:
+            scale = share * min(picture.width / width, picture.height / height)
+            crop_w, crop_h = min(scale * width, picture.width), min(scale * height, picture.height)
         left, top = (picture.width - crop_w) / 2, (picture.height - crop_h) / 2
         box = (left, top, left + crop_w, top + crop_h)
         return self._normalise(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)))
+
+    def _fitted(self, image: Pixels) -> Pixels:
+        """The image with the views' aspect ratio, where it is padded or squashed."""
+        (rows, columns), (height, width) = image.shape[:2], self.size
+        if self.how == "crop" or rows * width == columns * height:
+            return image
+        wide = columns * height > rows * width
+        if wide == (self.how == "pad"):
+            return fit(image, (max(1, round(columns * height / width)), columns), self.how, resample="bilinear")
+        return fit(image, (rows, max(1, round(rows * width / height))), self.how, resample="bilinear")
 
     def _crop(self, picture: Image.Image, random: NDArray[np.float64]) -> Image.Image:
         """Random resized crop: a random area, then a random aspect ratio, cut to what fits; then a random place."""
