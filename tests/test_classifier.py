@@ -1,9 +1,11 @@
 """AMSTClassifier: scikit-learn's conventions, files, and errors. The backbone is a stand-in where the core's is not the
 point."""
 import pickle
+import re
 
 import numpy as np
 import pytest
+from batteries.labels import READ, REFUSED
 from standin import FoldedStandIn, StandIn, pictures
 
 import dreamda
@@ -149,25 +151,15 @@ def test_bad_arguments(standin, call, message):
         call()
 
 
-@pytest.mark.parametrize("labels, message",
-                         [([b"a", b"b"] * 15, "y: has labels of type |S1"),
-                          (np.arange(30).astype("datetime64[D]"), "y: has labels of type datetime64"),
-                          ([None, "a"] * 15, "y: has labels of the types NoneType, str"),
-                          (np.array([1, "a"] * 15, object), "y: has labels of the types int, str"),
-                          ([0, 1, np.nan] * 10, "y: holds NaN or infinity for 10 images"),
-                          (np.linspace(0, 1, 30), "Unknown label type: continuous"),
-                          (np.zeros((30, 2)), "y: should be a 1d array, got an array of shape"),
-                          (None, "requires y to be passed, but the target y is None"),
-                          ([1 + 2j, 1j] * 15, "y: has labels of type complex128")])
+@pytest.mark.parametrize("labels, message", [(case["labels"], re.escape(case["refused"])) for case in REFUSED],
+                         ids=[case["what"] for case in REFUSED])
 def test_labels_that_cannot_be_used_are_refused_before_training(standin, monkeypatch, labels, message):
     monkeypatch.setattr(setup.Setup, "training", None)
     with pytest.raises(ParameterError, match=message):
         make(method="real-only").fit(X, labels)
 
 
-@pytest.mark.parametrize("labels", [["b", "a", "c"], [3, 1, 2], [2.0, 1.0, 7.0], [True, False, True],
-                                    np.array(["x", "y", "z"], object),
-                                    np.array([5, 6, 7], object)])
+@pytest.mark.parametrize("labels", [case["labels"] for case in READ], ids=[case["what"] for case in READ])
 def test_labels_survive_a_file(standin, tmp_path, labels):
     y = np.asarray(labels)[CODES]
     clf = make(method="real-only", epochs=1).fit(X, y)

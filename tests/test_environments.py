@@ -1,8 +1,7 @@
 """What surrounds the process: OpenMP's variables, the processors and CPU quota we may use, and who calls.
 
-Every line of ENVIRONMENTS is computed in a process of its own, by default and with two threads asked for, and has to
-give the very bytes of an undisturbed process with as many threads. Add a line for an environment that was not thought
-of.
+Every line of THREADS (in batteries/environments.py) is computed in a process of its own, by default and with two
+threads asked for, and has to give the very bytes of an undisturbed process with as many threads.
 """
 
 import json
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from batteries.environments import QUOTAS, THREADS
 from dreamda.networks.threads import cpu_quota, explain_threads, free_threads, idle_processors, resolve_threads, thread_limits
 
 TESTS = Path(__file__).parent
@@ -89,42 +89,19 @@ def undisturbed():
     return dict(zip((1, 2), results(CALL, "1,2"), strict=True))
 
 
-ONE_PROCESSOR = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
-SAME, DEFAULT = {}, min(PROCESSORS, 2)
-# Name: variables, a command before Python's, threads by default, and where two are asked for.
-ENVIRONMENTS = {
-    "OMP_THREAD_LIMIT=1": ({"OMP_THREAD_LIMIT": "1"}, (), 1, 1), "OMP_THREAD_LIMIT=2": ({"OMP_THREAD_LIMIT":
-                                                                                         "2"}, (), DEFAULT, 2),
-    "OMP_THREAD_LIMIT=1, OMP_NUM_THREADS=2": ({"OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "2"}, (), 1, 1),
-    "OMP_DYNAMIC": ({"OMP_DYNAMIC": "true", "OMP_NUM_THREADS":
-                     "2"}, (), DEFAULT, 2), "OMP_NUM_THREADS=1": ({"OMP_NUM_THREADS": "1"}, (), 1, 2),
-    "OMP_NUM_THREADS=2,1": ({"OMP_NUM_THREADS":
-                             "2,1"}, (), DEFAULT, 2), "OMP_NESTED": ({"OMP_NESTED": "true", "OMP_NUM_THREADS":
-                                                                      "2"}, (), DEFAULT, 2), "OMP_MAX_ACTIVE_LEVELS=0":
-    ({"OMP_MAX_ACTIVE_LEVELS":
-      "0"}, (), 1, 1), "OMP_MAX_ACTIVE_LEVELS=3": ({"OMP_MAX_ACTIVE_LEVELS": "3", "OMP_NUM_THREADS":
-                                                    "2"}, (), DEFAULT, 2), "OMP_PROC_BIND":
-    ({"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "OMP_NUM_THREADS":
-      "2"}, (), None, 2), "OMP_PLACES of one": ({"OMP_PLACES":
-                                                 f"{{{ONE_PROCESSOR[-1]}}}"}, (), 1, 2), "GOMP_CPU_AFFINITY":
-    ({"GOMP_CPU_AFFINITY":
-      ONE_PROCESSOR[-1]}, (), 1, 2), "OMP_WAIT_POLICY": ({"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS":
-                                                          "2"}, (), DEFAULT, 2), "OMP_CANCELLATION, OMP_SCHEDULE":
-    ({"OMP_CANCELLATION": "true", "OMP_SCHEDULE": "dynamic,1", "OMP_NUM_THREADS":
-      "2"}, (), DEFAULT, 2), "MKL and KMP": ({
-          "MKL_NUM_THREADS": "1", "MKL_DYNAMIC": "true", "KMP_BLOCKTIME": "0", "KMP_AFFINITY": "compact",
-          "OMP_NUM_THREADS": "2"
-      }, (), DEFAULT, 2), "taskset": (SAME, ONE_PROCESSOR, 1, 2), "nice": (SAME, ("nice", "-n", "5"), None, 2),
-}
+ONE_PROCESSOR = str(min(os.sched_getaffinity(0)))
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_the_bytes_are_those_of_as_many_threads(name, undisturbed):
-    variables, before, by_default, asked = ENVIRONMENTS[name]
+@pytest.mark.parametrize("case", THREADS, ids=lambda case: case["what"])
+def test_the_bytes_are_those_of_as_many_threads(case, undisturbed):
+    variables = {name: value.format(processor=ONE_PROCESSOR) for name, value in case["variables"].items()}
+    before = [word.format(processor=ONE_PROCESSOR) for word in case["before"]]
+    by_default, asked = case["threads"]
     if before and not shutil.which(before[0]):
         pytest.skip(f"no {before[0]} on this machine")
     default, two = results(CALL, "0,2", before=before, **variables)
-    assert by_default in (None, default["threads"]) and two["threads"] == asked
+    assert by_default is None or default["threads"] == min(by_default, PROCESSORS)
+    assert two["threads"] == asked
     for found in (default, two):
         if found["threads"] in undisturbed:  # by default a larger machine may use more
             assert found == undisturbed[found["threads"]]
@@ -164,7 +141,7 @@ def inside(call):
 """
 
 
-@pytest.mark.parametrize("variables", [SAME, {"OMP_MAX_ACTIVE_LEVELS": "3"}], ids=["default", "nested"])
+@pytest.mark.parametrize("variables", [{}, {"OMP_MAX_ACTIVE_LEVELS": "3"}], ids=["default", "nested"])
 def test_callers_in_a_parallel_region(undisturbed, variables):
     """There one thread computes; what was made for two is told so, and goes on outside."""
     found = results(
@@ -220,40 +197,6 @@ print(json.dumps({"codes": [made, trained], "images": len(pixels), "digest": dig
 
 # ---- the default number of threads ---------------------------------------------------------------------------------
 
-V1, V2 = "30 24 0:26 {root} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct", "30 24 0:26 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
-HYBRID = "31 24 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw"
-# Name: /proc/self/cgroup, /proc/self/mountinfo, the files below /sys/fs/cgroup, and the quota in processors.
-GROUPS = {
-    "no control groups": ("", "", {}, None), "version 2, no quota":
-    ("0::/\n", V2.format(root="/"), {"cpu.max": "max 100000\n"}, None), "version 2, a container":
-    ("0::/\n", V2.format(root="/"), {"cpu.max": "150000 100000\n"}, 1.5), "version 2, our group":
-    ("0::/a/b\n", V2.format(root="/"), {"a/b/cpu.max": "50000 100000\n"}, 0.5), "version 2, a group around ours":
-    ("0::/a/b\n", V2.format(root="/"), {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"},
-     2), "version 2, the smallest of nested ones": ("0::/a/b/c\n", V2.format(root="/"), {
-         "a/cpu.max": "100000 100000", "a/b/cpu.max": "300000 100000", "a/b/c/cpu.max": "200000 100000"
-     }, 1), "version 2, a sibling's does not count": ("0::/a/b\n", V2.format(root="/"), {"a/c/cpu.max": "50000 100000"},
-                                                      None), "version 2, mounted from our group on":
-    ("0::/docker/1\n", V2.format(root="/docker/1"), {"cpu.max":
-                                                     "250000 100000"}, 2.5), "version 2, outside of what is mounted":
-    ("0::/../elsewhere\n", V2.format(root="/"), {"cpu.max": "100000 100000"}, 1), "version 1":
-    ("4:cpu,cpuacct:/a\n", V1.format(root="/"),
-     {"cpu,cpuacct/a/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/a/cpu.cfs_period_us":
-      "100000\n"}, 3), "version 1, no quota": ("4:cpu,cpuacct:/\n", V1.format(root="/"), {
-          "cpu,cpuacct/cpu.cfs_quota_us": "-1\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"
-      }, None), "version 1, a container": ("4:cpu,cpuacct:/docker/1\n", V1.format(root="/docker/1"), {
-          "cpu,cpuacct/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"
-      }, 0.5), "both versions": ("4:cpu,cpuacct:/a\n0::/u\n", V1.format(root="/") + "\n" + HYBRID, {
-          "cpu,cpuacct/a/cpu.cfs_quota_us": "400000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000", "unified/u/cpu.max":
-          "300000 100000"
-      }, 3), "another controller": ("5:memory:/a\n", "30 24 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory",
-                                    {}, None), "cpuset is not cpu":
-    ("5:cpuset:/a\n", "30 24 0:26 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset", {},
-     None), "nonsense in the file": ("0::/\n", V2.format(root="/"), {"cpu.max": "many\n"}, None), "a period of zero":
-    ("0::/\n", V2.format(root="/"), {"cpu.max": "100 0\n"},
-     None), "lines that mean nothing": ("hello\n0:\n", "world\n - cgroup2\n", {}, None),
-}
-
-
 def grow(root, memberships, mounts, files):
     for name, content in {"proc/self/cgroup": memberships, "proc/self/mountinfo": mounts,
                           **{f"sys/fs/cgroup/{name}": content for name, content in files.items()}}.items():
@@ -262,10 +205,10 @@ def grow(root, memberships, mounts, files):
     return root
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_cpu_quotas(name, tmp_path, monkeypatch):
-    memberships, mounts, files, quota = GROUPS[name]
-    root = grow(tmp_path, memberships, mounts, files)
+@pytest.mark.parametrize("case", QUOTAS, ids=lambda case: case["what"])
+def test_cpu_quotas(case, tmp_path, monkeypatch):
+    quota = case["quota"]
+    root = grow(tmp_path, case["memberships"], case["mounts"], case["files"])
     assert cpu_quota(root) == quota
     monkeypatch.setattr("dreamda.networks.threads.os",
                         SimpleNamespace(sched_getaffinity=lambda pid: set(range(4)), cpu_count=lambda: 8, environ={}))

@@ -64,6 +64,20 @@ def test_long_texts_are_cut_and_keep_their_end():
     assert tokenizer([]).shape == (0, 16)
 
 
+@pytest.mark.parametrize("side, cut", [("right", " ninth tenth"), ("left", "first second ")])
+def test_the_part_of_a_text_that_is_not_read(tmp_path, side, cut):
+    """On the side that the folder says."""
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))
+    text = "first second third fourth fifth sixth seventh eighth ninth tenth"
+    whole = len(Tokenizer(folder)._engine.encode(text).overflowing)
+    kept = text.removesuffix(cut) if side == "right" else text.removeprefix(cut)
+    edit(folder / "tokenizer_config.json", truncation_side=side, model_max_length=500)
+    length = int((Tokenizer(folder)([kept])[0] != Tokenizer(folder)([""])[0, -1]).sum()) + 1
+    edit(folder / "tokenizer_config.json", model_max_length=length)
+    tokenizer = Tokenizer(folder)
+    assert tokenizer.truncation_side == side and tokenizer.unread([text, "first"]) == [cut, ""] and whole
+
+
 @pytest.mark.parametrize("length", [10**30, None, "77", 0, -5, True, 10**6])
 def test_the_length_defaults_to_clips(tmp_path, length):
     folder = Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import resource
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from batteries.labels import FOLDERS, REAL
 from standin import FoldedStandIn, StandIn, pictures
 from test_generate import disk  # noqa: F401  (a fixture)
 
@@ -506,26 +508,6 @@ def test_a_class_without_a_readable_image_is_refused(data, capsys):
     assert not (data / "out").exists()
 
 
-# How the labels of a folder of images may be given: files with their lines, and the labels of bag/000.png,
-# bag/001.png, coat/002.png and coat/003.png; None: the image is left out and named.
-LABELS = {
-    "metadata.jsonl": ({"metadata.jsonl": ["bag/000.png coat", "bag/001.png bag", "coat/002.png bag",
-                                           "coat/003.png coat"]}, ["coat", "bag", "bag", "coat"]),
-    "metadata.csv": ({"metadata.csv": ["bag/000.png coat", "bag/001.png bag", "coat/002.png bag",
-                                       "coat/003.png coat"]}, ["coat", "bag", "bag", "coat"]),
-    "plain names": ({"metadata.csv": ["000.png coat", "001.png bag", "002.png bag", "003.png coat"]},
-                    ["coat", "bag", "bag", "coat"]),
-    "a file in each class folder": ({"bag/metadata.jsonl": ["000.png coat", "001.png bag"],
-                                     "coat/metadata.csv": ["002.png bag", "003.png coat"]},
-                                    ["coat", "bag", "bag", "coat"]),
-    "a file in one class folder": ({"bag/metadata.csv": ["000.png coat", "001.png coat"]},
-                                   ["coat", "coat", "coat", "coat"]),
-    "some lines only": ({"metadata.csv": ["bag/000.png coat", "coat/002.png bag"]}, ["coat", None, "bag", None]),
-    "some lines of a class": ({"coat/metadata.csv": ["002.png bag"]}, ["bag", "bag", "bag", None]),
-    "captions alone": ({"metadata.jsonl": ["bag/000.png", "bag/001.png"]}, ["bag", "bag", "coat", "coat"]),
-}
-
-
 def labels_in(root: Path, files: dict[str, list[str]]) -> Path:
     write(root, pictures(4)[0], [0, 0, 1, 1])
     for name, lines in files.items():
@@ -538,9 +520,9 @@ def labels_in(root: Path, files: dict[str, list[str]]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", LABELS)
-def test_where_labels_come_from(tmp_path, name):
-    files, labels = LABELS[name]
+@pytest.mark.parametrize("case", FOLDERS, ids=lambda case: case["what"])
+def test_where_labels_come_from(tmp_path, case):
+    files, labels = case["files"], case["labels"]
     names = ["bag/000.png", "bag/001.png", "coat/002.png", "coat/003.png"]
     found = labelled.scan_labelled(labels_in(tmp_path, files), NAMES, "TEST")
     assert {n: NAMES[i] for n, i in zip(found.names, found.labels)} == {
@@ -550,18 +532,13 @@ def test_where_labels_come_from(tmp_path, name):
     assert all("has no line for it" in reason for _, reason in found.ignored)
 
 
-@pytest.mark.parametrize("lines, message", [
-    (["bag/000.png x", "bag/001.png x", "coat/002.png y"], None),
-    (["bag/000.png bag", "bag/001.png coat"], "line 3 gives 'bag/001.png' the label 'coat', and other images"),
-    (["bag/000.png bag", "coat/002.png bag"], "line 3 gives 'coat/002.png' the label 'bag', as it does images of"),
-    (["bag/000.png bag", "bag/009.png bag"], "line 3 names 'bag/009.png', which is no image of"),
-], ids=["other words", "two labels", "two classes", "no image"])
-def test_labels_of_real_images_that_contradict_their_folders_are_refused(tmp_path, lines, message):
-    root = labels_in(tmp_path, {"metadata.csv": lines})
-    if message is None:
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case["what"])
+def test_labels_of_real_images_that_contradict_their_folders_are_refused(tmp_path, case):
+    root = labels_in(tmp_path, {"metadata.csv": case["lines"]})
+    if (message := case.get("refused")) is None:
         assert labelled.scan_real(root).labels.tolist() == [0, 0, 1, 1]
         return
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         labelled.scan_real(root)
 
 
@@ -576,7 +553,7 @@ def test_the_fit_is_said_recorded_and_followed_by_evaluate_and_predict(data, cap
     told = {}
     for fit, word in (("crop", "cropped"), ("pad", "padded"), ("squash", "squashed")):
         assert short(wide(data) if fit == "crop" else data, fit, "--test", data / "test", "--size", "16", "--fit", fit) == 0
-        assert f"aspect ratio: 30 real images have another and are {word} (--fit {fit})" in capsys.readouterr().err
+        assert f"aspect ratio: 30 real images of another, {word} (--fit {fit})" in capsys.readouterr().err
         assert json.loads((data / fit / "run.json").read_text())["image_fit"] == fit
         assert saved.TrainedModel.load(data / fit / "model.safetensors").fit == fit
         assert run("evaluate", data / fit, data / "test", "--out", data / f"{fit}-again") == 0

@@ -16,8 +16,9 @@ TITLES = {
     "tokenizers": ("Tokenizers", "Folders of CLIP tokenizers, as old and new versions of transformers write them."),
     "schedulers": ("Schedulers",
                    "What `scheduler_config.json` may say. Its noise levels are used; the steps are DreamDA's own."),
-    "labels": ("Labels", "What `AMSTClassifier` takes for classes."), "environments":
-    ("Environments", "Environment variables, containers and standard streams."),
+    "labels": ("Labels", "What `AMSTClassifier` takes for classes, and where `dreamda train` and `evaluate` find labels."),
+    "environments": ("Environments", "Environment variables and containers: how many threads compute. The images and models are those of as "
+                     "many threads anywhere else."),
 }
 
 
@@ -39,8 +40,8 @@ def rows(battery: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def _row(case: dict[str, Any]) -> tuple[str, str]:
     refused = case.get("refused", case.get("says"))
-    result = f"refused: {refused}" if refused else f"run as {case['run_as']}" if case.get("run_as") else "as it should"
-    return case.get("what") or case["name"], result.replace("as it should", "read")
+    result = f"refused: {refused}" if refused else f"run as {case['run_as']}" if case.get("run_as") else "read"
+    return case.get("what") or case["name"], case.get("result", result)
 
 
 def text() -> str:

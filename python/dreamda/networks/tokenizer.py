@@ -90,7 +90,7 @@ class Tokenizer:
         engine.encode_special_tokens = options.split_special_tokens
         engine.enable_truncation(options.length, direction=options.truncation_side)
         engine.enable_padding(direction=options.padding_side, pad_id=ids[pad], pad_token=pad, length=options.length)
-        self.length = options.length
+        self.length, self.truncation_side = options.length, options.truncation_side
         self.vocab_size: int = max(ids.values()) + 1
         self._engine = engine
 
@@ -109,7 +109,8 @@ class Tokenizer:
         return np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(encodings), self.length)
 
     def unread(self, texts: list[str]) -> list[str]:
-        """Of each text the end that is cut off because it is too long; "" where all of it is read.
+        """Of each text the part that is cut off because it is too long: its end, or its beginning where
+        `truncation_side` is left; "" where all of it is read.
 
         Parameters
         ----------
@@ -119,11 +120,13 @@ class Tokenizer:
         -------
         list of str
         """
-        ends = []
+        lost = []
         for text, encoding in zip(texts, self._engine.encode_batch(list(texts))):
-            read = [end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
-            ends.append(text[max(read, default=0):] if encoding.overflowing else "")
-        return ends
+            read = [span for span, special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
+            first, last = min((start for start, _ in read), default=len(text)), max((end for _, end in read), default=0)
+            cut = text[:first] if self.truncation_side == "left" else text[last:]
+            lost.append(cut if encoding.overflowing else "")
+        return lost
 
 
 class _Options:

@@ -54,11 +54,13 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     cut = {prompt: lost for prompt, lost in zip(first, tokenizer.unread(list(first))) if lost}
     for prompt, lost in cut.items():
         key = first[prompt]
-        words, read = names[labels[key]].lower(), prompt.removesuffix(lost).lower()
+        left = tokenizer.truncation_side == "left"
+        words, read = names[labels[key]].lower(), (prompt[len(lost):] if left else prompt[:-len(lost)]).lower()
         if words in prompt.lower() and words not in read:
             raise ValueError(
                 f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
-                f"{names[labels[key]]!r} is in the part that is cut off; put it first, or shorten the prompt")
+                f"{names[labels[key]]!r} is in the part that is cut off; put it {'last' if left else 'first'}, or "
+                "shorten the prompt")
     if not cut:
         return []
     prompt, lost = next(iter(cut.items()))

@@ -247,12 +247,13 @@ class _Run:
         if self.test is not None:
             lines.append(f"test images: {len(self.tested)}")
         if skipped := len(self._skipped()):
-            lines.append(f"skipped: {skipped} file{'s' * (skipped > 1)}, named at the end")
+            lines.append(f"skipped: {counted(skipped, 'file')}, named at the end")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
         target = setup.size[0] / setup.size[1]
         if others := sum(abs(height / width / target - 1) > SAME_ASPECT for height, width in self.images.sizes):
             done = {"crop": "cropped", "pad": "padded", "squash": "squashed"}[recipe.image_fit]
-            lines.append(f"aspect ratio: {others} real images have another and are {done} (`image_fit={recipe.image_fit}`)")
+            lines.append(
+                f"aspect ratio: {counted(others, 'real image')} of another, {done} (`image_fit={recipe.image_fit}`)")
         parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (
             training.network.backbone.features + 1) * len(self.real.classes)
         lines.append(
