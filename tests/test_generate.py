@@ -425,7 +425,8 @@ def test_any_beginning_of_a_run_is_a_balanced_data_set(tmp_path, monkeypatch):
                                                ({"share_source": True, "guidance_scale": 1.0}, 9),
                                                ({"method": "asymmetric"}, 5), ({"steps": 5}, 3),
                                                ({"method": "sdedit"}, 1), ({"diverse": True, "share_start": False}, 10),
-                                               ({"share_source": True, "variants": 2}, 2)])
+                                               ({"share_source": True, "variants": 2}, 2),
+                                               ({"steps": 4, "strength": 0.1}, 10)])
 def test_a_visit_makes_more_than_one_variant_only_where_much_would_be_repeated(changed, variants):
     assert variants_a_visit(GenerationOptions(**{"variants": 10, "steps": 100, **changed})) == variants
 

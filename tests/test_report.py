@@ -137,9 +137,25 @@ def test_verdicts_where_the_answer_is_known(monkeypatch, source):
     assert {v.word for v in found} == {"unlike"} and found[0].sentence == "They have no colour, and the real images do."
 
 
+def test_images_that_are_recognised_by_chance_alone_are_unlike():
+    """Nearly everything is taken for the first class, whose images are therefore all right."""
+    labels = np.repeat([0, 1, 2], 20)
+    seeds, real = np.repeat(np.arange(60), 2), labels.copy()
+    real[::3] = (real[::3] + 1) % 3                                    # a third of the real images is not recognised
+    chance = np.where(np.arange(120) % 10, 0, 1)
+    said = lambda guess: [v.word for v in verdicts(  # noqa: E731
+        Judged("", real_guess=real, synthetic_guess=guess, taught_guess=real), labels, seeds, ["a", "b", "c"], False)]
+    assert measures.is_guessing(Judged("", real_guess=real, synthetic_guess=chance), labels, seeds)
+    assert said(chance) == ["unlike"] * 3
+    assert said(real[seeds]) == ["good"] * 3
+    assert not measures.is_guessing(Judged("", real_guess=(labels + 1) % 3, synthetic_guess=chance), labels, seeds)
+
+
 def test_images_without_colour_are_called_out(data):
+    """A model of greyscale images makes nearly grey ones."""
     for path in (data / "out").rglob("*.png"):
-        Image.open(path).convert("L").convert("RGB").save(path)
+        grey = np.asarray(Image.open(path).convert("L").convert("RGB")).astype(int) + [1, 0, -1]
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(path)
     assert report(data / "real", data / "out") == 0
     text = (data / "out-report.html").read_text()
     assert "The synthetic images are unlike the real ones." in text and "Do not train on them." in text

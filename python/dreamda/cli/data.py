@@ -70,8 +70,7 @@ def report(
     """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a
     contact sheet.
 
-    Small networks are trained for it on the real images, which takes a minute or so; --classifier and --features save
-    that.
+    Small networks are trained for it on the real images; --classifier and --features save that.
     """
     from ..runs.measures import read_network
     from ..runs.report import report_page

@@ -101,7 +101,7 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
                 f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels"
             )
     sample = _sample(folder)
-    if about.get("greyscale") and sum(_is_colourful(pixels) for pixels in sample) * 2 > len(sample):
+    if about.get("greyscale") and colourful(sample) > 0.5:
         found.append(
             "the model was made for greyscale images, and these are in colour: it will not make images like them")
     if trained := about.get("training_size"):
@@ -145,9 +145,13 @@ def _sample(folder: ImageFolder) -> list[np.ndarray]:
     return pixels
 
 
-def _is_colourful(pixels: np.ndarray) -> bool:
-    small = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
-    return float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOURFUL
+def colourful(images: Iterable[np.ndarray]) -> float:
+    """The share of images, uint8 (H, W, 3), that are in colour to people; 0 of none."""
+    found = []
+    for pixels in images:
+        small = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
+        found.append(float((small.max(axis=2) - small.min(axis=2)).mean()) > COLOURFUL)
+    return float(np.mean(found)) if found else 0.0
 
 
 def _words(prompt: str) -> Iterable[str]:

@@ -9,6 +9,7 @@ on the synthetic images alone and is asked about the real ones.
 """
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ NEIGHBOURS = 5
 FEWEST = 4               # real images of a class, for the two halves
 STEPS, EPOCHS = 25, 5    # of each network: steps of an epoch, epochs
 WIDTH = 16
+GUESSING = 0.25          # what synthetic images are recognised above chance, as a share of what real ones are
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -285,7 +287,26 @@ def verdicts(found: Judged, labels: Ints, seeds: Ints, classes: Sequence[str], c
     colourless : bool
         The synthetic images have no colour, and the real ones do.
     """
-    return [_verdict(found, labels, labels[seeds], label, classes, colourless) for label in range(len(classes))]
+    said = [_verdict(found, labels, labels[seeds], label, classes, colourless) for label in range(len(classes))]
+    if not is_guessing(found, labels, seeds):
+        return said
+    sentence = "Synthetic images, those of all classes together, are recognised no better than by guessing."
+    return [Verdict("unlike", sentence, verdict.numbers) if verdict.word in ("good", "mixed") else verdict
+            for verdict in said]
+
+
+def is_guessing(found: Judged, labels: Ints, seeds: Ints) -> bool:
+    """Whether the synthetic images, taken together, are recognised hardly more often than by guessing, though the real
+    ones clearly are. What is then right for single classes is chance."""
+    if found.real_guess is None or found.synthetic_guess is None:
+        return False
+    made_of = labels[seeds]
+    real, synthetic = float((found.real_guess == labels).mean()), float((found.synthetic_guess == made_of).mean())
+    count = int(max(labels.max(), found.synthetic_guess.max())) + 1
+    guessed, true = (np.bincount(values, minlength=count) / len(seeds) for values in (found.synthetic_guess, made_of))
+    chance = float(guessed @ true)
+    error = math.sqrt(0.25 / len(labels) + 0.25 / len(seeds))  # of the difference, at most
+    return real - synthetic > 2 * error and synthetic - chance < GUESSING * (real - chance)
 
 
 def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Sequence[str],

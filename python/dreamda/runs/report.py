@@ -25,7 +25,7 @@ from ..data.folders import ImageFolder
 from ..data.images import read_image
 from ..generation.options import with_todays_names
 from ..training.saved import TrainedModel
-from ..training.views import is_grey
+from .checks import colourful
 from .labelled import dimensions
 from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
 from .manifest import read_manifest
@@ -36,6 +36,7 @@ SMALL = 32               # pixels a side, at most, of what a network sees that i
 STRIPS = 6
 STRIP_VARIANTS = 8
 SIDE = 96                # pixels of an image in a strip
+COLOURLESS = 0.1         # share of synthetic images in colour, below which they have none
 COPY = 0.1               # a mean distance to the seed, where two real images of the class are 1 apart
 
 
@@ -93,7 +94,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
                   features=network.features if network is not None else None,
                   title=f"the features of {network.backbone}" if network is not None else "",
                   threads=threads)
-    colourless = is_grey(synthetic_images) and not is_grey(real_images)
+    colourless = colourful(synthetic_images) < COLOURLESS and colourful(real_images) > 0.5
     verdict = verdicts(found, labels, seed_of, classes, colourless)
     table, near = _per_class(found, labels, seeds, seed_of, classes, verdict)
     page = _html(root, out, rows, len({row["seed_file"] for row in rows}), found,
