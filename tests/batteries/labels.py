@@ -59,8 +59,8 @@ REAL = [
      "line 3 gives 'bag/001.png' the label 'coat', and other images of that class folder 'bag'"},
     {"what": "one label in two class folders", "lines": ["bag/000.png bag", "coat/002.png bag"], "refused":
      "line 3 gives 'coat/002.png' the label 'bag', as it does images of the class folder 'bag'"},
-    {"what": "a line for an image that is not there", "lines": ["bag/000.png bag", "bag/009.png bag"], "refused":
-     "line 3 names 'bag/009.png', which is no image of"},
+    {"what": "a line for an image that is not there", "lines": ["bag/000.png bag", "bag/009.png coat"], "result":
+     "the folders are the classes"},
 ]
 
 CASES = {"`AMSTClassifier`: read": READ, "`AMSTClassifier`: refused": REFUSED,

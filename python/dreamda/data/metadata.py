@@ -60,16 +60,24 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
             f"{path}{line} is not CSV with as many fields as its first line names, in UTF-8; correct it") from error
 
 
-def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str]) -> Iterator[tuple[Path, int, dict[str, Any], str]]:
+def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str],
+                   strict: bool = True) -> Iterator[tuple[Path, int, dict[str, Any], str]]:
     """The rows of metadata files that are about images of a data set: file, line number, row and the image's key.
 
     A ``file_name`` is relative to the data set, to a file that lies in a folder of it, or plain (``image.png``) where
     only one class has it. Rows about files that the data set lists as ignored are passed over.
 
+    Parameters
+    ----------
+    folder : ImageFolder
+    *paths : paths
+    strict : bool
+        Refuse rows without a ``file_name``, and names that are no image or several; otherwise they are passed over.
+
     Raises
     ------
     ValueError
-        A row has no ``file_name``, or one that is no image or several.
+        Naming the first such row, or the first line that is no row.
     OSError
         A file cannot be read.
     """
@@ -83,9 +91,11 @@ def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str]) -> Itera
         for number, row in read_rows(path):
             name = row.get("file_name")
             if not isinstance(name, str):
+                if not strict:
+                    continue
                 raise ValueError(f'{path} line {number} must have the text "file_name"')
             found = [key for key in dict.fromkeys((inside + name, name)) if key in keys][:1] or plain.get(name, [])
-            if not found and {inside + name, name} & ignored:
+            if not found and {inside + name, name} & ignored or not strict and len(found) != 1:
                 continue
             if not found:
                 raise ValueError(f"{path} line {number} names {name!r}, which is no image of {folder.root}; "
@@ -107,7 +117,7 @@ def check_labels(folder: ImageFolder) -> None:
     """
     label_of: dict[str, str | int] = {}
     class_of: dict[str | int, str] = {}
-    for path, number, row, key in rows_of_images(folder, *metadata_files(folder)):
+    for path, number, row, key in rows_of_images(folder, *metadata_files(folder), strict=False):
         label, name = row.get("label"), key.split("/")[0]
         if not isinstance(label, (str, int)) or label == "":
             continue
