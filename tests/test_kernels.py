@@ -425,6 +425,18 @@ def test_weight_gradient(isa, dtype, n, h, w, ic, oc, kernel, stride, pad):
     assert weight_gradient_case(isa, dtype, n, h, w, ic, oc, kernel, stride, pad) <= 1e-11
 
 
+@pytest.mark.skipif(BEST < 3, reason="needs AMX")
+@pytest.mark.parametrize(("n", "h", "w", "ic", "oc", "kernel", "stride", "pad"), [(64, 6, 5, 3, 10, 3, 1, 1),
+                                                                                  (33, 4, 4, 33, 31, 3, 2, 1),
+                                                                                  (7, 9, 9, 3, 64, 7, 2, 3),
+                                                                                  (16, 64, 64, 20, 64, 3, 1, 1),
+                                                                                  (1, 1, 1, 1, 1, 1, 1, 0)])
+def test_weight_gradient_on_tiles(n, h, w, ic, oc, kernel, stride, pad):
+    """Any number of channels and images. The third shape has five segments of two rows, the last of one; the fourth
+    takes several stretches of rows."""
+    assert weight_gradient_case(3, "bf16", n, h, w, ic, oc, kernel, stride, pad) <= 1e-11
+
+
 @settings(max_examples=30, deadline=None)
 @given(which=st.sampled_from(WINOGRAD_DTYPES),
        n=st.integers(1, 3),

@@ -123,8 +123,8 @@ EXAMPLES = {
 # Parts of the template of kernels, which only an isa_*.c file can compile.
 PARTS = {
     f"kernels/{part}.h"
-    for part in ("attention", "batch_norm", "norm", "template", "tiles", "vector", "weight_gradient", "winograd",
-                 "winograd_gradient", "winograd_pack")
+    for part in ("attention", "batch_norm", "norm", "template", "tile_gradient", "tiles", "vector", "weight_gradient",
+                 "winograd", "winograd_gradient", "winograd_pack")
 }
 
 

@@ -409,6 +409,20 @@ def test_two_runs_give_the_same_bits(dtype):
     assert (run().view(np.uint32) == run().view(np.uint32)).all()
 
 
+@pytest.mark.skipif(_core.info()["kernels_isa"] != "amx", reason="needs AMX; elsewhere some gradients are oneDNN's")
+@pytest.mark.parametrize(("stem", "batch", "size"), [("small", 8, 8), ("imagenet", 3, 64)])
+def test_gradients_on_tiles_do_not_depend_on_the_threads(stem, batch, size):
+    """All weight gradients are our own, and their sums are cut by the shape alone."""
+    results = []
+    for threads in (1, 2):
+        t = make(stem=stem, dtype="bf16", width=16, batch=batch, size=size, threads=threads)
+        features = t.forward(images(t, batch=batch, size=size))
+        t.backward(np.random.default_rng(9).standard_normal((batch, t.features)).astype(np.float32))
+        assert {row["implementation"] for row in t.profile() if row["phase"] == "weights"} == {"dreamda:weight_gradient"}
+        results.append([features, *t.gradients.values()])
+    assert all(np.array_equal(one, two) for one, two in zip(*results, strict=True))
+
+
 def test_learns():
     """Twenty steps on eight images bring the loss near zero."""
     t = make(width=16, batch=8, size=16)

@@ -310,7 +310,8 @@ static PyObject *selftest_winograd(PyObject *Py_UNUSED(module), PyObject *args, 
     const int n = dim(src, 0), h = dim(src, 1), w = dim(src, 2), ic = dim(src, 3), oc = dim(weights, backward ? 1 : 0);
     if (!check(dim(weights, backward ? 0 : 1) == ic && dim(weights, 2) == 3 && dim(weights, 3) == 3,
                "weights: expected (oc, ic, 3, 3)") ||
-        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0,
+        !check((isa == DD_ISA_AMX && dtype == DD_BF16) ||
+                   (ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0),
                "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16") ||
         !check(!bias || dim(bias, 0) == oc, "bias: one an output channel") ||
@@ -382,7 +383,8 @@ static PyObject *selftest_weight_gradient(PyObject *Py_UNUSED(module), PyObject 
     if (!check(d_dtype == dtype && dim(d_dst, 0) == n && oh == (h + 2 * pad - kernel) / stride + 1 &&
                    ow == (w + 2 * pad - kernel) / stride + 1,
                "d_dst: like the convolution's result") ||
-        !check(ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0,
+        !check((isa == DD_ISA_AMX && dtype == DD_BF16) ||
+                   (ic % 16 == 0 && oc % dd_winograd_columns((dd_isa)isa) == 0),
                "channels: 16 and the panel's have to divide them") ||
         !check(dtype == DD_F32 || isa >= DD_ISA_AVX512_BF16, "isa: bfloat16 needs AVX512-BF16")) {
         goto done;
@@ -653,7 +655,7 @@ static PyMethodDef methods[] = {
     {"convert", selftest_convert, METH_VARARGS,
      "convert(src, bf16); a vector of float32, uint16 (bfloat16) or float16"},
     {"plan_memory", selftest_plan_memory, METH_O, "plan_memory([(bytes, first, last), ...]) -> (offsets, arena bytes)"},
-    {"best_isa", selftest_best_isa, METH_NOARGS, "0 AVX2, 1 AVX-512, 2 AVX512-BF16, -1 none of them"},
+    {"best_isa", selftest_best_isa, METH_NOARGS, "0 AVX2, 1 AVX-512, 2 AVX512-BF16, 3 AMX, -1 none of them"},
     {"live_bytes", selftest_live_bytes, METH_NOARGS, "bytes that the arena has handed out"},
     {"alloc_fail_after", selftest_alloc_fail_after, METH_O, "the (n+1)th allocation from now fails, once; -1: off"},
     {NULL, NULL, 0, NULL},

@@ -30,7 +30,7 @@ typedef struct {
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
 
-/* AMX has AVX512-BF16's kernels, but for attention in bf16: these two. */
+/* AMX has AVX512-BF16's kernels, but for attention and weight gradients in bf16. */
 static inline const dd_kernel_table *dd_kernels(dd_isa isa)
 {
     return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16
@@ -40,6 +40,9 @@ static inline const dd_kernel_table *dd_kernels(dd_isa isa)
 
 void dd_attention_amx(dd_dtype dtype, const dd_attention_call *call);
 size_t dd_attention_amx_scratch(dd_dtype dtype, const dd_attention_call *sizes, int threads);
+void dd_weight_gradient_amx(float *gradient, const void *src, const void *d_dst, const dd_window *window,
+                            void *scratch);
+size_t dd_weight_gradient_amx_scratch(const dd_window *window);
 
 /* Products of a tile, and transformed weights of a filter. */
 static inline int dd_winograd_points(bool up) { return up ? 9 : 16; }

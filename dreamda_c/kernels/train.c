@@ -33,12 +33,18 @@ void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_
 void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst,
                         const dd_window *window, void *scratch)
 {
-    dd_kernels(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
+    if (isa == DD_ISA_AMX && dtype == DD_BF16) {
+        dd_weight_gradient_amx(gradient, src, d_dst, window, scratch);
+    } else {
+        dd_kernels(isa)->weight_gradient(dtype, gradient, src, d_dst, window, scratch);
+    }
 }
 
 size_t dd_weight_gradient_scratch(dd_isa isa, dd_dtype dtype, const dd_window *window, int threads)
 {
-    return dd_kernels(isa)->weight_gradient_scratch(dtype, window, threads);
+    return isa == DD_ISA_AMX && dtype == DD_BF16
+               ? dd_weight_gradient_amx_scratch(window)
+               : dd_kernels(isa)->weight_gradient_scratch(dtype, window, threads);
 }
 
 void dd_running_statistics(float *mean, float *variance, const dd_batch_norm *n, float momentum)

@@ -66,9 +66,10 @@ typedef struct {
 } dd_window;
 
 /* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the
-   gradient of its result. 16 divides ic, dd_winograd_columns divides oc; the window has at most DD_WEIGHT_GRADIENT_TAPS
-   places, and bf16 needs DD_ISA_AVX512_BF16. In f32 a 3 x 3 window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on
-   more than four positions. The thread count may be at most that given to dd_weight_gradient_scratch. */
+   gradient of its result. The window has at most DD_WEIGHT_GRADIENT_TAPS places; bf16 needs DD_ISA_AVX512_BF16. On
+   DD_ISA_AMX bf16 takes any channels; otherwise 16 divides ic, and dd_winograd_columns divides oc. In f32 a 3 x 3
+   window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most
+   that given to dd_weight_gradient_scratch. */
 enum { DD_WEIGHT_GRADIENT_TAPS = 49 };
 void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst,
                         const dd_window *window, void *scratch);

@@ -106,19 +106,25 @@ static bool is_image(const dd_trainer *t, dd_value v)
     return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
 }
 
-/* Ours pays where the result has few positions, or few and a stride: oneDNN's goes image by image. On AMX tiles its own
-   is kept. In f32 a 3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride before AVX-512, where
-   oneDNN's is slow. */
+/* On AMX tiles ours always pays in bf16. Elsewhere it does where the result has few positions, or few and a stride:
+   oneDNN's goes image by image. In f32 a 3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride
+   before AVX-512, where oneDNN's is slow. */
 static bool weight_gradient_fits(const dd_trainer *t, const dd_op *op)
 {
     const dd_window w = window_of(t, op);
-    if (w.kernel * w.kernel > DD_WEIGHT_GRADIENT_TAPS || w.ic % 16 || w.oc % dd_winograd_columns(t->isa)) {
+    if (w.kernel * w.kernel > DD_WEIGHT_GRADIENT_TAPS) {
+        return false;
+    }
+    if (t->dtype == DD_BF16 && t->isa == DD_ISA_AMX) {
+        return true;
+    }
+    if (w.ic % 16 || w.oc % dd_winograd_columns(t->isa)) {
         return false;
     }
     if (t->dtype == DD_F32 && w.kernel == 3 && (w.stride == 1 || t->isa == DD_ISA_AVX2)) {
         return true;
     }
-    return w.oh * w.ow <= (w.stride > 1 ? 64 : 4) && (t->dtype == DD_F32 || t->isa < DD_ISA_AMX);
+    return w.oh * w.ow <= (w.stride > 1 ? 64 : 4);
 }
 
 static size_t take(size_t *end, size_t bytes)
