@@ -2,6 +2,7 @@
 machine computes right."""
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -222,7 +223,7 @@ def describe_model(pipe: Pipeline,
                   "asymmetric": 1, "sdedit": 0}[of.method] * len(steps)
         return (source, len(steps) + guided) if shared else (0, source + len(steps) + guided)
 
-    def seconds(steps: int, variants: int = 1) -> tuple[float, int]:
+    def seconds(steps: int, variants: int) -> tuple[float, int]:
         """Of a call, for each of `images`, and its U-Net rows."""
         given = replace(options, variants=variants, steps=steps, strength=1.0)
         begun = time.monotonic()
@@ -230,15 +231,13 @@ def describe_model(pipe: Pipeline,
         once, each = rows(given)
         return (time.monotonic() - begun) / images, once + variants * each
 
-    progress("preparing the model")
-    seconds(few)
-    progress("measuring the shortest image")
-    short, short_rows = seconds(few)
-    progress("measuring more steps")
-    long, long_rows = seconds(many)
+    times: dict[tuple[int, int], tuple[float, int]] = {}
+    turns = ((few, 1), (many, 1), (few, 2), (few, 1), (many, 1))
+    for number, (steps, variants) in enumerate(turns, 1):  # twice, as the first calls of a process are the slowest
+        progress(f"preparing the model, and measuring: {number} of {len(turns)}")
+        times[steps, variants] = min(seconds(steps, variants), times.get((steps, variants), (math.inf, 0)))
+    (short, short_rows), (long, long_rows), (two, two_rows) = (times[turn] for turn in turns[:3])
     row = max(long - short, 1e-9) / max(long_rows - short_rows, 1)
-    progress("measuring two variants")
-    two, two_rows = seconds(few, variants=2)
     decoding = min(max(two - short - (two_rows - short_rows) * row, 0.0), max(short - short_rows * row, 0.0))
     once_an_image = max(short - short_rows * row - decoding, 0.0)
     once, each = rows(options)
