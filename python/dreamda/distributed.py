@@ -281,7 +281,7 @@ class RayWorkers:
             while self._idle and not stop() and (piece := take(batch)):
                 actor = self._idle.pop()
                 reference = actor.make.remote(piece.images, piece.prompts, piece.keys, piece.first,
-                                              piece.options(settings))
+                                              piece.options(settings), piece.around)
                 busy[reference] = actor, piece
             if not busy:
                 return
@@ -346,10 +346,10 @@ class _Worker:
                 settings: GenerationOptions) -> np.ndarray:
         return self._pipeline._augment(images, prompts, keys, settings)
 
-    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int,
-             options: GenerationOptions) -> tuple[np.ndarray, float]:
+    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, options: GenerationOptions,
+             around: dict[str, Any]) -> tuple[np.ndarray, float]:
         """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
-        made = self._pipeline._augment(images, prompts, keys, options, first=first, stop=enough)
+        made = self._pipeline._augment(images, prompts, keys, options, first=first, stop=enough, **around)
         return made, time.monotonic() - begun

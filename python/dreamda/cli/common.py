@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound=Options)
 
 # headings of the help; the last two come last
-COMMON, PROMPTS, RUNNING, OTHER = "Options", "Prompts", "Running", "Other options"
+COMMON, PROMPTS, LABELS, RUNNING, OTHER = "Options", "Prompts", "Labelled images", "Running", "Other options"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 show_tracebacks = False

@@ -11,15 +11,19 @@ import typer
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset
 from . import common, train
-from .common import (PROMPTS, RUNNING, Debug, Dtype, OutArgument, Preset, Progress, Size, Threads, Vae,
-                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out, out_option,
-                     parse_shard, parse_size, printable, with_preset)
+from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, OutArgument, Preset, Progress, Size, Threads, Vae,
+                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out,
+                     out_option, parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
+    from ..data.annotations import LabelledFolder
     from ..data.folders import ImageFolder
     from ..distributed import RayWorkers
     from ..generation.pipeline import Pipeline
     from ..runs.generate import Report
+
+
+LAYOUT_STRENGTH = 0.5  # of labelled images of which nothing is kept: objects stay about where they are
 
 
 def register(app: typer.Typer) -> None:
@@ -60,6 +64,30 @@ def generate(
                                     metavar="FILE",
                                     help="JSON Lines with file_name and text for every image."
                                     "  [default: the captions in REAL, where there are any]")] = None,
+    coco: Annotated[Path | None,
+                    typer.Option(rich_help_panel=LABELS,
+                                 metavar="FILE",
+                                 help="REAL is a folder of images, and FILE their COCO instances (JSON).")] = None,
+    yolo: Annotated[Path | None,
+                    typer.Option(rich_help_panel=LABELS,
+                                 metavar="FILE",
+                                 help="The same with an Ultralytics data.yaml and its text files.")] = None,
+    voc: Annotated[Path | None,
+                   typer.Option(rich_help_panel=LABELS, metavar="FOLDER", help="The same with Pascal VOC's XML files."
+                                )] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=LABELS,
+                     metavar="FOLDER",
+                     help="The same with a PNG of each image's name whose values are classes or objects; 0 is the "
+                     "background, and 255 of 8 bits is ignored.")] = None,
+    keep: Annotated[
+        str,
+        typer.Option(rich_help_panel=LABELS,
+                     metavar="[objects|background|none]",
+                     help="What of labelled images stays as it is: objects (the background is made anew), background "
+                     "(the objects are), or none (all is, with --strength 0.5 where that is not given).  "
+                     "[default: objects]")] = "",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run",
@@ -98,27 +126,33 @@ def generate(
     Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from
     --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe,
     else from the class names: those of the folders, or of REAL/classes.json, an object of folder names and words.
+
+    With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: images of the sizes of the real ones,
+    with annotations that are still true.
     """
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
-    from ..runs.generate import check_out, run_identity
+    from ..runs.output import check_out, labels_identity, run_identity
     from ..generation.recipes import load_recipe
 
     place = only_out(out_argument, out)
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
-    settings = chosen(GenerationOptions, with_preset(context, options, load_preset(preset).generate | taken))
+    taken = load_preset(preset).generate | taken
+    if keep == "none":
+        taken["strength"] = LAYOUT_STRENGTH
+    settings = chosen(GenerationOptions, with_preset(context, options, taken))
     part = parse_shard(shard)
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
-    folder = ImageFolder.scan(real)
     if template is not None and prompts is not None:
         raise ValueError("--template and --prompts exclude each other; give one of them")
+    folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep) or ImageFolder.scan(real)
     taken_prompts = choose_prompts(folder, template, prompts, words)
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
-    check_out(place, folder, run_identity(settings, source))
+    check_out(place, folder, run_identity(settings, source) | labels_identity(folder))
     if dry_run:
         if engine == "ray":
             raise ValueError("--dry-run measures on this machine; leave --engine ray off")
@@ -131,6 +165,26 @@ def generate(
             return _generate(folder, place, workers, model, settings, texts, source, part, preview, vae, preset)
     return _generate(folder, place, common.load(model, dtype, threads, size, vae), model, settings, texts, source, part,
                      preview, vae, preset)
+
+
+def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> LabelledFolder | None:
+    """The data set of the annotations that were given; None where none were."""
+    from ..data.annotations import READERS
+    from ..generation.regions import KEEPS
+
+    paths = {name: path for name, path in given.items() if path is not None}
+    if keep not in ("", *KEEPS):
+        raise ValueError(f"--keep must be objects, background or none; it is {keep!r}")
+    if not paths:
+        if keep:
+            raise ValueError("--keep is for labelled images; add --coco, --yolo, --voc or --masks")
+        return None
+    if len(paths) > 1:
+        raise ValueError(" and ".join(f"--{name}" for name in paths) + " exclude each other; give one of them")
+    (name, path), = paths.items()
+    labels = READERS[name](path, real)
+    complain_of([], labels.notes)
+    return labels.folder(keep or "objects")
 
 
 def demo(
@@ -215,10 +269,15 @@ def _generate(folder: ImageFolder,
                                   engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
     if preview and report.made + report.present:
-        from ..runs.pictures import contact_sheet_of_run
+        from ..data.annotations import LabelledFolder
+        from ..runs.pictures import contact_sheet_of_run, labelled_sheet
 
         sheet = out.absolute().with_name(f"{out.absolute().name}-preview.png")
-        contact_sheet_of_run(out, folder.root, title=f"{model}: real images and what was made of them").save(sheet)
+        title = f"{model}: real images and what was made of them"
+        if isinstance(folder, LabelledFolder):
+            labelled_sheet(out, folder.labels, title=title).save(sheet)
+        else:
+            contact_sheet_of_run(out, folder.root, title=title).save(sheet)
         print(printable(f"Look at: {sheet}"))
     return _summarise(report, out)
 
@@ -239,9 +298,13 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
     """What is to be made, in a line: how many images of what, and some of the prompts."""
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
+    from ..data.annotations import LabelledFolder
+
+    classes = f" in {len(folder.classes)} class{'es' if len(folder.classes) > 1 else ''}"
+    if isinstance(folder, LabelledFolder):
+        classes = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
     return (
-        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,} in {len(folder.classes)} "
-        f"class{'es' if len(folder.classes) > 1 else ''}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
+        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,}{classes}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
         (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
 
 

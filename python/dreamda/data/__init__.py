@@ -1,5 +1,6 @@
-"""Image folders, prompts, the bundled images, importers of well-known data sets, and export."""
+"""Image folders, annotations, prompts, the bundled images, importers of well-known data sets, and export."""
 
+from .annotations import Labels, coco, masks, voc, yolo
 from .bundled import BundledImages, load_bundled
 from .files import BrokenImageError, LostImageError
 from .folders import ImageFolder, ImageRef
@@ -8,7 +9,7 @@ from .prompts import (Prompts, choose_prompts, class_names, class_words, fill_te
                       prompts_from_file, prompts_from_template)
 
 __all__ = [
-    "BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "LostImageError", "Prompts", "choose_prompts",
-    "class_names", "class_words", "decode_image", "fill_template", "fit", "load_bundled", "own_prompt_files",
-    "prompts_from_file", "prompts_from_template", "read_image"
+    "BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "Labels", "LostImageError", "Prompts",
+    "choose_prompts", "class_names", "class_words", "coco", "decode_image", "fill_template", "fit", "load_bundled",
+    "masks", "own_prompt_files", "prompts_from_file", "prompts_from_template", "read_image", "voc", "yolo"
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..options import ParameterError
 from ..text import counted
+from .annotations import LabelledFolder
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
@@ -55,6 +56,7 @@ class Prompts:
 def choose_prompts(folder: ImageFolder, template: str | None = None, file: str | os.PathLike[str] | None = None,
                    otherwise: str | None = None) -> Prompts:
     """The prompts of a data set: from `template` or `file`, else its own captions, else from the template `otherwise`.
+    Of annotated images they name the categories in the image.
 
     Its own captions are a column text, caption or prompt of ``metadata.jsonl`` or ``metadata.csv``, in the data set or
     in its class folders.
@@ -84,6 +86,9 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
         raise ValueError("a template and a file of prompts exclude each other; give one of them")
     notes: list[str] = []
     files: list[Path] = []
+    if file is None and isinstance(folder, LabelledFolder):
+        template = template or otherwise or DEFAULT_TEMPLATE
+        return Prompts(folder.labels.prompts(template), {"template": template})
     if file is not None:
         files = [Path(file)]
     elif template is None:

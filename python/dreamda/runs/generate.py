@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..data.annotations import LabelledFolder
 from ..data.files import BrokenImageError, digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage, read_image
@@ -33,7 +34,7 @@ from ..generation.options import GenerationOptions
 from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
-from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of
+from .output import (Finished, Part, RunFolder, check_out, labels_identity, output_stems, run_identity, sample_of)
 
 MAX_BATCH = 512           # images
 SECONDS_A_BATCH = 10.0    # images are made in batches of about this length: the time from a signal to the end
@@ -60,12 +61,14 @@ class PipelineLike(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Seeds of which the variants `first` to `last` (exclusive) are to be made in one call."""
+    """Seeds of which the variants `first` to `last` (exclusive) are to be made in one call; `around` is what
+    `Pipeline._augment` is to know besides, of labelled images."""
 
     seeds: list[tuple[ImageRef, LoadedImage]]
     prompts: list[str]
     first: int
     last: int
+    around: dict[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> np.ndarray:
@@ -157,6 +160,8 @@ def generate_dataset(folder: ImageFolder,
     Parameters
     ----------
     folder : ImageFolder
+        Or the ``folder()`` of annotations: images are then made at their own sizes, with annotations in the same
+        format.
     out : path
         New, empty, or the folder of the same run, which may have had fewer variants.
     pipeline : dreamda.Pipeline
@@ -196,14 +201,15 @@ def generate_dataset(folder: ImageFolder,
     """
     part = Part(*shard)
     if prompts is None:
-        prompts, prompt_source = prompts_from_template(folder), {"template": DEFAULT_TEMPLATE}
+        prompts = folder.labels.prompts() if isinstance(folder, LabelledFolder) else prompts_from_template(folder)
+        prompt_source = {"template": DEFAULT_TEMPLATE}
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {
         **run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
         "model_sha256": pipeline.fingerprint, "model": model, **({"vae": vae} if vae else {}),
         "seed_images": sample_of(folder)
     } if record is None else dict(record)
-    run |= place
+    run |= place | labels_identity(folder)
     check_out(out, folder, run)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # what only the model can refuse
     notice = "finishing the images in hand; a second signal stops at once and loses those"
@@ -262,7 +268,8 @@ class WorkList:
                  made: dict[tuple[str, int], str],
                  together: bool = False,
                  most: int | None = None) -> None:
-        self._folder, self._seeds, self._size, self._fit = folder, seeds, size, fit
+        self._folder, self._seeds, self._fit = folder, seeds, fit
+        self._size = None if isinstance(folder, LabelledFolder) else size
         self._variants, self._visit, self._together = variants, visit, together
         self._made = made
         self.total = len(seeds) * variants if most is None else min(most, len(seeds) * variants)
@@ -296,6 +303,13 @@ class WorkList:
             except BrokenImageError as error:
                 self.skipped[job.image.key] = str(error)
                 continue
+            if isinstance(self._folder, LabelledFolder):
+                if seed.pixels.shape[:2] != self._folder.labels.size(job.image.name):
+                    self.skipped[job.image.key] = "has another size than when its labels were read"
+                    continue
+                if seeds and seed.pixels.shape != seeds[0][1].pixels.shape:
+                    self._first.appendleft(job)
+                    break
             first, last = job.first, job.last
             seeds.append((job.image, seed))
             if self._now.get(job.image.key, seed.sha256) != seed.sha256:
@@ -385,10 +399,14 @@ class _Generation:
         self.run_folder, self.settings, self.prompts, self.stems, self.progress = run_folder, settings, prompts, stems, progress
         folder, part = run_folder.folder, run_folder.part
         made = run_folder.finished()
+        visit = variants_a_visit(settings)
+        if most is not None and not settings.diverse:
+            visit = 1
+        elif isinstance(folder, LabelledFolder) and not pipeline.threads_matter:
+            visit = settings.variants  # small images share a call of the U-Net, if their sizes are the same
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
-                             1 if most is not None and not settings.diverse else variants_a_visit(settings), made,
-                             settings.diverse, most)
+                             visit, made, settings.diverse, most)
         self.report = Report(present=self.work.present, total=self.work.total)
         if part.index == 0:
             self.report.skipped = [
@@ -420,8 +438,14 @@ class _Generation:
         return self.report
 
     def _take(self, images: int) -> Piece | None:
-        piece = self.work.take(images)
-        return piece and replace(piece, prompts=[self.prompts[key] for key in piece.keys])
+        piece, folder = self.work.take(images), self.run_folder.folder
+        if piece is None:
+            return None
+        around: dict[str, Any] = {}
+        if isinstance(folder, LabelledFolder):
+            masks = [folder.labels.mask(image.name, folder.keep) for image, _ in piece.seeds]
+            around = {"masks": masks, "keep": folder.keep}
+        return replace(piece, prompts=[self.prompts[key] for key in piece.keys], around=around)
 
     def _within(self, images: float) -> None:
         self.progress(min(self.computed + images, self.report.total), self.report.total)
@@ -445,7 +469,8 @@ def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settin
                                  piece.options(settings),
                                  first=piece.first,
                                  stop=enough,
-                                 progress=partial(_scaled, within, share))
+                                 progress=partial(_scaled, within, share),
+                                 **piece.around)
         images = images_a_piece(made, time.monotonic() - started)
         yield piece, made
 

@@ -3,6 +3,7 @@
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
     OUT/metadata.jsonl                            a line an image, see manifest.py
     OUT/run.json                                  the parameters and some of the seeds: a run with others is refused; and the machine
+    OUT/annotations.json, labels/, Annotations/, masks/     of labelled images, in their format (data/annotations/)
     OUT/.dreamda/                                 only while a run is going on, or after it was killed:
         lock                                      held for a moment by whoever changes metadata.jsonl or run.json
         <part>.lock                               held by the process that works on this part of the seeds
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.annotations import LabelledFolder
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..generation.options import GenerationOptions, with_todays_options
@@ -40,8 +42,8 @@ WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
 # of run.json; the last two have rules of their own
-NOT_COMPARED = ("model", "vae", "real", "environment", "seed_images", "variants")
-NOT_IN_ROWS = ("format", "real", "environment", "template", "prompts_sha256", "seed_images")
+NOT_COMPARED = ("model", "vae", "real", "environment", "labels_path", "seed_images", "variants")
+NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "seed_images")
 SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # bytes of a file name
@@ -55,6 +57,17 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
 
     return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
             "prompts_sha256": prompt_source.get("prompts_sha256"), **asdict(settings)}
+
+
+def labels_identity(folder: ImageFolder) -> dict[str, str]:
+    """What run.json holds besides of a run of labelled images."""
+    if not isinstance(folder, LabelledFolder):
+        return {}
+    labels = folder.labels
+    return {
+        "labels": labels.format, "labels_path": str(labels.path.absolute()), "labels_sha256": labels.sha256, "keep":
+        folder.keep
+    }
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:
@@ -109,6 +122,7 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
 
 
 _OPTIONS = {
+    "labels": ("format of annotations", True), "labels_sha256": ("content of the annotations", False),
     "format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model or --vae", False),
     "prompts_sha256": ("--prompts file", False)
 }
@@ -437,9 +451,12 @@ class RunFolder:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
         path = self.out / MANIFEST
         if path.exists():
-            content = "".join(map(format_row, in_order(read_rows(path)))).encode()
+            rows = in_order(read_rows(path))
+            content = "".join(map(format_row, rows)).encode()
             if content != path.read_bytes():
                 self._replace(MANIFEST, content, self._out)
+            if isinstance(self.folder, LabelledFolder):
+                self._write_labels(self.folder, rows)
         os.unlink(f"{self.part}.lock", dir_fd=self._work)
         self._tidy()
         if not self._held():
@@ -450,6 +467,15 @@ class RunFolder:
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
+
+    def _write_labels(self, folder: LabelledFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Annotations of the images that are there."""
+        names, made = set(folder.labels.names), []
+        for row in rows:
+            name = row["seed_file"].removeprefix(row["label"] + "/")
+            if name in names and (self.out / row["file_name"]).is_file():
+                made.append((row["file_name"].removeprefix(row["label"] + "/"), name))
+        folder.labels.write(self.out, made)
 
     def _held(self) -> list[Part]:
         """The parts that other processes work on; the caller holds the mutex."""

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.files import BrokenImageError
+from ..data.images import FITS, read_image
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..data.annotations import Labels, Thing
+
 PAPER, INK, FAINT, FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 120), (26, 115, 232)
 MARGIN, GAP, GROUP_GAP, TEXT = 24, 6, 28, 16
+COLOURS = ((230, 60, 50), (250, 190, 20), (50, 170, 80), (40, 120, 230), (170, 70, 200), (20, 180, 190))
 CELL = 96  # pixels that small images are enlarged towards, and large ones reduced to at most twice of
 
 
@@ -102,6 +108,92 @@ def contact_sheet(seeds: np.ndarray,
 
 
 
+def labelled_sheet(out: str | os.PathLike[str],
+                   labels: Labels,
+                   *,
+                   most: int = 12,
+                   max_variants: int = 4,
+                   title: str = "") -> Image:
+    """Labelled real images beside what `dreamda generate` has made of them, all with their boxes and outlines.
+
+    Parameters
+    ----------
+    out : path
+        The run.
+    labels : Labels
+        Of the data set it was made from.
+    most, max_variants : int
+        How many real images to show, evenly spread, and variants of each.
+    title : str
+
+    Raises
+    ------
+    ValueError
+        A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    from .manifest import read_manifest
+
+    files: dict[str, list[str]] = {}
+    for row in read_manifest(out):
+        files.setdefault(row["seed_file"].removeprefix(row["label"] + "/"), []).append(row["file_name"])
+    names = [name for name in files if name in set(labels.names)]
+    names = [names[i * len(names) // most] for i in range(most)] if len(names) > most else names
+    if not names:
+        raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images of {labels.path}")
+    cell = 2 * CELL
+    columns = 1 + min(max_variants, max(len(files[name]) for name in names))
+    heading = ImageFont.load_default(round(TEXT * 1.4))
+    top = MARGIN + (round(TEXT * 2.4) if title else 0)
+    width = max(columns * (cell + GAP) + 2 * GAP, round(heading.getlength(title)))
+    sheet = Image.new("RGB", (width + 2 * MARGIN, top + len(names) * (cell + GAP) - GAP + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, INK, heading)
+    for row_number, name in enumerate(names):
+        paths = [labels.root / name, *(Path(out) / file for file in files[name][: columns - 1])]
+        for column, path in enumerate(paths):
+            try:
+                image = Image.fromarray(draw_labels(read_image(path).pixels, labels.things(name)))
+            except BrokenImageError as error:
+                raise ValueError(f"{path}: {error}; repair or remove it") from None
+            image.thumbnail((cell, cell))
+            x, y = MARGIN + column * (cell + GAP) + (2 * GAP if column else 0), top + row_number * (cell + GAP)
+            sheet.paste(image, (x, y))
+            if not column:
+                draw.rectangle((x - 2, y - 2, x + image.width + 1, y + image.height + 1), outline=FRAME, width=2)
+    return sheet
+
+
+def draw_labels(pixels: np.ndarray, things: Sequence[Thing]) -> np.ndarray:
+    """An image, uint8 (H, W, 3), with the boxes, outlines and categories of what is in it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    width, font = max(1, min(image.size) // 150), ImageFont.load_default(max(8, min(image.size) // 20))
+    categories: dict[str, int] = {}
+    for thing in things:
+        colour = FAINT if thing.ignored else COLOURS[categories.setdefault(thing.category, len(categories)) % len(COLOURS)]
+        x, y, w, h = thing.box
+        if thing.mask is not None:
+            edge = thing.mask & ~_eroded(thing.mask, width)
+            image.paste(colour, mask=Image.fromarray((edge * 255).astype(np.uint8)))
+        for points in thing.polygons:
+            draw.line([(float(x), float(y)) for x, y in (*points, points[0])], colour, width)
+        draw.rectangle((x, y, x + w - 1, y + h - 1), outline=colour, width=width)
+        draw.text((x + width + 1, y + width), thing.category, colour, font)
+    return np.asarray(image)
+
+
+def _eroded(mask: np.ndarray, by: int) -> np.ndarray:
+    for axis in (0, 1):
+        padded = np.pad(mask, [(by, by) if a == axis else (0, 0) for a in (0, 1)], constant_values=False)
+        n = mask.shape[axis]
+        mask = np.logical_and.reduce([np.take(padded, range(i, i + n), axis) for i in range(2 * by + 1)])
+    return mask
+
+
 def contact_sheet_of_run(out: str | os.PathLike[str],
                          real: str | os.PathLike[str],
                          rows: Iterable[Mapping[str, Any]] | None = None,
@@ -127,8 +219,6 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
     ValueError
         A line of metadata.jsonl is not one of dreamda generate, or an image is gone or broken.
     """
-    from ..data.files import BrokenImageError
-    from ..data.images import FITS, read_image
     from .manifest import read_manifest
 
     shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
+from ..data.annotations import READERS, LabelledFolder, Labels
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
 from ..generation.options import GenerationOptions, with_todays_options
+from ..generation.regions import KEEPS
 from ..options import options_of
 from ..text import counted, in_brackets
 from .generate import PipelineLike, generate_dataset
@@ -223,7 +225,10 @@ def replay(recorded: RecordedRun,
     for row in recorded.rows:
         made_from.setdefault(row["seed_file"], set()).add(row["seed_sha256"])
     images = tuple(sorted(ImageRef(*key.split("/", 1)) for key in wanted))
+    labels = _labels(recorded, root)
     folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
+    if labels is not None:
+        folder = LabelledFolder(root, folder.classes, images, (), labels, run["keep"])
     for image in images:
         try:
             now = digest_of_image(folder.path(image))
@@ -233,7 +238,7 @@ def replay(recorded: RecordedRun,
         if made_from[image.key] != {now}:
             report.changed.append((image.key, "is not the file that the run was made from"))
     lost = {key for key, _ in report.changed}
-    folder = ImageFolder(root, folder.classes, tuple(image for image in images if image.key not in lost), ())
+    folder = replace(folder, images=tuple(image for image in images if image.key not in lost))
     done = generate_dataset(folder,
                             out,
                             pipeline,
@@ -261,13 +266,27 @@ def replay(recorded: RecordedRun,
     return report
 
 
+def _labels(recorded: RecordedRun, root: Path) -> Labels | None:
+    """The annotations of a run of labelled images."""
+    run = recorded.run
+    if "labels" not in run:
+        return None
+    if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(run.get("labels_path"), str):
+        raise ValueError(f"{recorded.out / 'run.json'} is damaged: its labels, labels_path or keep is no value that "
+                         "dreamda writes")
+    labels = READERS[run["labels"]](run["labels_path"], root)
+    if labels.sha256 != run.get("labels_sha256"):
+        raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
+    return labels
+
+
 def _stem(row: Mapping[str, Any]) -> str:
     """What the names of a seed's images begin with; empty where the row's names could not have been written by us."""
     label, slash, name = row["file_name"].partition("/")
     seed_label, _, seed_name = row["seed_file"].partition("/")
     ending = f"-{row['variant']:03d}.png"
-    plain = slash and label == seed_label == row["label"] and not {label, seed_name
-                                                                   } & {"", ".", ".."} and "/" not in name + seed_name
+    plain = (slash and label == seed_label == row["label"] and "/" not in name
+             and not {label, *seed_name.split("/")} & {"", ".", ".."})
     return name.removesuffix(ending) if plain and name.endswith(ending) else ""
 
 

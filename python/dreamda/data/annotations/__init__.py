@@ -1,0 +1,111 @@
+"""Annotated data sets for detection and segmentation, one file a format.
+
+    labels = coco("instances.json", "photos")
+    labels.things("1.jpg")                              # categories, boxes, outlines
+    labels.mask("1.jpg")                                # bool (H, W), for Pipeline.augment(masks=..., keep="objects")
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from .coco import CocoLabels
+from .common import Frame, LabelledFolder, Labels, Thing
+from .masks import MaskLabels
+from .voc import VocLabels
+from .yolo import YoloLabels
+
+
+def coco(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels:
+    """Read COCO instances: polygons, run lengths (extra: labels), crowds and boxes.
+
+    Parameters
+    ----------
+    file : path
+        The JSON file.
+    images : path
+        The folder that its file names are relative to.
+
+    Returns
+    -------
+    Labels
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        The file is broken as a whole, or a path is not there. Single broken entries are in ``problems``.
+    """
+    return CocoLabels(file, images)
+
+
+def yolo(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels:
+    """Read an Ultralytics YOLO data set: boxes and polygons. An image without a text file has no objects.
+
+    Parameters
+    ----------
+    file : path
+        ``data.yaml``.
+    images : path
+        The folder of the images; the text files are looked for where Ultralytics does, then beside `file`.
+
+    Returns
+    -------
+    Labels
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for `coco`.
+    """
+    return YoloLabels(file, images)
+
+
+def voc(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels:
+    """Read Pascal VOC: boxes.
+
+    Parameters
+    ----------
+    folder : path
+        With the XML files, or with a folder Annotations that has them.
+    images : path
+        The folder of the images.
+
+    Returns
+    -------
+    Labels
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for `coco`.
+    """
+    return VocLabels(folder, images)
+
+
+def masks(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels:
+    """Read masks, semantic or of instances: PNG files with a palette or grey, of 8 or 16 bits.
+
+    Parameters
+    ----------
+    folder : path
+        With a PNG for each image, of its name.
+    images : path
+        The folder of the images.
+
+    Returns
+    -------
+    Labels
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As for `coco`.
+    """
+    return MaskLabels(folder, images)
+
+
+READERS: dict[str, Callable[[str | os.PathLike[str], str | os.PathLike[str]], Labels]] = {
+    "coco": coco, "yolo": yolo, "voc": voc, "masks": masks
+}
+
+__all__ = ["READERS", "Frame", "LabelledFolder", "Labels", "Thing", "coco", "masks", "voc", "yolo"]

@@ -1,0 +1,377 @@
+"""What the formats of annotations have in common: images with things in them, and where those are.
+
+Coordinates are pixels from the upper left corner of the image as it is shown, that is turned as its EXIF orientation
+says. A format's own reader knows in which frame its file speaks: where an annotation says a size, and that is the size
+of the file as it is stored, boxes, polygons and masks are turned as the pixels are.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import BrokenImageError, read_bounded, write_atomically
+from ..folders import ImageFolder, ImageRef, list_images
+from ..images import FORMATS, MAX_PIXELS
+
+LABEL = "images"        # the folder of OUT that holds the images
+CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
+FARTHEST = 1e6          # pixels; coordinates beyond are no coordinates
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A labelled object.
+
+    Attributes
+    ----------
+    category : str
+    box : (x, y, width, height)
+        In pixels.
+    polygons : tuple of arrays (n, 2)
+        Its outline, points (x, y), or empty.
+    mask : bool array (H, W), optional
+        Its pixels, where the format has them.
+    ignored : bool
+        A region that is not one object (a crowd), or is not judged; it is always kept.
+    """
+
+    category: str
+    box: tuple[float, float, float, float]
+    polygons: tuple[NDArray[np.float64], ...] = ()
+    mask: NDArray[np.bool_] | None = None
+    ignored: bool = False
+
+    def region(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Its pixels in an image of this height and width: of a box alone, those of a rounded box."""
+        from PIL import Image, ImageDraw
+
+        if self.mask is not None:
+            return self.mask
+        image = Image.new("L", (shape[1], shape[0]))
+        draw = ImageDraw.Draw(image)
+        for points in self.polygons:
+            draw.polygon([(x - 0.5, y - 0.5) for x, y in points], fill=1)  # Pillow's whole numbers are pixel centres
+        if not self.polygons:
+            x, y, width, height = self.box
+            left, top = max(0, math.floor(x)), max(0, math.floor(y))
+            right, bottom = min(shape[1], math.ceil(x + width)) - 1, min(shape[0], math.ceil(y + height)) - 1
+            if left <= right and top <= bottom:
+                draw.rounded_rectangle((left, top, right, bottom), CORNER * min(right - left, bottom - top), fill=1)
+        return np.asarray(image) > 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of an image file as it is stored, and how it is turned when it is shown.
+
+    Attributes
+    ----------
+    size : (height, width)
+    orientation : int
+        EXIF's, 1 to 8; 1 turns nothing.
+    """
+
+    size: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width of the image as it is shown."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+    def turned_for(self, size: tuple[int, int]) -> Frame | None:
+        """The turn that takes annotations of an image of `size` to the image as it is shown; None where it has neither
+        size."""
+        if size == self.size:
+            return self
+        return Frame(size) if size == self.shown else None
+
+    def array(self, array: np.ndarray) -> np.ndarray:
+        """An array (H, W, ...) of the stored image, turned."""
+        if self.orientation >= 5:
+            array = array.swapaxes(0, 1)
+        flip_x, flip_y = self._flips
+        return np.ascontiguousarray(array[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+    def points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (n, 2), x and y in the stored image, turned."""
+        if self.orientation >= 5:
+            points = points[:, ::-1]
+        height, width = self.shown
+        flip_x, flip_y = self._flips
+        x, y = points[:, 0], points[:, 1]
+        return np.stack([width - x if flip_x else x, height - y if flip_y else y], 1)
+
+    def box(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """A box (x, y, width, height) of the stored image, turned."""
+        if self.orientation == 1:
+            return (box[0], box[1], box[2], box[3])
+        x, y, width, height = box
+        corners = self.points(np.array([[x, y], [x + width, y + height]]))
+        (left, top), (right, bottom) = corners.min(0).tolist(), corners.max(0).tolist()
+        return (left, top, right - left, bottom - top)
+
+    @property
+    def _flips(self) -> tuple[bool, bool]:
+        """Whether x and y run backwards, after an exchange of the axes."""
+        return self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
+
+
+def read_frame(path: str | os.PathLike[str]) -> Frame:
+    """The frame of an image file, from its head; a BrokenImageError where that cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImageError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that "
+                                       "are read; make it smaller")
+            orientation = 1
+            with contextlib.suppress(Exception):  # EXIF data that cannot be read say nothing about the orientation
+                orientation = image.getexif().get(0x0112, 1)
+            known = isinstance(orientation, int) and 1 <= orientation <= 8
+            return Frame((image.height, image.width), orientation if known else 1)
+    except BrokenImageError:
+        raise
+    except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
+        raise BrokenImageError(f"cannot be read as an image ({str(error) or type(error).__name__})") from error
+
+
+@dataclass(frozen=True)
+class LabelledFolder(ImageFolder):
+    """The images of annotations as a data set of one class, called images, whose files lie in `root` itself.
+
+    Attributes
+    ----------
+    labels : Labels
+        The annotations.
+    keep : {"objects", "background", "none"}
+        What of the images stays as it is when new ones are made of them.
+    """
+
+    labels: Labels
+    keep: str
+
+    def path(self, image: ImageRef) -> Path:
+        """The file of an image."""
+        return self.root / image.name
+
+
+class Labels(ABC):
+    """Annotations and their images, read from one of the formats; made by `coco`, `yolo`, `voc` or `masks`.
+
+    Attributes
+    ----------
+    path : Path
+        Of the annotations.
+    root : Path
+        Of the images.
+    names : list of str
+        The images, relative to `root`.
+    problems : list of (str, str)
+        What cannot be used and is left out, each with the reason.
+    notes : list of str
+        What else to tell.
+    sha256 : str
+        Of the annotations.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+        self.path, self.root = Path(path), Path(root)
+        self.problems: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder; give the folder of the images")
+        if not self.path.exists():
+            raise FileNotFoundError(f"{self.path}: no such file or folder; give the annotations")
+        found, ignored = list_images(self.root)
+        self._found, self.problems[:] = dict.fromkeys(found), ignored
+        self._frames: dict[str, Frame] = {}
+        digest = hashlib.sha256()
+        for part in self._read():
+            digest.update(hashlib.sha256(part).digest())
+        self.sha256 = digest.hexdigest()
+        self.names = sorted(self._frames)
+        if not self.names:
+            reason = f"; the first problem: {self.problems[0][0]}: {self.problems[0][1]}" if self.problems else ""
+            raise ValueError(f"{self.path} has labels of no image in {self.root}{reason}")
+
+    @abstractmethod
+    def _read(self) -> Iterator[bytes]:
+        """Read the annotations, call `_image` for every image, and yield the bytes that were read."""
+
+    @abstractmethod
+    def _things(self, name: str) -> list[Thing]:
+        """What is in an image, in the frame of the annotations."""
+
+    @abstractmethod
+    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+        """Write the annotations of synthetic images, in the format that was read.
+
+        Parameters
+        ----------
+        out : Path
+        made : sequence of (str, str)
+            File names in ``out/images``, each with the name of the image that it was made from, and whose size and
+            labels it has.
+        """
+
+    def _image(self, name: str, where: str, size: tuple[int, int] | None) -> bool:
+        """Take an image with annotations for this size; False where it cannot be used, which is then reported."""
+        problem = None
+        if name not in self._found:
+            problem = f"names the image {name!r}, which is not in {self.root}"
+        elif name in self._frames:
+            problem = f"names the image {name!r} a second time"
+        else:
+            try:
+                frame = read_frame(self.root / name)
+            except BrokenImageError as error:
+                where, problem = name, str(error)
+            else:
+                turned = Frame(frame.shown) if size is None else frame.turned_for(size)
+                if turned is None and size is not None:
+                    problem = (f"is for {size[1]} x {size[0]} pixels, and the image {name} has "
+                               f"{frame.shown[1]} x {frame.shown[0]}")
+                elif turned is not None:
+                    self._frames[name] = turned
+        if problem is not None:
+            self.problems.append((where, problem))
+        return problem is None
+
+    def _leave_out_others(self) -> None:
+        """Tell which images have no annotations."""
+        others = [name for name in self._found if name not in self._frames]
+        if others:
+            self.notes.append(f"{len(others)} of {len(self._found)} images in {self.root} have no annotations in "
+                              f"{self.path} that can be used, and are left out; the first is {others[0]}")
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image as it is shown."""
+        return self._frames[name].shown
+
+    def things(self, name: str) -> list[Thing]:
+        """What is in an image, in pixels of the image as it is shown."""
+        frame = self._frames[name]
+        every = self._things(name)
+        if frame.orientation == 1:
+            return every
+        return [replace(thing,
+                        box=frame.box(thing.box),
+                        polygons=tuple(frame.points(points) for points in thing.polygons),
+                        mask=None if thing.mask is None else frame.array(thing.mask)) for thing in every]
+
+    def mask(self, name: str, keep: str = "objects") -> NDArray[np.bool_]:
+        """Where the objects of an image are, bool (H, W), as `Pipeline.augment` takes it with this `keep`: what is
+        ignored belongs to what is kept."""
+        shape, things = self.size(name), self.things(name)
+        objects, ignored = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+        for thing in things:
+            region = ignored if thing.ignored else objects
+            region |= thing.region(shape)
+        return objects & ~ignored if keep == "background" else objects | ignored
+
+    def categories(self, name: str) -> list[str]:
+        """The categories in an image, each once, in their order."""
+        return list(dict.fromkeys(thing.category for thing in self.things(name) if not thing.ignored))
+
+    def folder(self, keep: str = "objects") -> LabelledFolder:
+        """The images as a data set for `generate_dataset`, those of one size beside each other; `keep` as in
+        `Pipeline.augment`."""
+        order = sorted(self.names, key=lambda name: (self.size(name), name))
+        return LabelledFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
+                              tuple(self.problems), self, keep)
+
+    def prompts(self, template: str = "a photo of {}") -> dict[str, str]:
+        """A prompt for every image of `folder`, by its key: the template with the categories in the image.
+
+        Raises
+        ------
+        ValueError
+            `template` does not hold ``{}`` once.
+        """
+        if template.count("{}") != 1:
+            raise ValueError(f'{template!r} must hold {{}} once, where the categories go: "a photo of {{}}"')
+        return {f"{LABEL}/{name}": _filled(template, self.categories(name)) for name in self.names}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self.path)!r}: {len(self)} images, {len(self.problems)} problems>"
+
+
+def _filled(template: str, categories: Sequence[str]) -> str:
+    from ..prompts import fill_template
+
+    if not categories:
+        return " ".join(template.replace(" of a {}", "").replace(" of {}", "").replace("{}", "").split())
+    words = [fill_template("a {}", category) for category in categories]
+    listed = ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+    return template.replace("a {}", "{}").replace("{}", listed)
+
+
+# ---- helpers of the readers and writers
+
+def read_text_file(path: Path) -> bytes:
+    """The bytes of an annotation file; a ValueError that names it where it cannot be read."""
+    try:
+        return read_bounded(path)
+    except BrokenImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def checked_box(values: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | str:
+    """A box (x, y, width, height) of an image, or what is wrong with it."""
+    if not (isinstance(values, (list, tuple)) and len(values) == 4 and all(map(is_number, values))):
+        return "its box is not four numbers"
+    x, y, width, height = map(float, values)
+    if width <= 0 or height <= 0:
+        return f"its box is {width:g} x {height:g} pixels"
+    if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        return f"its box lies outside of the image, which has {size[1]} x {size[0]} pixels"
+    return x, y, width, height
+
+
+def checked_polygon(values: Any) -> NDArray[np.float64] | str:
+    """The points (n, 2) of a polygon given as x, y, x, y, ...; or what is wrong with it."""
+    if not (isinstance(values, (list, tuple)) and len(values) % 2 == 0 and all(map(is_number, values))):
+        return "a polygon is not pairs of numbers"
+    if len(values) < 6:
+        points = len(values) // 2
+        return f"a polygon has {points} point{'s' * (points != 1)}; it needs three"
+    return np.array(values, np.float64).reshape(-1, 2)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be a coordinate."""
+    return type(value) in (int, float) and abs(value) <= FARTHEST  # not so of NaN
+
+
+def write_if_other(path: Path, content: bytes) -> None:
+    """Make a file hold `content`, and leave it alone where it does; its folder is made."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def png_bytes(image: Any) -> bytes:
+    """A Pillow image as a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,128 @@
+"""Pascal VOC: an XML file for each image, with boxes whose corners are pixels counted from 1.
+
+The files come from strangers: one with a document type, through which entities and other files could come in, is
+refused.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from .common import Frame, Labels, Thing, checked_box, read_text_file, write_if_other
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocLabels(Labels):
+    """Pascal VOC; see `dreamda.data.voc`."""
+
+    format = "voc"
+
+    def _read(self) -> Iterator[bytes]:
+        folder = self.path / "Annotations" if (self.path / "Annotations").is_dir() else self.path
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file; give the folder of Pascal VOC's XML files")
+        self._trees: dict[str, ElementTree.Element] = {}
+        self._objects: dict[str, list[Thing]] = {}
+        stems: dict[str, str] = {}
+        for name in self._found:
+            stems.setdefault(name.rpartition(".")[0], name)
+        for path in sorted(folder.rglob("*.xml")):
+            inside = path.relative_to(folder).as_posix()
+            content = read_text_file(path)
+            yield f"{inside}\n".encode() + content
+            root = _parsed(content)
+            if isinstance(root, str):
+                self.problems.append((inside, root))
+                continue
+            size = tuple(_number(root.find(f"size/{side}")) for side in ("height", "width"))
+            if not all(side is not None and side > 0 and side == int(side) for side in size):
+                self.problems.append((inside, "has no size with a width and a height"))
+                continue
+            parent, written = inside.rpartition("/")[0], (root.findtext("filename") or "").strip()
+            in_place = f"{parent}/{written}" if parent else written
+            name = in_place if in_place in self._found else stems.get(inside[:-4], written or inside)
+            if self._image(name, inside, (int(size[0] or 0), int(size[1] or 0))):
+                self._trees[name], self._objects[name] = root, []
+                for number, element in enumerate(root.findall("object"), 1):
+                    thing = _checked(element, self._frames[name].size)
+                    if isinstance(thing, str):
+                        self.problems.append((f"{inside} object {number}", thing))
+                        root.remove(element)
+                    else:
+                        self._objects[name].append(thing)
+        self._leave_out_others()
+
+    def _things(self, name: str) -> list[Thing]:
+        return self._objects[name]
+
+    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+        """Write ``out/Annotations/*.xml``."""
+        for file, name in made:
+            root, frame = copy.deepcopy(self._trees[name]), self._frames[name]
+            for tag, text in (("folder", "images"), ("filename", file)):
+                element = root.find(tag)
+                if element is None:
+                    element = ElementTree.SubElement(root, tag)
+                element.text = text
+            for element in root.findall("path"):
+                root.remove(element)
+            if frame.orientation != 1:
+                _turn(root, frame)
+            content = ElementTree.tostring(root, encoding="unicode") + "\n"
+            write_if_other(out / "Annotations" / (file.rpartition(".")[0] + ".xml"), content.encode())
+
+
+def _parsed(content: bytes) -> ElementTree.Element | str:
+    """The tree of an XML file, or what is wrong with it."""
+    def refuse(*_: object) -> None:
+        raise ValueError("has a document type, which is not read; remove it")
+
+    try:
+        parser = expat.ParserCreate()
+        parser.StartDoctypeDeclHandler = refuse
+        parser.Parse(content, True)
+        root = ElementTree.fromstring(content)
+    except (expat.ExpatError, ElementTree.ParseError, LookupError) as error:
+        return f"cannot be read as XML ({error})"
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return root if root.tag == "annotation" else f"is no annotation of Pascal VOC: its element is {root.tag[:40]!r}"
+
+
+def _number(element: ElementTree.Element | None) -> float | None:
+    try:
+        return float(element.text or "") if element is not None else None
+    except ValueError:
+        return None
+
+
+def _checked(element: ElementTree.Element, size: tuple[int, int]) -> Thing | str:
+    """An object, or what is wrong with it."""
+    category = (element.findtext("name") or "").strip()
+    if not category:
+        return "has no name"
+    corners = [_number(element.find(f"bndbox/{corner}")) for corner in CORNERS]
+    if None in corners:
+        return "has no box with " + ", ".join(CORNERS)
+    left, top, right, bottom = (corner or 0.0 for corner in corners)
+    box = checked_box([left - 1, top - 1, right - left + 1, bottom - top + 1], size)
+    return box if isinstance(box, str) else Thing(category, box)
+
+
+def _turn(root: ElementTree.Element, frame: Frame) -> None:
+    """Boxes and size for the image as it is shown."""
+    for tag, side in zip(("height", "width"), frame.shown):
+        element = root.find(f"size/{tag}")
+        if element is not None:
+            element.text = str(side)
+    for box in root.iterfind("object/bndbox"):
+        left, top, right, bottom = (_number(box.find(corner)) or 0.0 for corner in CORNERS)
+        x, y, width, height = frame.box((left - 1, top - 1, right - left + 1, bottom - top + 1))
+        for corner, value in zip(CORNERS, (x + 1, y + 1, x + width, y + height)):
+            element = box.find(corner)
+            if element is not None:
+                element.text = f"{value:g}"
