@@ -14,7 +14,9 @@ from dreamda.data.annotations.yolo import read_names
 from dreamda.data.images import read_image
 
 HEIGHT, WIDTH = 24, 36
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+VOC = (f"<annotation><filename>1.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>" +
+       "{}</annotation>")
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ segmentations = st.one_of(st.none(), st.just([]), st.lists(polygons, min_size=1,
 
 
 def same(one, other):
-    return (one.category == other.category and one.ignored == other.ignored and np.allclose(one.box, other.box, atol=1e-3)
+    return ((one.category, one.ignored) == (other.category, other.ignored) and np.allclose(one.box, other.box, atol=1e-3)
             and np.array_equal(one.region((HEIGHT, WIDTH)), other.region((HEIGHT, WIDTH))))
 
 
@@ -107,13 +109,13 @@ def test_yolo_comes_back(tmp_path_factory, lines):
 
 @FEW
 @given(st.lists(st.tuples(st.integers(1, WIDTH), st.integers(1, HEIGHT), st.integers(0, WIDTH), st.integers(0, HEIGHT),
-                          st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=8)), max_size=4))
+                          st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=8)),
+                max_size=4))
 def test_voc_comes_back(tmp_path_factory, objects):
     folder = tmp_path_factory.mktemp("voc")
     (folder / "photos").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "photos/1.png")
-    root = ElementTree.fromstring(
-        f"<annotation><filename>1.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size></annotation>")
+    root = ElementTree.fromstring(VOC.format(""))
     for x, y, w, h, name in objects:
         thing = ElementTree.SubElement(root, "object")
         ElementTree.SubElement(thing, "name").text = name
@@ -139,8 +141,8 @@ def test_the_names_of_a_data_yaml(tmp_path, text, names):
     assert read_names(tmp_path / "data.yaml", text.encode()) == dict(enumerate(names))
 
 
-@pytest.mark.parametrize("text", ["", "names:", "names: cat", "names: [cat", "names: *anchor", "names: [a, [b]]", "names: []",
-                                  "names:\n  0: cat\n  0: dog", "names: !!python/object:os.system [x]", "name: [cat]"])
+@pytest.mark.parametrize("text", ["", "names:", "names: cat", "names: [cat", "names: *anchor", "names: [a, [b]]",
+                                  "names: []", "names:\n  0: cat\n  0: dog", "names: !!python/object:os.system [x]", "name: [cat]"])
 def test_other_yaml_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match="no 'names' that can be read"):
         read_names(tmp_path / "data.yaml", text.encode())
@@ -161,10 +163,9 @@ def test_labels_turn_with_the_pixels(tmp_path, orientation, form):
     Image.fromarray(stored).save(tmp_path / "photos/1.png", exif=exif)
     region, where = stored[..., 0] > 0, "annotations.json"
     if form == "voc":
-        (tmp_path / "1.xml").write_text(
-            f"<annotation><filename>1.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size><object>"
-            f"<name>cat</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
-            "</bndbox></object></annotation>")
+        (tmp_path / "1.xml").write_text(VOC.format(
+            f"<object><name>cat</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax>"
+            f"<ymax>{y + h}</ymax></bndbox></object>"))
         labels, where = voc(tmp_path, tmp_path / "photos"), ""
     elif form == "masks":
         (tmp_path / "masks").mkdir()
@@ -172,8 +173,9 @@ def test_labels_turn_with_the_pixels(tmp_path, orientation, form):
         labels, where = masks(tmp_path / "masks", tmp_path / "photos"), "masks"
     else:
         segmentation = {"box": lambda: None, "polygon": lambda: [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                        "counts": lambda: {"size": [HEIGHT, WIDTH], "counts": runs(region)}, "text": lambda: packed(region)}
-        labels = coco(coco_file(tmp_path, [{"bbox": [x, y, w, h], "segmentation": segmentation[form]()}]), tmp_path / "photos")
+                        "counts": lambda: {"size": [HEIGHT, WIDTH], "counts": runs(region)},
+                        "text": lambda: packed(region)}[form]()
+        labels = coco(coco_file(tmp_path, [{"bbox": [x, y, w, h], "segmentation": segmentation}]), tmp_path / "photos")
     shown = read_image(tmp_path / "photos/1.png").pixels[..., 0] > 0
     assert labels.problems == [] and labels.size("1.png") == shown.shape
     rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
@@ -182,7 +184,8 @@ def test_labels_turn_with_the_pixels(tmp_path, orientation, form):
         if form in ("counts", "text", "masks"):
             assert np.array_equal(thing.region(shown.shape), shown)
         if form == "polygon":
-            assert (thing.region(shown.shape) & shown).sum() == shown.sum() <= thing.region(shown.shape).sum() <= shown.sum() + 40
+            drawn = thing.region(shown.shape)
+            assert not (shown & ~drawn).any() and drawn.sum() <= shown.sum() + 40
 
 
 def packed(region):
@@ -216,8 +219,8 @@ def test_a_mask_is_of_objects_and_what_is_ignored_is_kept(photos, tmp_path):
     pytest.importorskip("pycocotools")
     crowd = np.zeros((HEIGHT, WIDTH), bool)
     crowd[:, :6] = True
-    labels = coco(coco_file(tmp_path, [{"segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]]},
-                                       {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(crowd)}}]), photos)
+    crowded = {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs(crowd)}}
+    labels = coco(coco_file(tmp_path, [{"segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]]}, crowded]), photos)
     kept, new = labels.mask("1.png"), labels.mask("1.png", "background")
     assert kept[:, :6].all() and kept[5, 10] and not kept[20, 20]
     assert not new[:, :6].any() and new[5, 10]
@@ -329,8 +332,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "' + "x" * 1000 + '">]><annotation>&b;</annotati
     ("<a>" * 20_000, "cannot be read as XML"), ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be read as XML"),
 ])
 def test_hostile_xml_is_left_out(photos, tmp_path, content, said):
-    good = f"<annotation><filename>1.png</filename><size><width>{WIDTH}</width><height>{HEIGHT}</height></size></annotation>"
-    (tmp_path / "1.xml").write_text(good)
+    (tmp_path / "1.xml").write_text(VOC.format(""))
     (tmp_path / "bad.xml").write_bytes(content if isinstance(content, bytes) else content.encode())
     labels = voc(tmp_path, photos)
     (where, problem), = labels.problems

@@ -174,7 +174,8 @@ def draw_labels(pixels: np.ndarray, things: Sequence[Thing]) -> np.ndarray:
     width, font = max(1, min(image.size) // 150), ImageFont.load_default(max(8, min(image.size) // 20))
     categories: dict[str, int] = {}
     for thing in things:
-        colour = FAINT if thing.ignored else COLOURS[categories.setdefault(thing.category, len(categories)) % len(COLOURS)]
+        number = categories.setdefault(thing.category, len(categories))
+        colour = FAINT if thing.ignored else COLOURS[number % len(COLOURS)]
         x, y, w, h = thing.box
         if thing.mask is not None:
             edge = thing.mask & ~_eroded(thing.mask, width)

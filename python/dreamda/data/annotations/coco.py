@@ -116,7 +116,8 @@ def _read_top(path: Path, content: bytes) -> dict[str, Any]:
         json.dumps(top, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({str(error)[:80]})") from None
-    if not (isinstance(top, dict) and all(isinstance(top.get(k), list) for k in ("images", "annotations", "categories"))):
+    lists = ("images", "annotations", "categories")
+    if not (isinstance(top, dict) and all(isinstance(top.get(name), list) for name in lists)):
         raise ValueError(f"{path} is no COCO instances file: it needs the lists images, annotations and categories")
     return top
 

@@ -97,6 +97,6 @@ def _opened(content: bytes) -> Any:
     except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
         raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
     if image.mode not in MODES:
-        raise BrokenImageError(f"has colours (mode {image.mode}), and not a number for each pixel; save it with a palette, "
-                               "or in grey with 8 or 16 bits")
+        raise BrokenImageError(f"has colours (mode {image.mode}), and not a number for each pixel; save it with a "
+                               "palette, or in grey with 8 or 16 bits")
     return image

@@ -103,8 +103,8 @@ class YoloLabels(Labels):
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
         """Write ``out/labels/*.txt``, with the lines that were read, and ``out/data.yaml``."""
         for file, name in made:
-            lines = self._lines[name]
-            write_if_other(out / "labels" / (file.rpartition(".")[0] + ".txt"), "".join(line + "\n" for line in lines).encode())
+            lines = "".join(f"{line}\n" for line in self._lines[name])
+            write_if_other(out / "labels" / (file.rpartition(".")[0] + ".txt"), lines.encode())
         names = "".join(f"  {number}: {json.dumps(word, ensure_ascii=False)}\n"
                         for number, word in sorted(self._words.items()))
         text = f"train: images\nval: images\nnc: {len(self._words)}\nnames:\n{names}"
