@@ -1,12 +1,12 @@
 """Does it help on photographs? The harness of efficacy.py on three data sets of photographs at 64 pixels.
 
-    python benchmarks/efficacy_photos.py choose --work WORK      # settings, on validation images; results/efficacy-photos-sweep.json
-    python benchmarks/efficacy_photos.py run    --work WORK      # the tables, on test images; results/efficacy-photos.json
-    python benchmarks/efficacy_photos.py report                  # into benchmarks/EFFICACY.md and README.md, and the plot
+    python benchmarks/efficacy_photos.py choose --work WORK      # settings, on validation images
+    python benchmarks/efficacy_photos.py run    --work WORK      # the table, on test images
+    python benchmarks/efficacy_photos.py report                  # into benchmarks/EFFICACY.md and README.md
 
 The photographs and the two models are for research only and no part of this project: `--data` is a folder with
-own-domain/, known-names/ and new-names/, `--models` one with natural-mini (many steps) and natural-mini-lcm (few steps).
-Where they are missing, the script says so and ends with 0. recipes/train_natural_mini.py trains such a model.
+own-domain/, known-names/ and new-names/, `--models` one with natural-mini (many steps) and natural-mini-lcm (few
+steps). Where they are missing, the script says so and ends with 0. recipes/train_photographs.py trains such a model.
 
 The images of every class are put in a fixed random order and divided once. The first 40 % are for choosing: a draw of
 the sweep takes its real images from them and is tested on their rest. The others are final: a draw takes its real
@@ -27,9 +27,9 @@ from efficacy import HERE, RESULTS, DataSet, Record, run_jobs, spread, workers
 
 SHARED = HERE.parents[1] / "shared"
 REGIMES = {
-    "own-domain": "names and pictures like the model's training set",
-    "known-names": "names that the model knows, other pictures (Caltech-101)",
-    "new-names": "names that the model has never read (flowers)"
+    "own-domain": "names and pictures like the model's training set", "known-names":
+    "names that the model knows, other pictures (Caltech-101)", "new-names":
+    "names that the model has never read (flowers)"
 }
 SIZES = {5: 5}
 VARIANTS = 5
@@ -93,7 +93,12 @@ def many(**changed: object) -> dict:
 
 
 def few(**changed: object) -> dict:
-    return dict(model="natural-mini-lcm", method="cycle", steps=4, strength=0.8, guidance_scale=2.0, noise_scale=1.0,
+    return dict(model="natural-mini-lcm",
+                method="cycle",
+                steps=4,
+                strength=0.8,
+                guidance_scale=2.0,
+                noise_scale=1.0,
                 share_start=False) | changed
 
 
@@ -103,38 +108,35 @@ TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
 
 # Rows of the table: kind of synthetic images, and what differs in training.
 METHODS = {
-    "real only": (None, dict(method="real-only")),
-    "real + RandAugment": (None, dict(method="real-only", view="randaugment")),
-    "DreamDA, 4 steps + AMST": (few(), AMST),
-    "copies of the real images + AMST": (dict(copies=True), AMST),
-    "DreamDA, 4 steps, labels of the seeds": (few(), PLAIN),
-    "DreamDA, authors' settings + AMST": (AUTHORS, AMST),
-    "DreamDA, 12 steps + AMST": (OURS, AMST),
-    "text alone, 4 steps": (few(**TEXT), PLAIN),
-    "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
-    "DreamDA, 2 steps + AMST": (few(steps=2), AMST),
-    "real + MixUp": (None, dict(method="real-only", mix="mixup")),
-    "real + CutMix": (None, dict(method="real-only", mix="cutmix")),
-    "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
+    "real only": (None, dict(method="real-only")), "real + RandAugment":
+    (None, dict(method="real-only", view="randaugment")), "DreamDA, 4 steps + AMST": (few(), AMST),
+    "copies of the real images + AMST": (dict(copies=True), AMST), "DreamDA, 4 steps, labels of the seeds":
+    (few(), PLAIN), "DreamDA, authors' settings + AMST": (AUTHORS, AMST), "DreamDA, 12 steps + AMST": (OURS, AMST),
+    "text alone, 4 steps": (few(**TEXT), PLAIN), "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
+    "DreamDA, 2 steps + AMST": (few(steps=2), AMST), "real + MixUp": (None, dict(method="real-only", mix="mixup")),
+    "real + CutMix": (None, dict(method="real-only",
+                                 mix="cutmix")), "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
 }
 
 CHOICES = {
     "few": [(few(), PLAIN), (few(method="sdedit", noise_scale=0.0, strength=0.5), PLAIN), (few(), AMST),
-            (few(**TEXT), PLAIN), (few(method="sdedit", noise_scale=0.0), PLAIN)],
-    "real": [(None, dict(method="real-only")), (None, dict(method="real-only", view="randaugment"))],
-    "amst": [(dict(copies=True), AMST), (few(), AMST | dict(real_share=0.75)), (few(), AMST | dict(view="randaugment")),
-             (few(**TEXT), AMST)],
-    "controls": [(dict(copies=True), PLAIN), (dict(reconstructed=True), PLAIN)],
-    "many": [(AUTHORS, PLAIN), (OURS, PLAIN),
-             (many(method="sdedit", noise_scale=0.0, guidance_scale=2.0, strength=0.5), PLAIN), (AUTHORS, AMST)],
-    "more": [(few(strength=0.5), PLAIN), (few(noise_scale=3.0, guidance_scale=4.0), PLAIN)],
+            (few(**TEXT), PLAIN),
+            (few(method="sdedit", noise_scale=0.0), PLAIN)], "real": [(None, dict(method="real-only")),
+                                                                      (None, dict(method="real-only",
+                                                                                  view="randaugment"))], "amst":
+    [(dict(copies=True), AMST), (few(), AMST | dict(real_share=0.75)), (few(), AMST | dict(view="randaugment")),
+     (few(**TEXT), AMST)], "controls": [(dict(copies=True), PLAIN), (dict(reconstructed=True), PLAIN)], "many":
+    [(AUTHORS, PLAIN), (OURS, PLAIN), (many(method="sdedit", noise_scale=0.0, guidance_scale=2.0, strength=0.5), PLAIN),
+     (AUTHORS, AMST)], "more": [(few(strength=0.5), PLAIN), (few(noise_scale=3.0, guidance_scale=4.0), PLAIN)],
 }
 
 
 def available(arguments: argparse.Namespace) -> list[str]:
     """The regimes that can be measured here; says what is missing."""
-    missing = [path for path in (arguments.models / "natural-mini", arguments.models / "natural-mini-lcm")
-               if not (path / "model_index.json").is_file()]
+    missing = [
+        path for path in (arguments.models / "natural-mini", arguments.models / "natural-mini-lcm")
+        if not (path / "model_index.json").is_file()
+    ]
     found = [regime for regime in arguments.regimes if (arguments.data / regime).is_dir()]
     missing += [arguments.data / regime for regime in arguments.regimes if regime not in found]
     for path in missing:
@@ -150,9 +152,14 @@ def choose(arguments: argparse.Namespace) -> None:
                 continue
             for regime in available(arguments):
                 wanted = [
-                    dict(name=f"{regime}, {group}: {json.dumps(kind or {})} {json.dumps(recipe)}", regime=regime,
-                         kind=kind, recipe=recipe, size=size, draw=draw, group=group)
-                    for kind, recipe in candidates for size in SIZES for draw in range(100, 100 + arguments.draws)
+                    dict(name=f"{regime}, {group}: {json.dumps(kind or {})} {json.dumps(recipe)}",
+                         regime=regime,
+                         kind=kind,
+                         recipe=recipe,
+                         size=size,
+                         draw=draw,
+                         group=group) for kind, recipe in candidates for size in SIZES
+                    for draw in range(100, 100 + arguments.draws)
                 ]
                 run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
                          record, "sweep", VARIANTS, ("regime", "group", "kind", "recipe", "size", "draw"))
@@ -163,9 +170,15 @@ def run(arguments: argparse.Namespace) -> None:
     with workers(arguments) as pool:
         for draw in range(arguments.draws):  # a run that is cut short should leave whole draws
             for regime in available(arguments):
-                wanted = [dict(name=f"{regime}: {method}", regime=regime, method=method, kind=kind, recipe=recipe,
-                               size=size, draw=draw)
-                          for method, (kind, recipe) in METHODS.items() for size in SIZES]
+                wanted = [
+                    dict(name=f"{regime}: {method}",
+                         regime=regime,
+                         method=method,
+                         kind=kind,
+                         recipe=recipe,
+                         size=size,
+                         draw=draw) for method, (kind, recipe) in METHODS.items() for size in SIZES
+                ]
                 run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
                          record, "final", VARIANTS, ("regime", "method", "size", "draw"))
 

@@ -332,7 +332,7 @@ class Progress:
 
     Parameters
     ----------
-    unit : {"image", "step"}
+    unit : {"image", "step", "training"}
         What is counted; of images also parts.
     spell : callable
         How the names of parameters in those lines are written; see `dreamda.options.spelled`.

@@ -1,4 +1,4 @@
-"""The commands `dreamda generate` and `demo`."""
+"""The commands `dreamda generate`, `try`, `replay` and `demo`."""
 from __future__ import annotations
 
 import signal
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..generation.options import GenerationOptions
-from ..presets import BALANCED, load_preset
+from ..presets import BALANCED, load_preset, presets
 from . import common, train
 from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, OutArgument, Preset, Progress, Size, Threads, Vae,
                      accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out,
@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
                 "dreamda generate photos -o synthetic -m fashion-mini --variants 4 --steps 20")
     add_command(app, replay, "dreamda replay synthetic/run.json",
                 "dreamda replay synthetic/run.json moved-photos --out again")
+    add_command(app, try_, "dreamda try photos --out trial --model stable-diffusion-v1-5 --minutes 60",
+                "dreamda try photos -o trial -m fashion-mini --preset fast", name="try")
     add_command(app, demo, "dreamda demo", "dreamda demo --out my-demo --variants 2")
 
 
@@ -331,6 +333,52 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: "
           f"{forecast(images, seconds)}; {disk_space(images, pipe.size)}")
     return 1 if folder.ignored else 0
+
+
+def try_(
+    real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
+    out: Annotated[Path, out_option("New or empty, or the folder of the same trial, which then goes on.")],
+    model: Model,
+    minutes: Annotated[float,
+                       typer.Option(help="How long it may work, all its calls together. More minutes, more rounds and a "
+                                    "narrower answer.")] = 30.0,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(metavar=f"[{'|'.join(presets())}]",
+                     help="Presets to try; give the option again for each.  [default: fast for models distilled for few "
+                     "steps, else balanced and paper]")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of images, folds and trainings.")] = 0,
+    size: Size = "",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    debug: Debug = False,
+) -> int:
+    """Measure on your own images, before days of generation, whether synthetic images help, and with which preset.
+
+    A small cross-validated experiment: classifiers with and without synthetic images are tested on real images that
+    they have not seen. The answer comes with its uncertainty, and as a page, OUT/trial.html. Run the same command again
+    to go on; with more --minutes it becomes more certain.
+    """
+    from ..runs.inspection import environment
+    from ..runs.trial import try_dataset
+
+    pipe = common.load(model, dtype, threads, size)
+    about = _environment(pipe, environment(), "")
+    trial = try_dataset(real, out, pipe, model=model, minutes=minutes, presets=preset or (), seed=seed,
+                        threads=threads or None, environment=about, watch=Progress, tell=complain)
+    complain_of(trial.skipped, [])
+    if trial.verdict is not None:
+        print(f"{'':26} right   gain (90 % confidence)")
+        gains = {c.preset: c for c in trial.comparisons}
+        for row, accuracy in trial.accuracy.items():
+            gain = gains.get(row)
+            shown = f"  {100 * gain.gain:+5.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})" if gain else ""
+            print(printable(f"{row if gain is None else f'preset {row}':26} {accuracy:5.1%}{shown}"))
+        print(printable(f"{trial.verdict.sentence}\nLook at: {trial.page}"))
+    if trial.signal:
+        complain(f"stopped by {signal.Signals(trial.signal).name}; run the same command again to go on")
+        return 128 + trial.signal
+    return 1 if trial.skipped else 0
 
 
 def replay(

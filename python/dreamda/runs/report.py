@@ -243,7 +243,7 @@ def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
 <div class="tiles">{tiles or "There are too few images."}</div>
 {"".join(f"<h2>{title}</h2>{content}" for title, content in strips)}
 <h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" alt="The first real images of each class beside the synthetic images made from them" src="{_embedded(sheet)}"></div>
+<div class="wide"><img class="sheet" alt="The first real images of each class beside the synthetic images made from them" src="{embedded(sheet)}"></div>
 </body></html>
 """
 
@@ -267,10 +267,11 @@ def _thumbnail(path: Path) -> str:
     image = Image.fromarray(read_image(path).pixels)
     factor = SIDE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return _embedded(image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS))
+    return embedded(image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS))
 
 
-def _embedded(image: Any) -> str:
+def embedded(image: Any) -> str:
+    """A picture as the address of an HTML image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,562 @@
+"""`dreamda try`: do synthetic images help on this data set, and with which preset? A small cross-validated experiment.
+
+    result = try_dataset("photos", "trial", Pipeline.load("sd15"), minutes=30)
+    result.verdict.word                                          # "helps", "hurts" or "unclear"
+
+The real images are divided into folds. Every row (the real images alone, with RandAugment, and with the synthetic
+images of each preset) trains on all folds but one and is tested on that one; what was made from an image that is held
+out is left out with it. All rows take the same number of optimiser steps and see the same images, so they are compared
+image by image. The folder keeps the images and every result, so that a trial that was stopped goes on.
+
+    OUT/synthetic-<preset>/       as dreamda generate writes it
+    OUT/trial.json                the plan, and a result for every training
+    OUT/trial.html                the page
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.files import BrokenImageError, write_atomically
+from ..data.folders import ImageFolder
+from ..data.prompts import Prompts, choose_prompts
+from ..generation.options import GenerationOptions
+from ..generation.pipeline import Pipeline
+from ..networks.config import read_json
+from ..options import ParameterError
+from ..presets import BALANCED, load_preset
+from ..training.classifier import AMSTClassifier
+from ..training.recipe import natural_size
+from ..training.views import SMALL, keyed
+from .files import OutputError, StopOnSignals
+from .generate import generate_dataset
+from .inspection import describe_model
+from .labelled import FolderImages, dimensions, scan_labelled, scan_real
+
+FORMAT = 1
+FOLDS = 4
+BATCH = 16
+EPOCHS = 20
+STEPS = (300, 200, 100)  # of a training: the most that fit into the time
+VARIANTS = (4, 3, 2)
+LEAST_IMAGES = 4  # of a class that a trial is cut down to
+GENERATION_SHARE = 0.5  # of the time that generation may take
+AMST_COST = 2.5  # a step of AMST in steps of plain training
+ROUNDS = 10  # more would hardly narrow the answer: the real images stay the same
+CONFIDENCE = 0.9
+
+WITHOUT: dict[str, dict[str, Any]] = {
+    "real images": {"method": "real-only"}, "real images, RandAugment": {"method": "real-only", "view": "randaugment"},
+}
+
+
+class Watch(Protocol):
+    """Shows the progress of a part of the work: called with what is done and the total."""
+    def __call__(self, done: float, total: int) -> None:
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial does, decided once and kept in trial.json.
+
+    Attributes
+    ----------
+    per_class : int
+        Real images of a class that are used, at most.
+    variants, steps, folds : int
+    presets : tuple of str
+    seconds : float
+        What one round over all folds is expected to take, generation included.
+    """
+
+    per_class: int
+    variants: int
+    steps: int
+    folds: int
+    presets: tuple[str, ...]
+    seconds: float
+
+
+def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_seconds: float, minutes: float) -> Plan:
+    """The largest trial that fits into the time: fewer variants, steps and images, in this order, then fewer presets.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Real images of each class.
+    image_seconds : mapping of str to float
+        What a synthetic image of each preset takes.
+    step_seconds : float
+        What an optimiser step of plain training takes.
+    minutes : float
+
+    Raises
+    ------
+    ParameterError
+        Not even the smallest trial fits; names the minutes that it takes.
+    """
+    if min(counts) < 2:
+        raise ParameterError(
+            "real", "has a class with 1 image; a trial holds images back and trains on others, so it takes 2 or more")
+    most = max(counts)
+    sizes = [n for n in (most, 40, 20, 10, LEAST_IMAGES) if n <= most]
+    ordered = sorted(image_seconds, key=lambda name: image_seconds[name])
+    least = math.inf
+    for count in range(len(ordered), 0, -1):
+        chosen = ordered[:count]
+        for per_class in sizes:
+            folds = min(FOLDS, *(min(n, per_class) for n in counts))
+            images = sum(min(n, per_class) for n in counts)
+            for steps in STEPS:
+                for variants in VARIANTS:
+                    making = images * variants * sum(image_seconds[name] for name in chosen)
+                    training = folds * steps * step_seconds * (len(WITHOUT) + AMST_COST * count)
+                    least = min(least, making + training)
+                    if making + training <= 60 * minutes and making <= GENERATION_SHARE * 60 * minutes:
+                        names = tuple(name for name in image_seconds if name in chosen)
+                        return Plan(per_class, variants, steps, folds, names, round(making + training, 1))
+    raise ParameterError(
+        "minutes",
+        f"{minutes:g} are too few: the smallest trial takes about {math.ceil(2 * least / 60)} minutes here; give it "
+        "those, fewer classes, or a model that takes few steps")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a preset does against the better of the rows without synthetic images.
+
+    Attributes
+    ----------
+    preset : str
+    gain, low, high : float
+        The difference of the accuracies, and the limits of an interval that holds the true one with 90 % confidence.
+    """
+
+    preset: str
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a trial says: ``word`` is "helps", "hurts" or "unclear"; `sentence` says it for people."""
+
+    word: str
+    sentence: str
+    best: Comparison
+
+
+@dataclass
+class Trial:
+    """What `try_dataset` found.
+
+    Attributes
+    ----------
+    plan : Plan
+    accuracy : dict of str to float
+        Of every row, over all real images that were held out.
+    comparisons : list of Comparison
+    verdict : Verdict or None
+        None where the trial was stopped before its first round was complete.
+    rounds : int
+        How often all folds were gone through.
+    skipped : list of (str, str)
+        Files left out, each with the reason.
+    page : Path or None
+    signal : int or None
+        The signal that ended it early.
+    """
+
+    plan: Plan
+    accuracy: dict[str, float] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+    verdict: Verdict | None = None
+    rounds: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    page: Path | None = None
+    signal: int | None = None
+
+
+def default_presets(pipeline: Pipeline) -> tuple[str, ...]:
+    """The presets that suit a model: `fast` where it was distilled for few steps, else the other two."""
+    return ("fast", ) if pipeline.schedule.few_steps else (BALANCED, "paper")
+
+
+def try_dataset(real: str | Path,
+                out: str | Path,
+                pipeline: Pipeline,
+                *,
+                model: str = "",
+                minutes: float = 30.0,
+                presets: Sequence[str] = (),
+                seed: int = 0,
+                threads: int | None = None,
+                workers: int = 2,
+                environment: Mapping[str, Any] | None = None,
+                watch: Callable[[str], contextlib.AbstractContextManager[Watch]] | None = None,
+                tell: Callable[[str], None] = lambda text: None) -> Trial:
+    """Measure on a data set whether synthetic images help.
+
+    Parameters
+    ----------
+    real : path
+        The data set: a folder for each class.
+    out : path
+        New or empty, or the folder of the same trial, which then goes on.
+    pipeline : dreamda.Pipeline
+    model : str
+        Its name, for the records.
+    minutes : float
+        How long it may work, in all its calls together. A training that has begun is finished.
+    presets : sequence of str
+        Default: `default_presets`.
+    seed : int
+    threads, workers : int, optional
+        For training.
+    environment : mapping, optional
+        For run.json, see `generate_dataset`.
+    watch : callable, optional
+        Makes the progress of a part of the work, which counts "image" or "training".
+    tell : callable, optional
+        Takes what is being done, in lines.
+
+    Returns
+    -------
+    Trial
+
+    Raises
+    ------
+    ValueError
+        The data set or `out` cannot be used, or the time is too short.
+    OutputError
+        `out` could not be written any more.
+    """
+    if not minutes > 0 or not math.isfinite(minutes):
+        raise ParameterError("minutes", f"{minutes!r} is not possible; use a number above 0")
+    names = tuple(dict.fromkeys(presets or default_presets(pipeline)))
+    for name in names:
+        load_preset(name)
+    trial = _Trial(Path(real), Path(out), pipeline, names, minutes, seed, threads, workers, model, environment or {})
+    return trial.run(watch or (lambda unit: contextlib.nullcontext(lambda done, total: None)), tell)
+
+
+class _Trial:
+    def __init__(self, real: Path, out: Path, pipeline: Pipeline, presets: tuple[str, ...], minutes: float, seed: int,
+                 threads: int | None, workers: int, model: str, environment: Mapping[str, Any]) -> None:
+        self.root, self.out, self.pipeline, self.minutes = real, out, pipeline, minutes
+        self.seed, self.threads, self.workers = seed, threads, workers
+        self.model, self.environment = model, environment
+        self.folder = ImageFolder.scan(real)
+        if out.resolve() == real.resolve() or real.resolve() in out.resolve().parents:
+            raise ParameterError("out", f"{out} lies in the data set {real}; give a folder elsewhere")
+        found = scan_real(real)
+        self.classes = found.classes
+        sides = [side for path in found.paths if (side := dimensions(path)) is not None]
+        if not sides:
+            raise ParameterError("real", f"{real}: no image can be read; the first is {found.paths[0]}")
+        median = natural_size(None, sides)[0]
+        self.size = (min(median[0], SMALL), min(median[1], SMALL))
+        files = FolderImages(found.paths, self.size)
+        loaded = files.load_many(range(len(files)), workers)
+        self.skipped = [*found.ignored]
+        keep, pixels, digests = [], [], []
+        for number, each in enumerate(loaded):
+            if isinstance(each, BrokenImageError):
+                self.skipped.append((str(found.paths[number]), str(each)))
+                continue
+            keep.append(number)
+            pixels.append(_fitted(each[0], self.size))
+            digests.append(each[1])
+        self.names = [found.names[i] for i in keep]
+        self.labels, self.pixels, self.digests = found.labels[keep], pixels, digests
+        self.counts = np.bincount(self.labels, minlength=len(self.classes)).tolist()
+        if not min(self.counts):
+            raise ParameterError("real",
+                                 f"{real}: no image of class {self.classes[self.counts.index(0)]!r} can be read")
+        self.identity = {
+            "format": FORMAT, "model_sha256": pipeline.fingerprint, "presets": list(presets), "seed": seed, "images":
+            dict(zip(self.names, digests, strict=True))
+        }
+        self.presets = presets
+        self.results: list[dict[str, Any]] = []
+        self.spent = 0.0
+        self.image_seconds: dict[str, float] = {}
+
+    # ---- the folder
+
+    def open(self, tell: Callable[[str], None]) -> Plan:
+        """The plan in the folder, or a new one."""
+        path = self.out / "trial.json"
+        if path.exists():
+            there = read_json(path)
+            for name, value in self.identity.items():
+                if there.get("identity", {}).get(name) != value:
+                    what = {"images": "data set REAL", "model_sha256": "model"}.get(name, f"`{name}`")
+                    raise ParameterError("out", f"{self.out} holds a trial of another {what}; give another folder")
+            try:
+                return self.taken_up(there)
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise ParameterError("out", f"{path} is not as dreamda try writes it; give another folder") from None
+        if self.out.exists() and any(self.out.iterdir()):
+            raise ParameterError("out", f"{self.out} holds files but no trial.json; give a new or an empty folder")
+        begun = time.monotonic()
+        tell("measuring what an image and a training step take here")
+        self.image_seconds = {
+            name: describe_model(self.pipeline, **asdict(self.options(name, VARIANTS[0])))["seconds_per_image"]
+            for name in self.presets
+        }
+        plan = make_plan(self.counts, self.image_seconds, self.step_seconds(), self.minutes)
+        self.spent += time.monotonic() - begun
+        self.plan = plan
+        self.save()
+        return plan
+
+    def taken_up(self, there: dict[str, Any]) -> Plan:
+        """The plan, and the results so far, of a trial.json."""
+        plan = Plan(**there["plan"] | {"presets": tuple(there["plan"]["presets"])})
+        for result in there["results"]:
+            held, right = result["held"], result["right"]
+            if not (result["row"] in (*WITHOUT, *plan.presets) and 0 <= result["fold"] < plan.folds
+                    and 0 <= result["round"] < ROUNDS and result["seconds"] >= 0 and len(held) == len(right)
+                    and all(type(i) is int and 0 <= i < len(self.names) for i in held) and set(right) <= {0, 1}):
+                raise ValueError("not a result of this trial")
+        self.results, self.spent = there["results"], float(there["seconds"])
+        self.image_seconds = {name: float(there["image_seconds"][name]) for name in plan.presets}
+        return plan
+
+    def save(self) -> None:
+        """Write trial.json."""
+        content = {
+            "identity": self.identity, "plan": asdict(self.plan), "image_seconds": self.image_seconds, "seconds":
+            round(self.spent, 1), "results": self.results
+        }
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.out / "trial.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        except OSError as error:
+            raise OutputError(
+                error.errno, f"{self.out / 'trial.json'} cannot be written ({error.strerror}); fix that, "
+                "then run the same command again") from error
+
+    # ---- the work
+
+    def options(self, preset: str, variants: int) -> GenerationOptions:
+        return GenerationOptions(**load_preset(preset).generate | {"variants": variants, "seed": self.seed})
+
+    def classifier(self, method: Mapping[str, Any], steps: int, round_: int) -> AMSTClassifier:
+        return AMSTClassifier(**method,
+                              batch_size=BATCH,
+                              epochs=EPOCHS,
+                              steps_per_epoch=max(1, steps // EPOCHS),
+                              image_size=self.size,
+                              threads=self.threads,
+                              workers=self.workers,
+                              random_state=self.seed + round_)
+
+    def step_seconds(self) -> float:
+        """What a step of plain training takes; the first steps, which also make the network, are left out."""
+        X, y = np.stack(self.pixels), self.labels
+        times = []
+        for steps in (EPOCHS, 3 * EPOCHS):
+            begun = time.monotonic()
+            self.classifier(WITHOUT["real images"], steps, 0).fit(X, y)
+            times.append(time.monotonic() - begun)
+        return max(1e-4, (times[1] - times[0]) / (2 * EPOCHS))
+
+    def run(self, watch: Callable[[str], contextlib.AbstractContextManager[Watch]], tell: Callable[[str],
+                                                                                                   None]) -> Trial:
+        self.plan = self.open(tell)
+        plan = self.plan
+        chosen = np.concatenate([
+            _in_random_order(np.flatnonzero(self.labels == label), self.seed, label)[:plan.per_class]
+            for label in range(len(self.classes))
+        ])
+        chosen.sort()
+        used = {self.names[i] for i in chosen}
+        self.used = ImageFolder(self.folder.root, self.folder.classes,
+                                tuple(image for image in self.folder.images if image.key in used), ())
+        folds = _folds(self.labels[chosen], plan.folds, self.seed)
+        images = len(chosen) * plan.variants
+        tell(f"{len(chosen)} real images of {len(self.classes)} classes, {images} synthetic images for each of "
+             f"{', '.join(plan.presets)}; {plan.folds} folds, trainings of {plan.steps} steps at {self.size[0]} x "
+             f"{self.size[1]} pixels; about {plan.seconds / 60:.0f} of {self.minutes:g} minutes for the first round")
+        trial = Trial(plan, skipped=self.skipped)
+        self.prompts = choose_prompts(self.used)
+        for preset in plan.presets:
+            if (stopped := self.generate(preset, watch)) is not None:
+                trial.signal = stopped
+                return trial
+        self.train(trial, chosen, folds, watch)
+        return self.conclude(trial, chosen)
+
+    def generate(self, preset: str, watch: Callable[[str], contextlib.AbstractContextManager[Watch]]) -> int | None:
+        begun, plan = time.monotonic(), self.plan
+        with watch("image") as progress:
+            report = generate_dataset(self.used,
+                                      self.out / f"synthetic-{preset}",
+                                      self.pipeline,
+                                      self.options(preset, plan.variants),
+                                      prompts=self.prompts.texts,
+                                      prompt_source=self.prompts.source,
+                                      model=self.model,
+                                      environment={**self.environment, "preset": preset},
+                                      progress=progress)
+        self.spent += time.monotonic() - begun
+        if report.made:
+            self.image_seconds[preset] = report.seconds / report.made
+        self.save()
+        return report.signal
+
+    def train(self, trial: Trial, chosen: NDArray[np.int64], folds: NDArray[np.int64],
+              watch: Callable[[str], contextlib.AbstractContextManager[Watch]]) -> None:
+        plan = self.plan
+        X, y = np.stack([self.pixels[i] for i in chosen]), self.labels[chosen]
+        made = {preset: self.read(preset, chosen) for preset in plan.presets}
+        rows = WITHOUT | {preset: {"method": "amst"} for preset in plan.presets}
+        finished = {(r["round"], r["fold"], r["row"]) for r in self.results}
+        each = plan.folds * len(rows)
+        words = "finishing the training in hand; a second signal stops at once and loses it"
+        with watch("training") as progress, StopOnSignals(words) as stop:
+            round_ = 0
+            while round_ < ROUNDS and (round_ == 0 or self.fits(each)):
+                for fold in range(plan.folds):
+                    for row, method in rows.items():
+                        if (round_, fold, row) in finished:
+                            continue
+                        if stop.signal is not None:
+                            trial.signal = stop.signal
+                            return
+                        begun = time.monotonic()
+                        train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+                        X_made, y_made, groups_made = made.get(row, (None, None, None))
+                        classifier = self.classifier(method, plan.steps, round_)
+                        classifier.fit(X[train], y[train], X_made, y_made, groups=train, groups_synthetic=groups_made)
+                        right = classifier.predict(X[held]) == y[held]
+                        seconds = time.monotonic() - begun
+                        self.spent += seconds
+                        self.results.append({
+                            "round": round_, "fold": fold, "row": row, "held": held.tolist(), "right":
+                            right.astype(int).tolist(), "seconds": round(seconds, 2)
+                        })
+                        self.save()
+                        progress(len(self.results), max(each * (round_ + 1), self.expected(each)))
+                round_ += 1
+
+    def expected(self, each: int) -> int:
+        """Trainings that the time will do for, whole rounds of them."""
+        mean = sum(r["seconds"] for r in self.results) / len(self.results)
+        left = 60 * self.minutes - self.spent
+        return min(ROUNDS * each, max(each, (len(self.results) + int(left / mean)) // each * each))
+
+    def fits(self, each: int) -> bool:
+        """Whether another round still fits into the time."""
+        mean = sum(r["seconds"] for r in self.results) / len(self.results)
+        unfinished = len(self.results) % each  # of a round that was stopped
+        return bool(unfinished) or self.spent + each * mean <= 60 * self.minutes
+
+    def read(self, preset: str,
+             chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """The synthetic images, their labels, and the positions of the real images that they were made from."""
+        place = {self.names[i]: position for position, i in enumerate(chosen)}
+        found = scan_labelled(self.out / f"synthetic-{preset}", self.classes, "SYNTHETIC")
+        files = FolderImages(found.paths, self.size)
+        files.read_all(self.workers)
+        groups = np.array([place[seed or ""] for seed, _ in found.seeds])
+        return np.stack([_fitted(files[i], self.size) for i in range(len(files))]), found.labels, groups
+
+    def conclude(self, trial: Trial, chosen: NDArray[np.int64]) -> Trial:
+        from .trial_page import trial_page
+
+        plan, rows = self.plan, [*WITHOUT, *self.plan.presets]
+        each = plan.folds * len(rows)
+        trial.rounds = len(self.results) // each
+        if not trial.rounds:
+            return trial
+        right = right_by_image(self.results, rows, len(chosen), trial.rounds)
+        trial.accuracy = {row: float(right[row].mean()) for row in rows}
+        trial.comparisons, trial.verdict = judge(right, plan.presets, self.fold_gains(rows, trial.rounds))
+        trial.page = self.out / "trial.html"
+        page = trial_page(trial, self.root, self.out, self.model or str(self.pipeline.folder), self.classes,
+                          self.counts, self.size, self.image_seconds, self.spent)
+        try:
+            write_atomically(trial.page, page.encode())
+        except OSError as error:
+            raise OutputError(error.errno, f"{trial.page} cannot be written ({error.strerror})") from error
+        return trial
+
+    def fold_gains(self, rows: Sequence[str], rounds: int) -> dict[tuple[str, str], NDArray[np.float64]]:
+        """For every preset and row without synthetic images, the differences of the accuracies, a training each."""
+        scores = {(r["round"], r["fold"], r["row"]): float(np.mean(r["right"])) for r in self.results}
+        places = [(round_, fold) for round_ in range(rounds) for fold in range(self.plan.folds)]
+        return {(preset, row): np.array([scores[(*place, preset)] - scores[(*place, row)] for place in places])
+                for preset in self.plan.presets
+                for row in WITHOUT}
+
+
+def right_by_image(results: Sequence[Mapping[str, Any]], rows: Sequence[str], images: int,
+                   rounds: int) -> dict[str, NDArray[np.float64]]:
+    """For every row, the share of the rounds in which each image was classified rightly."""
+    right = {row: np.zeros(images) for row in rows}
+    for result in results:
+        if result["round"] < rounds:
+            right[result["row"]][result["held"]] += np.asarray(result["right"]) / rounds
+    return right
+
+
+def judge(right: Mapping[str, NDArray[np.float64]], presets: Sequence[str],
+          fold_gains: Mapping[tuple[str, str], NDArray[np.float64]]) -> tuple[list[Comparison], Verdict]:
+    """Compare every preset with the better of the rows without synthetic images, and say what follows.
+
+    The interval is the wider of two: from the differences image by image, and from the differences training by
+    training, which share images. It is wider still for several presets, so that the best of them is not the luckiest.
+    """
+    against = max(WITHOUT, key=lambda row: right[row].mean())
+    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(presets))
+    comparisons = []
+    for preset in presets:
+        by_image, by_training = right[preset] - right[against], fold_gains[preset, against]
+        errors = [float(d.std(ddof=1) / math.sqrt(len(d))) for d in (by_image, by_training) if len(d) > 1]
+        gain, half = float(by_image.mean()), z * max(errors)
+        comparisons.append(Comparison(preset, gain, gain - half, gain + half))
+    best = max(comparisons, key=lambda c: c.gain)
+    numbers = f"{100 * best.gain:+.1f} points against {against} ({100 * best.low:+.1f} to {100 * best.high:+.1f})"
+    if best.low > 0:
+        return comparisons, Verdict("helps", f"Synthetic images help here, with preset {best.preset}: {numbers}.", best)
+    if all(c.high < 0 for c in comparisons):
+        return comparisons, Verdict("hurts",
+                                    f"Synthetic images hurt here; the best preset is {best.preset}: {numbers}.", best)
+    return comparisons, Verdict(
+        "unclear",
+        f"No difference can be told from this trial: {best.preset} is at {numbers}. More minutes or more real "
+        "images would narrow that.", best)
+
+
+def _fitted(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    from ..data.images import fit
+
+    return fit(pixels, size, "squash")
+
+
+def _in_random_order(positions: NDArray[np.int64], seed: int, label: int) -> NDArray[np.int64]:
+    return positions[np.argsort(keyed(seed, 1 << 49, (0, label, 0, 0)).random(len(positions)), kind="stable")]
+
+
+def _folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """The fold of every image: those of a class are spread evenly."""
+    result = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = _in_random_order(np.flatnonzero(labels == label), seed, int(label))
+        result[members] = np.arange(len(members)) % folds
+    return result
