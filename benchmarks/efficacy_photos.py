@@ -183,6 +183,44 @@ def run(arguments: argparse.Namespace) -> None:
                          record, "final", VARIANTS, ("regime", "method", "size", "draw"))
 
 
+def result_table(records: list[dict], training: dict) -> str:
+    """Every method in every regime, over the draws that have been run: a method that has fewer draws than the others of
+    its regime says so."""
+    found: dict[str, dict[str, dict[int, float]]] = {method: {} for method in METHODS}
+    for r in records:
+        found[r["method"]].setdefault(r["regime"], {})[r["draw"]] = r["accuracy"]
+    regimes = [regime for regime in REGIMES if any(regime in rows for rows in found.values())]
+    most = {regime: max(len(rows.get(regime, ())) for rows in found.values()) for regime in regimes}
+    best = {regime: max(statistics.mean(rows[regime].values()) for rows in found.values() if regime in rows)
+            for regime in regimes}
+    steps = training["epochs"] * training["steps_per_epoch"]
+    lines = ["| % right on test images, 5 real images a class | " + " | ".join(
+        f"{regime} ({most[regime]} draw{'s' * (most[regime] > 1)})" for regime in regimes) + " |",
+        "|---" * (len(regimes) + 1) + "|"]
+    for method, rows in found.items():
+        cells = []
+        for regime in regimes:
+            values = list(rows.get(regime, {}).values())
+            if not values:
+                cells.append("-")
+                continue
+            text = spread(values)
+            text = f"**{text}**" if statistics.mean(values) == best[regime] else text
+            cells.append(text + (f" ({len(values)})" if len(values) < most[regime] else ""))
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{VARIANTS} synthetic images for each real one, {steps} steps of {training['batch_size']} images."
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write what was measured between the markers of EFFICACY.md and of the README."""
+    from compare import replace_between
+
+    run = json.loads((RESULTS / "efficacy-photos.json").read_text())
+    for path in (HERE / "EFFICACY.md", HERE.parent / "README.md"):
+        replace_between(path, "photos", result_table(run["records"], run["training"]) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["choose", "run", "report"])
@@ -198,7 +236,7 @@ def main() -> None:
         parser.error("--work is missing; name a folder")
     RESULTS.mkdir(exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"choose": choose, "run": run}[arguments.task](arguments)
+    {"choose": choose, "run": run, "report": report}[arguments.task](arguments)
 
 
 if __name__ == "__main__":

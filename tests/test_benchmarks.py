@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -37,6 +38,52 @@ def test_the_parts_share_no_image(efficacy):
     numbers = [set(range(60_000)[slice(*part)]) for part in efficacy.PARTS.values()]
     seen = set(range(50_000))  # what the diffusion model was trained on
     assert sum(map(len, numbers)) == len(set.union(*numbers)) == 10_000 and not seen & set.union(*numbers)
+
+
+@pytest.fixture(scope="module")
+def photos(efficacy):
+    sys.modules.setdefault("efficacy", efficacy)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import efficacy_photos
+        yield efficacy_photos
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def test_photographs_are_divided_without_overlap(photos, tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / "new-names" / label).mkdir(parents=True)
+        for number in range(30):
+            grey = 8 * number + 4 * (label == "b")
+            Image.new("RGB", (64, 64), (grey, grey, grey)).save(tmp_path / "new-names" / label / f"{number}.jpg", quality=100)
+    data = photos.photos("new-names", tmp_path, tmp_path)
+    parts = {part: data.images(part) for part in ("sweep", "final")}
+    assert [len(labels) for _, labels in parts.values()] == [24, 36]
+    assert len({image.tobytes() for images, _ in parts.values() for image in images}) == 60
+    for part, (images, labels) in parts.items():
+        members = data.members(part, 3)
+        assert (labels[members] == [[0], [1]]).all() and not np.array_equal(members, data.members(part, 4))
+        tested, tested_labels = data.tested(part, 3)
+        assert len(tested) == len(images) - members.size == len(tested_labels)
+        assert not {i.tobytes() for i in tested} & {i.tobytes() for i in images[members.ravel()]}
+
+
+def test_the_table_of_photographs_says_where_draws_are_missing(photos):
+    records = [dict(regime="new-names", method=name, draw=draw, accuracy=0.4 + 0.1 * draw)
+               for name, draw in (("real only", 0), ("real only", 1), ("real + RandAugment", 1))]
+    table = photos.result_table(records, photos.TRAINING).splitlines()
+    assert table[0].endswith("| new-names (2 draws) |")
+    assert table[2:4] == ["| real only | 45.0 ± 7.1 |", "| real + RandAugment | **50.0** (1) |"]
+
+
+def test_photographs_that_are_missing_are_named_and_skipped(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["efficacy_photos.py", "run", "--work", str(tmp_path / "work"), "--data",
+                                      str(tmp_path), "--models", str(tmp_path), "--processes", "1"])
+    monkeypatch.setattr(photos, "RESULTS", tmp_path)
+    photos.main()
+    assert f"skipped: {tmp_path / 'natural-mini'} is not here" in capsys.readouterr().err
+    assert not list(tmp_path.glob("efficacy*"))
 
 
 def test_wrong_labels_are_as_many_as_asked_for_and_wrong(efficacy):
