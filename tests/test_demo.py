@@ -189,6 +189,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
     assert len(lines(tmp_path / "demo/synthetic")) == 100 and "contact-sheet.png" in capsys.readouterr().out
     assert np.array(Image.open(tmp_path / "demo/contact-sheet.png")).std() > 50
+    monkeypatch.chdir(tmp_path)  # where a report goes by default
     assert cli.main(["report", str(tmp_path / "demo/real"), str(tmp_path / "demo/synthetic")]) == 0
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--variants", "1", "--steps", "3"]) == 0
 
