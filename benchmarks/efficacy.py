@@ -169,7 +169,7 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     file = image_file(work, kind, part, draw, first, last)
     if file.exists():
         return 0.0
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     images, labels = data.images(part)
     members = data.members(part, draw)[:, first:last].ravel()
     parameters = dict(kind)
@@ -194,6 +194,7 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     with open(temporary, "wb") as stream:
         np.save(stream, made)
     os.replace(temporary, file)
+    file.with_suffix(".cpu").write_text(f"{time.process_time() - cpu:.3f}\n")
     return time.perf_counter() - start
 
 
@@ -201,6 +202,12 @@ def decoded(pipe, latents: np.ndarray) -> np.ndarray:
     """uint8 images (N, height, width, 3) of latents."""
     pixels = np.concatenate([pipe.vae.decode(latents[i : i + 10]) for i in range(0, len(latents), 10)])
     return np.rint(np.clip(pixels.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+
+
+def image_seconds(data: DataSet, work: str, kind: dict, part: str, draw: int, size: int) -> float | None:
+    """CPU seconds that the images of a draw took; None where that was not recorded."""
+    files = [image_file(work, kind, part, draw, *chunk).with_suffix(".cpu") for chunk in chunks(data, size)]
+    return sum(float(file.read_text()) for file in files) if all(file.exists() for file in files) else None
 
 
 def in_colour(made: np.ndarray) -> np.ndarray:
@@ -236,6 +243,8 @@ def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, 
     classifier.fit(images[members], labels[members], synthetic, given)
     trained = time.process_time() - cpu
     record = dict(accuracy=classifier.score(*data.tested(part, draw)))
+    if kind:
+        record["image_cpu_seconds"] = image_seconds(data, work, kind, part, draw, size)
     for event in classifier.history_:
         if event["event"] == "labelling":
             record |= dict(accepted=event["accepted"] / event["images"], agree_with_seed=event.get("agree_with_seed"))

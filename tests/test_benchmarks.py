@@ -12,9 +12,18 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def efficacy():
+    yield from loaded("efficacy")
+
+
+@pytest.fixture(scope="module")
+def efficacy_steps():
+    yield from loaded("efficacy_steps")
+
+
+def loaded(name):
     sys.path.insert(0, str(FOLDER))
     try:
-        spec = importlib.util.spec_from_file_location("efficacy", FOLDER / "efficacy.py")
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         yield module
@@ -103,3 +112,25 @@ def test_tables_show_what_the_records_say(efficacy):
     assert difference[2] == f"| real only | {len(efficacy.METHODS) - 1:.1f} ± 0.0 (ahead in 2 of 2) |"
     noise = [dict(method="plain", wrong=share, draw=0, accuracy=0.7 - share / 2) for share in (0.0, 0.2)]
     assert efficacy.noise_table(noise).splitlines()[-1] == "| plain | 70.0 | 60.0 (lost 10.0) |"
+
+
+def test_the_table_of_steps_counts_cpu_time_and_compares_draw_by_draw(efficacy_steps):
+    records = [
+        dict(method="real only", size=10, draw=0, accuracy=0.6, cpu_seconds=12.0),
+        *(dict(method="fashion-mini, 10 steps", size=10, draw=draw, accuracy=0.7 + draw / 10, cpu_seconds=60.0,
+               image_cpu_seconds=180.0) for draw in range(2)),
+        dict(method="fashion-mini-lcm, 4 steps", size=10, draw=1, accuracy=0.79, cpu_seconds=30.0,
+             image_cpu_seconds=18.0),
+    ]
+    assert efficacy_steps.table(records).splitlines()[2:] == [
+        "| real only | 1 | - | 0.20 | 60.0 | -10.0 |", "| fashion-mini, 10 steps | 2 | 3.00 | 1.00 | 75.0 ± 7.1 |  |",
+        "| fashion-mini-lcm, 4 steps | 1 | 0.30 | 0.50 | 79.0 | -1.0 |"
+    ]
+    tried = [dict(kind=efficacy_steps.student(4, noise_scale=3.0), draw=draw, accuracy=0.7) for draw in range(2)]
+    assert efficacy_steps.sweep_table(tried).splitlines()[2:] == ["| 4 | 1.5 | 3.0 | 2 | 70.0 ± 0.0 |"]
+
+
+def test_the_curves_of_steps_differ_in_the_model_and_the_steps_alone(efficacy_steps):
+    kinds = [kind for curve in efficacy_steps.CURVES.values() for kind in curve.values()]
+    rest = [{k: v for k, v in kind.items() if k not in ("model", "steps")} for kind in kinds]
+    assert all(r == rest[0] for r in rest) and len({(k.get("model"), k["steps"]) for k in kinds}) == len(kinds)
