@@ -5,6 +5,7 @@ import os
 import reprlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -15,6 +16,7 @@ from .. import _core
 from ..options import ParameterError
 from ..text import counted
 from .config import read_text_config, read_unet_config, read_vae_config
+from .lora import TEXT_ENCODER, UNET, Lora, LoraLike, opened
 from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
 
@@ -52,6 +54,8 @@ class Network:
         As in `UNet.load`.
     ignore : tuple of str
         Beginnings of names in the file that belong to another network.
+    loras : sequence of Lora
+        Added to the weights when they are read, in this order.
 
     Raises
     ------
@@ -59,17 +63,25 @@ class Network:
         If the weights do not fit the configuration; every misfit is listed.
     """
 
-    def __init__(self, family: str, config: dict[str, Any], weights: WeightFile, dtype: str, threads: int | None,
-                 ignore: tuple[str, ...] = ()) -> None:
+    def __init__(self,
+                 family: str,
+                 config: dict[str, Any],
+                 weights: WeightFile,
+                 dtype: str,
+                 threads: int | None,
+                 ignore: tuple[str, ...] = (),
+                 loras: Sequence[Lora] = ()) -> None:
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
-        self._weights = weights
+        self._weights, self._loras = weights, loras
         # shape -> (lane, threads) -> plan
         self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         parameters = self._model.parameters()
         weights.check(parameters, ignore)
+        for lora in loras:
+            lora.match(UNET if family == "unet" else TEXT_ENCODER, parameters)
         self.parameters = sum(int(np.prod(shape)) for _, shape in parameters)
 
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
@@ -90,8 +102,11 @@ class Network:
                     self._model = _core.Model(self._family, self._config)
                 plan = self._model.plan(dtype=self.dtype, threads=threads, **shape)
                 missing = set(plan.missing())
-                for name in self._weights.names():  # in file order: read once, front to back
-                    if name in missing:
+                for name in filter(missing.__contains__, self._weights.names()):  # read once, front to back
+                    if changes := [lora.change(name) for lora in self._loras if name in lora.matched]:
+                        weight = self._weights.read_float32(name).reshape(changes[0].shape)
+                        plan.load(name, sum(changes, weight))
+                    else:
                         plan.read(name, *self._weights.place(name))
                 lanes[lane, threads] = plan
             return lanes[lane, threads]
@@ -179,20 +194,26 @@ class UNet(Part):
     weights : dreamda.networks.weights.WeightFile
     dtype, threads
         As in `UNet.load`.
+    loras : sequence of dreamda.networks.lora.Lora
     """
 
     def __init__(self,
                  config: dict[str, Any],
                  weights: WeightFile,
                  dtype: str = "auto",
-                 threads: int | None = None) -> None:
-        network = Network("unet", config, weights, dtype, threads)
+                 threads: int | None = None,
+                 loras: Sequence[Lora] = ()) -> None:
+        network = Network("unet", config, weights, dtype, threads, loras=loras)
         super().__init__(config, weights, network)
         self.plan = network.plan
         self.takes_guidance = config["time_cond_proj_dim"] > 0
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], dtype: str = "auto", threads: int | None = None) -> "UNet":
+    def load(cls,
+             folder: str | os.PathLike[str],
+             dtype: str = "auto",
+             threads: int | None = None,
+             loras: Sequence[LoraLike] = ()) -> "UNet":
         """Load a diffusers `unet` folder (safetensors).
 
         Parameters
@@ -203,6 +224,8 @@ class UNet(Part):
             What is computed in; sums, norms and softmax are always f32.
         threads : int, optional
             Default: the processors this process may use, at most OMP_NUM_THREADS and a container's CPU quota.
+        loras : sequence of (path, float)
+            LoRA files with their scales, added to the weights. Layers for the text encoder are left out.
 
         Returns
         -------
@@ -211,9 +234,10 @@ class UNet(Part):
         Raises
         ------
         FileNotFoundError, ValueError
-            Naming the file, the key or the tensors, and the mend.
+            Naming the file, the key or the tensors, and the fix.
         """
-        return cls(read_unet_config(folder), WeightFile(folder), dtype, threads)
+        with opened(loras) as found:
+            return cls(read_unet_config(folder), WeightFile(folder), dtype, threads, found)
 
     @overload
     def __call__(self,
@@ -433,6 +457,7 @@ class TextEncoder(Part):
         Without one, only `encode_tokens` can be called.
     dtype, threads
         As in `UNet.load`.
+    loras : sequence of dreamda.networks.lora.Lora
 
     Raises
     ------
@@ -440,10 +465,15 @@ class TextEncoder(Part):
         Tokenizer and weights do not belong together.
     """
 
-    def __init__(self, config: dict[str, Any], weights: WeightFile, tokenizer: Any = None, dtype: str = "auto",
-                 threads: int | None = None) -> None:
+    def __init__(self,
+                 config: dict[str, Any],
+                 weights: WeightFile,
+                 tokenizer: Any = None,
+                 dtype: str = "auto",
+                 threads: int | None = None,
+                 loras: Sequence[Lora] = ()) -> None:
         self.tokenizer = tokenizer
-        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ))
+        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ), loras)
         super().__init__(config, weights, self._network)
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(
@@ -455,8 +485,12 @@ class TextEncoder(Part):
                              f"{config['vocab_size']}; the two folders do not belong together")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, dtype: str = "auto",
-             threads: int | None = None) -> "TextEncoder":
+    def load(cls,
+             folder: str | os.PathLike[str],
+             tokenizer: str | os.PathLike[str] | None = None,
+             dtype: str = "auto",
+             threads: int | None = None,
+             loras: Sequence[LoraLike] = ()) -> "TextEncoder":
         """Load a diffusers `text_encoder` folder (safetensors) and its tokenizer.
 
         Parameters
@@ -465,6 +499,8 @@ class TextEncoder(Part):
             As in `UNet.load`.
         tokenizer : path, optional
             Default: the folder `tokenizer` beside `folder`, if there is one.
+        loras : sequence of (path, float)
+            As in `UNet.load`; layers for the U-Net are left out.
 
         Returns
         -------
@@ -480,8 +516,9 @@ class TextEncoder(Part):
         beside = Path(folder).parent / "tokenizer"
         where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
         weights = WeightFile(folder, "text_model.", ("text_projection.",), CONVERT_TRANSFORMERS)
-        return cls(read_text_config(folder), weights, Tokenizer(where) if where is not None else None,
-                   dtype, threads)
+        with opened(loras) as found:
+            return cls(read_text_config(folder), weights, Tokenizer(where) if where is not None else None, dtype,
+                       threads, found)
 
     def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
         """Embeddings of token ids, after the final norm.

@@ -22,7 +22,7 @@ _VARIANT = "fp16"
 # Where PyTorch is installed: what turns a pickle into safetensors, by what the weights are of.
 CONVERT_DIFFUSERS = "load the model with diffusers and call save_pretrained(FOLDER, safe_serialization=True)"
 CONVERT_TRANSFORMERS = "load the text encoder with transformers' CLIPTextModel and call save_pretrained(FOLDER, safe_serialization=True)"
-CONVERT_TORCHVISION = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+CONVERT_TENSORS = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
 
 
 class WeightFile:
@@ -92,6 +92,13 @@ class WeightFile:
         if array.nbytes != nbytes:
             raise ValueError(f"{file}: tensor '{name}' ends early: the file is truncated, fetch it again")
         return array.reshape(shape)
+
+    def read_float32(self, name: str) -> np.ndarray:
+        """The tensor as float32, an array of the caller's own. Raises as `read` does."""
+        array = self.read(name)
+        if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
 
     def place(self, name: str) -> tuple[Path, str, int]:
         """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte. Raises as `read`

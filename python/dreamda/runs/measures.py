@@ -366,9 +366,7 @@ def read_network(path: str | os.PathLike[str]) -> TrainedModel:
     weights = {}
     for tensor in shapes:
         if not tensor.startswith(("fc.", "head.", "classifier.")) and not tensor.endswith("num_batches_tracked"):
-            values = file.read(tensor)
-            weights[tensor] = (values.astype(np.uint32) << 16).view(
-                np.float32) if values.dtype == np.uint16 else values.astype(np.float32)
+            weights[tensor] = file.read_float32(tensor)
     count = first[0] * (32 if name == "resnet50" else 8)
     weights |= {"fc.weight": np.zeros((1, count), np.float32), "fc.bias": np.zeros(1, np.float32)}
     size = 224 if first[2] == 7 else 64

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..networks.weights import CONVERT_TORCHVISION, WeightFile, listed
+from ..networks.weights import CONVERT_TENSORS, WeightFile, listed
 from ..options import ParameterError
 from .views import SMALL
 
@@ -217,7 +217,7 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
         safetensors file, or holds NaN or infinite values.
     FileNotFoundError
     """
-    file = WeightFile(path, convert=CONVERT_TORCHVISION)
+    file = WeightFile(path, convert=CONVERT_TENSORS)
     wanted = {**backbone.parameters, **backbone.buffers}
     there = {
         name
@@ -237,9 +237,7 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
             "pretrained",
             f"{path} is of another architecture than this backbone and stem{_advice(shapes, wanted)} ({found})")
     for name, array in wanted.items():
-        values = file.read(name)
-        if values.dtype == np.uint16:  # bfloat16: the upper half of a float32
-            values = (values.astype(np.uint32) << 16).view(np.float32)
+        values = file.read_float32(name)
         if not np.isfinite(values).all():
             raise ParameterError(
                 "pretrained",
