@@ -32,7 +32,7 @@ def fake(monkeypatch, tmp_path):
     pipe = FakePipeline()
     pipe.threads, pipe.folder = 1, tmp_path / "model"
 
-    def load(model, dtype, threads, size, vae=""):
+    def load(model, dtype, threads, size, **changes):
         if model != "fake":
             raise ValueError(f"--model {model}: no such model; give a folder")
         return pipe
@@ -293,8 +293,8 @@ def test_standard_streams_that_are_gone_or_replaced(fake, real, tmp_path, monkey
     monkeypatch.setattr(
         inspection, "describe_model", lambda pipe, progress, **given: progress("measuring") or {
             "folder": "f", "parts": {}, "size": [8, 8], "latent": [1, 1, 1], "prediction": "epsilon", "dtype": "f32",
-            "threads": 1, "seconds_per_row": 0.1, "rows_per_image": 240, "seconds_per_image": 0.4, "steps_run": 80,
-            "peak_memory_bytes": None
+            "loras": [], "threads": 1, "seconds_per_row": 0.1, "rows_per_image": 240, "seconds_per_image": 0.4,
+            "steps_run": 80, "peak_memory_bytes": None
         })
     assert run("generate", real, "--out", tmp_path / "made", *FAST) == 0
     put = STREAMS[stream]()
@@ -355,10 +355,10 @@ def test_the_options_of_generate_are_in_groups(capsys):
     shown = capsys.readouterr().out
     headings = re.findall(r"^(\w[\w ]*):$", shown, re.M)
     assert headings == [
-        "Arguments", "Options", "Prompts", "Labelled images", "Noise", "Guidance", "Method", "Running", "Other options",
-        "Examples"
+        "Arguments", "Options", "Changes to the model", "Prompts", "Labelled images", "Noise", "Guidance", "Method",
+        "Running", "Other options", "Examples"
     ]
-    first = shown.split("Options:\n")[1].split("Prompts:")[0]
+    first = shown.split("Options:\n")[1].split("Changes to the model:")[0]
     listed = re.findall(r"^  (?:-\w, )?--([a-z-]+)", first, re.M)
     assert listed[:2] == ["out", "model"] and {"variants", "steps", "strength", "method", "seed"
                                                } <= set(listed) and len(listed) <= 12

@@ -271,6 +271,16 @@ def test_a_prompt_that_is_cut(real, tmp_path, capsys, template, code, message):
     assert message in capsys.readouterr().err and (tmp_path / "out").exists() == (code == 0)
 
 
+def test_a_negative_prompt_that_is_cut(real, tmp_path, capsys):
+    arguments = ["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--preview", "1"]
+    assert cli.main([*arguments, "--negative-prompt", "bad " * 90 + "blur"]) == 0
+    assert "the negative prompt is longer than the 16 tokens that the model reads" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/run.json").read_text())["negative_prompt"].endswith("blur")
+    assert cli.main(["generate", str(real), "--out", str(tmp_path / "b"), *FAST, "--negative-prompt", "blur",
+                     "--guidance-scale", "1"]) == 2
+    assert "--negative-prompt: has no effect without guidance, and --guidance-scale is 1" in capsys.readouterr().err
+
+
 def test_without_a_terminal_there_is_a_line_a_minute(real, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cli.common, "SECONDS_A_LINE", 0.0)
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0

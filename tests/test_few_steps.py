@@ -67,6 +67,9 @@ BAD = [
     (["--model", "turbo", "--steps", "1"], "--strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
     (["--guidance-scale", "0.5"], "--guidance-scale: 0.5 is not possible: this model takes the guidance as an input"),
     (["--source-guidance-scale", "0"], "--source-guidance-scale: 0 is not possible: this model takes the guidance"),
+    (["--negative-prompt", "blur"], "--negative-prompt: is not possible: this model takes the guidance as an input"),
+    (["--model", "plain", "--negative-prompt", "blur", "--guidance-scale", "1"],
+     "--negative-prompt: has no effect without guidance, and --guidance-scale is 1; leave it empty"),
     (["--model", "narrow"], "time_embedding.cond_proj.weight (16, 8) instead of (16, 12)"),
     (["--model", "flow"], "'_class_name' is 'FlowMatchEulerDiscreteScheduler', whose noise schedule is not supported"),
     (["--vae", "sixteen"], "has the latent_channels 16, and the model's own VAE 4: it was made for other latents"),
@@ -90,14 +93,6 @@ def test_bad_input_is_one_sentence_exit_2_nothing_written(models, real, tmp_path
     assert sentence in captured.err and captured.err.startswith("dreamda: ") and captured.err.count("\n") == 1
     assert "images made" not in captured.out and "an image" not in captured.out
     assert tree(tmp_path) == before and os.listdir(tmp_path) == ["real"] and tree(models) == models_before
-
-
-def test_a_negative_prompt_is_no_option(models, real, tmp_path, capsys):
-    """Guidance as an input has no row for one, and no other method takes one either."""
-    assert run("generate", real, "--out", tmp_path / "out", "--model", models / "lcm", *FEW, "--negative-prompt",
-               "blurred") == 2
-    assert "No such option: --negative-prompt" in (err := capsys.readouterr().err) and err.count("\n") == 1
-    assert os.listdir(tmp_path) == ["real"]
 
 
 @pytest.mark.parametrize("vae", ["sixteen", "lcm/unet", "nowhere"])
@@ -196,7 +191,8 @@ def test_the_vae_is_part_of_a_run(models, real, tmp_path, capsys):
     assert "18 were there already" in capsys.readouterr().out
     for other in ([], ["--vae", models / "lcm/vae"]):
         assert run("generate", real, "--out", tmp_path / "out", *given, *other) == 2
-        assert "holds a run with another --model or --vae; repeat that" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "holds a run with another --model, --vae, --lora, --scheduler or --embedding; repeat that" in said
     assert run("generate", real, "--out", tmp_path / "own", *given, "--vae", models / "tiny") == 2
     assert tree(tmp_path / "out") == before
 
@@ -213,7 +209,8 @@ def test_replay_of_few_steps_with_another_vae(models, real, tmp_path, capsys, mo
     assert run("replay", tmp_path / "out") == 2
     assert "--vae: tiny is no folder of a VAE" in capsys.readouterr().err
     assert run("replay", tmp_path / "out", "--vae", models / "lcm/vae") == 2
-    assert "its files differ; give --model (and --vae) where the run's own is now" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "its files differ; give --model (and --vae, --lora, --embedding) where the run's own is now" in said
     assert run("replay", tmp_path / "out", "--vae", tmp_path / "moved") == 0
 
 
@@ -229,7 +226,7 @@ def test_a_run_whose_vae_is_no_text_is_damaged(models, real, tmp_path, capsys):
     path = tmp_path / "out/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vae": 3}))
     assert run("replay", tmp_path / "out") == 2
-    assert "is damaged: its size, dtype, model, vae or real" in capsys.readouterr().err
+    assert "is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real" in capsys.readouterr().err
 
 
 def test_inspect_preview_and_dry_run_with_another_vae(models, real, tmp_path, capsys):

@@ -34,6 +34,7 @@ class FakePipeline:
     dtype = "f32"
     fingerprint = "f" * 64
     threads_matter = False
+    loras = embeddings = ()
 
     def __init__(self, on_call=None, variant_by_variant=False):
         self.calls, self.variants, self.on_call, self.variant_by_variant = [], set(), on_call, variant_by_variant
@@ -183,7 +184,8 @@ def test_parts_cover_a_list_and_overlap_only_where_they_say_so():
     dict(seed=1),
     dict(method="sdedit"),
     dict(share_start=True),
-    dict(source_prompt="a thing")
+    dict(source_prompt="a thing"),
+    dict(negative_prompt="a blur")
 ])
 def test_other_parameters_are_refused_by_name(real, tmp_path, undisturbed, changed):
     with pytest.raises(ValueError, match="--" + next(iter(changed)).replace("_", "-")):
@@ -524,7 +526,7 @@ def test_a_data_set_may_grow_and_move(real, tmp_path):
 def as_earlier_version(out: Path) -> None:
     """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
     run = json.loads((out / "run.json").read_text())
-    del run["seed_images"], run["fit"]
+    del run["seed_images"], run["fit"], run["negative_prompt"]
     run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
     (out / "run.json").write_text(json.dumps(run))
 
@@ -822,6 +824,8 @@ def test_reserved_class_names_are_refused(tmp_path):
     dict(guidance_scale=float("inf")),
     dict(noise_scale=-1),
     dict(diverse=True, share_start=True),
+    dict(negative_prompt="a blur", guidance_scale=1),
+    dict(negative_prompt="a blur", guidance_scale=0),
     dict(seed=-1),
     dict(seed=1 << 64),
     dict(guidance_low=1.0),

@@ -3,14 +3,16 @@ refused."""
 
 import json
 import shutil
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from dreamda.generation.pipeline import BUNDLED
+from dreamda import cli
+from dreamda.data import load_bundled
+from dreamda.generation.pipeline import BUNDLED, Pipeline
+from dreamda.networks.config import SAMPLERS
 from dreamda.networks.lora import Lora
 from dreamda.networks.models import TextEncoder, UNet
 from dreamda.options import ParameterError
@@ -164,6 +166,14 @@ def test_several_add_up_and_are_read_again(expected, tmp_path):
     assert np.array_equal(predict(load("unet", (file, 0))), expected["unet", None])
 
 
+def test_alphas_as_whole_numbers(expected, tmp_path):
+    """As diffusers converts to kohya's names."""
+    file = write_lora(tmp_path / "a.safetensors", "kohya")
+    save_file({k: np.array(2 if k.endswith(".alpha") else v, np.int64 if k.endswith(".alpha") else None)
+               for k, v in load_file(file).items()}, file)
+    assert close(predict(load("unet", (file, SCALE))), expected["unet", SCALE * ALPHA / RANK])
+
+
 def test_half_precision(expected, tmp_path):
     file = write_lora(tmp_path / "a.safetensors")
     save_file({name: value.astype(np.float16) for name, value in load_file(file).items()}, file)
@@ -198,7 +208,7 @@ def test_layers_that_are_not_in_the_model_are_named(tmp_path):
     tensors = load_file(file)
     tensors |= {name.replace("up_blocks_0", "up_blocks_9"): value for name, value in tensors.items()}
     save_file(tensors, file)
-    with pytest.warns(UserWarning, match=r"changes 5 weights; 1 of its layers are not in this model: lora_unet_up_bl"):
+    with pytest.warns(UserWarning, match="1 of its 6 layers are not in this model and have no effect: lora_unet_up"):
         load("unet", (file, 1.0))
 
 
@@ -294,3 +304,116 @@ def test_files_that_are_not_there_or_no_safetensors(tmp_path):
 def test_other_things_than_pairs(loras):
     with pytest.raises(ParameterError, match="^loras: "):
         UNet.load(MODEL / "unet", loras=loras)
+
+
+# ---- in a pipeline, and in a run
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Two of the bundled images, as a data set."""
+    bundled = load_bundled("fashion-mini")
+    root = tmp_path_factory.mktemp("real")
+    for label in (0, 1):
+        (root / str(label)).mkdir()
+        Image.fromarray(bundled.seeds[10 * label]).save(root / str(label) / "0.png")
+    return root
+
+
+def command(*arguments):
+    return cli.main([*map(str, arguments)])
+
+
+OPTIONS = ("--model", "fashion-mini", "--steps", 2, "--variants", 1, "--threads", 1, "--dtype", "f32")
+
+
+def test_a_pipeline_and_its_fingerprint(tmp_path):
+    """Both networks are changed; the file's content and the scale are what counts."""
+    file, copy = write_lora(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    shutil.copy(file, copy)
+    loras = [[], [(file, 1.0)], [(copy, 1)], [(file, 0.5)], [(file, 0.5), (copy, 0.5)]]
+    own, one, same, less, two = (Pipeline.load(MODEL, "f32", 1, loras=each) for each in loras)
+    assert one.fingerprint == same.fingerprint
+    assert len({pipe.fingerprint for pipe in (own, one, less, two)}) == 4
+    assert sorted(one.loras[0].matched) == sorted(f"{layer}.weight" for names in LAYERS.values() for layer in names)
+    assert not np.array_equal(own.context("a photo of a coat"), one.context("a photo of a coat"))
+    text = write_lora(tmp_path / "text.safetensors", layers={"text_encoder": LAYERS["text_encoder"]})
+    assert len(Pipeline.load(MODEL, "f32", 1, loras=[(text, 1.0)]).loras[0].matched) == 3
+
+
+def test_a_run_with_a_lora(real, tmp_path, capsys):
+    """run.json has it; with another one, or another scale, the run is not resumed; it is replayed, also when the file
+    has moved."""
+    file, out = write_lora(tmp_path / "a:1.safetensors"), tmp_path / "out"
+    assert command("generate", real, out, *OPTIONS, "--lora", f"{file}:0.5", "--lora", file) == 0
+    assert "scale 0.5: 8 weights changed" in capsys.readouterr().out
+    run = json.loads((out / "run.json").read_text())
+    sha256 = Lora(file).sha256
+    assert run["loras"] == [{"file": str(file), "scale": scale, "sha256": sha256} for scale in (0.5, 1.0)]
+    plain = tmp_path / "plain"
+    assert command("generate", real, plain, *OPTIONS) == 0
+    assert "loras" not in json.loads((plain / "run.json").read_text())
+    assert (plain / "0" / "0-000.png").read_bytes() != (out / "0" / "0-000.png").read_bytes()
+    assert command("generate", real, out, *OPTIONS, "--lora", file) == 2
+    assert "another --model, --vae, --lora, --scheduler or --embedding" in capsys.readouterr().err
+    assert command("replay", out) == 0
+    moved = file.rename(tmp_path / "moved.safetensors")
+    assert command("replay", out) == 2
+    assert command("replay", out, "--lora", moved) == 2
+    assert "the run has 2, and 1 are given" in capsys.readouterr().err
+    assert command("replay", out, "--lora", moved, "--lora", moved) == 0
+    assert "2 of 2 images repeated to the same bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given, message", [
+    ("gone.safetensors:0.5", "gone.safetensors: no such file"),
+    ("gone.safetensors:half", "gone.safetensors:half: no such file"),
+    ("a.safetensors:nan", "--lora: nan is no scale for a.safetensors"),
+    ("wrong.safetensors", "none of its 1 layers for the U-Net is in this model"),
+])
+def test_wrong_loras_on_the_command_line(given, message, real, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(layer(), "a.safetensors")
+    save_file(layer("lora_unet_input_blocks_1_1_proj_in"), "wrong.safetensors")
+    assert command("generate", real, "out", *OPTIONS, "--lora", given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_and_inspect_say_what_is_added(real, tmp_path, capsys):
+    file = write_lora(tmp_path / "a.safetensors")
+    assert command("generate", real, tmp_path / "out", *OPTIONS, "--lora", file, "--dry-run") == 0
+    assert "a.safetensors at scale 1: 8 weights changed" in capsys.readouterr().out
+    assert command("inspect", "fashion-mini", "--lora", file, "--scheduler", "lcm", "--json") == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["loras"] == [Pipeline.load(MODEL, loras=[(file, 1.0)]).loras[0].describe()]
+    assert (about["scheduler"], about["steps_run"]) == ("lcm", 4)
+
+
+# ---- LCM-LoRA: the sampler changes with the weights
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_another_sampler_on_the_models_own_noise_schedule(name):
+    """As diffusers' from_config: the class changes, and what the file says of the betas stays."""
+    own, other = Pipeline.load(MODEL).schedule, Pipeline.load(MODEL, scheduler=name)
+    assert other.schedule.name == SAMPLERS[name]["_class_name"]
+    assert np.array_equal(own.alphas_cumprod, other.schedule.alphas_cumprod)
+    assert other.fingerprint != Pipeline.load(MODEL).fingerprint
+
+
+def test_an_lcm_lora_makes_images_in_few_steps(real, tmp_path, capsys):
+    file, out = write_lora(tmp_path / "lcm.safetensors", "kohya"), tmp_path / "out"
+    options = [*OPTIONS, "--lora", file, "--steps", 4, "--guidance-scale", 1, "--method", "sdedit"]
+    assert command("generate", real, out, *options, "--scheduler", "lcm") == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["scheduler"] == "lcm" and command("replay", out) == 0
+    pipe = Pipeline.load(MODEL, "f32", 1, loras=[(file, 1.0)], scheduler="lcm")
+    steps = []
+    pipe.augment(np.zeros((32, 32, 3), np.uint8), "a photo of a coat", variants=1, steps=4, method="sdedit",
+                 callback_on_step_end=lambda step, timestep, *_: steps.append(timestep))
+    assert steps == [799, 599, 399, 199]
+    assert command("generate", real, out, *options) == 2
+    assert command("generate", real, tmp_path / "b", *options, "--scheduler", "karras") == 2
+    error = capsys.readouterr().err
+    assert "--scheduler: 'karras' is unknown; use one of lcm, tcd" in error and not (tmp_path / "b").exists()

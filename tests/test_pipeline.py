@@ -88,6 +88,7 @@ class Plain:
                  eta=1.0,
                  guidance_scale=7.5,
                  noise_scale=3.0,
+                 negative_prompt="",
                  source_prompt="",
                  source_guidance_scale=1.5,
                  share_source=False,
@@ -123,7 +124,7 @@ class Plain:
         text = self.row(x, t, self.prompt, step, 1 if noisy else None)
         if not self.guidance_low <= t / 1000 < self.guidance_high:
             return text
-        empty = self.row(x, t, "", step, 0 if noisy else None)
+        empty = self.row(x, t, self.negative_prompt, step, 0 if noisy else None)
         return empty + self.guidance_scale * (text - empty)
 
     def split(self, out, x, a):
@@ -199,6 +200,8 @@ class Plain:
         dict(method="asymmetric", guidance_scale=3.0),
         dict(method="asymmetric", guidance_scale=1.0, eta=0.0, source_prompt=COAT),
         dict(method="sdedit", noise_scale=2.0),
+        dict(method="cycle", negative_prompt="a photo of a bag", source_prompt=COAT),
+        dict(method="asymmetric", negative_prompt="a photo of a bag"),
         dict(method="cycle", guidance_low=0.3, guidance_high=0.5),
         dict(method="cycle", share_source=True, guidance_high=0.601),
         dict(method="asymmetric", guidance_low=0.401),

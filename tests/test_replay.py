@@ -115,7 +115,7 @@ def test_threads_model_size_and_dtype_are_the_recorded_ones(made, monkeypatch, c
     monkeypatch.setattr(cli.common, "load", lambda *arguments: asked.append(arguments) or load("fake", *arguments[1:]))
     assert run("replay", made) == 0
     assert run("replay", made, "--model", "elsewhere", "--threads", "5") == 0
-    assert asked == [("fake", "f32", 1, "8x8", ""), ("elsewhere", "f32", 5, "8x8", "")]
+    assert asked == [("fake", "f32", 1, "8x8"), ("elsewhere", "f32", 5, "8x8")]
     monkeypatch.setattr(FakePipeline, "fingerprint", "e" * 64)
     assert run("replay", made) == 2
     assert "another model: its files differ; give --model" in capsys.readouterr().err

@@ -49,7 +49,7 @@ class Augmenter:
 
     Parameters
     ----------
-    model, dtype, threads, size, vae
+    model, dtype, threads, size, vae, loras, scheduler, embeddings
         As for `Pipeline.load`. Without `threads` OMP_NUM_THREADS decides, which Ray sets to a worker's CPUs.
     image, prompt, key : str
         The names of the columns read.
@@ -72,21 +72,25 @@ class Augmenter:
                  threads: int | None = None,
                  size: tuple[int, int] | None = None,
                  vae: str | None = None,
+                 loras: Sequence[tuple[str, float]] = (),
+                 scheduler: str | None = None,
+                 embeddings: Sequence[str | tuple[str, str | None]] = (),
                  image: str = "image",
                  prompt: str = "prompt",
                  key: str = "key",
                  explode: bool = True,
                  **options: Unpack[OptionKeywords]) -> None:
         self.settings = from_keywords(GenerationOptions, Augmenter, options)
-        self.model, self.dtype, self.threads, self.size = str(model), dtype, threads, size
-        self.vae = None if vae is None else str(vae)
+        self.model = str(model)
+        self._options: dict[str, Any] = dict(dtype=dtype, threads=threads, size=size, vae=vae, loras=loras,
+                                             scheduler=scheduler, embeddings=embeddings)
         self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
         self.pipeline  # a wrong model is found out now
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """The model, loaded in this process at the first use."""
-        return Pipeline.load(self.model, dtype=self.dtype, threads=self.threads, size=self.size, vae=self.vae)
+        return Pipeline.load(self.model, **self._options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "pipeline"}
@@ -150,12 +154,12 @@ class RayWorkers:
         Of the cluster, as ``ray.init`` takes it. Default: RAY_ADDRESS, else a cluster of its own on this machine.
     threads : int, optional
         Of each worker. Default: as many as the smallest node has CPUs, so that there is one worker a node.
-    dtype, size, vae
+    dtype, size, vae, loras, scheduler, embeddings
         As for `Pipeline.load`.
 
     Attributes
     ----------
-    size, dtype, fingerprint, threads_matter, folder, vae_folder
+    size, dtype, fingerprint, threads_matter, folder, vae_folder, loras, embeddings
         As those of `Pipeline`, from the first worker.
     threads : int
     count : int
@@ -176,7 +180,9 @@ class RayWorkers:
     """
 
     def __init__(self, model: str, *, address: str | None = None, threads: int | None = None, dtype: str = "auto",
-                 size: tuple[int, int] | None = None, vae: str | None = None) -> None:
+                 size: tuple[int, int] | None = None, vae: str | None = None,
+                 loras: Sequence[tuple[str, float]] = (), scheduler: str | None = None,
+                 embeddings: Sequence[str | tuple[str, str | None]] = ()) -> None:
         try:
             import ray
         except ImportError:
@@ -208,7 +214,8 @@ class RayWorkers:
                                                       max_task_retries=RETRIES,
                                                       scheduling_strategy="SPREAD")
             for _ in range(self.count):
-                actor = worker.remote(model, dtype, self.threads, size, vae)
+                actor = worker.remote(model, dict(dtype=dtype, threads=self.threads, size=size, vae=vae, loras=loras,
+                                                  scheduler=scheduler, embeddings=embeddings))
                 self._starting[actor.about.remote()] = actor
             self._idle = [self._first()]
         except BaseException:
@@ -235,7 +242,9 @@ class RayWorkers:
         self._about = about = self._get(ready[0])
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
         self.threads_matter, self.environment = about["threads_matter"], about["environment"]
-        self.folder, self.vae_folder = about["folder"], about["vae_folder"]
+        self.folder, self.vae_folder, self.loras = about["folder"], about["vae_folder"], about["loras"]
+        self.embeddings = about["embeddings"]
+        self.notes += [text for lora in self.loras for text in lora.warnings()]
         if about["dreamda"] != __version__:
             raise ValueError(
                 f"the machine {about['host']} has dreamda {about['dreamda']}, this one {__version__}; make them equal")
@@ -327,8 +336,8 @@ class _Worker:
     """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a
     death."""
 
-    def __init__(self, model: str, dtype: str, threads: int, size: tuple[int, int] | None, vae: str | None) -> None:
-        self._load = partial(Pipeline.load, model, dtype=dtype, threads=threads, size=size, vae=vae)
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        self._load = partial(Pipeline.load, model, **options)
 
     @cached_property
     def _pipeline(self) -> Pipeline:
@@ -338,7 +347,7 @@ class _Worker:
         pipe = self._pipeline
         return {
             "size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter":
-            pipe.threads_matter, "folder": pipe.folder.resolve(), "vae_folder": pipe.vae_folder.resolve(), "dreamda":
+            pipe.threads_matter, "folder": pipe.folder.resolve(), "vae_folder": pipe.vae_folder.resolve(), "loras": pipe.loras, "embeddings": pipe.embeddings, "dreamda":
             __version__, "environment": environment(), "host": socket.gethostname()
         }
 

@@ -6,9 +6,9 @@ The environment of --reference-python holds requirements.txt. A table and one li
 is 1 if anything failed. With --work the networks (6 GB) and PyTorch's outputs are kept there, and used again by the
 next run.
 
-The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. bfloat16: NMSE against
-PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE at most 1e-7. Tokens:
-equal.
+The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. With LoRA: NMSE at most 1e-9.
+bfloat16: NMSE against PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE
+at most 1e-7. Tokens: equal.
 """
 
 import argparse
@@ -76,6 +76,13 @@ def compare_trajectories(report: Report, work: Path) -> None:
         report.line("trajectory", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
 
 
+def compare_loras(report: Report, work: Path) -> None:
+    ours, reference = (np.load(work / "loras" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        error = nmse(ours[name], reference[name])
+        report.line("loras", name, error <= F32_NMSE, f"NMSE {error:.1e}")
+
+
 def compare_tokens(report: Report, work: Path) -> None:
     ours, reference = (np.load(work / "tokens" / f"{side}.npz") for side in ("ours", "reference"))
     for name in reference.files:
@@ -90,10 +97,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare dreamda with PyTorch, diffusers and transformers.")
     parser.add_argument("--reference-python",
                         required=True,
-                        help="interpreter with torch, diffusers, transformers (requirements.txt)")
+                        help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "trajectories", "tokens"]
+    names = [*CASES, "loras", "trajectories", "tokens"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -110,6 +117,10 @@ def main() -> int:
             run(options.ours_python, "ours.py", str(work), *networks)
             for name in networks:
                 compare_networks(report, name, work)
+        if "loras" in options.cases:
+            run(options.reference_python, "lora_reference.py", str(work / "loras"))
+            run(options.ours_python, "lora_ours.py", str(work / "loras"))
+            compare_loras(report, work)
         if "trajectories" in options.cases:
             # Ours first: it hands over the noise it has drawn.
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))

@@ -25,7 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound=Options)
 
 # headings of the help; the last two come last
-COMMON, PROMPTS, LABELS, RUNNING, OTHER = "Options", "Prompts", "Labelled images", "Running", "Other options"
+COMMON, MODEL, PROMPTS, LABELS = "Options", "Changes to the model", "Prompts", "Labelled images"
+RUNNING, OTHER = "Running", "Other options"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 show_tracebacks = False
@@ -200,8 +201,21 @@ Threads = Annotated[
     typer.Option(callback=not_negative, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Vae = Annotated[
     str,
-    typer.Option(metavar="FOLDER",
+    typer.Option(metavar="FOLDER", rich_help_panel=MODEL,
                  help="Another VAE than the model's own, in diffusers format: TAESD's is small and fast.")]
+Loras = Annotated[
+    Optional[list[str]],
+    typer.Option("--lora", metavar="FILE[:SCALE]", rich_help_panel=MODEL,
+                 help="A LoRA to add to the model, times SCALE; give the option again for another.")]
+Embeddings = Annotated[
+    Optional[list[str]],
+    typer.Option("--embedding", metavar="FILE[:NAME]", rich_help_panel=MODEL,
+                 help="A learned word (textual inversion), which prompts may then hold, by its own name or NAME; give "
+                 "the option again for another.")]
+Scheduler = Annotated[
+    str,
+    typer.Option(metavar="[lcm|tcd|euler-trailing|ddim-trailing|dpm]", rich_help_panel=MODEL,
+                 help="Another sampler than the model's own: lcm with an LCM-LoRA.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
@@ -266,11 +280,35 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(numbers[0]), int(numbers[-1])
 
 
-def load(model: str, dtype: str, threads: int, size: str, vae: str = "") -> Pipeline:
-    """The pipeline of a model, with the options of the command line."""
+def parse_lora(text: str) -> tuple[str, float]:
+    """``FILE:SCALE`` as a pair; the scale is 1 where none is given."""
+    file, _, scale = text.rpartition(":")
+    if not file or os.path.exists(text):
+        return text, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        return text, 1.0
+
+
+def parse_embedding(text: str) -> tuple[str, str | None]:
+    """``FILE:NAME`` as a pair; None where the file names the token."""
+    file, _, name = text.rpartition(":")
+    return (file, name) if file and name and not os.path.exists(text) else (text, None)
+
+
+def changes(vae: str, loras: list[str] | None, scheduler: str, embeddings: list[str] | None) -> dict[str, Any]:
+    """The keywords of `Pipeline.load` by which the command line changes a model."""
+    given = {"vae": vae, "loras": [parse_lora(text) for text in loras or ()], "scheduler": scheduler,
+             "embeddings": [parse_embedding(text) for text in embeddings or ()]}
+    return {name: value for name, value in given.items() if value}
+
+
+def load(model: str, dtype: str, threads: int, size: str, **changes: Any) -> Pipeline:
+    """The pipeline of a model, with the options of the command line; see `changes`."""
     from ..generation.pipeline import Pipeline
 
-    return Pipeline.load(model, dtype=dtype, threads=threads or None, size=parse_size(size), vae=vae or None)
+    return Pipeline.load(model, dtype=dtype, threads=threads or None, size=parse_size(size), **changes)
 
 
 def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:

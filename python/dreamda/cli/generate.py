@@ -2,18 +2,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
 from . import common, train
-from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, OutArgument, Preset, Progress, Size, Threads, Vae,
-                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out,
-                     out_option, parse_shard, parse_size, printable, with_preset)
+from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, OutArgument, Preset, Progress, Scheduler,
+                     Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of, not_negative,
+                     only_out, out_option, parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
     from ..data.annotations import LabelledFolder
@@ -55,6 +56,9 @@ def generate(
         out_option("New or empty, or the folder of the same run, which is then resumed.  [required]")] = None,
     model: Model,
     vae: Vae = "",
+    loras: Loras = None,
+    scheduler: Scheduler = "",
+    embeddings: Embeddings = None,
     recipe: Annotated[
         str | None,
         typer.Option(rich_help_panel=PROMPTS,
@@ -158,18 +162,19 @@ def generate(
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
     check_out(place, folder, run_identity(settings, source) | labels_identity(folder))
+    changes = common.changes(vae, loras, scheduler, embeddings)
     if dry_run:
         if engine == "ray":
             raise ValueError("--dry-run measures on this machine; leave --engine ray off")
-        return _estimate(folder, common.load(model, dtype, threads, size, vae), settings, texts, part)
+        return _estimate(folder, common.load(model, dtype, threads, size, **changes), settings, texts, part)
     if engine == "ray":
         from ..distributed import RayWorkers
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
-                        size=parse_size(size), vae=vae or None) as workers:
-            return _generate(folder, place, workers, model, settings, texts, source, part, preview, vae, preset)
-    return _generate(folder, place, common.load(model, dtype, threads, size, vae), model, settings, texts, source, part,
-                     preview, vae, preset)
+                        size=parse_size(size), **changes) as workers:
+            return _generate(folder, place, workers, model, settings, texts, source, part, preview, changes, preset)
+    return _generate(folder, place, common.load(model, dtype, threads, size, **changes), model, settings, texts, source,
+                     part, preview, changes, preset)
 
 
 def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> LabelledFolder | None:
@@ -242,7 +247,7 @@ def _generate(folder: ImageFolder,
               source: dict[str, str],
               part: tuple[int, int],
               preview: int = 0,
-              vae: str = "",
+              changes: Mapping[str, Any] | None = None,
               preset: str = BALANCED) -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import check_model, disk_space
@@ -250,11 +255,19 @@ def _generate(folder: ImageFolder,
     from ..runs.inspection import environment
 
     complain_of([],
-                [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
-    print(printable(f"{_outline(folder, prompts, settings)}; "
-                    + disk_space(_images(folder, settings, part, preview), pipe.size)))
+                [*_prompt_notes(folder, prompts, pipe, settings.negative_prompt),
+                 *check_model(folder, prompts, pipe.folder, pipe.size)])
+    outline = f"{_outline(folder, prompts, settings)}; {disk_space(_images(folder, settings, part, preview), pipe.size)}"
+    print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
     workers = pipe if isinstance(pipe, RayWorkers) else None
-    about = _environment(pipe, workers.environment if workers else environment(), vae) | {"preset": preset}
+    changes = dict(changes or {})
+    about = _environment(pipe, workers.environment if workers else environment(), changes) | {"preset": preset}
+    if "loras" in changes:
+        changes["loras"] = [{"file": file, "scale": scale, "sha256": lora.sha256}
+                            for (file, scale), lora in zip(changes["loras"], pipe.loras, strict=True)]
+    if "embeddings" in changes:
+        changes["embeddings"] = [{"file": file, "token": each.token, "sha256": each.sha256}
+                                 for (file, _), each in zip(changes["embeddings"], pipe.embeddings, strict=True)]
     with Progress(foretell=True) as progress:
         report = generate_dataset(folder,
                                   out,
@@ -263,7 +276,7 @@ def _generate(folder: ImageFolder,
                                   prompts=prompts,
                                   prompt_source=source,
                                   model=model,
-                                  vae=vae,
+                                  changes=changes,
                                   shard=part,
                                   environment=about,
                                   most=preview or None,
@@ -284,10 +297,16 @@ def _generate(folder: ImageFolder,
     return _summarise(report, out)
 
 
-def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], vae: str) -> dict[str, Any]:
-    """What run.json says of the machine, with the places of the model and of a VAE that replaces its own."""
+def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says of the machine, with the places of the model and of what it was changed by."""
     about = {**machine, "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
-    return about | {"vae_folder": str(pipe.vae_folder.resolve())} if vae else about
+    if "vae" in changes:
+        about["vae_folder"] = str(pipe.vae_folder.resolve())
+    if "loras" in changes:
+        about["lora_files"] = [str(lora.path) for lora in pipe.loras]
+    if "embeddings" in changes:
+        about["embedding_files"] = [str(embedding.path) for embedding in pipe.embeddings]
+    return about
 
 
 def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, int], preview: int = 0) -> int:
@@ -310,13 +329,19 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
         (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
 
 
-def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], model: Path) -> list[str]:
+def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline | RayWorkers,
+                  negative_prompt: str) -> list[str]:
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
     from ..runs.checks import check_prompts
 
-    tokenizer = part_folder(model, "tokenizer")
-    return check_prompts(folder, prompts, Tokenizer(tokenizer)) if tokenizer.is_dir() else []
+    place = part_folder(pipe.folder, "tokenizer")
+    if not place.is_dir():
+        return []
+    tokenizer = Tokenizer(place)
+    for embedding in pipe.embeddings:
+        tokenizer.add(embedding.tokens)
+    return check_prompts(folder, prompts, tokenizer, negative_prompt)
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
@@ -326,8 +351,9 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     from ..runs.inspection import describe_model
 
     complain_of(list(folder.ignored),
-                [*_prompt_notes(folder, prompts, pipe.folder), *check_model(folder, prompts, pipe.folder, pipe.size)])
-    print(printable(_outline(folder, prompts, settings)))
+                [*_prompt_notes(folder, prompts, pipe, settings.negative_prompt),
+                 *check_model(folder, prompts, pipe.folder, pipe.size)])
+    print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), _outline(folder, prompts, settings)])))
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
     print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: "
@@ -393,6 +419,14 @@ def replay(
     model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
     vae: Annotated[str,
                    typer.Option(metavar="FOLDER", help="Where the VAE of --vae is now.  [default: where it was]")] = "",
+    loras: Annotated[
+        Optional[list[str]],
+        typer.Option("--lora", metavar="FILE", help="Where the files of --lora are now, in their order, at the run's "
+                     "own scales.  [default: where they were]")] = None,
+    embeddings: Annotated[
+        Optional[list[str]],
+        typer.Option("--embedding", metavar="FILE", help="Where the files of --embedding are now, in their order.  "
+                     "[default: where they were]")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -406,11 +440,18 @@ def replay(
     run = RecordedRun.read(path)
     if not (model or run.model):
         raise ValueError(f"{path} does not name the model; give it with --model")
+    changes = run.changes | ({"vae": vae} if vae else {})
+    for name, option, moved in (("loras", "--lora", loras), ("embeddings", "--embedding", embeddings)):
+        if moved and len(moved) != (there := len(changes.get(name, ()))):
+            raise ValueError(f"{option}: the run has {there}, and {len(moved)} are given")
+        if moved:
+            changes[name] = [(file, kept) for file, (_, kept) in zip(moved, changes[name])]
     recorded_threads = run.environment.get("threads")
     pipe = common.load(model or run.model, run.run["dtype"], threads
                        or (recorded_threads if type(recorded_threads) is int else 0), "{}x{}".format(*run.run["size"]),
-                       vae or run.vae)
-    about = _environment(pipe, environment(), vae or run.vae)
+                       **changes)
+    about = _environment(pipe, environment(), changes)
+    about |= {name: value for name, value in run.environment.items() if name == "preset"}
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
         report = repeat(run, pipe, out or temporary, real=real, environment=about, progress=progress)
     if report.signal:

@@ -8,8 +8,8 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common
-from .common import (Debug, Dtype, Size, Threads, Vae, accepts_options, add_command, chosen, is_given, on_terminal,
-                     printable)
+from .common import (Debug, Dtype, Embeddings, Loras, Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen,
+                     is_given, on_terminal, printable)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,9 @@ def inspect(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A bundled model, a folder in diffusers format, or a hub id.")],
     vae: Vae = "",
+    loras: Loras = None,
+    scheduler: Scheduler = "",
+    embeddings: Embeddings = None,
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -43,11 +46,14 @@ def inspect(
     progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if on_terminal() else (lambda text: None)
     chosen(GenerationOptions, options)  # refuses what does not go together before the model is loaded
     given = {name: value for name, value in options.items() if is_given(context, name)}
-    about = describe_model(common.load(model, dtype, threads, size, vae), progress, **given)
+    changes = common.changes(vae, loras, scheduler, embeddings)
+    about = describe_model(common.load(model, dtype, threads, size, **changes), progress, **given)
     if as_json:
         print(json.dumps(about, indent=1))
         return
     print(printable(about["folder"] + (f", with the VAE of {about['vae_folder']}" if vae else "")))
+    for text in about["loras"]:
+        print(printable(f"  {text}"))
     for name, part in about["parts"].items():
         print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
     print(

@@ -47,6 +47,10 @@ class GenerationOptions(Options):
         group=NOISE,
         low=0,
         shown_default="3, and 0 for `method=sdedit`")
+    negative_prompt: str = option("",
+                                  "What the new images should not show: takes the place of the empty prompt that the "
+                                  "guidance leads away from, for all of them.",
+                                  group=GUIDANCE)
     source_prompt: str = option("",
                                 "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.",
                                 group=METHOD)
@@ -105,6 +109,10 @@ class GenerationOptions(Options):
                 "chooses among noisy starts, so it needs `share_start=False`, and `method=cycle` or `method=sdedit`")
         if self.share_source and self.method != "cycle":
             raise ParameterError("share_source", f"`method={self.method}` has no source trajectory; leave it off")
+        if self.negative_prompt and self.guidance_scale in (0, 1):
+            raise ParameterError(
+                "negative_prompt",
+                f"has no effect without guidance, and `guidance_scale` is {self.guidance_scale:g}; leave it empty")
         if self.source_prompt and self.method == "sdedit":
             raise ParameterError("source_prompt", "`method=sdedit` has no source; leave it empty")
 
@@ -124,6 +132,7 @@ class OptionKeywords(TypedDict, total=False):
     eta: float
     guidance_scale: float
     noise_scale: float | None
+    negative_prompt: str
     source_prompt: str
     source_guidance_scale: float
     method: Literal["cycle", "asymmetric", "sdedit"]
@@ -145,5 +154,6 @@ def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run.json with the names of today, and with what was done before an option existed: images were squashed."""
-    return {"fit": "squash"} | with_todays_names(dict(run))
+    """A run.json with the names of today, and with what was done before an option existed: images were squashed, and
+    there was no negative prompt."""
+    return {"fit": "squash", "negative_prompt": ""} | with_todays_names(dict(run))

@@ -18,6 +18,8 @@ from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
 from ..networks.config import read_json, read_scheduler_config, read_vae_config
 from ..networks.hub import BUNDLED, find_model, part_folder
+from ..networks.embeddings import Embedding, EmbeddingLike, open_embeddings
+from ..networks.lora import Lora, LoraLike, opened
 from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
 from ..options import ParameterError, accepts, from_keywords
@@ -59,7 +61,7 @@ class Pipeline:
 
     Parameters
     ----------
-    unet, vae, text_encoder, schedule, folder, size, vae_folder
+    unet, vae, text_encoder, schedule, folder, size, vae_folder, loras, scheduler, embeddings
         The attributes below; `size` is by default what the U-Net was made for, and `vae_folder` the folder's own.
 
     Attributes
@@ -77,6 +79,12 @@ class Pipeline:
         one thread each.
     folder, vae_folder : Path
         Of the model, and of its VAE.
+    loras : tuple of dreamda.networks.lora.Lora
+        What was added to the weights of the networks.
+    scheduler : str or None
+        What `schedule` was made for in place of the model's own scheduler.
+    embeddings : tuple of dreamda.networks.embeddings.Embedding
+        Whose tokens the text encoder has besides its own.
     """
 
     def __init__(self,
@@ -86,7 +94,11 @@ class Pipeline:
                  schedule: Schedule,
                  folder: Path,
                  size: tuple[int, int] | None = None,
-                 vae_folder: Path | None = None) -> None:
+                 vae_folder: Path | None = None,
+                 loras: Sequence[Lora] = (),
+                 scheduler: str | None = None,
+                 embeddings: Sequence[Embedding] = ()) -> None:
+        self.loras, self.scheduler, self.embeddings = tuple(loras), scheduler, tuple(embeddings)
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
         self.vae_folder = part_folder(folder, "vae") if vae_folder is None else vae_folder
         h, w = unet.config["sample_size"]
@@ -110,7 +122,10 @@ class Pipeline:
              dtype: str = "auto",
              threads: int | None = None,
              size: tuple[int, int] | None = None,
-             vae: str | Path | None = None) -> "Pipeline":
+             vae: str | Path | None = None,
+             loras: Sequence[LoraLike] = (),
+             scheduler: str | None = None,
+             embeddings: Sequence[EmbeddingLike] = ()) -> "Pipeline":
         """Load a model.
 
         Parameters
@@ -127,6 +142,14 @@ class Pipeline:
         vae : str or path, optional
             A folder with another AutoencoderKL or AutoencoderTiny, to use in place of the model's own. It has to be
             made for the same latents.
+        loras : sequence of (path, float)
+            LoRA files of peft, diffusers or kohya's scripts with their scales, added to the weights of the U-Net and
+            the text encoder.
+        scheduler : {"lcm", "tcd", "euler-trailing", "ddim-trailing", "dpm"}, optional
+            The sampler, where a LoRA needs another than the model's own: "lcm" for an LCM-LoRA.
+        embeddings : sequence of path or (path, str)
+            Files of textual inversion. Each adds a token, which prompts may hold; a text beside the path names it
+            otherwise than the file does.
 
         Returns
         -------
@@ -135,7 +158,8 @@ class Pipeline:
         Raises
         ------
         FileNotFoundError, ValueError
-            Naming the file and the fix; a ParameterError where `vae` does not fit the model.
+            Naming the file and the fix; a ParameterError where `vae` does not fit the model or `scheduler` is
+            unknown.
         """
         resolve_dtype(dtype), resolve_threads(threads)
         folder = find_model(model)
@@ -147,19 +171,26 @@ class Pipeline:
             raise ValueError(
                 f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is"
             )
-        return cls(
-            UNet.load(part_folder(folder, "unet"), dtype, threads),
-            VAE.load(vae_folder, dtype, threads),
-            TextEncoder.load(part_folder(folder, "text_encoder"), part_folder(folder, "tokenizer"), dtype, threads),
-            Schedule(read_scheduler_config(part_folder(folder, "scheduler"))),
-            folder,
-            size,
-            vae_folder,
-        )
+        learned = open_embeddings(embeddings)
+        with opened(loras) as found:
+            return cls(
+                UNet.load(part_folder(folder, "unet"), dtype, threads, found),
+                VAE.load(vae_folder, dtype, threads),
+                TextEncoder.load(part_folder(folder, "text_encoder"), part_folder(folder, "tokenizer"), dtype, threads,
+                                 found, learned),
+                Schedule(read_scheduler_config(part_folder(folder, "scheduler"), scheduler)),
+                folder,
+                size,
+                vae_folder,
+                found,
+                scheduler,
+                learned,
+            )
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the configuration, tokenizer and weight files that were loaded, in hex."""
+        """SHA-256 over the configuration, tokenizer and weight files that were loaded, with the LoRA files' scales and
+        the names of embeddings, in hex."""
         place = {part: part_folder(self.folder, part) for part in ("unet", "text_encoder", "scheduler", "tokenizer")}
         place["vae"] = self.vae_folder
         files = [(part, place[part] / "config.json") for part in ("unet", "vae", "text_encoder")]
@@ -172,6 +203,12 @@ class Pipeline:
         for part, file in files:
             if file.is_file():
                 digest.update(f"{part}/{file.name}\n".encode() + bytes.fromhex(digest_of_file(file)))
+        for lora in self.loras:
+            digest.update(f"lora {lora.scale!r}\n".encode() + bytes.fromhex(lora.sha256))
+        if self.scheduler is not None:
+            digest.update(f"scheduler {self.scheduler}\n".encode())
+        for embedding in self.embeddings:
+            digest.update(f"embedding {embedding.token}\n".encode() + bytes.fromhex(embedding.sha256))
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -308,6 +345,10 @@ class Pipeline:
     def _check(self, options: GenerationOptions) -> None:
         """Refuse what this model cannot do."""
         self.schedule.steps(options.steps, options.strength, options.eta)
+        if self.unet.takes_guidance and options.negative_prompt:
+            raise ParameterError(
+                "negative_prompt",
+                "is not possible: this model takes the guidance as an input, without a second row; leave it empty")
         for name in ("guidance_scale", "source_guidance_scale"):
             if self.unet.takes_guidance and getattr(options, name) < 1:
                 raise ParameterError(
@@ -397,7 +438,7 @@ class Pipeline:
     def _embed(self, prompts: Sequence[str], options: GenerationOptions, latent_size: tuple[int, int]) -> None:
         """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory
         back: 0.4 GiB of Stable Diffusion's, for the minutes that an image takes."""
-        missing = [p for p in dict.fromkeys([*prompts, "", options.source_prompt]) if p not in self._contexts]
+        missing = [p for p in dict.fromkeys([*prompts, "", options.source_prompt, options.negative_prompt]) if p not in self._contexts]
         for prompt in missing:
             self.context(prompt)
         if missing and not is_small(*latent_size):

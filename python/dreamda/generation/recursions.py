@@ -243,13 +243,13 @@ class ReverseProcess:
         return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(math.sqrt(1 - step.a_p)) * noise
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
-        """Unconditional rows (where the step is guided), then text rows; all of them perturbed, with draws of their
-        own."""
+        """Rows of the negative prompt (where the step is guided), then text rows; all of them perturbed, with draws of
+        their own."""
         guidance = self.guidances[step.index]
         text = [_Row(u, self.pipe.context(self.prompts[image]), 1, guidance) for u, (image, _) in enumerate(units)]
         if not self.guided[step.index]:
             return text
-        return [_Row(u, self.pipe.context(""), 0) for u in range(len(units))] + text
+        return [_Row(u, self.pipe.context(self.options.negative_prompt), 0) for u in range(len(units))] + text
 
     def source_rows(self, count: int) -> list[_Row]:
         """Unconditional rows (where the source is guided), then text rows; clean."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..options import ParameterError
+
 MAX_JSON_BYTES = 16 << 20
 _ABSENT = object()
 _shown = reprlib.Repr()  # of a value from an untrusted file, for a message: neither long nor deep
@@ -90,6 +92,14 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "DPMSolverSDEScheduler": _SMALL_BETAS,
     "LCMScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
     "TCDScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
+}
+# What can be run in place of the scheduler that a model names, with the model's own noise schedule.
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "lcm": {"_class_name": "LCMScheduler"},
+    "tcd": {"_class_name": "TCDScheduler"},
+    "euler-trailing": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+    "ddim-trailing": {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"},
+    "dpm": {"_class_name": "DPMSolverMultistepScheduler"},
 }
 
 
@@ -372,13 +382,17 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def read_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_scheduler_config(folder: str | os.PathLike[str], sampler: str | None = None) -> dict[str, Any]:
     """The noise schedule of a diffusers scheduler folder, for `dreamda.generation.schedulers.Schedule`.
 
     The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` tells which one the file
-    names (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers.
+    names (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers. `sampler`, one
+    of `SAMPLERS`, is run in its place, as with diffusers' ``from_config``.
     """
+    if sampler is not None and sampler not in SAMPLERS:
+        raise ParameterError("scheduler", f"{shown(sampler)} is unknown; use one of {', '.join(SAMPLERS)}")
     r = _Reader(Path(folder) / "scheduler_config.json")
+    r.content |= SAMPLERS[sampler] if sampler is not None else {}
     name = r.get("_class_name", "DDIMScheduler")
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise r.refuse(

@@ -23,6 +23,7 @@ import numpy as np
 from .. import _core
 from ..data.files import digest_of_file
 from ..options import ParameterError
+from ..text import counted
 from .config import read_json, shown
 from .weights import CONVERT_TENSORS, WeightFile, listed
 
@@ -95,7 +96,7 @@ class Lora:
         if not _is_number(scale):
             raise ParameterError("loras", f"{shown(scale)} is no scale for {path}; use a number such as 0.8")
         self.path, self.scale = _file(Path(os.path.abspath(path))), float(scale)
-        self._weights = WeightFile(self.path, convert=CONVERT_TENSORS)
+        self._weights = WeightFile(self.path, convert=CONVERT_TENSORS, numbers=(".alpha",))
         self._layers = self._read_layers()
         self._parts: set[str] = set()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -117,10 +118,15 @@ class Lora:
                 if key not in found and (layer.part is None or layer.part in self._parts)]
 
     def describe(self) -> str:
-        """What it changes, as a sentence without its end."""
-        text = f"LoRA {self.path} at scale {self.scale:g} changes {len(self.matched)} weights"
-        return text + (f"; {len(self.unmatched)} of its layers are not in this model: {listed(self.unmatched)}"
-                       if self.unmatched else "")
+        """What it changes."""
+        return f"LoRA {self.path} at scale {self.scale:g}: {counted(len(self.matched), 'weight')} changed"
+
+    def warnings(self) -> list[str]:
+        """What of it has no effect."""
+        if not (unmatched := self.unmatched):
+            return []
+        return [f"LoRA {self.path}: {len(unmatched)} of its {len(unmatched) + len(self.matched)} layers are not in "
+                f"this model and have no effect: {listed(unmatched)}"]
 
     def match(self, part: str, parameters: Iterable[tuple[str, tuple[int, ...]]]) -> None:
         """Look for its layers among the parameters of a network.
@@ -165,8 +171,8 @@ class Lora:
             missing = " or ".join(_CALLED[part] for part in sorted(self._parts))
             raise ValueError(f"{self.path}: it has no layers for the {missing}, only others (the first is "
                              f"'{next(iter(self._layers))[:200]}')")
-        if self.unmatched:
-            warnings.warn(self.describe())
+        for text in self.warnings():
+            warnings.warn(text)
 
     def change(self, parameter: str) -> np.ndarray:
         """What is added to a matched parameter: float32, in its shape."""
@@ -296,12 +302,14 @@ def opened(loras: Sequence[LoraLike]) -> Iterator[list[Lora]]:
     ParameterError
         Something else than pairs of a file and a number is given.
     """
-    every, own = [], []
+    every: list[Lora] = []
+    own: list[Lora] = []
     for given in loras:
         if not isinstance(given, Lora):
             if not isinstance(given, (tuple, list)) or len(given) != 2:
                 raise ParameterError("loras", f"expected pairs (file, scale), got {shown(given)}")
-            own.append(given := Lora(*given))
+            given = Lora(given[0], given[1])
+            own.append(given)
         every.append(given)
     yield every
     for lora in own:
@@ -324,7 +332,7 @@ def _peft_config(path: Path) -> Path | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(abs(value) < 1e30)
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(-1e30 < value < 1e30)
 
 
 def _flat(key: str) -> str:

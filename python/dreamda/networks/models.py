@@ -5,7 +5,7 @@ import os
 import reprlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -16,10 +16,12 @@ from .. import _core
 from ..options import ParameterError
 from ..text import counted
 from .config import read_text_config, read_unet_config, read_vae_config
+from .embeddings import Embedding, EmbeddingLike, open_embeddings
 from .lora import TEXT_ENCODER, UNET, Lora, LoraLike, opened
 from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
 
+TOKENS = "text_model.embeddings.token_embedding.weight"
 MAX_SHAPES = 4  # a network keeps the plans of this many shapes
 
 
@@ -56,6 +58,8 @@ class Network:
         Beginnings of names in the file that belong to another network.
     loras : sequence of Lora
         Added to the weights when they are read, in this order.
+    new_tokens : mapping of int to array, optional
+        Of a text encoder, by their ids: rows that the file's table of tokens does not have.
 
     Raises
     ------
@@ -70,7 +74,13 @@ class Network:
                  dtype: str,
                  threads: int | None,
                  ignore: tuple[str, ...] = (),
-                 loras: Sequence[Lora] = ()) -> None:
+                 loras: Sequence[Lora] = (),
+                 new_tokens: Mapping[int, np.ndarray] | None = None) -> None:
+        parameters = _core.Model(family, config).parameters()
+        weights.check(parameters, ignore)
+        self._new_tokens = new_tokens or {}
+        if new_tokens:
+            config = config | {"vocab_size": max(config["vocab_size"], *(number + 1 for number in new_tokens))}
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
         self._weights, self._loras = weights, loras
@@ -78,8 +88,6 @@ class Network:
         self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
-        parameters = self._model.parameters()
-        weights.check(parameters, ignore)
         for lora in loras:
             lora.match(UNET if family == "unet" else TEXT_ENCODER, parameters)
         self.parameters = sum(int(np.prod(shape)) for _, shape in parameters)
@@ -106,10 +114,21 @@ class Network:
                     if changes := [lora.change(name) for lora in self._loras if name in lora.matched]:
                         weight = self._weights.read_float32(name).reshape(changes[0].shape)
                         plan.load(name, sum(changes, weight))
+                    elif name == TOKENS and self._new_tokens:
+                        plan.load(name, self._token_table())
                     else:
                         plan.read(name, *self._weights.place(name))
                 lanes[lane, threads] = plan
             return lanes[lane, threads]
+
+    def _token_table(self) -> np.ndarray:
+        """The file's table of tokens, with the new ones at their places."""
+        known = self._weights.read_float32(TOKENS)
+        table = np.zeros((self._config["vocab_size"], known.shape[1]), np.float32)
+        table[: len(known)] = known
+        for number, vector in self._new_tokens.items():
+            table[number] = vector
+        return table
 
     def close(self) -> None:
         """Give the plans' memory back; the next call makes new ones."""
@@ -458,11 +477,12 @@ class TextEncoder(Part):
     dtype, threads
         As in `UNet.load`.
     loras : sequence of dreamda.networks.lora.Lora
+    embeddings : sequence of dreamda.networks.embeddings.Embedding
 
     Raises
     ------
     ValueError
-        Tokenizer and weights do not belong together.
+        Tokenizer, weights and embeddings do not belong together, or a token of an embedding exists already.
     """
 
     def __init__(self,
@@ -471,10 +491,9 @@ class TextEncoder(Part):
                  tokenizer: Any = None,
                  dtype: str = "auto",
                  threads: int | None = None,
-                 loras: Sequence[Lora] = ()) -> None:
+                 loras: Sequence[Lora] = (),
+                 embeddings: Sequence[Embedding] = ()) -> None:
         self.tokenizer = tokenizer
-        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ), loras)
-        super().__init__(config, weights, self._network)
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(
                 f"tokenizer: its model_max_length {tokenizer.length} exceeds the text encoder's "
@@ -483,6 +502,21 @@ class TextEncoder(Part):
         if tokenizer is not None and tokenizer.vocab_size > config["vocab_size"]:
             raise ValueError(f"tokenizer: its {tokenizer.vocab_size} tokens exceed the text encoder's 'vocab_size' "
                              f"{config['vocab_size']}; the two folders do not belong together")
+        new_tokens: dict[int, np.ndarray] = {}
+        for embedding in embeddings:
+            width = embedding.vectors.shape[1]
+            if width != config["hidden_size"]:
+                raise ValueError(f"{embedding.path}: its vectors have {width} values, and the text encoder's tokens "
+                                 f"{config['hidden_size']}; give an embedding made for this kind of model")
+            if tokenizer is None:
+                raise ValueError(f"{embedding.path}: an embedding needs a tokenizer, and this text encoder has none")
+            try:
+                new_tokens |= zip(tokenizer.add(embedding.tokens), embedding.vectors)
+            except ValueError as error:
+                raise ValueError(f"{embedding.path}: {error}; give the embedding another name, as "
+                                 f"{embedding.path.name}:NAME or (file, name)") from None
+        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ), loras, new_tokens)
+        super().__init__(config, weights, self._network)
 
     @classmethod
     def load(cls,
@@ -490,7 +524,8 @@ class TextEncoder(Part):
              tokenizer: str | os.PathLike[str] | None = None,
              dtype: str = "auto",
              threads: int | None = None,
-             loras: Sequence[LoraLike] = ()) -> "TextEncoder":
+             loras: Sequence[LoraLike] = (),
+             embeddings: Sequence[EmbeddingLike] = ()) -> "TextEncoder":
         """Load a diffusers `text_encoder` folder (safetensors) and its tokenizer.
 
         Parameters
@@ -501,6 +536,8 @@ class TextEncoder(Part):
             Default: the folder `tokenizer` beside `folder`, if there is one.
         loras : sequence of (path, float)
             As in `UNet.load`; layers for the U-Net are left out.
+        embeddings : sequence of path or (path, str)
+            Files of textual inversion, perhaps with another name for the token that each adds to the tokenizer.
 
         Returns
         -------
@@ -518,7 +555,7 @@ class TextEncoder(Part):
         weights = WeightFile(folder, "text_model.", ("text_projection.",), CONVERT_TRANSFORMERS)
         with opened(loras) as found:
             return cls(read_text_config(folder), weights, Tokenizer(where) if where is not None else None, dtype,
-                       threads, found)
+                       threads, found, open_embeddings(embeddings))
 
     def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
         """Embeddings of token ids, after the final norm.

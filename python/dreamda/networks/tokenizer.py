@@ -93,6 +93,7 @@ class Tokenizer:
         self.length, self.truncation_side = options.length, options.truncation_side
         self.vocab_size: int = max(ids.values()) + 1
         self._engine = engine
+        self._series: dict[str, str] = {}  # a token of several vectors -> all of its tokens
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Token ids, padded, and cut where a text is too long (its end mark stays).
@@ -105,7 +106,7 @@ class Tokenizer:
         -------
         int32 array (len(texts), length)
         """
-        encodings = self._engine.encode_batch(list(texts))
+        encodings = self._engine.encode_batch(self._spelled_out(texts))
         return np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(encodings), self.length)
 
     def unread(self, texts: list[str]) -> list[str]:
@@ -121,12 +122,50 @@ class Tokenizer:
         list of str
         """
         lost = []
-        for text, encoding in zip(texts, self._engine.encode_batch(list(texts))):
+        texts = self._spelled_out(texts)
+        for text, encoding in zip(texts, self._engine.encode_batch(texts)):
             read = [span for span, special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
             first, last = min((start for start, _ in read), default=len(text)), max((end for _, end in read), default=0)
             cut = text[:first] if self.truncation_side == "left" else text[last:]
+            for token, series in self._series.items():
+                cut = cut.replace(series, token)
             lost.append(cut if encoding.overflowing else "")
         return lost
+
+    def add(self, tokens: list[str]) -> list[int]:
+        """Add tokens; in texts, the first of them stands for all.
+
+        Parameters
+        ----------
+        tokens : list of str
+
+        Returns
+        -------
+        list of int
+            Their ids.
+
+        Raises
+        ------
+        ValueError
+            A token exists already.
+        """
+        from tokenizers import AddedToken
+
+        if known := next((token for token in tokens if self._engine.token_to_id(token) is not None), None):
+            raise ValueError(f"the tokenizer has the token {known[:100]!r} already")
+        self._engine.add_tokens([AddedToken(token) for token in tokens])
+        numbers = self._engine.get_vocab(with_added_tokens=True)
+        ids = [numbers[token] for token in tokens]
+        self.vocab_size = max(self.vocab_size, *(number + 1 for number in ids))
+        if len(tokens) > 1:
+            self._series[tokens[0]] = " ".join(tokens)
+        return ids
+
+    def _spelled_out(self, texts: list[str]) -> list[str]:
+        result = list(texts)
+        for token, series in self._series.items():
+            result = [text.replace(token, series) for text in result]
+        return result
 
 
 class _Options:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+# Types that single numbers may have.
+_NUMBERS: dict[str, np.dtype] = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_LISTED = 5
 MAX_DIMS = 8
@@ -38,6 +40,8 @@ class WeightFile:
         Beginnings of names that never have the prefix.
     convert : str
         How to convert pickles of this kind of model, for the message where there is nothing else.
+    numbers : tuple of str
+        Ends of names of single numbers, which may be F64, I64 and I32, too.
 
     Attributes
     ----------
@@ -55,13 +59,13 @@ class WeightFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], prefix: str = "", unprefixed: tuple[str, ...] = (),
-                 convert: str = CONVERT_DIFFUSERS) -> None:
+                 convert: str = CONVERT_DIFFUSERS, numbers: tuple[str, ...] = ()) -> None:
         self.path = Path(os.path.abspath(path))
         self._tensors: dict[str, tuple[Path, np.dtype, tuple[int, ...], int, int]] = {}
         self._identities: dict[Path, tuple[int, ...]] = {}
         self.files = _files(self.path, convert)
         for file in self.files:
-            self._identities[file], tensors = _read_header(file)
+            self._identities[file], tensors = _read_header(file, numbers)
             for name, entry in tensors.items():
                 canonical = _canonical(name, prefix, unprefixed)
                 if canonical in self._tensors:
@@ -215,7 +219,7 @@ def _identity(descriptor: int) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read_header(file: Path) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
+def _read_header(file: Path, numbers: tuple[str, ...] = ()) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
     """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the
     header first."""
     from safetensors import SafetensorError, safe_open
@@ -238,7 +242,7 @@ def _read_header(file: Path) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype,
     for name in names:
         entry = header[name]
         begin, end = entry["data_offsets"]
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = (_DTYPES | _NUMBERS if name.endswith(numbers) else _DTYPES).get(entry["dtype"])
         if dtype is None:
             if name.endswith(_BUFFERS):
                 continue

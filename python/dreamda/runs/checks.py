@@ -33,7 +33,8 @@ COLOURFUL = 8.0            # mean distance between the channels of an image, of 
 OTHER_SIZE = 3.0           # images this much larger or smaller than those of the training are worth a warning
 
 
-def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer) -> list[str]:
+def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer,
+                  negative_prompt: str = "") -> list[str]:
     """Sentences about prompts that are longer than what the text encoder reads.
 
     Parameters
@@ -41,6 +42,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     folder : ImageFolder
     prompts : mapping of key to prompt
     tokenizer : Tokenizer
+    negative_prompt : str
 
     Raises
     ------
@@ -61,11 +63,14 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
                 f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
                 f"{names[labels[key]]!r} is in the part that is cut off; put it {'last' if left else 'first'}, or "
                 "shorten the prompt")
+    lost = tokenizer.unread([negative_prompt])[0]
+    notes = [f"the negative prompt is longer than the {tokenizer.length} tokens that the model reads; of it the model "
+             f"does not read {lost.strip()[:80]!r}"] if lost else []
     if not cut:
-        return []
+        return notes
     prompt, lost = next(iter(cut.items()))
-    return [f"{len(cut)} of {len(first)} prompts are longer than the {tokenizer.length} tokens that the model reads; "
-            f"of that for {first[prompt]} it does not read {lost.strip()[:80]!r}"]
+    return notes + [f"{len(cut)} of {len(first)} prompts are longer than the {tokenizer.length} tokens that the model "
+                    f"reads; of that for {first[prompt]} it does not read {lost.strip()[:80]!r}"]
 
 
 def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:

@@ -142,7 +142,7 @@ def generate_dataset(folder: ImageFolder,
                      prompts: Mapping[str, str] | None = None,
                      prompt_source: Mapping[str, str | None] | None = None,
                      model: str = "",
-                     vae: str = "",
+                     changes: Mapping[str, Any] | None = None,
                      shard: tuple[int, int] = (0, 1),
                      environment: Mapping[str, Any] | None = None,
                      stems: Mapping[str, str] | None = None,
@@ -171,9 +171,9 @@ def generate_dataset(folder: ImageFolder,
     prompt_source : mapping, optional
         What run.json says of the prompts, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run from another
         source is refused.
-    model, vae, environment : optional
-        For run.json, not compared: the model's name, the place of a VAE that replaces its own, and what else helps to
-        repeat the run. Differences from the environment that the run was begun in, where they can change pixels, are
+    model, changes, environment : optional
+        For run.json, not compared: the model's name, the keywords of `Pipeline.load` by which it was changed (``vae``,
+        ``loras``, ``scheduler``, ``embeddings``), and what else helps to repeat the run. Differences from the environment that the run was begun in, where they can change pixels, are
         listed in `Report.notes`.
     stems : mapping of key to text, optional
         What an image's files are called before the number of the variant; default: `output_stems`.
@@ -206,7 +206,7 @@ def generate_dataset(folder: ImageFolder,
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {
         **run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
-        "model_sha256": pipeline.fingerprint, "model": model, **({"vae": vae} if vae else {}),
+        "model_sha256": pipeline.fingerprint, "model": model, **(changes or {}),
         "seed_images": sample_of(folder)
     } if record is None else dict(record)
     run |= place | labels_identity(folder)

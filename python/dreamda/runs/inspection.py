@@ -187,7 +187,7 @@ def describe_model(pipe: Pipeline,
     Returns
     -------
     dict
-        ``folder, vae_folder, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and
+        ``folder, vae_folder, loras, scheduler, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and
         ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``,
         ``seconds_per_image``, ``peak_memory_bytes`` (of this process, now).
     """
@@ -200,7 +200,8 @@ def describe_model(pipe: Pipeline,
     for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
         parts[name] = {"parameters": part.parameters, "bytes": sum(file.stat().st_size for file in part.files)}
     about: dict[str, Any] = {
-        "folder": str(pipe.folder), "vae_folder": str(pipe.vae_folder), "size": list(pipe.size),
+        "folder": str(pipe.folder), "vae_folder": str(pipe.vae_folder),
+        "loras": [lora.describe() for lora in pipe.loras], "scheduler": pipe.scheduler, "size": list(pipe.size),
         "latent": [pipe.vae.config["latent_channels"], h, w],
         "dtype": pipe.dtype, "threads": pipe.threads, "prediction":
         "v_prediction" if pipe.schedule.v_prediction else "epsilon", "model_sha256": pipe.fingerprint, "parts": parts

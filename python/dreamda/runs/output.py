@@ -42,7 +42,8 @@ WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
 # of run.json; the last two have rules of their own
-NOT_COMPARED = ("model", "vae", "real", "environment", "labels_path", "seed_images", "variants")
+NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
+                "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "seed_images")
 SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
 MAX_SHARDS = 1 << 16
@@ -123,7 +124,8 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
 
 _OPTIONS = {
     "labels": ("format of annotations", True), "labels_sha256": ("content of the annotations", False),
-    "format": ("format of run.json", True), "dreamda": ("version of dreamda", True), "model_sha256": ("--model or --vae", False),
+    "format": ("format of run.json", True), "dreamda": ("version of dreamda", True),
+    "model_sha256": ("--model, --vae, --lora, --scheduler or --embedding", False),
     "prompts_sha256": ("--prompts file", False)
 }
 

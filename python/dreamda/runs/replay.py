@@ -82,7 +82,7 @@ class RecordedRun:
             recorded = {}
         run, names = with_todays_options(recorded), list(options_of(GenerationOptions))
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
-        strings = (run.get("vae", ""), *(run.get(name) for name in ("dtype", "model", "model_sha256", "real")))
+        strings = (run.get("vae", ""), run.get("scheduler", ""), *(run.get(name) for name in ("dtype", "model", "model_sha256", "real")))
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
@@ -93,8 +93,10 @@ class RecordedRun:
             raise ValueError(f"{path} does not say {missing[0]!r}, without which the run cannot be repeated")
         size = run["size"]
         if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
-                and all(isinstance(value, str) for value in strings)):
-            raise ValueError(f"{path} is damaged: its size, dtype, model, vae or real is no value that dreamda writes")
+                and all(isinstance(value, str) for value in strings) and _are_loras(run.get("loras", []))
+                and _are_embeddings(run.get("embeddings", []))):
+            raise ValueError(f"{path} is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real is no value that "
+                             "dreamda writes")
         try:
             settings = GenerationOptions(**{name: run[name] for name in names})
         except ValueError as error:
@@ -121,14 +123,36 @@ class RecordedRun:
         return self._place("model_folder", "model_index.json") or self.run["model"]
 
     @property
-    def vae(self) -> str:
-        """The folder of the VAE that replaced the model's own, likewise; empty where none did."""
-        named = self.run.get("vae", "")
-        return named and (self._place("vae_folder", "config.json") or named)
+    def changes(self) -> dict[str, Any]:
+        """By which keywords of `dreamda.Pipeline.load` the model was changed; its files likewise."""
+        found: dict[str, Any] = {}
+        if named := self.run.get("vae", ""):
+            found["vae"] = self._place("vae_folder", "config.json") or named
+        for name, places, kept in (("loras", "lora_files", "scale"), ("embeddings", "embedding_files", "token")):
+            if records := self.run.get(name, []):
+                known = self.environment.get(places)
+                files = known if isinstance(known, list) and len(known) == len(records) else [None] * len(records)
+                found[name] = [(file if isinstance(file, str) and os.path.isfile(file) else record["file"], record[kept])
+                               for file, record in zip(files, records)]
+        if scheduler := self.run.get("scheduler", ""):
+            found["scheduler"] = scheduler
+        return found
 
     def _place(self, name: str, file: str) -> str:
         folder = self.environment.get(name)
         return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, file)) else ""
+
+
+def _are_loras(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(lora, dict) and isinstance(lora.get("file"), str) and type(lora.get("scale")) in (int, float)
+        for lora in value)
+
+
+def _are_embeddings(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("file"), str) and isinstance(each.get("token"), str)
+        for each in value)
 
 
 @dataclass(repr=False)
@@ -207,7 +231,7 @@ def replay(recorded: RecordedRun,
         what = "another model: its files differ" if pipeline.fingerprint != run[
             "model_sha256"] else "loaded with another dtype or size"
         raise ValueError(
-            f"{recorded.out / 'run.json'}: the model given is {what}; give --model (and --vae) where the run's own is now")
+            f"{recorded.out / 'run.json'}: the model given is {what}; give --model (and --vae, --lora, --embedding) where the run's own is now")
     if out.exists() and out.resolve() == recorded.out.resolve():
         raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
     if not root.is_dir():
@@ -248,7 +272,6 @@ def replay(recorded: RecordedRun,
                             prompt_source={k: run.get(k)
                                            for k in ("template", "prompts_sha256")},
                             model=run["model"],
-                            vae=run.get("vae", ""),
                             environment=environment,
                             stems={key: _stem(row)
                                    for key, row in wanted.items()},
