@@ -216,6 +216,10 @@ def test_the_command(tmp_path, real, capsys):
     assert '"a photo of a coat"' in capsys.readouterr().out
     run = json.loads((tmp_path / "out/run.json").read_text())
     assert (run["labels"], run["keep"], run["labels_path"]) == ("coco", "background", str(path))
+    page = tmp_path / "page.html"
+    assert cli.main(["report", str(real), str(tmp_path / "out"), "--out", str(page)]) == 0
+    assert "4 synthetic images from 4 real ones" in page.read_text()
+    assert "<td>coat</td><td>3</td><td>3</td>" in page.read_text()
     assert cli.main([*arguments[:-1], "objects"]) == 2
     assert "--keep 'background' (now 'objects')" in capsys.readouterr().err
 

@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.annotations import LabelledFolder
+from ..data.annotations import READERS, LabelledFolder, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..generation.options import GenerationOptions, with_todays_options
+from ..generation.regions import KEEPS
 from ..networks.config import read_json
 from .files import OutputError, open_in, try_lock, write_all
 from .manifest import NAME as MANIFEST
@@ -69,6 +70,24 @@ def labels_identity(folder: ImageFolder) -> dict[str, str]:
         "labels": labels.format, "labels_path": str(labels.path.absolute()), "labels_sha256": labels.sha256, "keep":
         folder.keep
     }
+
+
+def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | None:
+    """The annotations that a run in `out` was made with, of the images in `root`; None of a run of class folders.
+
+    Raises
+    ------
+    ValueError
+        run.json is damaged, or the annotations are not there as they were.
+    """
+    if "labels" not in run:
+        return None
+    if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(run.get("labels_path"), str):
+        raise ValueError(f"{out / 'run.json'} is damaged: its labels, labels_path or keep is no value that dreamda writes")
+    labels = READERS[run["labels"]](run["labels_path"], root)
+    if labels.sha256 != run.get("labels_sha256"):
+        raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
+    return labels
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:

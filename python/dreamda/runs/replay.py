@@ -21,18 +21,17 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.annotations import READERS, LabelledFolder, Labels
+from ..data.annotations import LabelledFolder
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
 from ..generation.options import GenerationOptions, with_todays_options
-from ..generation.regions import KEEPS
 from ..options import options_of
 from ..text import counted, in_brackets
 from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
 from .manifest import read_manifest
-from .output import FORMAT
+from .output import FORMAT, recorded_labels
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
@@ -249,7 +248,7 @@ def replay(recorded: RecordedRun,
     for row in recorded.rows:
         made_from.setdefault(row["seed_file"], set()).add(row["seed_sha256"])
     images = tuple(sorted(ImageRef(*key.split("/", 1)) for key in wanted))
-    labels = _labels(recorded, root)
+    labels = recorded_labels(run, recorded.out, root)
     folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
     if labels is not None:
         folder = LabelledFolder(root, folder.classes, images, (), labels, run["keep"])
@@ -287,20 +286,6 @@ def replay(recorded: RecordedRun,
             report.first = report.first or _how(out / row["file_name"], recorded.out / row["file_name"])
             report.differing.append(row["file_name"])
     return report
-
-
-def _labels(recorded: RecordedRun, root: Path) -> Labels | None:
-    """The annotations of a run of labelled images."""
-    run = recorded.run
-    if "labels" not in run:
-        return None
-    if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(run.get("labels_path"), str):
-        raise ValueError(f"{recorded.out / 'run.json'} is damaged: its labels, labels_path or keep is no value that "
-                         "dreamda writes")
-    labels = READERS[run["labels"]](run["labels_path"], root)
-    if labels.sha256 != run.get("labels_sha256"):
-        raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
-    return labels
 
 
 def _stem(row: Mapping[str, Any]) -> str:

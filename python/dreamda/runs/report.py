@@ -13,6 +13,7 @@ import base64
 import html
 import io
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.annotations import READERS, Labels
 from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
 from ..data.images import read_image
 from ..generation.options import with_todays_names
+from ..networks.config import read_json
 from ..training.saved import TrainedModel
 from .checks import colourful
 from .labelled import dimensions
 from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
 from .manifest import read_manifest
-from .pictures import contact_sheet_of_run
+from .output import recorded_labels
+from .pictures import contact_sheet_of_run, labelled_sheet
 
 MOST = 4000              # images of each kind that are measured; more are thinned evenly
 SMALL = 32               # pixels a side, at most, of what a network sees that is trained here
@@ -66,6 +70,9 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     """
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
+    run = read_json(out / "run.json") if (out / "run.json").is_file() else {}
+    if rows and (labels := recorded_labels(run, out, root)) is not None:
+        return _labelled_page(labels, out, rows, str(run["keep"])), list(labels.problems)
     if not rows:
         raise ValueError(
             f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
@@ -244,6 +251,32 @@ def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
 {"".join(f"<h2>{title}</h2>{content}" for title, content in strips)}
 <h2>Contact sheet</h2>
 <div class="wide"><img class="sheet" alt="The first real images of each class beside the synthetic images made from them" src="{embedded(sheet)}"></div>
+</body></html>
+"""
+
+
+def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: str) -> str:
+    """The page of labelled images: what was made of how many objects, and a sheet with all labels drawn."""
+    places = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "Annotations", "masks": "masks"}
+    made = READERS[labels.format](out / places[labels.format], out / "images")
+    counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
+    body = "".join(f"<tr><td>{html.escape(category)}</td><td>{counts[0][category]:,}</td><td>{counts[1][category]:,}</td></tr>"
+                   for category, _ in counts[0].most_common())
+    what = {
+        "objects": "Objects are the real ones to the pixel, and backgrounds are new.", "background":
+        "Backgrounds are the real ones to the pixel, and objects are new inside of their outlines or boxes.", "none":
+        "Everything is new: look whether the labels are still true."
+    }[keep]
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
+<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {len({row["seed_file"] for row in rows}):,} real ones</h1>
+<p class="faint">Model {html.escape(str(rows[0].get("model", "unknown")))}; annotations in the format {labels.format}.</p>
+<p>{what}</p>
+<h2>Objects</h2>
+<div class="wide"><table><thead><tr><th>category</th><th>real</th><th>synthetic</th></tr></thead><tbody>{body}</tbody></table></div>
+<h2>Contact sheet</h2>
+<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them" src="{_embedded(labelled_sheet(out, labels))}"></div>
 </body></html>
 """
 
