@@ -210,6 +210,8 @@ def test_the_command(tmp_path, real, capsys):
     path = write_coco(tmp_path, kind="box")
     arguments = ["generate", str(real), "--out", str(tmp_path / "out"), "--model", "fashion-mini", "--variants", "1",
                  "--steps", "2", "--threads", "2", "--coco", str(path), "--keep", "background"]
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert "4 images of their own sizes" in capsys.readouterr().out and not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--preview", "2"]) == 0
     assert (tmp_path / "out-preview.png").is_file()
     assert cli.main(arguments) == 0

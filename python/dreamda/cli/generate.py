@@ -1,6 +1,7 @@
 """The commands `dreamda generate`, `try`, `replay` and `demo`."""
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -257,7 +258,8 @@ def _generate(folder: ImageFolder,
     complain_of([],
                 [*_prompt_notes(folder, prompts, pipe, settings.negative_prompt),
                  *check_model(folder, prompts, pipe.folder, pipe.size)])
-    outline = f"{_outline(folder, prompts, settings)}; {disk_space(_images(folder, settings, part, preview), pipe.size)}"
+    space = disk_space(_images(folder, settings, part, preview), _size_made(folder, pipe))
+    outline = f"{_outline(folder, prompts, settings)}; {space}"
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
     workers = pipe if isinstance(pipe, RayWorkers) else None
     changes = dict(changes or {})
@@ -317,16 +319,26 @@ def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, i
 
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
     """What is to be made, in a line: how many images of what, and some of the prompts."""
-    shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
-    some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     from ..data.annotations import LabelledFolder
 
+    shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
+    some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     classes = f" in {len(folder.classes)} class{'es' if len(folder.classes) > 1 else ''}"
     if isinstance(folder, LabelledFolder):
         classes = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
     return (
-        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,}{classes}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
+        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,}"
+        f"{classes}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
         (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
+
+
+def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:
+    """The size of the images made; of labelled ones, a row of the mean number of pixels."""
+    from ..data.annotations import LabelledFolder
+
+    if not isinstance(folder, LabelledFolder):
+        return pipe.size
+    return 1, round(sum(math.prod(folder.labels.size(image.name)) for image in folder.images) / len(folder.images))
 
 
 def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline | RayWorkers,
@@ -347,6 +359,7 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
               part: tuple[int, int]) -> int:
     """What the run will cost here."""
+    from ..data.annotations import LabelledFolder
     from ..runs.checks import check_model, disk_space, forecast
     from ..runs.inspection import describe_model
 
@@ -356,8 +369,13 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), _outline(folder, prompts, settings)])))
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
-    print(f"{images:,} images of {pipe.size[0]} x {pipe.size[1]} on {pipe.threads} threads in {pipe.dtype}: "
-          f"{forecast(images, seconds)}; {disk_space(images, pipe.size)}")
+    size = "{} x {}".format(*pipe.size)
+    if isinstance(folder, LabelledFolder):
+        areas = [math.prod(pipe._canvas(folder.labels.size(image.name)).size) for image in folder.images]
+        seconds *= sum(areas) / len(areas) / math.prod(pipe.size)
+        size = "their own sizes"
+    print(f"{images:,} images of {size} on {pipe.threads} threads in {pipe.dtype}: "
+          f"{forecast(images, seconds)}; {disk_space(images, _size_made(folder, pipe))}")
     return 1 if folder.ignored else 0
 
 

@@ -61,7 +61,9 @@ class Thing:
         image = Image.new("L", (shape[1], shape[0]))
         draw = ImageDraw.Draw(image)
         for points in self.polygons:
-            draw.polygon([(x - 0.5, y - 0.5) for x, y in points], fill=1)  # Pillow's whole numbers are pixel centres
+            centres = [(x - 0.5, y - 0.5) for x, y in points.tolist()]  # Pillow's whole numbers are pixel centres
+            draw.polygon(centres, fill=1)
+            draw.line([*centres, centres[0]], fill=1, width=3)  # and every pixel that the outline touches
         if not self.polygons:
             x, y, width, height = self.box
             left, top = max(0, math.floor(x)), max(0, math.floor(y))
