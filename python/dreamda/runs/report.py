@@ -260,8 +260,9 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
     places = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "Annotations", "masks": "masks"}
     made = READERS[labels.format](out / places[labels.format], out / "images")
     counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
-    body = "".join(f"<tr><td>{html.escape(category)}</td><td>{counts[0][category]:,}</td><td>{counts[1][category]:,}</td></tr>"
-                   for category, _ in counts[0].most_common())
+    body = "".join(f"<tr><td>{html.escape(category)}</td><td>{number:,}</td><td>{counts[1][category]:,}</td></tr>"
+                   for category, number in counts[0].most_common())
+    sheet = embedded(labelled_sheet(out, labels))
     what = {
         "objects": "Objects are the real ones to the pixel, and backgrounds are new.", "background":
         "Backgrounds are the real ones to the pixel, and objects are new inside of their outlines or boxes.", "none":
@@ -276,7 +277,7 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
 <h2>Objects</h2>
 <div class="wide"><table><thead><tr><th>category</th><th>real</th><th>synthetic</th></tr></thead><tbody>{body}</tbody></table></div>
 <h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them" src="{_embedded(labelled_sheet(out, labels))}"></div>
+<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them" src="{sheet}"></div>
 </body></html>
 """
 
