@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from dreamda import cli
 from dreamda.data import load_bundled
+from dreamda.distributed import Augmenter
 from dreamda.generation.pipeline import BUNDLED, Pipeline
 from dreamda.networks.config import SAMPLERS
 from dreamda.networks.lora import Lora
@@ -363,6 +365,15 @@ def test_a_run_with_a_lora(real, tmp_path, capsys):
     assert "the run has 2, and 1 are given" in capsys.readouterr().err
     assert command("replay", out, "--lora", moved, "--lora", moved) == 0
     assert "2 of 2 images repeated to the same bytes" in capsys.readouterr().out
+
+
+def test_other_processes_get_the_same_model(tmp_path):
+    """Pickled arguments make the same pipeline, and a pickled LoRA can still be described."""
+    file = write_lora(tmp_path / "a.safetensors")
+    augmenter = Augmenter(str(MODEL), dtype="f32", threads=1, loras=[(str(file), 0.5)], scheduler="lcm")
+    pipe = Pipeline.load(MODEL, "f32", 1, loras=[(file, 0.5)], scheduler="lcm")
+    assert pickle.loads(pickle.dumps(augmenter)).pipeline.fingerprint == pipe.fingerprint
+    assert pickle.loads(pickle.dumps(pipe.loras[0])).describe() == pipe.loras[0].describe()
 
 
 @pytest.mark.parametrize("given, message", [

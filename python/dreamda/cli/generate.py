@@ -407,7 +407,7 @@ def try_(
     from ..runs.trial import try_dataset
 
     pipe = common.load(model, dtype, threads, size)
-    about = _environment(pipe, environment(), "")
+    about = _environment(pipe, environment(), {})
     trial = try_dataset(real, out, pipe, model=model, minutes=minutes, presets=preset or (), seed=seed,
                         threads=threads or None, environment=about, watch=Progress, tell=complain)
     complain_of(trial.skipped, [])
