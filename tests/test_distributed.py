@@ -265,7 +265,8 @@ def test_few_steps_and_another_vae(ray, real, tmp_path):
     lcm, tiny = write_lcm(tmp_path / "lcm"), write_tiny_vae(tmp_path / "tiny")
     settings = GenerationOptions(variants=2, steps=2, guidance_scale=2, source_guidance_scale=2)
     pipe = dreamda.Pipeline.load(lcm, threads=1, vae=tiny)
-    generate_dataset(ImageFolder.scan(real), tmp_path / "alone", pipe, settings, model="lcm", changes={"vae": str(tiny)})
+    changes = {"vae": str(tiny)}
+    generate_dataset(ImageFolder.scan(real), tmp_path / "alone", pipe, settings, model="lcm", changes=changes)
     with RayWorkers(str(lcm), threads=1, vae=str(tiny)) as workers:
         assert workers.fingerprint == pipe.fingerprint and workers.vae_folder == tiny
         generate_dataset(ImageFolder.scan(real),
@@ -273,7 +274,7 @@ def test_few_steps_and_another_vae(ray, real, tmp_path):
                          workers,
                          settings,
                          model="lcm",
-                         changes={"vae": str(tiny)},
+                         changes=changes,
                          engine=workers.stream)
     assert same(tmp_path / "out", tree(tmp_path / "alone"))
     with pytest.raises(ValueError, match="^vae: .* is no folder of a VAE"):

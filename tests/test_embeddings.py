@@ -1,4 +1,5 @@
-"""Textual inversion: new tokens with learned vectors, of one or several; what is no embedding for the model is refused."""
+"""Textual inversion: new tokens with learned vectors, of one or several; what is no embedding for the model is
+refused."""
 
 import json
 import shutil
@@ -62,7 +63,7 @@ def test_several_embeddings_and_their_tokens(tmp_path):
 COAT = np.zeros((1, WIDTH))
 # name -> (tensors, what the message says)
 REFUSED = {
-    "another width": ({"<new>": np.zeros((1, WIDTH + 1))}, f"its vectors have {WIDTH + 1} values, and the text encoder"),
+    "another width": ({"<new>": np.zeros((1, WIDTH + 1))}, f"its vectors have {WIDTH + 1} values, and the text"),
     "SDXL": ({"clip_l": COAT, "clip_g": COAT}, "made for the two text encoders of SDXL"),
     "two tensors": ({"<a>": COAT, "<b>": COAT}, "an embedding is one tensor named by its token, and this file has 2"),
     "none": ({}, "this file has 0: none"),

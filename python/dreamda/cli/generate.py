@@ -13,8 +13,8 @@ import typer
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
 from . import common, train
-from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, OutArgument, Preset, Progress, Scheduler,
-                     Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of, not_negative,
+from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, OutArgument, Preset, Progress,
+                     Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of, not_negative,
                      only_out, out_option, parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import typer
 
 from ..generation.options import GenerationOptions
 from . import common
-from .common import (Debug, Dtype, Embeddings, Loras, Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen,
-                     is_given, on_terminal, printable)
+from .common import (Debug, Dtype, Embeddings, Loras, Scheduler, Size, Threads, Vae, accepts_options, add_command,
+                     chosen, is_given, on_terminal, printable)
 
 
 def register(app: typer.Typer) -> None:

@@ -438,7 +438,8 @@ class Pipeline:
     def _embed(self, prompts: Sequence[str], options: GenerationOptions, latent_size: tuple[int, int]) -> None:
         """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory
         back: 0.4 GiB of Stable Diffusion's, for the minutes that an image takes."""
-        missing = [p for p in dict.fromkeys([*prompts, "", options.source_prompt, options.negative_prompt]) if p not in self._contexts]
+        needed = dict.fromkeys([*prompts, "", options.source_prompt, options.negative_prompt])
+        missing = [p for p in needed if p not in self._contexts]
         for prompt in missing:
             self.context(prompt)
         if missing and not is_small(*latent_size):

@@ -51,7 +51,8 @@ class Embedding:
         weights = WeightFile(self.path, convert=CONVERT_TENSORS)
         names = weights.names()
         if _OF_SDXL & set(names):
-            raise ValueError(f"{self.path}: made for the two text encoders of SDXL; give one made for this kind of model")
+            raise ValueError(
+                f"{self.path}: made for the two text encoders of SDXL; give one made for this kind of model")
         if len(names) != 1:
             raise ValueError(f"{self.path}: an embedding is one tensor named by its token, and this file has "
                              f"{len(names)}: {listed(names) or 'none'}")

@@ -219,7 +219,10 @@ def _identity(descriptor: int) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _read_header(file: Path, numbers: tuple[str, ...] = ()) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
+def _read_header(
+    file: Path,
+    numbers: tuple[str, ...] = ()
+) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
     """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the
     header first."""
     from safetensors import SafetensorError, safe_open

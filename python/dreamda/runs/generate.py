@@ -173,8 +173,8 @@ def generate_dataset(folder: ImageFolder,
         source is refused.
     model, changes, environment : optional
         For run.json, not compared: the model's name, the keywords of `Pipeline.load` by which it was changed (``vae``,
-        ``loras``, ``scheduler``, ``embeddings``), and what else helps to repeat the run. Differences from the environment that the run was begun in, where they can change pixels, are
-        listed in `Report.notes`.
+        ``loras``, ``scheduler``, ``embeddings``), and what else helps to repeat the run. Differences from the
+        environment that the run was begun in, where they can change pixels, are listed in `Report.notes`.
     stems : mapping of key to text, optional
         What an image's files are called before the number of the variant; default: `output_stems`.
     shard : (i, n)

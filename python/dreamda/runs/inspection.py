@@ -187,8 +187,8 @@ def describe_model(pipe: Pipeline,
     Returns
     -------
     dict
-        ``folder, vae_folder, loras, scheduler, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of each ``parameters`` and
-        ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``,
+        ``folder, vae_folder, loras, scheduler, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of
+        each ``parameters`` and ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``,
         ``seconds_per_image``, ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.lanes import group_size, is_small

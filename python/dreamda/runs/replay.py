@@ -81,7 +81,8 @@ class RecordedRun:
             recorded = {}
         run, names = with_todays_options(recorded), list(options_of(GenerationOptions))
         needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
-        strings = (run.get("vae", ""), run.get("scheduler", ""), *(run.get(name) for name in ("dtype", "model", "model_sha256", "real")))
+        strings = [run.get("vae", ""), run.get("scheduler", "")]
+        strings += [run.get(name) for name in ("dtype", "model", "model_sha256", "real")]
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
@@ -94,8 +95,8 @@ class RecordedRun:
         if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
                 and all(isinstance(value, str) for value in strings) and _are_loras(run.get("loras", []))
                 and _are_embeddings(run.get("embeddings", []))):
-            raise ValueError(f"{path} is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real is no value that "
-                             "dreamda writes")
+            raise ValueError(f"{path} is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real is no "
+                             "value that dreamda writes")
         try:
             settings = GenerationOptions(**{name: run[name] for name in names})
         except ValueError as error:
@@ -131,8 +132,9 @@ class RecordedRun:
             if records := self.run.get(name, []):
                 known = self.environment.get(places)
                 files = known if isinstance(known, list) and len(known) == len(records) else [None] * len(records)
-                found[name] = [(file if isinstance(file, str) and os.path.isfile(file) else record["file"], record[kept])
-                               for file, record in zip(files, records)]
+                found[name] = [
+                    (file if isinstance(file, str) and os.path.isfile(file) else record["file"], record[kept])
+                    for file, record in zip(files, records)]
         if scheduler := self.run.get("scheduler", ""):
             found["scheduler"] = scheduler
         return found
@@ -230,7 +232,8 @@ def replay(recorded: RecordedRun,
         what = "another model: its files differ" if pipeline.fingerprint != run[
             "model_sha256"] else "loaded with another dtype or size"
         raise ValueError(
-            f"{recorded.out / 'run.json'}: the model given is {what}; give --model (and --vae, --lora, --embedding) where the run's own is now")
+            f"{recorded.out / 'run.json'}: the model given is {what}; give --model (and --vae, --lora, --embedding) "
+            "where the run's own is now")
     if out.exists() and out.resolve() == recorded.out.resolve():
         raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
     if not root.is_dir():
