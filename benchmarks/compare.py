@@ -1,13 +1,13 @@
 """Ours against the peers, in one interleaved run: every engine is a process of its own, and they take turns.
 
-    python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--rounds 5] [--compile]
-    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model fashion-mini|sd15] [--variants K] [--steps N]
-    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK --model sd15-lcm [--steps N] [--vae tiny]
-    python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK        # attention alone; the VAE both ways
+    python benchmarks/compare.py unet     --peer-python PEER/bin/python --work WORK [--dtype bf16 f32] [--compile]
+    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK [--model NAME] [--steps N]
+    python benchmarks/compare.py generate --peer-python PEER/bin/python --work WORK --model sd15-lcm [--vae tiny]
+    python benchmarks/compare.py parts    --peer-python PEER/bin/python --work WORK   # attention; the VAE both ways
     python benchmarks/compare.py train    --peer-python PEER/bin/python --work WORK
-    python benchmarks/compare.py load     --peer-python PEER/bin/python --work WORK        # of the U-Net, to its first result
+    python benchmarks/compare.py load     --peer-python PEER/bin/python --work WORK   # the U-Net, to its first result
     python benchmarks/compare.py scale    --work WORK                                      # ours alone: how cost grows
-    python benchmarks/compare.py readme        # writes the newest results into the tables of README.md, RESULTS.md and few_steps.md
+    python benchmarks/compare.py readme        # the newest results into README.md, RESULTS.md and few_steps.md
 
 `--peer-python` is an environment with torch, diffusers, transformers, openvino, onnxruntime and onnxscript; this one
 has dreamda-c. Prints a table (median, spread, ratio to ours, peak memory) and writes it as JSON to benchmarks/results/.
@@ -159,7 +159,8 @@ def chosen(arguments, engines: list[tuple[str, str, str, dict]]) -> list[tuple[s
     return kept
 
 
-NO_BF16 = "ONNX Runtime is compared in f32 alone: its CPU provider (1.32.0) has no bf16 kernel for a convolution, a product or an addition."
+NO_BF16 = ("ONNX Runtime is compared in f32 alone: its CPU provider (1.32.0) has no bf16 kernel for a convolution, "
+           "a product or an addition.")
 
 
 def unet_engines(arguments, model: str, dtype: str) -> list[tuple[str, str, str, dict]]:
@@ -301,7 +302,8 @@ def scale(arguments) -> list[dict]:
         row["each"] = row["median"] / (job["images"] * job["variants"] * int(job["steps"] * job["strength"]))
         rows.append(row)
         print(
-            f"{shown}: {row['median']:.2f} s, {row['each'] * 1e3:.1f} ms an image and step, {row['peak_rss_gib']:.2f} GiB",
+            f"{shown}: {row['median']:.2f} s, {row['each'] * 1e3:.1f} ms an image and step, "
+            f"{row['peak_rss_gib']:.2f} GiB",
             flush=True)
     return [dict(task="scale", dtype=arguments.dtype[0], rows=rows)]
 
@@ -338,13 +340,14 @@ def title(result: dict, threads: int) -> str:
     if result["task"] == "scale":
         return f"how cost grows ({result['dtype']}): ours alone"
     if result["task"] == "load":
-        return f"SD 1.5 U-Net, loading and the first evaluation of 2 rows, {result['dtype']}, {threads} threads: seconds"
+        return (f"SD 1.5 U-Net, loading and the first evaluation of 2 rows, {result['dtype']}, {threads} threads: "
+                "seconds")
     if result["task"] == "train":
         shape = result["shape"]
         what, each = ("labelling by four heads", "batch") if shape.get("label") else ("training", "step")
         return (
-            f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, {result['dtype']}, "
-            f"{threads} threads: seconds a {each}")
+            f"ResNet-{shape['depth']} {what} ({shape['stem']} stem), {shape['size']} px, batch {shape['batch']}, "
+            f"{result['dtype']}, {threads} threads: seconds a {each}")
     if result["task"] == "unet":
         return f"SD 1.5 U-Net, 2 rows, 64 x 64 latents, {result['dtype']}, {threads} threads: seconds"
     shape = result["shape"]
@@ -354,7 +357,8 @@ def title(result: dict, threads: int) -> str:
                 f"{threads} threads: seconds")
     steps = f"{FULL} steps ({shape['steps']} timed)" if shape.get(
         "time_steps") else f"{int(shape['steps'] * shape['strength'])} steps"
-    return f"{result['model']}, a DreamDA image of {steps}, K {shape['variants']}, {result['dtype']}, {threads} threads: seconds"
+    return (f"{result['model']}, a DreamDA image of {steps}, K {shape['variants']}, {result['dtype']}, "
+            f"{threads} threads: seconds")
 
 
 def scale_table(heading: str, rows: list[dict]) -> str:
@@ -472,7 +476,8 @@ def replace_between(file: Path, name: str, text: str) -> None:
     _, closing, after = rest.partition(f"<!-- end of {name} -->")
     if not (opening and closing):
         raise SystemExit(
-            f"{file} has no place for the table {name!r}: add the lines <!-- measured: {name} --> and <!-- end of {name} -->"
+            f"{file} has no place for the table {name!r}: add the lines <!-- measured: "
+            f"{name} --> and <!-- end of {name} -->"
         )
     file.write_text(f"{before}{opening}{text}{closing}{after}")
 
@@ -519,8 +524,15 @@ def main() -> None:
     if not arguments.peer_python and arguments.task != "scale":
         parser.error("--peer-python is missing; name the interpreter of the peers' environment")
     about = machine()  # before the load is our own
-    results = {"unet": unet, "generate": generate_few if arguments.model == "sd15-lcm" else generate, "parts": parts, "train": train, "load": load, "scale":
-               scale}[arguments.task](arguments)
+    tasks = {
+        "unet": unet,
+        "generate": generate_few if arguments.model == "sd15-lcm" else generate,
+        "parts": parts,
+        "train": train,
+        "load": load,
+        "scale": scale,
+    }
+    results = tasks[arguments.task](arguments)
     (RESULTS / arguments.results).mkdir(parents=True, exist_ok=True)
     name = arguments.task
     if name == "generate":

@@ -1,10 +1,10 @@
 """Does it help? A classifier from few real images, with and without synthetic ones, method against method on
 Fashion-MNIST.
 
-    python benchmarks/efficacy.py sweep  --work WORK     # chooses the settings on validation images; results/efficacy-sweep.json
+    python benchmarks/efficacy.py sweep  --work WORK     # settings, on validation images; results/efficacy-sweep.json
     python benchmarks/efficacy.py run    --work WORK     # the table, on the official test images; results/efficacy.json
-    python benchmarks/efficacy.py noise  --work WORK     # 20 and 40 % of the labels made wrong; results/efficacy-noise.json
-    python benchmarks/efficacy.py report                 # tables into benchmarks/EFFICACY.md and README.md, and the plot
+    python benchmarks/efficacy.py noise  --work WORK     # 20 and 40 % of wrong labels; results/efficacy-noise.json
+    python benchmarks/efficacy.py report                 # tables of EFFICACY.md and README.md, and the plot
 
 Needs Debian's dataset-fashion-mnist (or `--data FOLDER` with its four .gz files). The bundled diffusion model was
 trained on the first 50,000 training images; the last 10,000, which it never saw, are divided once:
@@ -164,8 +164,8 @@ def image_file(work: str, kind: dict, part: str, draw: int, first: int, last: in
 
 def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, first: int, last: int,
                 variants: int) -> float:
-    """Synthetic images of a draw's images `first` to `last` - 1 of every class: uint8 (classes, last - first, K, height,
-    width), and 3 channels where they are not grey."""
+    """Synthetic images of a draw's images `first` to `last` - 1 of every class: uint8 (classes, last - first, K,
+    height, width), with 3 channels unless they are grey."""
     file = image_file(work, kind, part, draw, first, last)
     if file.exists():
         return 0.0
@@ -324,7 +324,8 @@ class Record:
         text = ",\n".join(json.dumps(r) for r in self.records)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(
-            f'{{"machine": {json.dumps(machine())},\n"training": {json.dumps(self.training)},\n"records": [\n{text}\n]}}\n')
+            f'{{"machine": {json.dumps(machine())},\n"training": '
+            f'{json.dumps(self.training)},\n"records": [\n{text}\n]}}\n')
         os.replace(temporary, self.path)
 
 
@@ -526,8 +527,8 @@ def sweep_table(records: list[dict]) -> str:
         right = [r["labels_right"] for r in rows if r.get("labels_right") is not None]
         described = [", ".join(f"{k} {v}" for k, v in (json.loads(text) or {}).items()) for text in (kind, recipe)]
         lines.append(
-            f"| {group} | {described[0] or 'none'} | {described[1]} | {size} | {len(rows)} | {spread([r['accuracy'] for r in rows])} | "
-            f"{f'{100 * statistics.mean(right):.1f} %' if right else ''} |")
+            f"| {group} | {described[0] or 'none'} | {described[1]} | {size} | {len(rows)} | "
+            f"{spread([r['accuracy'] for r in rows])} | {f'{100 * statistics.mean(right):.1f} %' if right else ''} |")
     return "\n".join(lines)
 
 

@@ -209,7 +209,8 @@ def result_table(records: list[dict], training: dict) -> str:
             cells.append(text + (f" ({len(values)})" if len(values) < most[regime] else ""))
         if any(cell != "-" for cell in cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{VARIANTS} synthetic images for each real one, {steps} steps of {training['batch_size']} images."
+    return "\n".join(lines) + (f"\n\n{VARIANTS} synthetic images for each real one, {steps} steps of "
+                               f"{training['batch_size']} images.")
 
 
 def report(arguments: argparse.Namespace) -> None:

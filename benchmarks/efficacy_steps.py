@@ -2,9 +2,10 @@
 
     python benchmarks/efficacy_steps.py sweep  --work WORK    # settings of the student, on validation images
     python benchmarks/efficacy_steps.py run    --work WORK    # the table, on the official test images
-    python benchmarks/efficacy_steps.py report                # table and sweep into benchmarks/EFFICACY.md, and the plot
+    python benchmarks/efficacy_steps.py report                # table and sweep into EFFICACY.md, and the plot
 
-The data, the classifier and its training are efficacy.py's: 10 real images a class, 10 synthetic ones for each (5 in the
+The data, the classifier and its training are efficacy.py's: 10 real images a class, 10 synthetic ones for each (5 in
+the
 sweep), with the labels of their seeds. CPU time is that of one thread, images and training apart: it does not count the
 time that other processes took.
 """
@@ -84,7 +85,8 @@ def minutes(rows: dict[int, dict]) -> tuple[float, float]:
 def table(records: list[dict], against: str = name_of("fashion-mini", 10)) -> str:
     found = by_name(records)
     lines = [
-        f"| images | draws | CPU minutes: images | training | % right on test images | against {against}, draw by draw |",
+        "| images | draws | CPU minutes: images | training | % right on test images | against "
+        f"{against}, draw by draw |",
         "|---|---|---|---|---|---|"
     ]
     for name, rows in found.items():
@@ -154,7 +156,8 @@ def report(arguments) -> None:
     replace_between(HERE / "EFFICACY.md", "steps", table(records) + "\n")
     sweep = RESULTS / "efficacy-steps-sweep.json"
     if sweep.exists():
-        replace_between(HERE / "EFFICACY.md", "steps sweep", sweep_table(json.loads(sweep.read_text())["records"]) + "\n")
+        replace_between(HERE / "EFFICACY.md", "steps sweep",
+                        sweep_table(json.loads(sweep.read_text())["records"]) + "\n")
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ def load(job):
         size = (job["size"], job["size"]) if job.get("size") else None
         pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size, job.get("vae"))
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
-        options = {name: job[name] for name in ("variants", "steps", "strength", "share_source", "method") if name in job}
+        names = ("variants", "steps", "strength", "share_source", "method")
+        options = {name: job[name] for name in names if name in job}
 
         calls = timed_calls(pipe.unet) if job.get("time_steps") else {}
 

@@ -129,19 +129,21 @@ def folder_costs(work: Path, rows: int) -> dict:
 def tables(result: dict) -> str:
     about = result["machine"]
     lines = [
-        f"{about['cpu']}, {about['processors']} processors, {about['date']}; fashion-mini, {result['steps']} steps of strength 0.8, bf16 where the "
-        "processor has it, rounds taking turns:\n", "| engine | images/s | spread | starting and ending, s |",
+        f"{about['cpu']}, {about['processors']} processors, {about['date']}; fashion-mini, {result['steps']} steps of "
+        "strength 0.8, bf16 where the processor has it, rounds taking turns:\n", "| engine | images/s | spread "
+                                                                                 "| starting and ending, s |",
         "|---|---|---|---|"
     ]
     for row in result["rates"]:
         lines.append(
-            f"| {row['name']} | {statistics.median(row['rates']):.1f} | {min(row['rates']):.1f} - {max(row['rates']):.1f} | "
-            f"{statistics.median(row['around']):.1f} |")
+            f"| {row['name']} | {statistics.median(row['rates']):.1f} | {min(row['rates']):.1f} - "
+            f"{max(row['rates']):.1f} | {statistics.median(row['around']):.1f} |")
     costs = result["folder"]
     lines += [
         "", f"A run folder, measured with {costs['rows']:,} images of 32 pixels from a stand-in that costs no time:\n",
         "| of an image | |", "|---|---|",
-        f"| reading its share of the seed, writing, hashing, two fsyncs a seed and one an image | {costs['write_seconds'] / costs['rows'] * 1e3:.1f} ms |",
+        "| reading its share of the seed, writing, hashing, two fsyncs a seed and one an image | "
+        f"{costs['write_seconds'] / costs['rows'] * 1e3:.1f} ms |",
         f"| looking at it again when a run is resumed | {costs['look_seconds'] / costs['rows'] * 1e6:.0f} µs |",
         f"| memory of the process that finishes the folder | {costs['memory_bytes_a_row'] / 1e3:.1f} kB |",
         f"| its line in metadata.jsonl | {costs['metadata_bytes_a_row']:.0f} bytes |",
@@ -168,7 +170,8 @@ def plan(result: dict) -> str:
             for row in of["rows"] if row["name"].startswith("dreamda-c")
         }
     lines = [
-        f"| model, on machines like this one | seconds an image | machine-hours for {IMAGES:,} | days on 1,000 machines | images in a shard of {HOURS} hours | shards |",
+        f"| model, on machines like this one | seconds an image | machine-hours for {IMAGES:,} | days on 1,000 "
+        f"machines | images in a shard of {HOURS} hours | shards |",
         "|---|---|---|---|---|---|"
     ]
     for name, seconds in costs.items():

@@ -404,7 +404,7 @@ def test_data_that_does_not_fit():
       "(15 contradicted); mean"),
      (dict(images=9, accepted=0, confident=0, contradicted=0),
       "0 confident at threshold 0.7, 9 without a label; mean confidence 0.64. None is used as a labelled "
-      "image, as the highest confidence is 0.690: training goes on")])
+      "image, as the highest confidence is 0.690: training continues")])
 def test_a_labelling_in_words(event, text):
     assert text in describe(
         {"event": "labelling", "threshold": 0.7, "confidence_mean": 0.64, "confidence_max": 0.69, **event})

@@ -59,7 +59,8 @@ segmentations = st.one_of(st.none(), st.just([]), st.lists(polygons, min_size=1,
 
 
 def same(one, other):
-    return ((one.category, one.ignored) == (other.category, other.ignored) and np.allclose(one.box, other.box, atol=1e-3)
+    return ((one.category, one.ignored) == (other.category, other.ignored)
+            and np.allclose(one.box, other.box, atol=1e-3)
             and np.array_equal(one.region((HEIGHT, WIDTH)), other.region((HEIGHT, WIDTH))))
 
 
@@ -142,7 +143,8 @@ def test_the_names_of_a_data_yaml(tmp_path, text, names):
 
 
 @pytest.mark.parametrize("text", ["", "names:", "names: cat", "names: [cat", "names: *anchor", "names: [a, [b]]",
-                                  "names: []", "names:\n  0: cat\n  0: dog", "names: !!python/object:os.system [x]", "name: [cat]"])
+                                  "names: []", "names:\n  0: cat\n  0: dog", "names: !!python/object:os.system [x]",
+                                  "name: [cat]"])
 def test_other_yaml_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match="no 'names' that can be read"):
         read_names(tmp_path / "data.yaml", text.encode())
@@ -233,7 +235,8 @@ def test_a_box_alone_is_a_rounded_box():
 
 
 @pytest.mark.parametrize("categories, prompt", [
-    ([], "a photo"), (["cat"], "a photo of a cat"), (["apple", "traffic_light"], "a photo of an apple and a traffic light"),
+    ([], "a photo"), (["cat"], "a photo of a cat"), (["apple", "traffic_light"], "a photo of an "
+                                                                                 "apple and a traffic light"),
     (["cat", "dog", "bus"], "a photo of a cat, a dog and a bus")])
 def test_prompts_name_the_categories(photos, tmp_path, categories, prompt):
     path = coco_file(tmp_path, [{"category_id": i} for i in range(len(categories))],
@@ -255,11 +258,13 @@ TALL = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 1]}
     ({"bbox": [1, 2, 0, 4]}, "its box is 0 x 4 pixels"), ({"bbox": [40, 2, 5, 5]}, "lies outside of the image"),
     ({"bbox": [-9, 2, 9, 5]}, "lies outside of the image"),
     ({"segmentation": [[1, 2, 3, 4]]}, "a polygon has 2 points; it needs three"),
-    ({"segmentation": [[1, 2, 3]]}, "a polygon is not pairs of numbers"), ({"segmentation": "x"}, "neither polygons nor"),
+    ({"segmentation": [[1, 2, 3]]}, "a polygon is not pairs of numbers"),
+    ({"segmentation": "x"}, "neither polygons nor"),
     ({"segmentation": TALL}, "do not add up to the 864 pixels"),
     ({"segmentation": {**TALL, "size": [1, 2]}}, "its run lengths are for"),
     ({"segmentation": {**TALL, "counts": [-4, HEIGHT * WIDTH + 4]}}, "do not add up"),
-    ({"segmentation": {**TALL, "counts": "o" * 50}}, "do not add up"), ({"segmentation": {**TALL, "counts": "0"}}, "do not add up"),
+    ({"segmentation": {**TALL, "counts": "o" * 50}}, "do not add up"),
+    ({"segmentation": {**TALL, "counts": "0"}}, "do not add up"),
     ({"segmentation": {**TALL, "counts": None}}, "neither numbers nor a text"),
     ({"segmentation": {**TALL, "counts": [HEIGHT * WIDTH]}}, "hold no pixel"),
 ])
@@ -279,19 +284,22 @@ def test_a_broken_annotation_is_left_out(photos, tmp_path, annotation, said):
     ({"width": WIDTH + 1}, "is for 37 x 24 pixels, and the image 1.png has 36 x 24"),
     ({"file_name": "2.png"}, "names the image '2.png', which is not in"),
     ({"file_name": "../photos/1.png"}, "names the image '../photos/1.png', which is not in"),
-    ({"file_name": "/etc/passwd"}, "names the image '/etc/passwd', which is not in"), ({"file_name": 1}, "needs the texts and"),
+    ({"file_name": "/etc/passwd"}, "names the image '/etc/passwd', which is not in"),
+    ({"file_name": 1}, "needs the texts and"),
     ({"height": "24"}, "needs the texts and"), ({"id": 2}, "names the image '1.png' a second time"),
 ])
 def test_a_broken_image_is_left_out(photos, tmp_path, change, said):
     good = {"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
     Image.new("RGB", (8, 8)).save(photos / "good.png")
-    images = [{"id": 7, "file_name": "good.png", "height": 8, "width": 8}, {**good, **change}] + [good] * ("id" in change)
+    images = [{"id": 7, "file_name": "good.png", "height": 8, "width": 8},
+              {**good, **change}] + [good] * ("id" in change)
     labels = coco(coco_file(tmp_path, [], images=images), photos)
     (where, problem), = labels.problems
     assert where.startswith("instances.json image") and said in problem and "good.png" in labels.names
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"images": 1, "annotations": [], "categories": []}', "[" * 100_000,
+@pytest.mark.parametrize("content",
+                         ["", "[]", "{", "{}", '{"images": 1, "annotations": [], "categories": []}', "[" * 100_000,
                                      '{"images": [1], "annotations": [], "categories": []}',
                                      '{"images": [], "annotations": [], "categories": [{"id": "x"}]}',
                                      '{"images": [], "annotations": [], "categories": []}',
@@ -305,7 +313,8 @@ def test_a_broken_file_is_refused(photos, tmp_path, content):
 @pytest.mark.parametrize("line, said", [
     ("0 0.5 0.5 0.1", "a polygon is not pairs"), ("0 0.1 0.1 0.5 0.5", None), ("7 0.5 0.5 0.1 0.1", "has the class 7"),
     ("0 0.1 0.2 0.3 0.4 0.5", "a polygon is not pairs"), ("cat 0.5 0.5 0.1 0.1", "is not a class and numbers"),
-    ("0 30 40 10 10", "are not from 0 to 1"), ("0 0.5 0.5 0 0.1", "its box is 0 x"), ("0 nan 0.5 0.1 0.1", "not from 0 to 1"),
+    ("0 30 40 10 10", "are not from 0 to 1"), ("0 0.5 0.5 0 0.1", "its box is 0 x"),
+    ("0 nan 0.5 0.1 0.1", "not from 0 to 1"),
     ("0", "needs three"), ("0 0.1 0.1", "a polygon has 1 point; it needs three"),
 ])
 def test_a_broken_line_is_left_out(tmp_path, line, said):
@@ -326,10 +335,12 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "' + "x" * 1000 + '">]><annotation>&b;</annotati
 
 
 @pytest.mark.parametrize("content, said", [
-    (BOMB, "has a document type"), (BOMB.encode("utf-16"), "has a document type"), ("<annotation>", "cannot be read as XML"),
+    (BOMB, "has a document type"), (BOMB.encode("utf-16"), "has a document type"),
+    ("<annotation>", "cannot be read as XML"),
     ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "has a document type"), ("<a/>", "is no annotation"),
     ("<annotation/>", "has no size"), ("<annotation><size><width>x</width></size></annotation>", "has no size"),
-    ("<a>" * 20_000, "cannot be read as XML"), ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be read as XML"),
+    ("<a>" * 20_000, "cannot be read as XML"),
+    ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be read as XML"),
 ])
 def test_hostile_xml_is_left_out(photos, tmp_path, content, said):
     (tmp_path / "1.xml").write_text(VOC.format(""))
@@ -354,7 +365,8 @@ def test_a_broken_mask_is_left_out(photos, tmp_path, image, said):
         image.save(tmp_path / "masks/1.png")
     labels = masks(tmp_path / "masks", photos)
     problems = dict(labels.problems)
-    assert said in problems["1.png"] and "has no image of this name" in problems["none.png"] and labels.names == ["good.png"]
+    assert said in problems["1.png"] and "has no image of this name" in problems["none.png"]
+    assert labels.names == ["good.png"]
     assert "1 of 2 images" in labels.notes[0]
 
 
@@ -364,6 +376,7 @@ def test_ignored_and_sixteen_bit_values(photos, tmp_path):
     values[2:5, 2:9], values[8:, :] = 255, 40_000
     Image.fromarray(values).save(tmp_path / "masks/1.png")
     things = masks(tmp_path / "masks", photos).things("1.png")
-    assert [(t.category, t.ignored, t.box) for t in things] == [("255", False, (2, 2, 7, 3)), ("40000", False, (0, 8, 36, 16))]
+    assert [(t.category, t.ignored, t.box) for t in things] == [("255", False, (2, 2, 7, 3)),
+                                                                ("40000", False, (0, 8, 36, 16))]
     Image.fromarray(np.minimum(values, 255).astype(np.uint8)).save(tmp_path / "masks/1.png")
     assert [t.ignored for t in masks(tmp_path / "masks", photos).things("1.png")] == [True]

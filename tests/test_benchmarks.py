@@ -65,7 +65,8 @@ def test_photographs_are_divided_without_overlap(photos, tmp_path):
         (tmp_path / "new-names" / label).mkdir(parents=True)
         for number in range(30):
             grey = 8 * number + 4 * (label == "b")
-            Image.new("RGB", (64, 64), (grey, grey, grey)).save(tmp_path / "new-names" / label / f"{number}.jpg", quality=100)
+            Image.new("RGB", (64, 64), (grey, grey, grey)).save(tmp_path / "new-names" / label / f"{number}.jpg",
+                                                                quality=100)
     data = photos.photos("new-names", tmp_path, tmp_path)
     parts = {part: data.images(part) for part in ("sweep", "final")}
     assert [len(labels) for _, labels in parts.values()] == [24, 36]

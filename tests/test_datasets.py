@@ -96,7 +96,8 @@ def test_caltech_in_every_packing(tmp_path, capsys):
         trees.append(tree(tmp_path / f"out{number}"))
     assert all(t == trees[0] for t in trees)
     captured = capsys.readouterr()
-    assert "train has 60 of the 3,030 images" in captured.err and "2 of the 101 classes" in captured.err and "BACKGROUND_Google (1 images)" in captured.err
+    for words in ("train has 60 of the 3,030 images", "2 of the 101 classes", "BACKGROUND_Google (1 image)"):
+        assert words in captured.err
     out = tmp_path / "out0"
     assert len(list((out / "train/airplanes").iterdir())) == 30 and len(list((out / "test/airplanes").iterdir())) == 2
     assert {*prompts(out / "train").values()} == {"a photo of an airplane", "a photo of a yin yang symbol"}
@@ -165,7 +166,8 @@ def test_stanford_cars(tmp_path, capsys):
     capsys.readouterr()
     assert run("import", "stanford-cars", tmp_path / "cars", "--out", tmp_path / "partial") == 1
     err = capsys.readouterr().err
-    assert "skipped cars_train/00003.jpg: named by cars_train_annos.mat, but not there" in err and "cars_test_annos_withlabels.mat is missing" in err
+    assert "skipped cars_train/00003.jpg: named by cars_train_annos.mat, but not there" in err
+    assert "cars_test_annos_withlabels.mat is missing" in err
     (tmp_path / "cars/devkit/cars_meta.mat").write_bytes(b"no matlab file")
     assert run("import", "stanford-cars", tmp_path / "cars", "--out", tmp_path / "no") == 2
     assert "cars_meta.mat is no MATLAB file" in capsys.readouterr().err and not (tmp_path / "no").exists()
@@ -195,7 +197,8 @@ def test_oxford_pets(tmp_path, capsys):
     assert run("import", "oxford-pets", write(tmp_path / "pets", files), "--out", tmp_path / "out") == 1
     err = capsys.readouterr().err
     assert "skipped beagle/beagle_7.jpg: cannot be decoded" in err or "skipped beagle/beagle_7.jpg: not an image" in err
-    assert "skipped images/beagle_8.jpg: named by annotations/trainval.txt, but not there" in err and "1 images are GIFs" in err
+    assert "skipped images/beagle_8.jpg: named by annotations/trainval.txt, but not there" in err
+    assert "GIFs under another name, written as PNG: 1" in err
     assert prompts(tmp_path / "out/train") == {
         f"Abyssinian/{n}": "a photo of an Abyssinian, a breed of cat"
         for n in ("Abyssinian_100.jpg", "Abyssinian_5.png")
@@ -265,7 +268,9 @@ def test_stl10_and_amst_on_its_unlabelled_images(tmp_path, capsys, monkeypatch):
     datasets.import_dataset("stl10", write(tmp_path / "folder", files), tmp_path / "again")
     assert tree(tmp_path / "again") == tree(tmp_path / "out")
 
-    create = lambda name, *, size, batch, slots, **_: StandIn(batch=batch, height=size[0], width=size[1], slots=slots)  # noqa: E731
+    def create(name, *, size, batch, slots, **_):
+        return StandIn(batch=batch, height=size[0], width=size[1], slots=slots)
+
     monkeypatch.setattr(setup, "create_backbone", create)
     monkeypatch.setattr(saved, "FoldedBackbone", FoldedStandIn)
     options = [
@@ -354,7 +359,7 @@ def test_cifar10_binary_and_never_the_pickled_one(tmp_path, capsys):
     for source in (pickled, pickled.parent, write(tmp_path / "pp", {"cifar-10-batches-py/data_batch_1": b"\x80"})):
         capsys.readouterr()
         assert run("import", "cifar10", source, "--out", tmp_path / "no") == 2
-        assert "pickles, and those are never opened here; give the binary version, cifar-10-binary.tar.gz" in capsys.readouterr(
+        assert "pickles, and those are never opened here; give the binary version, cifar-10" in capsys.readouterr(
         ).err
     write(tmp_path / "folder", {"cifar-10-batches-bin/data_batch_1.bin": bytes([77]) + batch[1:]})
     assert run("import", "cifar10", tmp_path / "folder", "--out", tmp_path / "no") == 2
@@ -386,6 +391,12 @@ def test_something_else_is_named_and_nothing_written(tmp_path, capsys, name):
         assert message in captured.err and captured.err.startswith("dreamda: ") and captured.err.count(
             "\n") == 1 and captured.out == ""
     assert tree(tmp_path) == before and not (tmp_path / "deep").exists()
+
+
+def test_the_help_names_every_data_set(capsys):
+    assert run("import", "--help") == 0
+    shown = "".join(capsys.readouterr().out.split())  # lines are broken at hyphens, too
+    assert [name for name in datasets.DATASETS if name not in shown] == []
 
 
 def test_an_unknown_name_and_a_full_out(tmp_path, capsys):
@@ -456,8 +467,6 @@ def test_interrupted_and_full_disk_leave_nothing(tmp_path, capsys, monkeypatch):
         patch.setattr(Path, "write_bytes", lambda self, content:
                       (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert run("import", "caltech101", source, "--out", tmp_path / "out") == 2
-    assert run("import", "caltech101", source) == run("import", "caltech101", source, "a", "--out", "b") == 2
-    assert run("import", "caltech101", source, tmp_path / "positional") == 1
     assert os.listdir(tmp_path) == [
         "in"
     ] and "out cannot be written (No space left on device), and nothing of it was kept" in capsys.readouterr().err

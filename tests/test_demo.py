@@ -140,7 +140,8 @@ def student_run(real, tmp_path_factory):
     assert cli.main([
         "generate",
         str(real), "--out",
-        str(out), "--model", "fashion-mini-lcm", "--variants", "2", "--steps", "2", "--guidance-scale", "1.5", "--method",
+        str(out), "--model", "fashion-mini-lcm", "--variants", "2", "--steps", "2",
+        "--guidance-scale", "1.5", "--method",
         "sdedit"
     ]) == 0
     return out
@@ -168,7 +169,8 @@ def test_the_bundled_student_adds_a_unet_alone():
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_the_bundled_student_makes_images_of_their_class(steps):
-    """By the nearest mean of the real images, which is right on two in three of those (untrained weights: one in ten)."""
+    """By the nearest mean of the real images, which is right on two in three of those (untrained weights: on one in
+    ten)."""
     bundled = load_bundled()
     means = np.stack([bundled.test[bundled.test_labels == label].mean(axis=(0, 3)) for label in range(10)])
     prompts = [f"a photo of a {bundled.class_names[label]}" for label in bundled.seed_labels[::2]]
@@ -243,7 +245,8 @@ def test_doctor(capsys, monkeypatch):
 def test_dry_run_says_what_it_costs_and_writes_nothing(real, tmp_path, capsys):
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert '12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", "a photo of a coat"' in out
+    assert ('12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", '
+            '"a photo of a coat"') in out
     assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (
         tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Textual inversion: new tokens with learned vectors, of one or several; what is no embedding for the model is
+"""Textual inversion: new tokens with learned vectors, of one or several; unfit files are
 refused."""
 
 import json

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from batteries.environments import QUOTAS, THREADS
-from dreamda.networks.threads import cpu_quota, explain_threads, free_threads, idle_processors, resolve_threads, thread_limits
+from dreamda.networks.threads import (cpu_quota, explain_threads, free_threads, idle_processors, resolve_threads,
+                                      thread_limits)
 
 TESTS = Path(__file__).parent
 PROCESSORS = len(os.sched_getaffinity(0))
@@ -33,7 +34,8 @@ def digest(*arrays):
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 def trainer(threads):
-    t = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 16}, batch=4, height=16, width=16, dtype="f32",
+    t = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 16},
+                      batch=4, height=16, width=16, dtype="f32",
                       threads=threads)
     rng = np.random.default_rng(1)
     for name, value in t.parameters.items():
@@ -51,7 +53,8 @@ def train(t):
 def generate(threads):
     pipe = dreamda.Pipeline.load("fashion-mini", "f32", threads)
     seeds = dreamda.load_bundled("fashion-mini").seeds[:2]
-    return digest(pipe.augment(seeds, ["a photo of a bag"] * 2, variants=1, steps=4), pipe.vae.decode(pipe.encode(seeds)))
+    made = pipe.augment(seeds, ["a photo of a bag"] * 2, variants=1, steps=4)
+    return digest(made, pipe.vae.decode(pipe.encode(seeds)))
 
 def network(threads):
     plan, inputs = networks.unet(rows=2, height=32, width=32, threads=threads)
@@ -150,9 +153,11 @@ made_outside, (plan, inputs) = trainer(2), networks.unet(rows=2, height=32, widt
 pipe = dreamda.Pipeline.load("fashion-mini", "f32", 2)
 z = pipe.encode(dreamda.load_bundled("fashion-mini").seeds[:1])
 outside = digest(pipe.vae.decode(z))
-print(json.dumps({"inside": inside(lambda: everything(2)), "plan": inside(lambda: plan.run(inputs)), "trainer": inside(lambda: train(made_outside)),
+print(json.dumps({"inside": inside(lambda: everything(2)), "plan": inside(lambda: plan.run(inputs)),
+                  "trainer": inside(lambda: train(made_outside)),
                   "loaded outside": np.abs(inside(lambda: pipe.vae.decode(z)) - pipe.vae.decode(z)).max().item(),
-                  "again": digest(pipe.vae.decode(z)) == outside, "train": train(made_outside), "network": digest(plan.run(inputs)["sample"])}))
+                  "again": digest(pipe.vae.decode(z)) == outside, "train": train(made_outside),
+                  "network": digest(plan.run(inputs)["sample"])}))
 """, **variables)
     assert found["inside"] == undisturbed[1]
     for refused in (found["plan"], found["trainer"]):
@@ -181,8 +186,10 @@ bundled, folder = dreamda.load_bundled("fashion-mini"), Path(sys.argv[1])
 for i in range(4):
     (folder / "real" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
     Image.fromarray(bundled.seeds[i]).save(folder / "real" / "ab"[i % 2] / f"{i}.png")
-made = cli.main(["generate", f"{folder}/real", "--out", f"{folder}/out", "-m", "fashion-mini", "--variants", "1", "--steps", "4", "--threads", "2"])
-trained = cli.main(["train", f"{folder}/real", "--out", f"{folder}/run", "--method", "real-only", "--epochs", "1", "--batch-size", "2", "--width", "8",
+made = cli.main(["generate", f"{folder}/real", "--out", f"{folder}/out", "-m", "fashion-mini", "--variants", "1",
+                 "--steps", "4", "--threads", "2"])
+trained = cli.main(["train", f"{folder}/real", "--out", f"{folder}/run", "--method", "real-only", "--epochs", "1",
+                    "--batch-size", "2", "--width", "8",
                     "--threads", "2", "--validation", "0"])
 pixels = [np.asarray(Image.open(path)) for path in sorted((folder / "out").rglob("*.png"))]
 print(json.dumps({"codes": [made, trained], "images": len(pixels), "digest": digest(*pixels)}))
@@ -252,7 +259,8 @@ def test_the_default_here_is_within_the_limits():
 
 
 def test_doctor_says_which_limit_applies():
-    code = "from dreamda.runs.inspection import _threads; print(json.dumps([next(_threads(n)).found for n in (None, 2)]))"
+    code = ("from dreamda.runs.inspection import _threads; "
+            "print(json.dumps([next(_threads(n)).found for n in (None, 2)]))")
     default, asked = results(code, OMP_NUM_THREADS="1")
     assert default.startswith("1 will compute (OMP_NUM_THREADS=1)") or PROCESSORS == 1
     assert asked.startswith("2 will compute (as asked for); limits: ")

@@ -67,7 +67,8 @@ ENTRIES = {
     lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder":
     lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4), "clip_text":
     lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "resnet":
-    lambda: model_run("resnet", TRAINER, height=8, width=8), "replaced plan": replaced_plan, "trainer": trainer_run, "losses": losses
+    lambda: model_run("resnet", TRAINER, height=8, width=8),
+    "replaced plan": replaced_plan, "trainer": trainer_run, "losses": losses
 }
 
 
@@ -155,7 +156,8 @@ def plan():
     made.run(inputs)
 
 def trainer():
-    _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 4}, batch=2, height=8, width=8, dtype="f32", threads=1)
+    _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 4},
+                  batch=2, height=8, width=8, dtype="f32", threads=1)
 
 for call in (plan, trainer):
     for room in range(0, 160 << 20, 2 << 20):

@@ -63,7 +63,8 @@ def without_run(out):
 
 BAD = [
     (["--steps", "51"], "--steps: 51 exceeds the 50 of this model's schedule (LCMScheduler)"),
-    (["--strength", "0.03"], "--strength: 0.03 leaves 1 of the timesteps for 2 steps; use at least 0.04, or fewer steps"),
+    (["--strength", "0.03"], "--strength: 0.03 leaves 1 of the timesteps for 2 steps; "
+                             "use at least 0.04, or fewer steps"),
     (["--model", "turbo", "--steps", "1"], "--strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
     (["--guidance-scale", "0.5"], "--guidance-scale: 0.5 is not possible: this model takes the guidance as an input"),
     (["--source-guidance-scale", "0"], "--source-guidance-scale: 0 is not possible: this model takes the guidance"),
@@ -250,7 +251,7 @@ def test_inspect_preview_and_dry_run_with_another_vae(models, real, tmp_path, ca
 
 
 class Costs:
-    """A clock that goes on by what a pipeline computes: 1 s for a row of the U-Net, 2 to encode an image, 3 to decode."""
+    """A clock that a pipeline's work moves on: 1 s for a row of the U-Net, 2 s to encode an image, 3 s to decode it."""
 
     def __init__(self, pipe, monkeypatch):
         self.now, plan = 0.0, pipe.unet.plan

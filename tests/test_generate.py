@@ -22,7 +22,8 @@ from PIL import Image
 
 from dreamda.runs import generate, output
 from dreamda.data import ImageFolder, fit as fitted, prompts_from_template
-from dreamda.runs.generate import OutputError, GenerationOptions, WorkList, check_out, generate_dataset, in_turn, variants_a_visit
+from dreamda.runs.generate import (GenerationOptions, OutputError, WorkList, check_out, generate_dataset, in_turn,
+                                   variants_a_visit)
 from dreamda.runs.manifest import read_manifest
 from dreamda.runs.output import MAX_SHARDS, Part, output_stems
 
@@ -507,7 +508,7 @@ def test_another_data_set_is_refused(real, tmp_path, names, labels, finished):
     with pytest.raises(
             ValueError,
             match=
-            r"made from another data set .*real.: 0 of 6 of its real images looked at are in .*other as they were; give another OUT"
+            r"made from another data set .*real.: of 6 real images compared, 0 are unchanged in .*other; give another"
     ):
         generate_dataset(other_data_set(tmp_path, names, labels), out, FakePipeline(), SETTINGS)
     assert tree(out) == before
@@ -553,7 +554,7 @@ def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
     assert generate_dataset(real, out, FakePipeline(), settings).present == 9 and len(lines(out)) == 18
     with pytest.raises(ValueError, match="begun by an earlier version"):
         generate_dataset(real, out, FakePipeline(), replace(settings, variants=4))
-    with pytest.raises(ValueError, match="another data set .*: 0 of 6 of"):
+    with pytest.raises(ValueError, match="another data set .*: of 6 real images compared, 0 are"):
         generate_dataset(other_data_set(tmp_path), out, FakePipeline(), settings)
 
 
@@ -725,7 +726,7 @@ def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, di
     assert mount("-o", "remount,ro").returncode == 0
     for out in ("out", "new"):
         with pytest.raises(
-                OSError, match="OUT .* cannot be written .Read-only file system.; put that right or give another OUT"):
+                OSError, match="OUT .* cannot be written .Read-only file system.; fix that, or give another OUT"):
             generate_dataset(real, place / out, FakePipeline(), SETTINGS)
     assert mount("-o", "remount,rw").returncode == 0
     assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(

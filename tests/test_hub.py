@@ -86,7 +86,8 @@ def test_a_model_may_share_the_parts_of_a_bundled_one(tmp_path, own):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../bundled/fashion-mini", "fashion-mini/", "fashion-mini/../x",
-                                  str(MODEL), "owner/name", 1, True, ["fashion-mini"], {"fashion-mini": 1}, "x" * 10**5])
+                                  str(MODEL), "owner/name", 1, True, ["fashion-mini"], {"fashion-mini": 1},
+                                   "x" * 10**5])
 def test_only_a_bundled_model_shares_its_parts(tmp_path, name):
     shutil.copy(MODEL / "model_index.json", tmp_path)
     about = tmp_path / "dreamda.json"
@@ -261,11 +262,13 @@ def test_a_download_that_breaks_off_is_resumed(hub, tmp_path):
 def test_offline_without_a_whole_copy(hub, tmp_path):
     handler, load = hub
     nothing = load(HF_HUB_OFFLINE="1")
-    assert "FileNotFoundError: owner/mini: not a local folder, not in the hub's cache, and it cannot be fetched (HF_HUB_OFFLINE is set)" in nothing.stderr
+    assert ("FileNotFoundError: owner/mini: not a local folder, not in the hub's cache, and it cannot be fetched "
+            "(HF_HUB_OFFLINE is set)") in nothing.stderr
     assert load().returncode == 0
     next(tmp_path.glob(f"hub/models--owner--mini/snapshots/*/{UNET}")).unlink()
     part = load(HF_HUB_OFFLINE="1")
-    assert "its copy in the hub's cache has no weights for unet, and they cannot be fetched (HF_HUB_OFFLINE is set)" in part.stderr
+    assert ("its copy in the hub's cache has no weights for unet, and they cannot be fetched (HF_HUB_OFFLINE is set)"
+            ) in part.stderr
     assert load().returncode == 0
 
 

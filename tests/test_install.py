@@ -28,8 +28,7 @@ def test_one_openmp_and_one_onednn_in_the_process():
         "import dreamda, numpy\n"
         "paths = {l.split()[-1] for l in open('/proc/self/maps') if '.so' in l}\n"
         "for name in ('libgomp', 'libdnnl', 'libiomp', 'libomp.'):\n"
-        "    print(name, sum(name in p for p in paths))\n"
-    )
+        "    print(name, sum(name in p for p in paths))\n")
     result = run(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:4] == ["libgomp 1", "libdnnl 1", "libiomp 0", "libomp. 0"]
@@ -40,8 +39,7 @@ def test_import_loads_the_core_and_nothing_heavy():
         "import sys, numpy\n"
         "before = set(sys.modules)\n"
         "import dreamda\n"
-        "print(*sorted(n for n in set(sys.modules) - before if n.split('.')[0] not in sys.stdlib_module_names))\n"
-    )
+        "print(*sorted(n for n in set(sys.modules) - before if n.split('.')[0] not in sys.stdlib_module_names))\n")
     result = run(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["dreamda", "dreamda._core", "dreamda._onednn"]

@@ -48,7 +48,8 @@ def write_coco(folder, names=tuple(SIZES), kind="polygon"):
     annotations = [{"id": 7 * i, "image_id": 10 + i, "category_id": 90, "bbox": list(BOX), "iscrowd": 0, "area": 320,
                     "extra": "kept", "segmentation": segmentation(SIZES[name])}
                    for i, name in enumerate(names) if name != "empty.png"]
-    top = {"info": {"year": 2026}, "images": images, "annotations": annotations, "categories": [{"id": 90, "name": "coat"}]}
+    top = {"info": {"year": 2026}, "images": images, "annotations": annotations,
+           "categories": [{"id": 90, "name": "coat"}]}
     path = folder / "instances.json"
     path.write_text(json.dumps(top))
     return path
@@ -75,7 +76,8 @@ def write_yolo(folder):
         box = f"1 {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}\n"
         points = " ".join(str(v / (height if i % 2 else width)) for i, v in enumerate(POLYGON))
         path.write_text(box + f"0 {points}\n")
-    (folder / "data.yaml").write_text("path: ..\ntrain: images\nnc: 2\nnames:\n  0: coat  # the first\n  1: 'ankle boot'\n")
+    (folder / "data.yaml").write_text("path: ..\ntrain: images\nnc: 2\nnames:\n  0: coat  # the "
+                                      "first\n  1: 'ankle boot'\n")
     return folder / "data.yaml"
 
 
@@ -85,8 +87,9 @@ def write_voc(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         thing = ("<object><name>coat</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>9</ymin><xmax>30</xmax>"
                  "<ymax>24</ymax></bndbox></object>") * (name != "empty.png")
-        path.write_text(f"<annotation><folder>x</folder><filename>{Path(name).name}</filename><path>/home/x</path><size>"
-                        f"<width>{width}</width><height>{height}</height><depth>3</depth></size>{thing}</annotation>")
+        size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+        path.write_text(f"<annotation><folder>x</folder><filename>{Path(name).name}</filename><path>/home/x</path>"
+                        f"{size}{thing}</annotation>")
     return folder
 
 
@@ -144,7 +147,8 @@ def test_a_data_set_becomes_a_larger_one_in_the_same_format(tmp_path, real, pipe
     made = READERS[kind](out / where, out / "images")
     assert made.problems == [] and made.notes == []
     rows = read_manifest(out)
-    assert sorted(row["file_name"] for row in rows) == sorted(f"images/{name}" for name in made.names) and len(rows) == 8
+    assert sorted(row["file_name"] for row in rows) == sorted(f"images/{name}"
+                                                              for name in made.names) and len(rows) == 8
     for row in rows:
         name, seed = row["file_name"].removeprefix("images/"), row["seed_file"].removeprefix("images/")
         pixels, before = (np.asarray(Image.open(p).convert("RGB")) for p in (out / row["file_name"], real / seed))
@@ -165,10 +169,13 @@ def test_what_is_written_is_what_the_formats_say(tmp_path, real, pipe):
     top = json.loads((outs["coco"] / "annotations.json").read_text())
     assert top["info"] == {"year": 2026} and top["categories"] == [{"id": 90, "name": "coat"}]
     assert [image["id"] for image in top["images"]] == list(range(1, 9))
-    assert {image["file_name"] for image in top["images"]} == {path.name for path in (outs["coco"] / "images").iterdir()}
+    assert {image["file_name"] for image in top["images"]} == {path.name
+                                                               for path in (outs["coco"] / "images").iterdir()}
     assert [a["id"] for a in top["annotations"]] == list(range(1, 7))
-    assert all(a["bbox"] == list(BOX) and a["extra"] == "kept" and a["segmentation"] == [POLYGON] for a in top["annotations"])
-    assert {a["image_id"] for a in top["annotations"]} == {i["id"] for i in top["images"] if "empty" not in i["file_name"]}
+    assert all(a["bbox"] == list(BOX) and a["extra"] == "kept" and a["segmentation"] == [POLYGON]
+               for a in top["annotations"])
+    assert {a["image_id"] for a in top["annotations"]} == {i["id"] for i in top["images"]
+                                                           if "empty" not in i["file_name"]}
     assert (outs["yolo"] / "data.yaml").read_text() == (
         'train: images\nval: images\nnc: 2\nnames:\n  0: "coat"\n  1: "ankle boot"\n')
     stems = {path.stem for path in (outs["yolo"] / "images").iterdir()}

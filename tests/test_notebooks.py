@@ -49,7 +49,8 @@ def test_imports_of_dreamda_exist(path):
 
 def test_a_missing_import_is_found():
     assert absent(
-        "import dreamda.nothing\nfrom dreamda import Pipeline, Nothing\nfrom dreamda.training.views import Views, Nothing\nimport nothing"
+        "import dreamda.nothing\nfrom dreamda import Pipeline, Nothing\nfrom dreamda.training.views import "
+        "Views, Nothing\nimport nothing"
     ) == ["dreamda.nothing", "dreamda.Nothing", "dreamda.training.views.Nothing"]
 
 

@@ -20,7 +20,8 @@ from dreamda.cli.common import Command, accepts_options, chosen
 from dreamda.distributed import Augmenter
 from dreamda.generation.options import GenerationOptions, OptionKeywords
 from dreamda.generation.recipes import load_recipe
-from dreamda.options import Option, Options, ParameterError, accepts, defaults_of, from_keywords, option, options_of, spelled
+from dreamda.options import (Option, Options, ParameterError, accepts, defaults_of, from_keywords, option, options_of,
+                             spelled)
 from dreamda.presets import load_preset, presets
 from dreamda.training.recipe import Recipe
 
@@ -130,7 +131,8 @@ def test_recipes_are_checked_by_the_fields(tmp_path):
        ], "share_source: method=sdedit has no", "--share-source: --method sdedit has no source trajectory"),
      (["--seed", str(1 << 64)], "seed: 18446744073709551616 is not",
       "--seed: 18446744073709551616 is not possible; use a whole number from 0 to 2**64 - 1"), ])
-def test_the_library_names_the_parameter_and_the_command_its_option(fake, real, tmp_path, capsys, options, library,  # noqa: F811
+def test_the_library_names_the_parameter_and_the_command_its_option(fake, real, tmp_path, capsys, options,  # noqa: F811
+                                                                    library,
                                                                     command):
     words = [int(word) if word.isdecimal() else float(word) if "." in word else word for word in options]
     keywords, name = {}, ""
@@ -210,7 +212,8 @@ def test_a_function_with_the_fields_as_keywords():
 
     assert list(inspect.signature(draw).parameters) == ["name", "colour", "sides", "width", "size", "style", "round"]
     text = inspect.cleandoc(draw.__doc__)
-    assert 'style : {"thin", "bold"}, default \'thin\'\n    How it is drawn; style=bold stands out.\n' in text and "sides : int, default 4\n" in text
+    assert 'style : {"thin", "bold"}, default \'thin\'\n    How it is drawn; style=bold stands out.\n' in text
+    assert "sides : int, default 4\n" in text
     assert "size : float, default as wide as width=2\n" in text and "Its fields." not in text and text.endswith(
         "Returns\n-------\nstr")
     assert draw("x") == Shape(sides=4) and draw("x", round=True) == Shape(sides=4, round=True)

@@ -46,17 +46,20 @@ def test_a_forked_child_of_a_used_engine_is_told_to_spawn():
     lines = run("""
 plan, inputs = unet()
 expected = plan.run(inputs)["sample"]
-trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 8}, batch=2, height=8, width=8, dtype="f32", threads=2)
+trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 8},
+                        batch=2, height=8, width=8, dtype="f32", threads=2)
 ones, images, f = np.ones((2, 3), np.float32), np.ones((2, 3, 8, 8), np.float32), trainer.features
 calls = {
     "plan.run": lambda: plan.run(inputs), "plan.load": lambda: plan.load("conv_in.bias", np.zeros(16, np.float32)),
-    "profile": plan.profile, "trainer.profile": trainer.profile, "unet": unet, "Trainer": lambda: _core.Trainer({}, batch=1), "forward": lambda: trainer.forward(images),
+    "profile": plan.profile, "trainer.profile": trainer.profile, "unet": unet,
+    "Trainer": lambda: _core.Trainer({}, batch=1), "forward": lambda: trainer.forward(images),
     "backward": lambda: trainer.backward(np.ones((2, f))), "evaluate": lambda: trainer.evaluate(images),
     "step": lambda: trainer.step(0.1, 0.9, 0.0), "zero_grad": trainer.zero_grad, "gradient_norm": trainer.gradient_norm,
     "normals": lambda: dreamda.normals(0, 0, 0, 0, 0, 0, (3,)), "linear": lambda: _core.linear(ones, ones, ones[0, :2]),
     "linear_backward": lambda: _core.linear_backward(ones, ones, ones[:, :2], ones.copy(), ones[0, :2].copy()),
     "softmax": lambda: _core.softmax(ones), "softmax_cross_entropy": lambda: _core.softmax_cross_entropy(ones, [0, 1]),
-    "consistency": lambda: _core.consistency(ones, ones, 0.5), "pseudo_label": lambda: _core.pseudo_label(ones[None], 0.5),
+    "consistency": lambda: _core.consistency(ones, ones, 0.5),
+    "pseudo_label": lambda: _core.pseudo_label(ones[None], 0.5),
     "sgd_step": lambda: _core.sgd_step(ones, ones, ones, 0.1),
     "augment": lambda: dreamda.Pipeline.load("fashion-mini"),
 }
@@ -121,7 +124,8 @@ time.sleep(float(sys.argv[2]))
 
 def test_the_interpreter_may_end_during_a_training_step():
     run("""
-trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 8}, batch=32, height=32, width=32, dtype="f32", threads=2)
+trainer = _core.Trainer({"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 8},
+                        batch=32, height=32, width=32, dtype="f32", threads=2)
 images, started = np.ones((32, 3, 32, 32), np.float32), threading.Event()
 def work():
     while True:

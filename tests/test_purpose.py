@@ -60,7 +60,8 @@ def test_the_warnings_come_before_the_run_and_do_not_stop_it(fake, real, tmp_pat
     (fake.folder / "dreamda.json").write_text(json.dumps({"words": ["a", "photo", "of", "coat"]}))
     assert run("generate", real, "--out", tmp_path / "out", *FAST) == 0
     captured = capsys.readouterr()
-    assert 'never seen the words "an" (class ankle_boot), "ankle" (class ankle_boot), "boot" (class ankle_boot)' in captured.err
+    assert ('never seen the words "an" (class ankle_boot), "ankle" (class ankle_boot), "boot" (class ankle_boot)'
+            ) in captured.err
     assert "12 images made" in captured.out
 
 

@@ -78,7 +78,8 @@ def test_the_callback_sees_the_kept_latents_at_every_step(pipe):
     z0 = pipe.encode(image[None], keys=["k"])[0]
     for method in METHODS:
         seen = []
-        pipe.augment([image], "a coat", masks=[everything], keep="objects", keys=["k"], method=method, steps=4, variants=2,
+        pipe.augment([image], "a coat", masks=[everything], keep="objects", keys=["k"], method=method, steps=4,
+                     variants=2,
                      callback_on_step_end=lambda step, t, latents, units: seen.append((step, latents.copy())))
         last = seen[-1][1]
         assert len(seen) == 3 and np.isfinite(last).all()

@@ -239,8 +239,9 @@ def test_in_a_real_browser(data):
     complained of."""
     assert report(data / "real", data / "out", "--out", data / "page.html") == 0
     # The browser itself counts the pictures that it could decode, in a copy of the page with a script at its end.
-    count = "<script>addEventListener('load', () => document.title = [...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + " \
-            "document.images.length + ', ' + performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>"
+    count = ("<script>addEventListener('load', () => document.title = "
+             "[...document.images].filter(i => i.naturalWidth > 0).length + ' of ' + document.images.length + ', ' + "
+             "performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length)</script>")
     (data / "counted.html").write_text((data / "page.html").read_text() + count)
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",

@@ -99,14 +99,15 @@ EXAMPLES = {
                             "dd_graph *graph, const dd_op *op, dd_isa isa, dd_primitive *primitive, dd_engine *engine"),
     "graph/graph.h": ("", "dd_weights *weights, int rows"), "graph/plan.h":
     ("",
-     "dd_graph *graph, dd_weights *weights, const float **parameters, float *sample, float *timestep, float *context, float *eps"
+     "dd_graph *graph, dd_weights *weights, const float **parameters, float *sample, float *timestep, "
+     "float *context, float *eps"
      ), "graph/step.h": ("", "dd_plan *plan, dd_step *step, dd_call call"), "graph/weights.h":
     ("", "const dd_layout *layout, const void *data"), "kernels/kernels.h":
     ("base/status.h",
      "int n, int hw, int c, float *dst, float *src, float *gamma, float *beta, void *scratch"), "kernels/losses.h":
     ("base/status.h",
-     "size_t n, size_t f, size_t c, float *y, float *x, float *w, float *b, float *dy, float *dx, float *dw, float *db, "
-     "double *rows, int64_t *labels"), "kernels/table.h":
+     "size_t n, size_t f, size_t c, float *y, float *x, float *w, float *b, float *dy, float *dx, float *dw, float "
+     "*db, double *rows, int64_t *labels"), "kernels/table.h":
     ("base/status.h",
      "float *dst, float *src, float *gamma, float *beta, int rows, int c, float eps"), "kernels/train.h":
     ("base/status.h",
@@ -117,7 +118,8 @@ EXAMPLES = {
     "onednn/internal.h": ("", "dnnl_memory_desc_t md, dnnl_dims_t dims"), "onednn/onednn.h":
     ("", "const float *plain, void *packed, void *src"), "training/plan.h": ("", "dd_trainer *t"), "training/trainer.h":
     ("",
-     "dd_weights *weights, dd_graph *g, dd_resnet_config config, float *images, float *features, float *d_features, int rows"
+     "dd_weights *weights, dd_graph *g, dd_resnet_config config, float *images, float *features, "
+     "float *d_features, int rows"
      ),
 }
 # Parts of the template of kernels, which only an isa_*.c file can compile.
@@ -137,7 +139,9 @@ def compiled(header: str, code: str, folder: Path) -> "subprocess.CompletedProce
     includes, declarations = EXAMPLES[header]
     text = "".join(f'#include "{name}"\n' for name in (includes, header) if name)
     if declarations is None:  # a whole function
-        text += "typedef struct { int *part; } dd_thing;\ndd_status dd_part_create(int **out);\nvoid dd_thing_destroy(dd_thing *t);\n" + code
+        text += ("typedef struct { int *part; } dd_thing;\n"
+                 "dd_status dd_part_create(int **out);\n"
+                 "void dd_thing_destroy(dd_thing *t);\n") + code
     else:
         status = "" if "dd_status status" in code + declarations else "dd_status status = DD_OK;\n"
         result, end = ("PyObject *", "") if "return dd_raise" in code else ("dd_status",
@@ -243,3 +247,23 @@ def test_models_are_never_unpickled():
         assert not re.search(r"^\s*(import|from)\s+(pickle|marshal|shelve|dill|torch)\b", text, re.M), path
         assert not re.search(r"(?<![\w.])(eval|exec)\s*\(", text), path
         assert "allow_pickle=True" not in text, path
+
+
+# ---- lines
+
+LONGEST = 120
+CODE = [path for ending in ("*.py", "*.pyi", "*.c", "*.h") for folder in ("dreamda_c", "python", "benchmarks", "tests")
+        for path in sorted((ROOT / folder).rglob(ending))] + [ROOT / "setup.py"]
+
+
+def long_lines(text: str) -> list[int]:
+    return [number for number, line in enumerate(text.splitlines(), 1) if len(line) > LONGEST]
+
+
+def test_no_line_of_code_is_longer_than_120_columns():
+    long = {str(path.relative_to(ROOT)): numbers for path in CODE if (numbers := long_lines(path.read_text()))}
+    assert long == {} and len(CODE) > 200
+
+
+def test_a_long_line_is_found():
+    assert long_lines("x" * LONGEST + "\n" + "y" * (LONGEST + 1)) == [2]

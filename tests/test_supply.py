@@ -107,10 +107,12 @@ WATCH = """
 import json, sys
 allowed, log = json.loads(sys.argv[1]), []
 def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind", "urllib.Request"):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind",
+                 "urllib.Request"):
         log.append(event)
         raise PermissionError("no network here")
-    if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class", "ctypes.dlopen") and watching:
+    if watching and event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class",
+                              "ctypes.dlopen"):
         log.append(event)
     if event == "open" and watching and sys.argv[2] in str(arguments[0]):
         log.append(str(arguments[0]))
@@ -143,7 +145,8 @@ pipe.fingerprint
 from dreamda import cli
 os.makedirs("{tmp_path}/real/coat")
 Image.fromarray(seeds[0]).save("{tmp_path}/real/coat/1.png")
-assert cli.main(["generate", "{tmp_path}/real", "--out", "{tmp_path}/out", "--model", "fashion-mini", "--variants", "1", "--steps", "2", "--threads", "1"]) == 0
+assert cli.main(["generate", "{tmp_path}/real", "--out", "{tmp_path}/out", "--model", "fashion-mini",
+                 "--variants", "1", "--steps", "2", "--threads", "1"]) == 0
 for name in ("no-such-model", "/no/such/model", "./a/b/c"):
     try:
         dreamda.Pipeline.load(name)

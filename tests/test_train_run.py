@@ -82,7 +82,8 @@ def content(folder: Path, *names: str) -> dict[str, bytes]:
 def test_the_whole_run(data, capsys):
     assert train(data, "out", "--test", data / "test") == 0
     captured = capsys.readouterr()
-    assert "accuracy" in captured.out and "out/model.safetensors" in captured.out and "labelling 45 synthetic images:" in captured.err
+    assert "accuracy" in captured.out and "out/model.safetensors" in captured.out
+    assert "labelling 45 synthetic images:" in captured.err
     assert {p.name for p in (data / "out").iterdir()} >= {*train_run.FILES} - {"confusion.png", "curves.png"}
     log = [json.loads(line) for line in (data / "out/log.jsonl").read_text().splitlines()]
     assert [e["event"] for e in log] == ["stage", "epoch", "stage", "labelling", "epoch", "epoch", "epoch"
@@ -172,7 +173,8 @@ def test_labels_come_from_metadata_not_from_names(data, capsys):
 def test_nothing_accepted_is_said_when_labelling_ends_and_training_goes_on(data, capsys):
     assert train(data, "out", "--threshold", "1") == 0
     err = capsys.readouterr().err
-    assert "0 confident at threshold 1, 45 without a label" in err and "Lower --threshold, raise --pretrain-epochs, or use --hint keep" in err
+    assert "0 confident at threshold 1, 45 without a label" in err
+    assert "Lower --threshold, raise --pretrain-epochs, or use --hint keep" in err
     assert err.index("0 confident at threshold 1") < err.index(
         "epoch   2 (train)") and "no synthetic image ever got a label at --threshold 1" in err
     capsys.readouterr()
@@ -276,7 +278,8 @@ def test_a_full_disk_exits_1_and_goes_on_later(data, capsys, monkeypatch):
         patch.setattr(os, "fsync", full)
         assert train(data, "two") == 1
     err = capsys.readouterr().err
-    assert "No space left on device" in err and "run the same command again to resume from the last checkpoint" in err and not list(
+    assert "No space left on device" in err
+    assert "run the same command again to resume from the last checkpoint" in err and not list(
         (data / "two").glob(".*"))
     assert train(data, "two") == 0
     assert content(data / "one") == content(data / "two")
@@ -354,7 +357,8 @@ def test_an_image_lost_during_the_run_is_named_and_the_run_goes_on_when_it_is_ba
         capsys.readouterr()
         assert short(data, "two") == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"{lost}: " in message and "put it back as it was, then run the same command again to resume from the last checkpoint" in message
+    assert f"{lost}: " in message
+    assert "put it back as it was, then run the same command again to resume from the last checkpoint" in message
     assert short(data, "two") == 2                                  # another data set REAL
     lost.write_bytes(kept)
     assert short(data, "two") == 0
@@ -394,7 +398,7 @@ def test_a_read_only_disk_is_one_sentence(data, capsys, disk):  # noqa: F811
     assert mount("-o", "remount,ro").returncode == 0
     for out in ("", "new"):
         assert short(data, place / out) == 1
-        assert "cannot be written (Read-only file system); put that right" in capsys.readouterr().err
+        assert "cannot be written (Read-only file system); fix that" in capsys.readouterr().err
     assert mount("-o", "remount,rw,size=4m").returncode == 0
     assert short(data, place / "new") == 0 and not list((place / "new").glob(".*"))
 
@@ -500,7 +504,8 @@ def test_a_class_without_a_readable_image_is_refused(data, capsys):
     for path in (data / "test").rglob("*.png"):
         path.write_bytes(b"x")
     assert train(data, "out", "--test", data / "test") == 2
-    assert f"{data / 'test'}: none of the images can be read; the first, {data / 'test/bag/' }" in capsys.readouterr().err
+    message = f"{data / 'test'}: none of the images can be read; the first, {data / 'test/bag/'}"
+    assert message in capsys.readouterr().err
     for path in (data / "real/coat").iterdir():
         path.write_bytes(b"x")
     assert train(data) == 2
@@ -552,7 +557,8 @@ def wide(data):
 def test_the_fit_is_said_recorded_and_followed_by_evaluate_and_predict(data, capsys):
     told = {}
     for fit, word in (("crop", "cropped"), ("pad", "padded"), ("squash", "squashed")):
-        assert short(wide(data) if fit == "crop" else data, fit, "--test", data / "test", "--size", "16", "--fit", fit) == 0
+        place = wide(data) if fit == "crop" else data
+        assert short(place, fit, "--test", data / "test", "--size", "16", "--fit", fit) == 0
         assert f"aspect ratio: 30 real images of another, {word} (--fit {fit})" in capsys.readouterr().err
         assert json.loads((data / fit / "run.json").read_text())["image_fit"] == fit
         assert saved.TrainedModel.load(data / fit / "model.safetensors").fit == fit
@@ -600,12 +606,14 @@ def test_the_words_of_classes_json_are_shown_and_saved(data, capsys):
     model = saved.TrainedModel.load(data / "out/model.safetensors")
     assert model.classes == list(NAMES) and model.words == {"bag": "leather bag", "coat": "coat", "shirt": "shirt"}
     rows = json.loads((data / "out/metrics.json").read_text())["per_class"]
-    assert [(row["class"], row.get("name")) for row in rows] == [("bag", "leather bag"), ("coat", None), ("shirt", None)]
+    found = [(row["class"], row.get("name")) for row in rows]
+    assert found == [("bag", "leather bag"), ("coat", None), ("shirt", None)]
     assert run("evaluate", data / "out", data / "test") == 0
     assert "leather bag " in capsys.readouterr().out
     assert run("predict", data / "out", data / "test/bag") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {(row["label"], row["name"]) for row in rows} <= {("bag", "leather bag"), ("coat", "coat"), ("shirt", "shirt")}
+    found = {(row["label"], row["name"]) for row in rows}
+    assert found <= {("bag", "leather bag"), ("coat", "coat"), ("shirt", "shirt")}
     (data / "real/classes.json").write_text('{"bag": "handbag"}')
     assert short(data, "out", "--test", data / "test") == 2
     assert "another classes.json in REAL: " in capsys.readouterr().err
@@ -658,7 +666,9 @@ def test_children_of_held_back_images_are_left_out_counted_and_said(data, capsys
     children = [line["file_name"] for line in lines if line["seed_file"] in held]
     assert len(
         held
-    ) == 9 and f"synthetic images: 45, {len(children)} of them left out: they were made from images that are held back" in err
+    ) == 9
+    assert (f"synthetic images: 45, {len(children)} of them left out: they were made from images that are held back"
+            ) in err
     assert "30 of 3 classes, 9 of them held back for validation" in err
     for name in children:                                          # so their pixels decide nothing
         Image.new("RGB", (16, 16)).save(data / "synthetic" / name)
@@ -746,7 +756,7 @@ def test_the_header_says_what_is_trained(data, capsys):
     for part in ("real images: 30 of 3 classes\n", "synthetic images: 45\n", "test images: 60\n",
                  "image size: 16 x 16 (the images are 16 x 16)\n", "network: resnet18, width 16, small stem: ",
                  "weights: random, seed 0\n", "training: method amst, 4 epochs of 12 steps of 16 images: 48 steps\n",
-                 "Stage 1 (pretrain), 1 epochs:", "Stage 2 (train), 3 epochs:"):
+                 "Stage 1 (pretrain), 1 epoch:", "Stage 2 (train), 3 epochs:"):
         assert part in err
 
 
@@ -791,7 +801,7 @@ def test_a_training_leaves_busy_processors_alone_and_resumes_with_its_own_number
     where = FAST.index("--threads")
     command = ["train", data / "real", "--out", data / "out", "--method", "real-only", *FAST[:where], *FAST[where + 2:]]
     assert run(*command) == 0
-    assert "1 threads (other programs use the rest of 2 processors; --threads overrides this)" in capsys.readouterr(
+    assert "1 thread (other programs use the rest of 2 processors; --threads overrides this)" in capsys.readouterr(
     ).err
     assert json.loads((data / "out/run.json").read_text())["threads"] == 1
     monkeypatch.setattr("dreamda.networks.threads.free_threads", lambda: (2, ""))

@@ -5,7 +5,8 @@ conditional U-Net.
 
 DATA: see photographs.py. `natural-mini`, the model of EFFICACY.md's tables on photographs, was made by an earlier form
 of this script that read packed images: 100,000 of 200 classes, 4,792 steps of 512 on one large GPU (data and weights
-are for research only and no part of this project). OUT becomes a diffusers folder in fp16, the U-Net in shards. Needs torch, diffusers, transformers, tokenizers.
+are for research only and no part of this project). OUT becomes a diffusers folder in fp16, the U-Net in shards. Needs
+torch, diffusers, transformers, tokenizers.
 Everything is timed by the clock, so a slower device gives a worse model, not a longer run. Then finish_photographs.py.
 """
 import argparse, json, os, subprocess, sys, time

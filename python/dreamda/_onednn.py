@@ -55,5 +55,4 @@ def preload() -> None:
     where = "; ".join(tried) or "no such file is recorded for that package"
     raise ImportError(
         f"dreamda needs oneDNN's {LIBRARY}: pip install {PACKAGE}==2023.2.0 (and Debian's libgomp1), or point "
-        f"DREAMDA_ONEDNN at the file. Tried: {where}"
-    )
+        f"DREAMDA_ONEDNN at the file. Tried: {where}")

@@ -5,15 +5,14 @@ cluster.
     from dreamda.distributed import Augmenter
 
     rows = ray.data.from_numpy(images).add_column("prompt", ...).add_column("key", ...)
-    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"], fn_constructor_kwargs={"variants": 4,
-    "steps": 20},
+    made = rows.map_batches(Augmenter, fn_constructor_args=["fashion-mini"],
+                            fn_constructor_kwargs={"variants": 4, "steps": 20},
                             batch_size=16, num_cpus=1, concurrency=2)
 
     augmenter = Augmenter("fashion-mini", variants=4, steps=20)                                   # Dask: a batch a task
     parts = [dask.delayed(augmenter)(batch) for batch in batches]
 
-An image's noise follows its key, so it does not matter which worker makes it, in which batch, or how often a task is
-repeated.
+An image's noise depends on its key, so the result does not depend on the worker, the batch or repeated tasks.
 """
 from __future__ import annotations
 
@@ -37,25 +36,26 @@ from .options import accepts, from_keywords
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-START_SECONDS = 600.0   # until the first worker has to have loaded the model
-LOOK_SECONDS = 1.0      # how often signals and the cluster are looked at while nothing is finished
-RETRIES = 3             # of a piece whose worker died
+START_SECONDS = 600.0   # the longest wait for the first worker to load the model
+LOOK_SECONDS = 1.0      # between two checks of signals and the cluster
+RETRIES = 3             # of a piece of work whose worker died
 
 
 @accepts(GenerationOptions)
 class Augmenter:
-    """`Pipeline.augment` as a function of a batch of columns, to be sent to other processes: pickled it is its
-    arguments, and the model is loaded where it is used.
+    """`Pipeline.augment` as a function of a batch of columns, for use in other processes.
+
+    Its pickle holds the arguments alone; each process loads the model at the first use.
 
     Parameters
     ----------
     model, dtype, threads, size, vae, loras, scheduler, embeddings
-        As for `Pipeline.load`. Without `threads` OMP_NUM_THREADS decides, which Ray sets to a worker's CPUs.
+        As for `Pipeline.load`. `threads` defaults to OMP_NUM_THREADS, which Ray sets to a worker's CPUs.
     image, prompt, key : str
         The names of the columns read.
     explode : bool
-        One row an image made (K rows for each of the batch), or else one row an image of the batch, for engines which
-        need as many rows back as they gave (Spark's ``predict_batch_udf``).
+        Return one row for each new image (K for each row of the batch). False: one row for each row of the batch, for
+        engines that need as many rows back as they gave (Spark's ``predict_batch_udf``).
     GenerationOptions
         Its fields, by keyword.
 
@@ -85,7 +85,7 @@ class Augmenter:
         self._options: dict[str, Any] = dict(dtype=dtype, threads=threads, size=size, vae=vae, loras=loras,
                                              scheduler=scheduler, embeddings=embeddings)
         self.image, self.prompt, self.key, self.explode = image, prompt, key, explode
-        self.pipeline  # a wrong model is found out now
+        self.pipeline  # refuse a wrong model now
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -101,26 +101,26 @@ class Augmenter:
         Parameters
         ----------
         batch : mapping of str to array
-            The image column is uint8 (N, H, W, 3), or N such images of their own sizes; the prompt column N texts; the
-            key column N texts or whole numbers, one of its own for each image of the data set. Arrays may be read-only.
+            The image column is uint8 (N, H, W, 3), or N such images of any sizes; the prompt column N texts; the key
+            column N texts or whole numbers, a different one for each image of the data set. Arrays may be read-only.
 
         Returns
         -------
         dict of str to array
-            With `explode`, N * K rows: the image column uint8 (N * K, height, width, 3), all others repeated, and
-            ``"variant"``, int64, counting each image's from 0. Without, N rows, and the image column is uint8 (N, K,
-            height, width, 3).
+            With `explode`, N * K rows: the image column is uint8 (N * K, height, width, 3), the others are repeated,
+            and ``"variant"``, int64, counts the images of each row from 0. Without it, N rows with an image column of
+            uint8 (N, K, height, width, 3).
 
         Raises
         ------
         ValueError
-            A column is missing or not what is said above.
+            A column is missing or of another form.
         """
         for name, what in ((self.image, "image"), (self.prompt, "prompt"), (self.key, "key")):
             if name not in batch:
                 raise ValueError(
-                    f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); name the right one with {what}="
-                )
+                    f"the batch has no column {name!r} (it has {', '.join(sorted(batch))}); "
+                    f"name the right one with {what}=")
         column = batch[self.image]
         images, _ = as_pixels(list(column) if getattr(column, "dtype", None) == object else column)
         keys = [key.item() if isinstance(key, np.generic) else key for key in batch[self.key]]
@@ -138,29 +138,29 @@ class Augmenter:
 
 
 class RayWorkers:
-    """The workers of a Ray cluster, for `generate_dataset`: they compute, this process reads and writes, so a shared
-    file system is needed for the model only.
+    """The workers of a Ray cluster, for `generate_dataset`. They compute; this process reads and writes all images, so
+    only the model has to be on every machine.
 
         with RayWorkers("fashion-mini", address="auto") as workers:
             generate_dataset(folder, "synthetic", workers, settings, engine=workers.stream)
 
-    A worker that dies is started again and its piece is repeated, to the same bytes.
+    If a worker dies, another one repeats its piece of work, with the same bytes.
 
     Parameters
     ----------
     model : str
-        As for `Pipeline.load`; a folder has to be there on every machine.
+        As for `Pipeline.load`; a folder must exist on every machine.
     address : str, optional
-        Of the cluster, as ``ray.init`` takes it. Default: RAY_ADDRESS, else a cluster of its own on this machine.
+        Of the cluster, as for ``ray.init``. Default: RAY_ADDRESS, else a new cluster on this machine.
     threads : int, optional
-        Of each worker. Default: as many as the smallest node has CPUs, so that there is one worker a node.
+        Of each worker. Default: the CPUs of the smallest node, so that each node has at least one worker.
     dtype, size, vae, loras, scheduler, embeddings
         As for `Pipeline.load`.
 
     Attributes
     ----------
     size, dtype, fingerprint, threads_matter, folder, vae_folder, loras, embeddings
-        As those of `Pipeline`, from the first worker.
+        As in `Pipeline`, from the first worker.
     threads : int
     count : int
         How many workers there are when all have started.
@@ -174,9 +174,9 @@ class RayWorkers:
     ImportError
         Ray is not installed.
     ValueError
-        No cluster at the address, or no node of it has so many CPUs; whatever loading the model raises on a worker.
+        There is no cluster at the address, or no node has so many CPUs; or loading the model failed on a worker.
     EngineError
-        No worker could start: others use the cluster.
+        No worker could start, as others use the cluster.
     """
 
     def __init__(self, model: str, *, address: str | None = None, threads: int | None = None, dtype: str = "auto",
@@ -204,7 +204,7 @@ class RayWorkers:
         self._starting: dict[Any, Any] = {}
         try:
             self.threads = threads or min((cpus for cpus in self._cpus() if cpus), default=1)
-            self.count = self._room()
+            self.count = self._capacity()
             if not self.count:
                 raise ValueError(
                     f"--threads {self.threads}: no node of the Ray cluster has so many CPUs, the largest has "
@@ -223,11 +223,11 @@ class RayWorkers:
             raise
 
     def _cpus(self) -> list[int]:
-        """Of every node that is alive."""
+        """The CPUs of every live node."""
         return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
 
-    def _room(self) -> int:
-        """How many workers fit into the cluster as it is now."""
+    def _capacity(self) -> int:
+        """How many workers the cluster can run now."""
         return sum(n // self.threads for n in self._cpus())
 
     def _first(self) -> Any:
@@ -237,8 +237,8 @@ class RayWorkers:
             if time.monotonic() > until:
                 free = self._ray.available_resources().get("CPU", 0)
                 raise EngineError(
-                    f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are free); "
-                    "wait until others have finished, or give fewer --threads")
+                    f"no worker of {self.threads} CPUs has started within {START_SECONDS:.0f} s ({free:.0f} CPUs are "
+                    "free); wait until others have finished, or give fewer --threads")
         self._about = about = self._get(ready[0])
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
         self.threads_matter, self.environment = about["threads_matter"], about["environment"]
@@ -251,30 +251,30 @@ class RayWorkers:
         return self._starting.pop(ready[0])
 
     def _get(self, reference: Any) -> Any:
-        """What a worker returned; what it raised is raised."""
+        """The result of a worker; raises the worker's own exception."""
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise EngineError(
-                f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); perhaps "
-                "its machine lacks memory: give more --threads, so that fewer workers share it. What is finished stays, "
-                "run the same command again to resume") from None
+                f"a worker died {RETRIES + 1} times over one piece of work ({str(error).splitlines()[0][:200]}); "
+                "perhaps its machine lacks memory: give more --threads, so that fewer workers share it. "
+                "Finished images stay; run the same command again to resume") from None
 
     def _welcome(self, reference: Any) -> None:
-        """Take a worker in that has loaded the model, unless it would make other images."""
+        """Accept a worker that has loaded the model, unless it would make other images."""
         about, actor = self._get(reference), self._starting.pop(reference)
         here = self._about
         for name, of in (("dreamda", "version of dreamda"), ("fingerprint", "model"), ("dtype", "dtype")):
             if about[name] != here[name]:
                 raise ValueError(
-                    f"the machine {about['host']} has another {of} than {here['host']} ({about[name]} instead of {here[name]}); "
-                    "make them equal")
+                    f"the machine {about['host']} has another {of} than {here['host']} ({about[name]} instead of "
+                    f"{here[name]}); make them equal")
         if differing := differences(self.environment, about["environment"], BITS):
             self.notes.append(
-                f"the machine {about['host']} differs from {here['host']}, {differing}: the last bits of its images may differ"
-            )
+                f"the machine {about['host']} differs from {here['host']}, {differing}: "
+                "the last bits of its images may differ")
         self._idle.append(actor)
 
     def _augment(self, images: np.ndarray, prompts: Sequence[str], keys: Sequence[str],
@@ -284,7 +284,7 @@ class RayWorkers:
 
     def stream(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
                within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:
-        """A `dreamda.runs.generate.Engine`: pieces in the order in which workers finish them."""
+        """A `dreamda.runs.generate.Engine` that yields pieces as the workers finish them."""
         batch, busy = 1, {}
         while True:
             while self._idle and not stop() and (piece := take(batch)):
@@ -295,10 +295,10 @@ class RayWorkers:
             if not busy:
                 return
             done, _ = self._ray.wait([*busy, *self._starting], timeout=LOOK_SECONDS)
-            if not done and not self._room():
+            if not done and not self._capacity():
                 raise EngineError(
-                    f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, then "
-                    "run the same command again to resume")
+                    f"the Ray cluster has no node with {self.threads} CPUs left; what is finished stays: start one, "
+                    "then run the same command again to resume")
             for reference in done:
                 if reference in self._starting:
                     self._welcome(reference)
@@ -310,7 +310,7 @@ class RayWorkers:
                 yield piece, made
 
     def close(self) -> None:
-        """Leave the cluster; the workers end."""
+        """Stop the workers and leave the cluster."""
         if self._ours:
             self._ray.shutdown()
         else:
@@ -326,15 +326,15 @@ class RayWorkers:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT; Ray itself tries for minutes, and says so in its log only."""
+    """Raise OSError if nothing listens at HOST:PORT; Ray itself would try for minutes without a message."""
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=START_SECONDS / 60).close()
 
 
 class _Worker:
-    """What runs in the cluster: a pipeline, loaded by `about` so that an error of loading is an answer and not a
-    death."""
+    """The part that runs in the cluster: a pipeline. `about` loads it, so that an error of loading is returned and does
+    not end the worker."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self._load = partial(Pipeline.load, model, **options)
@@ -358,7 +358,7 @@ class _Worker:
 
     def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, options: GenerationOptions,
              around: dict[str, Any]) -> tuple[np.ndarray, float]:
-        """The variants, and the seconds it took; of one seed so many as SECONDS_A_SAVE allows."""
+        """The variants, and the seconds they took; for one seed, as many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
         made = self._pipeline._augment(images, prompts, keys, options, first=first, stop=enough, **around)

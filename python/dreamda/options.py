@@ -272,7 +272,8 @@ def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
 
 def documented(cls: type[O]) -> type[O]:
     """Decorate a dataclass of options: its docstring gets a section of its parameters."""
-    cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nParameters\n----------\n{documentation(cls, defaults_of(cls))}"
+    parameters = documentation(cls, defaults_of(cls))
+    cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nParameters\n----------\n{parameters}"
     return cls
 
 
@@ -301,6 +302,6 @@ def from_keywords(cls: type[O], function: Callable[..., Any], options: Mapping[s
     shown: Mapping[str, Any] = getattr(function, "__options__")
     if unknown := [name for name in options if name not in shown]:
         raise TypeError(
-            f"{function.__qualname__}() got an unexpected keyword argument {unknown[0]!r}; the options are {', '.join(shown)}"
-        )
+            f"{function.__qualname__}() got an unexpected keyword argument {unknown[0]!r}; "
+            f"the options are {', '.join(shown)}")
     return cls(**{**shown, **options})

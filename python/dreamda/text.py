@@ -8,5 +8,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def in_brackets(name: str, *parts: object) -> str:
-    """The `repr` of a class by that name, ``Name(one thing, another)``; parts that are empty, None or 0 are left out."""
+    """The `repr` of a class by that name, ``Name(one thing, another)``, without the parts that are empty, None or 0."""
     return f"{name}({', '.join(str(part) for part in parts if part)})"

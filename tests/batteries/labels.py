@@ -44,7 +44,8 @@ FOLDERS = [
     {"what": "lines for some of the images", "files": {"metadata.csv": ["bag/000.png coat", "coat/002.png bag"]},
      "labels": ["coat", None, "bag", None], "result": "read; the other images are left out and named, exit code 1"},
     {"what": "lines for some of the images in a class folder", "files": {"coat/metadata.csv": ["002.png bag"]},
-     "labels": ["bag", "bag", "bag", None], "result": "read; the other images of it are left out and named, exit code 1"},
+     "labels": ["bag", "bag", "bag", None], "result": "read; the other images of it are left "
+                                                      "out and named, exit code 1"},
     {"what": "captions without labels", "files": {"metadata.jsonl": ["bag/000.png", "bag/001.png"]}, "labels":
      ["bag", "bag", "coat", "coat"], "result": "the folders are the classes"},
     {"what": "no metadata file", "files": {}, "labels": ["bag", "bag", "coat", "coat"], "result":

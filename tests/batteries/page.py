@@ -16,9 +16,10 @@ TITLES = {
     "tokenizers": ("Tokenizers", "Folders of CLIP tokenizers, as old and new versions of transformers write them."),
     "schedulers": ("Schedulers",
                    "What `scheduler_config.json` may say. Its noise levels are used; the steps are DreamDA's own."),
-    "labels": ("Labels", "What `AMSTClassifier` takes for classes, and where `dreamda train` and `evaluate` find labels."),
-    "environments": ("Environments", "Environment variables and containers: how many threads compute. The images and models are those of as "
-                     "many threads anywhere else."),
+    "labels": ("Labels", "What `AMSTClassifier` takes for classes, and where `dreamda train` "
+                         "and `evaluate` find labels."),
+    "environments": ("Environments", "Environment variables and containers: how many threads compute. The images and "
+                                     "models are those of as many threads anywhere else."),
 }
 
 
@@ -48,8 +49,10 @@ def text() -> str:
     """The page."""
     parts = [
         "# Supported inputs", "",
-        "Every line here is a test. This page is made by `tests/batteries/page.py` from the tables in `tests/batteries`.",
-        "A refused input ends with one sentence that says why and what to do; the words after \"refused\" are a part of it."
+        "Every line here is a test. This page is made by `tests/batteries/page.py` from the "
+        "tables in `tests/batteries`.",
+        "A refused input ends with one sentence that says why and what to do; the words after "
+        "\"refused\" are a part of it."
     ]
     for name in [
             *TITLES, *sorted(path.stem for path in HERE.glob("*.py") if path.stem not in TITLES and path.stem != "page")

@@ -4,7 +4,7 @@ Every folder of FOLDERS gives the tokens that transformers gives (golden/tokeniz
 tests/parity); every folder of REFUSED is refused with a message that says `says`.
 
     name         what the folder stands for
-    vocabulary   "files": vocab.json and merges.txt; "json4", "json5": a tokenizer.json as transformers 4 or 5 writes it; "both"
+    vocabulary   "files": vocab.json and merges.txt; "json4", "json5": a tokenizer.json of transformers 4 or 5; "both"
     files        other files of the folder: an object becomes JSON, a text stays as it is, None removes the file
     added        the list of added tokens in tokenizer.json
     model, json  changes to the "model" object of tokenizer.json, and to the file as a whole

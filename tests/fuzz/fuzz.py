@@ -1,8 +1,8 @@
 """Fuzzes whatever reads a file of somebody else, and the engine behind it. One table of targets, two ways to drive
 them.
 
-    python tests/fuzz/fuzz.py all --runs 20000                 # random, structure-aware mutations of real files; needs nothing
-    python tests/fuzz/fuzz.py safetensors --coverage -runs=100000   # guided by the coverage of dreamda's Python (needs atheris)
+    python tests/fuzz/fuzz.py all --runs 20000                 # random, structure-aware mutations of real files
+    python tests/fuzz/fuzz.py safetensors --coverage -runs=100000   # guided by coverage of the Python (needs atheris)
 
 A finding is an exception that the target does not document, a crash, a hang, memory beyond the limit, or bytes of the
 core that stay allocated. The input is left in the folder that is printed; `fuzz.py TARGET --input FILE` repeats it.
@@ -208,7 +208,8 @@ def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
             except ValueError as error:
                 if str(folder) not in str(error) or len(str(error)) > 3000:
                     raise AssertionError(
-                        f"the message does not name the file, or is {len(str(error))} characters long: {str(error)[:300]}"
+                        f"the message does not name the file, or is {len(str(error))} "
+                        f"characters long: {str(error)[:300]}"
                     ) from error
                 continue
             for family in {
@@ -744,8 +745,8 @@ class Driver:
         file.write_bytes(data)
         last = traceback.extract_tb(error.__traceback__)[-1]
         return Finding(
-            f"{self.name}: {type(error).__name__}: {str(error)[:300]} at {Path(last.filename).name}:{last.lineno}; input: {file}"
-        )
+            f"{self.name}: {type(error).__name__}: {str(error)[:300]} at "
+            f"{Path(last.filename).name}:{last.lineno}; input: {file}")
 
     def random(self, runs: int, seed: int, stop: float = float("inf")) -> None:
         """`runs` mutations of the seeds, and of mutations that were not refused; ends early at `stop`
@@ -821,7 +822,8 @@ def main() -> int:
             failed += found
             rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             print(
-                f"| {name} | {driver.runs} | {time.monotonic() - begun:.0f} | {driver.refused / driver.runs:.0%} | {rss} | {found} |",
+                f"| {name} | {driver.runs} | {time.monotonic() - begun:.0f} | "
+                f"{driver.refused / driver.runs:.0%} | {rss} | {found} |",
                 flush=True)
     if failed:
         print(f"{failed} findings; inputs in {keep}")
@@ -832,8 +834,10 @@ def by_coverage(name: str, keep: Path, arguments: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["dreamda"]):
-        import dreamda.training.stages, dreamda.training.classifier, dreamda.networks.config, dreamda.data, dreamda.runs.generate, dreamda.networks.models, dreamda.runs.pictures, dreamda.generation.pipeline
-        import dreamda.generation.schedulers, dreamda.networks.tokenizer, dreamda.runs.train, dreamda.training.saved, dreamda.networks.weights
+        import dreamda.data, dreamda.networks.config, dreamda.networks.models, dreamda.networks.tokenizer
+        import dreamda.networks.weights, dreamda.generation.pipeline, dreamda.generation.schedulers
+        import dreamda.training.stages, dreamda.training.classifier, dreamda.training.saved
+        import dreamda.runs.generate, dreamda.runs.pictures, dreamda.runs.train
     driver = Driver(name, keep)
     corpus = keep / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)

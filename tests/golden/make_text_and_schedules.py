@@ -1,7 +1,7 @@
 """Writes tokens.json, tokenizer_folders.json, schedules.json and schedulers.json: what transformers and diffusers
 compute.
 
-    python tests/golden/make_text_and_schedules.py        # needs torch, diffusers, transformers; made with 2.13.0, 0.42.1, 5.24.0
+    python tests/golden/make_text_and_schedules.py   # made with torch 2.13.0, diffusers 0.42.1, transformers 5.24.0
 """
 
 import json

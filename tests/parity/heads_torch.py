@@ -110,8 +110,8 @@ def trained() -> bool:
     ]
     good = accuracies[1] >= accuracies[0] + 0.2
     print(
-        f"{'ok  ' if good else 'FAIL'} the example's loop: {accuracies[0]:.1%} right after 6 steps, {accuracies[1]:.1%} after 150"
-    )
+        f"{'ok  ' if good else 'FAIL'} the example's loop: {accuracies[0]:.1%} right after 6 steps, "
+        f"{accuracies[1]:.1%} after 150")
     return good
 
 

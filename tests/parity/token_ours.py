@@ -40,7 +40,8 @@ _RANGES = [
     (0x1F300, 0x1FAFF),
     (0x10000, 0x10FFFF)
 ]
-_WORDS = "a photo of an ankle boot t-shirt trouser pullover dress Coat SANDAL it's don't 42 7th 3.5 café naïve o'clock, (bag) shirt! new".split(
+_WORDS = ("a photo of an ankle boot t-shirt trouser pullover dress Coat SANDAL it's don't 42 7th 3.5 café naïve "
+          "o'clock, (bag) shirt! new").split(
 )
 
 

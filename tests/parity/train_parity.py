@@ -66,8 +66,9 @@ def compare(path: Path) -> bool:
     ours = np.array([error(v, case[f"exact/{k}"]) for k, v in gradients.items()])
     theirs = np.array([error(case[f"gradient/{k}"], case[f"exact/{k}"]) for k in gradients])
     print(
-        f"{path.stem}: distance of the gradients from f64, mean / median / most: ours {ours.mean():.1e} {np.median(ours):.1e} {ours.max():.1e}, "
-        f"PyTorch {theirs.mean():.1e} {np.median(theirs):.1e} {theirs.max():.1e}")
+        f"{path.stem}: distance of the gradients from f64, mean / median / most: ours {ours.mean():.1e} "
+        f"{np.median(ours):.1e} {ours.max():.1e}, PyTorch {theirs.mean():.1e} "
+        f"{np.median(theirs):.1e} {theirs.max():.1e}")
     print(f"  losses of 10 steps differ by {drift.max():.1e}, running {running:.1e}, evaluated {evaluated:.1e}")
     if dtype == "f32":
         errors = {k: error(v, case[f"gradient/{k}"]) for k, v in gradients.items()}

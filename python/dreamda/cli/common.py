@@ -238,7 +238,7 @@ OutArgument = Annotated[Optional[Path],
 
 
 def only_out(argument: Path | None, option: Path | None) -> Path:
-    """The output of a command that takes it as ``--out`` or as its last argument; ValueError unless it is given once."""
+    """The output of a command that takes it as ``--out`` or as its last argument; ValueError unless given once."""
     if argument is not None and option is not None:
         raise ValueError(f"the output is named twice, {argument} and --out {option}; leave one of them off")
     out = option if argument is None else argument
@@ -409,8 +409,8 @@ class Progress:
             self._told = now, done
             rate = (done - self._begun[1]) / (now - self._begun[0])
             complain(
-                f"{int(done):,} of {total:,} {self._unit}s, {duration(1 / rate)} each, about {duration((total - done) / rate)} left"
-            )
+                f"{int(done):,} of {total:,} {self._unit}s, {duration(1 / rate)} each, about "
+                f"{duration((total - done) / rate)} left")
 
     def tell(self, text: str) -> None:
         """Print a line on stderr, above the bar."""
@@ -434,8 +434,8 @@ def check_result(option: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise ValueError(
-                f"{option} {path} cannot be written (no permission, or a read-only disk); give another place with {option}"
-            )
+                f"{option} {path} cannot be written (no permission, or a read-only disk); "
+                f"give another place with {option}")
     except OSError as error:
         raise ValueError(
             f"{option} {path} cannot be written ({error.strerror}); give another place with {option}") from None

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .common import (Debug, OutArgument, Progress, Threads, add_command, check_result, complain_of, only_out, out_option,
-                     printable, write_result)
+from ..text import counted
+from .common import (Debug, OutArgument, Progress, Threads, add_command, check_result, complain_of, only_out,
+                     out_option, printable, write_result)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +49,8 @@ def import_(
     complain_of(report.skipped, report.notes)
     counts = ", ".join(f"{count:,} {split}" for split, count in report.counts.items())
     print(
-        printable(f"{place}: {DATASETS[name].title}, {counts} images of {report.classes} classes; split: {report.split}"))
+        printable(f"{place}: {DATASETS[name].title}, {counts} images of "
+                  f"{counted(report.classes, 'class')}; split: {report.split}"))
     return 0 if report.complete else 1
 
 

@@ -12,9 +12,11 @@ import typer
 
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
+from ..text import counted
 from . import common, train
 from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, OutArgument, Preset, Progress,
-                     Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of, not_negative,
+                     Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of,
+                     not_negative,
                      only_out, out_option, parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
@@ -225,15 +227,17 @@ def demo(
     check_out(out / "synthetic", folder, run_identity(settings, source))
     pipe = common.load(DEMO_MODEL, dtype, threads, "")
     bundled.write(folder)
-    code = _generate(folder, out / "synthetic", pipe, DEMO_MODEL, settings, prompts_from_template(folder), source, (0, 1))
+    code = _generate(folder, out / "synthetic", pipe, DEMO_MODEL, settings, prompts_from_template(folder), source,
+                     (0, 1))
     if code == 0:
         sheet = out / "contact-sheet.png"
         contact_sheet_of_run(out / "synthetic",
                              folder.root,
                              title=f"{DEMO_MODEL}: real images and what was made of them").save(sheet)
         print(
-            f"Real images:      {folder.root}\nSynthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\nLook at:          {sheet}"
-        )
+            f"Real images:      {folder.root}\n"
+            f"Synthetic images: {out / 'synthetic'} (labels in metadata.jsonl)\n"
+            f"Look at:          {sheet}")
         bundled.write(test, "test")
         code = train.compare(out, dtype, threads)
     return code
@@ -323,13 +327,12 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
 
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
-    classes = f" in {len(folder.classes)} class{'es' if len(folder.classes) > 1 else ''}"
+    where = f" in {counted(len(folder.classes), 'class')}"
     if isinstance(folder, LabelledFolder):
-        classes = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
-    return (
-        f"{len(folder.images) * settings.variants:,} images: {settings.variants} of each of {len(folder.images):,}"
-        f"{classes}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) +
-        (f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""))
+        where = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
+    more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
+    return (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
+            f"{len(folder.images):,}{where}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) + more)
 
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:
@@ -374,7 +377,7 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
         areas = [math.prod(pipe._canvas(folder.labels.size(image.name)).size) for image in folder.images]
         seconds *= sum(areas) / len(areas) / math.prod(pipe.size)
         size = "their own sizes"
-    print(f"{images:,} images of {size} on {pipe.threads} threads in {pipe.dtype}: "
+    print(f"{counted(images, 'image')} of {size} on {counted(pipe.threads, 'thread')} in {pipe.dtype}: "
           f"{forecast(images, seconds)}; {disk_space(images, _size_made(folder, pipe))}")
     return 1 if folder.ignored else 0
 
@@ -384,13 +387,13 @@ def try_(
     out: Annotated[Path, out_option("New or empty, or the folder of the same trial, which then goes on.")],
     model: Model,
     minutes: Annotated[float,
-                       typer.Option(help="How long it may work, all its calls together. More minutes, more rounds and a "
-                                    "narrower answer.")] = 30.0,
+                       typer.Option(help="How long it may work, all its calls together. More minutes, more rounds "
+                                         "and a narrower answer.")] = 30.0,
     preset: Annotated[
         list[str] | None,
         typer.Option(metavar=f"[{'|'.join(presets())}]",
-                     help="Presets to try; give the option again for each.  [default: fast for models distilled for few "
-                     "steps, else balanced and paper]")] = None,
+                     help="Presets to try; give the option again for each.  [default: fast for models distilled for "
+                          "few steps, else balanced and paper]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of images, folds and trainings.")] = 0,
     size: Size = "",
     dtype: Dtype = "auto",
@@ -479,30 +482,29 @@ def replay(
     for name, reason in report.changed[:20]:
         complain(f"the real image {name} {reason}, so what was made of it is not repeated")
     if len(report.changed) > 20:
-        complain(f"and {len(report.changed) - 20} more real images")
+        complain(f"and {counted(len(report.changed) - 20, 'more real image')}")
     if report.altered:
-        complain(
-            f"{len(report.altered)} images in {run.out} are not what was recorded any more; the first is {report.altered[0]}"
-        )
+        complain(f"{counted(len(report.altered), 'image')} in {run.out} changed since they were recorded; "
+                 f"the first is {report.altered[0]}")
     if report.differing:
-        complain(
-            f"{report.differing[0]} differs from the recorded image: {report.first}; so do {len(report.differing) - 1} others"
-            + (f"; the run was made with {report.environment}" if report.environment else ""))
+        complain(f"{report.differing[0]} differs from the recorded image: {report.first}"
+                 + (f"; {len(report.differing) - 1} more differ" if len(report.differing) > 1 else "")
+                 + (f"; the run was made with {report.environment}" if report.environment else ""))
     print(
-        printable(f"{path}: {report.same} of {report.total} images repeated to the same bytes"
+        printable(f"{path}: {report.same} of {counted(report.total, 'image')} repeated to the same bytes"
                   + (f", in {out}" if out else "")))
     return 1 if report.changed or report.altered or report.differing else 0
 
 
 def _summarise(report: Report, out: Path) -> int:
     complain_of(report.skipped, report.notes)
-    rate = f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)" if report.made and report.seconds else ""
+    rate = (f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)"
+            if report.made and report.seconds else "")
     there = f", {report.present} were there already" if report.present else ""
-    print(printable(f"{out}: {report.made} images made{rate}{there}"))
+    print(printable(f"{out}: {counted(report.made, 'image')} made{rate}{there}"))
     if report.signal:
         left = report.total - report.made - report.present
-        complain(
-            f"stopped by {signal.Signals(report.signal).name} with up to {left} images to go; run the same command again to resume"
-        )
+        complain(f"stopped by {signal.Signals(report.signal).name} with up to {counted(left, 'image')} to go; "
+                 "run the same command again to resume")
         return 128 + report.signal
     return 1 if report.skipped else 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..generation.options import GenerationOptions
+from ..text import counted
 from . import common
 from .common import (Debug, Dtype, Embeddings, Loras, Scheduler, Size, Threads, Vae, accepts_options, add_command,
                      chosen, is_given, on_terminal, printable)
@@ -57,11 +58,12 @@ def inspect(
     for name, part in about["parts"].items():
         print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
     print(
-        f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, predicts {about['prediction']}\n"
-        f"  here          {about['dtype']} on {about['threads']} threads: {about['seconds_per_row']:.3g} s a U-Net row, "
-        f"{about['rows_per_image']} rows an image\n"
-        f"  time          one image: about {duration(about['seconds_per_image'])}; 1,000 images: about {duration(1000 * about['seconds_per_image'])}; "
-        f"at {about['steps_run']} steps\n"
+        f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, "
+        f"predicts {about['prediction']}\n"
+        f"  here          {about['dtype']} on {counted(about['threads'], 'thread')}: "
+        f"{about['seconds_per_row']:.3g} s a U-Net row, {counted(about['rows_per_image'], 'row')} an image\n"
+        f"  time          one image: about {duration(about['seconds_per_image'])}; 1,000 images: about "
+        f"{duration(1000 * about['seconds_per_image'])}; at {counted(about['steps_run'], 'step')}\n"
         f"  memory        {(about['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB at the peak")
 
 

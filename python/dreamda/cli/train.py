@@ -86,14 +86,15 @@ def train(
     complain_of(report.skipped, [])
     if report.signal:
         complain(
-            f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; run the same command again to resume"
-        )
+            f"stopped by {signal.Signals(report.signal).name} in epoch {report.epochs + 1} of {recipe.epochs}; "
+            "run the same command again to resume")
         return 128 + report.signal
     for note in report.notes:
         complain(spelled(note, spell))
     if report.metrics is not None:
         print(_printable_lines(report.metrics.table()))
-    best = f" (best epoch {report.best['epoch']}, validation accuracy {report.best['accuracy']:.4f})" if report.best else ""
+    best = (f" (best epoch {report.best['epoch']}, validation accuracy {report.best['accuracy']:.4f})"
+            if report.best else "")
     print(printable(f"model: {out / 'model.safetensors'}{best}"))
     return 1 if report.skipped else 0
 

@@ -59,8 +59,8 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(
-                    f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are read; write one object a line"
-                )
+                    f"{path} line {number} is longer than the {MAX_LINE_BYTES >> 20} MiB that are "
+                    "read; write one object a line")
             if line.isspace():
                 continue
             try:

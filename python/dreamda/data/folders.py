@@ -87,8 +87,8 @@ class ImageFolder:
         classes = [e.name for e in entries if e.is_dir() and not _is_hidden(e.name)]
         if not classes:
             raise ValueError(
-                f"{root} has no class folders; put the images of each class in a folder of its own: {root}/CLASS/image.png"
-            )
+                f"{root} has no class folders; put the images of each class in a folder of its "
+                f"own: {root}/CLASS/image.png")
         _check_names(root, classes)
         ignored = [(_written(e.name), "an image beside the class folders; put it into that of its class")
                    for e in entries if not e.is_dir() and not _is_hidden(e.name) and _is_image(e.path) is True]
@@ -190,8 +190,8 @@ def _check_names(root: Path, classes: list[str]) -> None:
         other = looks.setdefault(unicodedata.normalize("NFC", label), label)
         if other != label:
             raise ValueError(
-                f"the class folders {ascii(other)} and {ascii(label)} in {root} differ only in their Unicode normalisation; "
-                "merge them")
+                f"the class folders {ascii(other)} and {ascii(label)} in {root} differ only in their Unicode "
+                "normalisation; merge them")
 
 
 def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> None:
@@ -215,5 +215,5 @@ def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> Non
         label, folders = next(iter(inner.items()))
         names = ", ".join(sorted(folders)[:3]) + (", ..." if len(folders) > 3 else "")
         raise ValueError(
-            f"{root} holds one folder, {label}, which holds folders ({names}) and no images of its own: if those are the "
-            f"classes, give {root / label}; if {label} is the class, put its images directly into it")
+            f"{root} holds one folder, {label}, which holds folders ({names}) and no images of its own: if those are "
+            f"the classes, give {root / label}; if {label} is the class, put its images directly into it")

@@ -235,7 +235,8 @@ def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> di
     missing = [image.key for image in folder.images if image.key not in prompts]
     if missing:
         whose = f"{paths[0]} has" if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files have"
-        raise ValueError(f"{whose} no line for {len(missing)} of the {len(folder.images)} images; the first is {missing[0]!r}")
+        raise ValueError(f"{whose} no line for {len(missing)} of the {len(folder.images)} images; "
+                         f"the first is {missing[0]!r}")
     return prompts
 
 

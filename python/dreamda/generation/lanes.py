@@ -1,7 +1,7 @@
-"""How work is cut into groups and spread over threads, so that no image depends on what else is made.
+"""How work is divided into groups and spread over threads, so that no image depends on the others.
 
-A call of the U-Net has a fixed number of rows that depends on the model and the options only; short groups are filled
-up. Small models run one single-threaded group on each processor, side by side, and large ones one group on all threads.
+A call of the U-Net has a fixed number of rows, which depends on the model and the options only; short groups are filled
+up. Small images are made in single-threaded groups side by side, large ones in one group at a time on all threads.
 """
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 
 G = TypeVar("G")
 
-# Latent positions in one call: more rows gain nothing then (measured from 1 to 48 rows), and short groups waste less.
+# Latent positions in one call; more rows gain nothing (measured from 1 to 48 rows), and short groups would waste more.
 POSITIONS = 1536
-SMALL = 1024  # latent positions of an image up to which a group is left to one thread
+SMALL = 1024  # an image with at most this many latent positions is made by one thread
 
 
 def is_small(height: int, width: int) -> bool:
-    """Whether latent images of this size are made side by side, one a thread."""
+    """Whether latent images of this size are made side by side, one on each thread."""
     return height * width <= SMALL
 
 
 def group_size(rows: int, height: int, width: int) -> int:
-    """How many units of so many U-Net rows each go into one call."""
+    """How many units, each of `rows` U-Net rows, go into one call."""
     return max(1, POSITIONS // (rows * height * width))
 
 
@@ -36,8 +36,8 @@ def filled_up(array: np.ndarray, rows: int) -> np.ndarray:
 
 def work_through(groups: Iterable[G], work: Callable[[G, int | None], None], threads: int,
                  latent_size: tuple[int, int]) -> None:
-    """Call ``work(group, lane)`` for every group: side by side with a lane a thread where images are small, else one by
-    one with lane None.
+    """Call ``work(group, lane)`` for every group: side by side, each thread with its own lane, if images are small;
+    else one by one with lane None.
 
     A group is taken when a lane is free to work on it, so the iterable may end early. An error of one group is raised
     once those that are being worked on have ended.

@@ -14,7 +14,7 @@ COMMON, METHOD, GUIDANCE, NOISE = "Options", "Method", "Guidance", "Noise"
 @documented
 @dataclass(frozen=True)
 class GenerationOptions(Options):
-    """Everything that decides a synthetic image, besides the model, the real image, its prompt and its key.
+    """Everything that a synthetic image depends on, besides the model, the real image, its prompt and its key.
 
     Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
@@ -22,7 +22,8 @@ class GenerationOptions(Options):
     variants: int = option(10, "New images of each real image.", group=COMMON, low=1, high=1_000_000)
     steps: int = option(
         100,
-        "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; of LCM and TCD models all are run.",
+        "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; "
+        "of LCM and TCD models all are run.",
         group=COMMON,
         low=1)
     strength: float = option(
@@ -90,8 +91,8 @@ class GenerationOptions(Options):
         high=1)
     fit: Literal["crop", "pad", "squash"] = option(
         "crop",
-        "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the edges), or "
-        "squash (change the aspect ratio, as the authors do).",
+        "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the "
+        "edges), or squash (change the aspect ratio, as the authors do).",
         group=COMMON)
 
     def __post_init__(self) -> None:
@@ -149,11 +150,11 @@ OLD_NAMES = {"step": "method"}  # in run.json and recipes written before the fie
 
 
 def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of a run (run.json, a line of metadata.jsonl) or a recipe with the names that the fields have today."""
+    """A record of a run (run.json, a line of metadata.jsonl) or a recipe, with the current names of its fields."""
     return {OLD_NAMES.get(name, name): value for name, value in record.items()}
 
 
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run.json with the names of today, and with what was done before an option existed: images were squashed, and
-    there was no negative prompt."""
+    """A run.json with the current names, and with the former behaviour as the value of newer options (images were
+    squashed, and there was no negative prompt)."""
     return {"fit": "squash", "negative_prompt": ""} | with_todays_names(dict(run))

@@ -75,8 +75,8 @@ class Pipeline:
     dtype : str
     threads : int
     threads_matter : bool
-        Whether the images' last bits depend on the number of threads: those of large images do, small ones are left to
-        one thread each.
+        Whether the number of threads can change the images slightly. It can for large images; each small one is made by
+        one thread.
     folder, vae_folder : Path
         Of the model, and of its VAE.
     loras : tuple of dreamda.networks.lora.Lora
@@ -169,8 +169,8 @@ class Pipeline:
         text = parts.get("text_encoder")
         if isinstance(text, list) and text[-1:] not in ([None], ["CLIPTextModel"]):
             raise ValueError(
-                f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not supported, only CLIPTextModel is"
-            )
+                f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not "
+                "supported, only CLIPTextModel is")
         learned = open_embeddings(embeddings)
         with opened(loras) as found:
             return cls(
@@ -212,8 +212,7 @@ class Pipeline:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Give the memory back, of the weights too. The pipeline can still be used: what is needed is then read
-        again."""
+        """Free the memory, that of the weights too. The pipeline can still be used; it then reads the files again."""
         for part in (self.unet, self.vae, self.text_encoder):
             part.unload()
         with self._lock:
@@ -227,7 +226,8 @@ class Pipeline:
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"<dreamda.Pipeline {self.folder.name!r}: {height} x {width} pixels, {self.dtype}, {counted(self.threads, 'thread')}>"
+        return (f"<dreamda.Pipeline {self.folder.name!r}: {height} x {width} pixels, {self.dtype}, "
+                f"{counted(self.threads, 'thread')}>")
 
     # ---------------------------------------------------------------------------------------------- images
 
@@ -239,7 +239,7 @@ class Pipeline:
                 keys: int | str | Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | bool | None = None,
                 callback_on_step_end: StepCallback | None = None,
-                **options: Unpack[OptionKeywords]) -> np.ndarray:        ...
+                **options: Unpack[OptionKeywords]) -> np.ndarray: ...
     @overload
     def augment(self,
                 images: Images,
@@ -272,20 +272,20 @@ class Pipeline:
             One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic)
             to the pipeline's ``size`` where they differ; `fit` says what happens to another aspect ratio.
         prompts : str or sequence of N str
-            What each image shows, "a photo of a coat"; a text is for all.
+            What each image shows, "a photo of a coat"; a single text is for all images.
         masks : sequence of N arrays (H, W), optional
             For `keep`: where the objects are in each image, bool, or float from 0 to 1.
         keep : {"objects", "background", "none"}, optional
             Make images of the sizes of `images`, in which the objects or the background stay as they are to the pixel,
             with a soft edge around them, and the rest is new; or nothing stays. `fit` is not used then.
         keys : sequence of N int or str, optional
-            What else the noise of an image follows, so that it does not depend on the batch. Default: a hash of its
-            pixels, so that equal images get equal noise; file names tell them apart.
+            Keys of the images' noise, so that it does not depend on the batch. Default: a hash of the pixels. Equal
+            images then get equal noise; with file names as keys, different noise.
         progress : callable(done, total) or bool, optional
             Called after every U-Net call with the share of work done; True shows a bar, in a terminal or in Jupyter.
         callback_on_step_end : callable(step, timestep, latents, units), optional
             Called after every diffusion step of every group of images: the number of the step from 0, its timestep, the
-            latents (n, latent_channels, h, w), and whose they are, n times (index of the image, variant). What it
+            latents (n, latent_channels, h, w), and n pairs (index of the image, variant) that they belong to. What it
             raises ends the call.
         GenerationOptions
             Its fields, by keyword.
@@ -343,7 +343,7 @@ class Pipeline:
         return result
 
     def _check(self, options: GenerationOptions) -> None:
-        """Refuse what this model cannot do."""
+        """Refuse options that this model does not support."""
         self.schedule.steps(options.steps, options.strength, options.eta)
         if self.unet.takes_guidance and options.negative_prompt:
             raise ParameterError(
@@ -353,8 +353,8 @@ class Pipeline:
             if self.unet.takes_guidance and getattr(options, name) < 1:
                 raise ParameterError(
                     name,
-                    f"{getattr(options, name):g} is not possible: this model takes the guidance as an input, which begins at 1"
-                )
+                    f"{getattr(options, name):g} is not possible: this model takes the guidance as "
+                    "an input, which begins at 1")
 
     def _augment(self,
                  images: Sequence[np.ndarray] | np.ndarray,
@@ -368,9 +368,9 @@ class Pipeline:
                  stop: Callable[[], bool] | None = None,
                  masks: Sequence[np.ndarray] | None = None,
                  keep: Keep | None = None) -> np.ndarray:
-        """`augment` for resumable runs: the variants from `first` on, which are the same as with the others. `stop` is
-        for one image only: it is asked before every group of variants but the first, and True ends the call with the
-        variants that are finished. With `keep`, all images have one size."""
+        """`augment` for resumable runs: makes the variants from `first` on, which do not depend on the earlier ones.
+        `stop` is for one image only. It is called before every group of variants but the first; if it returns True, the
+        call returns the finished variants. With `keep`, all images have one size."""
         self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
             raise ParameterError(
@@ -423,15 +423,14 @@ class Pipeline:
         return Canvas.of(image, self.size, self.vae.factor << (len(self.unet.config["block_out_channels"]) - 1))
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
-        """Images pass through in blocks, so that memory does not grow with their number: enough to keep every lane
-        busy, and whole groups of what is computed once an image."""
+        """Blocks of images, so that memory does not grow with their number: large enough to keep every lane busy, and
+        multiples of the groups of work that is done once for an image."""
         group = group_size(1, h, w)
         block = -(-max(1, 8 * self.threads * group // variants) // group) * group
         return (slice(first, first + block) for first in range(0, images, block))
 
     def _free_plans(self, latent_size: tuple[int, int], part: UNet | VAE) -> None:
-        """Large images need memory more than the moment it takes to make a plan again: at 512 pixels the VAE's are the
-        largest."""
+        """For large images, free the plans' memory; making a plan again takes little time beside them."""
         if not is_small(*latent_size):
             part.close()
 
@@ -507,7 +506,7 @@ class Pipeline:
                         progress: Callable[[int, int], None] | None = None,
                         callback_on_step_end: StepCallback | None = None,
                         **options: Unpack[OptionKeywords]) -> np.ndarray:
-        """Everything of `augment` between encoding and decoding.
+        """The part of `augment` between encoding and decoding.
 
         Parameters
         ----------
@@ -516,7 +515,7 @@ class Pipeline:
         prompts, progress, callback_on_step_end
             As in `augment`.
         keys : sequence of N int or str, optional
-            As in `augment`; default: a hash of the latents, which is another one than that of the pixels.
+            As in `augment`; default: a hash of the latents, which differs from that of the pixels.
         GenerationOptions
             Its fields, by keyword.
 
@@ -546,7 +545,7 @@ class Pipeline:
         return result
 
     def context(self, prompt: str) -> np.ndarray:
-        """The embedding of a prompt; the last ones are remembered.
+        """The embedding of a prompt; recent ones are cached.
 
         Parameters
         ----------
@@ -603,7 +602,7 @@ def _texts(prompts: str | Sequence[str], count: int) -> list[str]:
 
 
 def _identities(keys: int | str | Sequence[int | str] | None, arrays: Sequence[np.ndarray] | np.ndarray) -> list[int]:
-    """The number that the noise of each image follows; by default, a hash of its pixels or latents."""
+    """The key of each image's noise; by default, a hash of its pixels or latents."""
     if keys is None:
         return [
             int.from_bytes(hashlib.sha256(f"{a.shape}{a.dtype}".encode() + a.tobytes()).digest()[:8], "little")
@@ -652,7 +651,7 @@ def _check_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
 
 
 def _bar(images: int) -> Callable[[int, int], None]:
-    """A progress bar as such a callable; it closes itself at the end."""
+    """A progress bar as a callable; it closes itself at the end."""
     shown = bar(images, "image")
 
     def report(done: int, total: int) -> None:

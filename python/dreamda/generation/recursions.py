@@ -2,17 +2,15 @@
 
 Three methods share one loop over timesteps:
 
-* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image; the
-noise that
-  explains it drives the target. That noise is never formed: it cancels in ``x_p = x_p_source + mean(target) -
-  mean(source)``.
+* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image, and
+  its noise drives the target. That noise is never computed, as it cancels in
+  ``x_p = x_p_source + mean(target) - mean(source)``.
 * ``asymmetric``: the paper's figure. Deterministic inversion of the real image (of the posterior's mean); then the
-clean image comes
-  from the perturbed prediction, and the direction from the clean one.
+  clean image comes from the perturbed prediction, and the direction from the clean one.
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
-All noise follows the seed, the image's key and the variant, so an image does not depend on what else is made, in which
-order, or where it was resumed.
+All noise is keyed by the seed, the image's key and the variant. So an image does not depend on the other images, their
+order, or interruptions.
 """
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from .schedulers import Step
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-# Streams of `dreamda.normals`: what a noise is for.
+# Streams of `dreamda.normals`, one for each purpose of noise.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
 # Called after a step with its number, its timestep, the latents (n, channels, h, w), and whose they are: n times
 # (image, variant).
@@ -44,7 +42,7 @@ CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
 
 @dataclass
 class _Row:
-    """One row of a U-Net call: whose latents, under which prompt, and with how much noise at the bottleneck."""
+    """One row of a U-Net call: its latents, prompt, and noise at the bottleneck."""
 
     unit: int
     context: np.ndarray
@@ -73,14 +71,14 @@ def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
 
 
 class ReverseProcess:
-    """From the latents of some images to those of their variants.
+    """Makes the latents of variants from those of images.
 
     Parameters
     ----------
     pipe : dreamda.Pipeline
     z0 : float32 array (N, latent_channels, h, w)
     prompts, keys : list
-        One an image.
+        One for each image.
     options : GenerationOptions
     progress : callable(done, total), optional
         Called after every U-Net call.
@@ -105,15 +103,16 @@ class ReverseProcess:
                  first: int = 0,
                  stop: Callable[[], bool] | None = None,
                  kept: np.ndarray | None = None) -> None:
-        self.pipe, self.z0, self.prompts, self.keys, self.options, self.progress = pipe, z0, prompts, keys, options, progress
+        self.pipe, self.z0, self.prompts, self.keys = pipe, z0, prompts, keys
+        self.options, self.progress = options, progress
         self.callback, self.first, self.stop, self.kept = callback, first, stop, kept
         self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
         within = [
             options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high for s in self.steps
         ]
-        # A model that takes the guidance as an input needs no second row; 0 means none, as for models distilled to need
-        # no guidance.
+        # A model that takes the guidance as an input needs no second row. 0 turns guidance off, for models that were
+        # distilled to need none.
         self.guidances = [options.guidance_scale if w else 1.0 for w in within]
         self.guided = [not pipe.unet.takes_guidance and g not in (0, 1) for g in self.guidances]
         self.target = 1 + any(self.guided)  # rows of a target, at most
@@ -122,7 +121,7 @@ class ReverseProcess:
         self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
         self.lock = threading.Lock()
-        # here rather than by the lanes, which would all do it at once
+        # here, as all lanes would do it at once
         self.chosen = self.choose() if options.diverse else []
 
     def run(self) -> np.ndarray:
@@ -211,7 +210,7 @@ class ReverseProcess:
         return out
 
     def key(self, image: int, variant: int, index: int, row: int) -> list[int]:
-        """What the core draws a row's noise at the bottleneck from, as 32-bit words."""
+        """The key from which the core draws a row's noise at the bottleneck, as 32-bit words."""
         seed, key, low = self.options.seed, self.keys[image], 0xFFFFFFFF
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
 

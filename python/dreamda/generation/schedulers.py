@@ -1,10 +1,10 @@
 """The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step. Tested
 against diffusers.
 
-Every sampler here is one step with other numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's variance
-grows with eta, and Euler is DDIM with eta 0, Euler ancestral DDIM with eta 1. A latent consistency model forgets its
-noise (sigma^2 = 1 - a_p), TCD keeps a share of it, and DPM-Solver++ 2M extrapolates the image from this step's and the
-last one's: its SDE form with eta 1.
+Every sampler takes the same step with its own numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's
+variance grows with eta; Euler is DDIM with eta 0, Euler ancestral with eta 1. A latent consistency model replaces its
+noise (sigma^2 = 1 - a_p); TCD keeps a share of it. DPM-Solver++ 2M extrapolates the image from this step's and the last
+one's; with eta 1 it is the SDE solver.
 """
 
 import math
@@ -19,7 +19,7 @@ CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # their strength chooses the tim
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 _MULTISTEP = "DPMSolverMultistepScheduler"
 _SIGMA_DATA = 0.5
-_EPSILON = 2.0**-24  # what diffusers leaves of the signal where there should be none, for schedulers that divide by it
+_EPSILON = 2.0**-24  # the signal that diffusers leaves where it should be 0, for schedulers that divide by it
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Step:
 
 
 class Schedule:
-    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with an eta
-    of the caller's.
+    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with the
+    caller's eta.
 
     Timesteps are spaced as "trailing" where the configuration says so, as DPM-Solver's for that class, and else as
     "leading", which the authors run.
@@ -94,16 +94,16 @@ class Schedule:
         if config["rescale_betas_zero_snr"]:
             if not self.v_prediction:
                 raise ValueError(
-                    "'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the noise tells no "
-                    "image; it needs 'prediction_type' v_prediction")
+                    "'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the "
+                    "noise tells no image; it needs 'prediction_type' v_prediction")
             roots = np.sqrt(self.alphas_cumprod)
             self.alphas_cumprod = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
             if self.name in (*_EULER, _MULTISTEP):
                 self.alphas_cumprod[-1] = _EPSILON
         if not (self.alphas_cumprod[0] < 1 and (self.alphas_cumprod[-1] > 1e-9 or config["rescale_betas_zero_snr"])):
             raise ValueError(
-                f"the betas have to leave some noise in the first timestep and some signal in the last; the products of 1 - beta "
-                f"go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
+                "the betas have to leave some noise in the first timestep and some signal in the last; the products "
+                f"of 1 - beta go from {self.alphas_cumprod[0]:g} to {self.alphas_cumprod[-1]:g}")
         self.num_train_timesteps = n
         self.clip: float | None = config["clip_sample_range"] if config["clip_sample"] else None
         self._trailing: bool = config["timestep_spacing"] == "trailing"
@@ -166,20 +166,20 @@ class Schedule:
             if steps > origin:
                 raise ParameterError(
                     "steps",
-                    f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made for "
-                    "about 1 to 8")
+                    f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made "
+                    "for about 1 to 8")
             kept = int(origin * strength)
             if kept < steps:
-                raise ParameterError("strength", f"{strength} leaves {kept} of the timesteps for {steps} steps; use at least "
-                                                 f"{_least_strength(origin, steps)}, or fewer steps")
+                raise ParameterError("strength", f"{strength} leaves {kept} of the timesteps for {steps} steps; use "
+                                                 f"at least {_least_strength(origin, steps)}, or fewer steps")
             return [(kept - math.floor(i)) * stride - 1
                     for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1
         run = min(int(steps * strength), steps)
         if run < 1:
             raise ParameterError(
                 "strength",
-                f"{strength} of {steps} steps leaves no step to run; use at least {_least_strength(steps, 1)}, or raise `steps`"
-            )
+                f"{strength} of {steps} steps leaves no step to run; use at least "
+                f"{_least_strength(steps, 1)}, or raise `steps`")
         if self._trailing:
             timesteps, last = np.round(np.arange(n, 0, -n / steps)[:steps]).astype(int) - 1, -1
         elif self.name == _MULTISTEP and self._spacing == "linspace":

@@ -1,4 +1,4 @@
-"""Reads the JSON configurations of diffusers folders into what `dreamda._core.Model` takes; refuses what we do not
+"""Reads the JSON configurations of diffusers folders as `dreamda._core.Model` takes them, and refuses what it cannot
 compute."""
 
 import json
@@ -12,7 +12,7 @@ from ..options import ParameterError
 
 MAX_JSON_BYTES = 16 << 20
 _ABSENT = object()
-_shown = reprlib.Repr()  # of a value from an untrusted file, for a message: neither long nor deep
+_shown = reprlib.Repr()  # shortens values from untrusted files for messages
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 shown = _shown.repr
 
@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """Typed access to one configuration; every complaint names the file and the key."""
+    """Typed access to one configuration; every error names the file and the key."""
 
     def __init__(self, path: Path, class_names: tuple[str, ...] = ()) -> None:
         self.path = path
@@ -198,7 +198,7 @@ class _Reader:
         return [known[block] for block in value]
 
     def fixed(self, values: Mapping[str, tuple], ignored: set[str]) -> None:
-        """Refuses features that we do not compute, and keys we have never heard of unless they are off."""
+        """Refuses features that we do not compute, and unknown keys unless they are off."""
         for key, allowed in values.items():
             value = self.get(key, allowed[0])
             if isinstance(value, list) and value and all(v == value[0] for v in value):

@@ -122,7 +122,8 @@ def needed_files(files: Iterable[str]) -> list[str]:
 def _fetch(model: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import HfApi, constants, snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (GatedRepoError, HfHubHTTPError, RepositoryNotFoundError,
+                                            RevisionNotFoundError)
     except ImportError:
         raise FileNotFoundError(f"{model}: no such folder; if it is a model id of the hub, install the extra: "
                                 "pip install 'dreamda-c[hub]'") from None
@@ -133,7 +134,8 @@ def _fetch(model: str, revision: str | None) -> Path:
         files = HfApi().list_repo_files(model, revision=revision)
         return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
     except GatedRepoError:  # a RepositoryNotFoundError as well
-        problem = f"it is gated; accept its conditions at {constants.ENDPOINT}/{model}, then log in: hf auth login, or HF_TOKEN"
+        problem = (f"it is gated; accept its conditions at {constants.ENDPOINT}/{model}, then log in: hf auth login, "
+                   "or HF_TOKEN")
     except RepositoryNotFoundError:
         problem = "the hub has no such model, or it is private; check the name, or log in: hf auth login, or HF_TOKEN"
     except RevisionNotFoundError:
@@ -160,7 +162,8 @@ def _cached(model: str, revision: str | None, reason: str) -> Path:
     folder = Path(index).parent
     there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     for part in _WEIGHTS:
-        if part_folder(folder, part) == folder / part and not any(file.startswith(f"{part}/") and file.endswith(".safetensors") for file in there):
+        weights = [file for file in there if file.startswith(f"{part}/") and file.endswith(".safetensors")]
+        if part_folder(folder, part) == folder / part and not weights:
             raise FileNotFoundError(
                 f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
     return folder

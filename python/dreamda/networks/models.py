@@ -131,12 +131,12 @@ class Network:
         return table
 
     def close(self) -> None:
-        """Give the plans' memory back; the next call makes new ones."""
+        """Free the plans' memory; the next call makes new ones."""
         with self._lock:
             self._plans.clear()
 
     def unload(self) -> None:
-        """Give the weights' memory back too; the next call reads them from the file again."""
+        """Free the weights' memory too; the next call reads them from the file again."""
         with self._lock:
             self._plans.clear()
             self._model = None
@@ -154,8 +154,8 @@ def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
     scales = np.asarray(guidance_scale, np.float64)
     if scales.shape not in ((), (1,), (rows,)) or not np.isfinite(scales).all():
         raise ValueError(
-            f"guidance_scale: expected a finite number, or one for each of {rows} rows, got {reprlib.repr(guidance_scale)}"
-        )
+            f"guidance_scale: expected a finite number, or one for each of {rows} rows, "
+            f"got {reprlib.repr(guidance_scale)}")
     return np.broadcast_to((1000 * (scales - 1)).astype(np.float32), (rows,))
 
 
@@ -190,12 +190,12 @@ class Part:
                 f"{self.parameters:,} parameters, {self.dtype}, {counted(self.threads, 'thread')}>")
 
     def close(self) -> None:
-        """Give the plans' memory back; the next call makes new ones."""
+        """Free the plans' memory; the next call makes new ones."""
         for network in self._networks:
             network.close()
 
     def unload(self) -> None:
-        """Give the weights' memory back too; the next call reads them from the file again."""
+        """Free the weights' memory too; the next call reads them from the file again."""
         for network in self._networks:
             network.unload()
 
@@ -265,7 +265,7 @@ class UNet(Part):
                  context: ArrayLike,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: Literal[False] = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray:        ...
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray: ...
     @overload
     def __call__(self,
                  sample: ArrayLike,
@@ -283,7 +283,7 @@ class UNet(Part):
                  context: ArrayLike,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:        ...
+                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
 
     def __call__(self,
                  sample: ArrayLike,
@@ -322,8 +322,9 @@ class UNet(Part):
         rows, _, height, width = sample.shape
         plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
         inputs: dict[str, ArrayLike] = {
-            "sample": sample, "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows, )), "context":
-            context
+            "sample": sample,
+            "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)),
+            "context": context,
         }
         if self.takes_guidance:
             if guidance_scale is None:
@@ -332,8 +333,8 @@ class UNet(Part):
             inputs["guidance"] = guidance_input(guidance_scale, rows)
         elif guidance_scale is not None:
             raise ValueError(
-                "guidance_scale: this model does not take the guidance as an input; guide by a second row without the prompt"
-            )
+                "guidance_scale: this model does not take the guidance as an input; guide by a "
+                "second row without the prompt")
         if bottleneck_noise is not None:
             inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
         out = plan.run(inputs)

@@ -23,7 +23,8 @@ _WRAPPERS = ("_orig_mod.", "module.")
 _VARIANT = "fp16"
 # Where PyTorch is installed: what turns a pickle into safetensors, by what the weights are of.
 CONVERT_DIFFUSERS = "load the model with diffusers and call save_pretrained(FOLDER, safe_serialization=True)"
-CONVERT_TRANSFORMERS = "load the text encoder with transformers' CLIPTextModel and call save_pretrained(FOLDER, safe_serialization=True)"
+CONVERT_TRANSFORMERS = ("load the text encoder with transformers' CLIPTextModel and call "
+                        "save_pretrained(FOLDER, safe_serialization=True)")
 CONVERT_TENSORS = "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
 
 

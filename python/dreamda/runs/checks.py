@@ -1,5 +1,5 @@
-"""What is checked and told before `dreamda generate` starts: prompts that the model cannot read to their end, images
-and words that it was not made for, and what the run will cost.
+"""Checks before `dreamda generate` starts: prompts that are too long for the model, images and words that it was not
+trained on, and what the run will cost.
 
 A model says what it was made for in a ``dreamda.json`` in its folder; all fields are optional:
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 NAME = "dreamda.json"
 SHOWN = 3                  # prompts, words or classes in one message
-SAMPLE = 16                # images that are looked at
-COLOURFUL = 8.0            # mean distance between the channels of an image, of 255, from which it is in colour
-OTHER_SIZE = 3.0           # images this much larger or smaller than those of the training are worth a warning
+SAMPLE = 16                # images that are checked
+COLOURFUL = 8.0            # an image is in colour from this mean distance between its channels on, of 255
+OTHER_SIZE = 3.0           # warn of images that are this many times larger or smaller than those of the training
 
 
 def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer,
                   negative_prompt: str = "") -> list[str]:
-    """Sentences about prompts that are longer than what the text encoder reads.
+    """Warnings about prompts that are longer than the text encoder reads.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     Raises
     ------
     ValueError
-        What is cut off holds the class, which is then read nowhere.
+        The name of the class is in the part that is cut off.
     """
     names, labels = class_names(folder), {image.key: image.label for image in folder.images}
     first: dict[str, str] = {}
@@ -74,7 +74,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
 
 
 def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:
-    """In what the images and prompts differ from those that the model was made for; empty where it does not say.
+    """Warnings about images and prompts unlike those that the model was trained on; none if its folder does not say.
 
     Parameters
     ----------
@@ -103,8 +103,8 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
             found.append(
-                f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels"
-            )
+                f"the model has never seen the words {shown}{more}: it will make what it knows "
+                "instead, under your labels")
     sample = _sample(folder)
     if about.get("greyscale") and colourful(sample) > 0.5:
         found.append(
@@ -114,12 +114,12 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
         given = float(np.median(sides)) if sides else float(min(trained))
         if not 1 / OTHER_SIZE < given / min(trained) < OTHER_SIZE:
             found.append(
-                f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these is {given:.0f}: "
-                f"they are resized, and what is made has {size[0]} x {size[1]}")
+                f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these "
+                f"is {given:.0f}: they are resized, and what is made has {size[0]} x {size[1]}")
         if list(size) != list(trained) and not 1 / 2 < min(size) / min(trained) < 2:
             found.append(
-                f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x {size[1]}; leave --size out"
-            )
+                f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x "
+                f"{size[1]}; leave --size out")
     return found
 
 
@@ -175,12 +175,12 @@ def forecast(images: float, seconds: float) -> str:
 
 
 def disk_space(images: int, size: tuple[int, int]) -> str:
-    """The most that so many PNG files of this size take: ``at most 12 MiB on disk``."""
+    """The most disk space that so many PNG files of this size take: ``at most 12 MiB on disk``."""
     return f"at most {images * size[0] * size[1] * 3 / 2**20:,.0f} MiB on disk"
 
 
 def duration(seconds: float) -> str:
-    """A time for people: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
+    """A time in words: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     if seconds < 6000:

@@ -1,7 +1,7 @@
-"""What the run folders share: the error of a folder that cannot be written any more, signals that end a run in good
-order, and locks.
+"""What the run folders share: the error of a folder that can no longer be written, signals that stop a run cleanly, and
+locks.
 
-    with StopOnSignals("finishing the step in hand and saving") as stop:
+    with StopOnSignals("finishing the current step and saving") as stop:
         while stop.signal is None:
             ...
 """
@@ -18,20 +18,19 @@ from typing import Any
 
 
 class OutputError(OSError):
-    """The output folder could not be written any more (disk full, read-only, ...). What was finished stays, and the
-    same call goes on from there."""
+    """The output folder could no longer be written (disk full, read-only, ...). Finished work stays, and the same call
+    resumes."""
 
 
 class StopOnSignals:
-    """Remembers the first SIGINT or SIGTERM in `signal`, and gives the next one back to whoever handled it before.
+    """Remembers the first SIGINT or SIGTERM in `signal`; the previous handler gets the next one.
 
-    Outside the main thread it does nothing, as Python lets no other thread handle signals.
+    Does nothing outside the main thread, the only one where Python allows signal handlers.
 
     Parameters
     ----------
     words : str
-        What the first signal prints on stderr after the program's name: what is finished first, and what a second
-        signal loses.
+        Printed on stderr at the first signal: what is finished before the run stops, and what a second signal loses.
     """
 
     def __init__(self, words: str) -> None:
@@ -59,8 +58,8 @@ class StopOnSignals:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file; False where another process, or another open file, holds it. Closing the file, and a kill,
-    free it."""
+    """Lock an open file; False if another process or open file holds the lock. Closing the file releases it, and so
+    does a kill."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

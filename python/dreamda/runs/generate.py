@@ -1,12 +1,13 @@
-"""`dreamda generate`: the synthetic images of a data set, made in an order that can be stopped at any time.
+"""`dreamda generate`: make the synthetic images of a data set, in an order that can be stopped at any time.
 
     folder = ImageFolder.scan("photos")
-    report = generate_dataset(folder, "synthetic", dreamda.Pipeline.load("fashion-mini"), GenerationOptions(variants=4,
-    steps=20))
+    pipe = dreamda.Pipeline.load("fashion-mini")
+    report = generate_dataset(folder, "synthetic", pipe, GenerationOptions(variants=4, steps=20))
 
-The seeds are visited class by class in turn, and each visit makes one variant (or a few, see `variants_a_visit`): first
-one of every seed, then the second. So whenever the run is stopped, what it has made is a balanced data set. An image's
-noise follows its key, so this order changes no image. What is written, and how, is in output.py.
+The run takes one seed (a real image) of each class in turn and makes one variant of it (or a few, see
+`variants_a_visit`). When every seed has its first variant, the second ones follow. So a run that is stopped early
+leaves a balanced data set. The order changes no image, as an image's noise depends on its key. output.py writes the
+files.
 """
 from __future__ import annotations
 
@@ -37,11 +38,11 @@ from .inspection import BITS, differences
 from .output import (Finished, Part, RunFolder, check_out, labels_identity, output_stems, run_identity, sample_of)
 
 MAX_BATCH = 512           # images
-SECONDS_A_BATCH = 10.0    # images are made in batches of about this length: the time from a signal to the end
-# of one seed's variants, where they take longer, so much is written at a time: what a kill loses
+SECONDS_A_BATCH = 10.0    # about the length of a batch, and so the time from a signal to the end of the run
+# if one seed's variants take longer, they are written about this often; a kill loses what came after
 SECONDS_A_SAVE = 300.0
-ROWS_OF_A_VISIT = 4       # what reading, encoding and preparing a seed costs, in rows of the U-Net
-REPEATED = 8              # what is computed once a visit is at most about this part of the visit
+ROWS_OF_A_VISIT = 4       # the cost of reading, encoding and preparing a seed, in U-Net rows
+REPEATED = 8              # what is computed once a visit takes at most about one REPEATED-th of it
 
 
 class PipelineLike(Protocol):
@@ -61,8 +62,8 @@ class PipelineLike(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Seeds of which the variants `first` to `last` (exclusive) are to be made in one call; `around` is what
-    `Pipeline._augment` is to know besides, of labelled images."""
+    """Seeds whose variants `first` to `last` (exclusive) are made in one call; of labelled images, `around` holds
+    further arguments of `Pipeline._augment`."""
 
     seeds: list[tuple[ImageRef, LoadedImage]]
     prompts: list[str]
@@ -77,26 +78,28 @@ class Piece:
 
     @property
     def keys(self) -> list[str]:
-        """What the noise of each follows."""
+        """The keys of their noise."""
         return [image.key for image, _ in self.seeds]
 
     def options(self, settings: GenerationOptions) -> GenerationOptions:
-        """Those of the run, with the variants up to the last one of this piece."""
+        """The run's options, with the variants up to the last one of this piece."""
         return replace(settings, variants=self.last)
 
 
 class Engine(Protocol):
-    """Makes the images of a run. Until `stop` says so it takes pieces of about so many images with ``take(images)``,
-    None at their end, and yields each with what was made of it, uint8 (N, K, H, W, 3): of one seed perhaps the first
-    variants only, it is then handed out again for the others. ``within(images)`` may tell the progress between two
-    yields."""
+    """Makes the images of a run, until `stop()` is true or ``take`` returns None.
+
+    ``take(images)`` returns a piece of about so many images. The engine yields each piece with its images, uint8
+    (N, K, H, W, 3). For a piece of one seed it may yield the first variants only; the others are handed out again.
+    ``within(images)`` reports progress between two yields.
+    """
 
     def __call__(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
-                 within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]:        ...
+                 within: Callable[[float], None]) -> Iterator[tuple[Piece, np.ndarray]]: ...
 
 
 class EngineError(OSError):
-    """An engine has lost what it computes on. What was finished stays, and the same call goes on from there."""
+    """An engine has lost its workers. Finished images stay, and the same call resumes."""
 
 
 @dataclass(repr=False)
@@ -152,10 +155,9 @@ def generate_dataset(folder: ImageFolder,
                      engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
-    What is already finished in `out` is kept; the result does not depend on how often the work was interrupted or how
-    it was sharded. A seed image that cannot be read is skipped and reported. On SIGINT or SIGTERM (in the main thread)
-    the images in hand are finished (of large ones the variants in hand), then the call returns; a second signal acts at
-    once.
+    Finished images in `out` are kept; interruptions and shards do not change the result. A seed image that cannot be
+    read is skipped and reported. On SIGINT or SIGTERM (in the main thread) the call finishes the current batch (of
+    large images, the current variants) and returns; a second signal stops it at once.
 
     Parameters
     ----------
@@ -186,7 +188,7 @@ def generate_dataset(folder: ImageFolder,
     progress : callable, optional
         Called with the number of images finished (with fractions) and their total.
     engine : Engine, optional
-        Who makes the images, such as `dreamda.distributed.RayWorkers.stream`; default: `pipeline`, in this process.
+        Makes the images, such as `dreamda.distributed.RayWorkers.stream`. Default: `pipeline`, in this process.
 
     Returns
     -------
@@ -197,7 +199,7 @@ def generate_dataset(folder: ImageFolder,
     ValueError
         `out` holds another run or other files, is in use, or lies in the data set.
     OutputError
-        `out` could not be written any more.
+        `out` could no longer be written.
     """
     part = Part(*shard)
     if prompts is None:
@@ -229,8 +231,7 @@ class Job(NamedTuple):
 
 
 class WorkList:
-    """What is still to be made, in the order in which it is made; it holds what is finished, and notices seeds that
-    change.
+    """The images still to be made, in order. It knows which are finished, and notices seeds that change.
 
     Parameters
     ----------
@@ -244,9 +245,9 @@ class WorkList:
     variants, visit : int
         Of each seed, and how many of them a visit makes.
     made : dict
-        ``{(key, variant): SHA-256 of the seed}`` of the images that are there.
+        The finished images, ``{(key, variant): SHA-256 of the seed}``.
     together : bool
-        From the first missing variant on, a visit makes all.
+        A visit makes all variants from the first missing one on.
     most : int, optional
         Leave out all images after the first so many.
 
@@ -287,8 +288,8 @@ class WorkList:
         return bool(self._first)
 
     def take(self, images: int) -> Piece | None:
-        """Seeds whose same variants are missing, together about so many images; None where all is done. Prompts are not
-        filled in."""
+        """Seeds that lack the same variants, together about so many images; None when all is done. The prompts are left
+        empty."""
         seeds: list[tuple[ImageRef, LoadedImage]] = []
         first, last = 0, 1
         while self:
@@ -318,7 +319,7 @@ class WorkList:
         return Piece(seeds, [], first, last) if seeds else None
 
     def _made_again(self, image: ImageRef, sha256: str) -> None:
-        """The file has just changed: what was made from it before is made again."""
+        """The seed's file has changed: make again what was made from it before."""
         stale = [variant for variant in range(self._variants) if self._made.get((image.key, variant), sha256) != sha256]
         for variant in stale:
             del self._made[image.key, variant]
@@ -338,8 +339,8 @@ class WorkList:
                 self._first.appendleft(Job(image, piece.first + variants, piece.last))
 
     def _is_finished(self, image: ImageRef, variant: int) -> bool:
-        """It is there, and made from what the file is now; where that cannot be read any more, what it was made into is
-        kept."""
+        """Whether the image exists and was made from the seed as it is now. The images of a seed that can no longer be
+        read are kept."""
         made, now = self._made.get((image.key, variant)), self._now.get(image.key)
         return made is not None and now in (None, made)
 
@@ -378,8 +379,8 @@ def in_turn(images: Sequence[ImageRef]) -> list[ImageRef]:
 def variants_a_visit(settings: GenerationOptions) -> int:
     """How many variants of a seed are made before the next seed's turn.
 
-    One, unless much would be computed again at the next visit: with `share_source`, or the inversion of "asymmetric",
-    and with few steps. With `diverse` it is all of them, as their starts are chosen together.
+    One, unless the next visit would compute much again: with `share_source`, with the inversion of "asymmetric", and
+    with few steps. With `diverse` all of them, as their starts are chosen together.
     """
     if settings.diverse:
         return settings.variants
@@ -396,7 +397,8 @@ class _Generation:
     def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
                  prompts: Mapping[str, str], stems: Mapping[str, str], most: int | None,
                  progress: Callable[[float, int], None]) -> None:
-        self.run_folder, self.settings, self.prompts, self.stems, self.progress = run_folder, settings, prompts, stems, progress
+        self.run_folder, self.settings, self.prompts = run_folder, settings, prompts
+        self.stems, self.progress = stems, progress
         folder, part = run_folder.folder, run_folder.part
         made = run_folder.finished()
         visit = variants_a_visit(settings)

@@ -1,5 +1,5 @@
-"""What `dreamda inspect` and `dreamda doctor` find out: what a model will cost on this machine, and whether this
-machine computes right."""
+"""`dreamda inspect` and `dreamda doctor`: what a model costs on this machine, and whether this machine computes
+correctly."""
 from __future__ import annotations
 
 import math
@@ -40,13 +40,13 @@ def cpu() -> tuple[str, set[str]]:
     return about.get("model name", "unknown"), set(about.get("flags", "").split())
 
 
-# of `environment`: what decides the last bits of whatever is computed
+# of `environment`: differences in these can change the last digits of all results
 BITS = ("onednn_version", "onednn_isa", "kernels_isa")
 
 
 def environment() -> dict[str, Any]:
-    """What else than the parameters decides a run's bits, as plain values for its run.json: libraries, instruction set,
-    versions."""
+    """The machine, as plain values for run.json: libraries, instruction sets and versions, some of which can change the
+    pixels."""
     import platform
     from importlib.metadata import version
 
@@ -58,8 +58,8 @@ def environment() -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any] | None, now: Mapping[str, Any], names: Iterable[str]) -> str:
-    """What of two environments differs, ``"kernels_isa avx2 (now avx512)"``; empty where nothing does or the first is
-    not known."""
+    """The differences of two environments, ``"kernels_isa avx2 (now avx512)"``; empty if there are none, or if the
+    first is unknown."""
     then = then if isinstance(then, Mapping) else {}
     return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names
                      if name in then and name in now and then[name] != now[name])
@@ -78,7 +78,7 @@ def self_check(threads: int | None = None) -> Iterator[Check]:
                                                                                     lambda: _models(threads))):
         try:
             yield from check()
-        except Exception as error:  # a check that fails in an unforeseen way is the very thing to report
+        except Exception as error:  # report any failure, of a kind that was not foreseen too
             yield Check(name, False, f"{type(error).__name__}: {error}")
 
 
@@ -188,7 +188,8 @@ def describe_model(pipe: Pipeline,
     -------
     dict
         ``folder, vae_folder, loras, scheduler, size, latent, dtype, threads, prediction, model_sha256``; ``parts`` (of
-        each ``parameters`` and ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options), ``seconds_per_row``,
+        each ``parameters`` and ``bytes`` on disk); ``steps_run``, ``rows_per_image`` (U-Net rows with these options),
+        ``seconds_per_row``,
         ``seconds_per_image``, ``peak_memory_bytes`` (of this process, now).
     """
     from ..generation.lanes import group_size, is_small
@@ -203,8 +204,11 @@ def describe_model(pipe: Pipeline,
         "folder": str(pipe.folder), "vae_folder": str(pipe.vae_folder),
         "loras": [lora.describe() for lora in pipe.loras], "scheduler": pipe.scheduler, "size": list(pipe.size),
         "latent": [pipe.vae.config["latent_channels"], h, w],
-        "dtype": pipe.dtype, "threads": pipe.threads, "prediction":
-        "v_prediction" if pipe.schedule.v_prediction else "epsilon", "model_sha256": pipe.fingerprint, "parts": parts
+        "dtype": pipe.dtype,
+        "threads": pipe.threads,
+        "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
+        "model_sha256": pipe.fingerprint,
+        "parts": parts,
     }
 
     shared = options.share_source or options.method == "asymmetric"

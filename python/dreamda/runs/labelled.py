@@ -1,5 +1,5 @@
-"""Labelled image folders for training and testing: files, labels, where synthetic images come from, and pixels read
-when they are wanted.
+"""Labelled image folders for training and testing: files, labels, the real images that synthetic ones were made from,
+and pixels, decoded on demand.
 
     found = scan_real("photos")                                      # photos/<class>/*.jpg
     made = scan_labelled("synthetic", found.classes, "SYNTHETIC")    # labels and seeds from metadata.jsonl
@@ -25,7 +25,7 @@ from ..data.prompts import CLASSES_FILE, class_names
 from ..text import counted, in_brackets
 from ..training.views import reduce
 
-CACHE_BYTES = 1 << 30  # of decoded images kept; the others are decoded whenever they are drawn
+CACHE_BYTES = 1 << 30  # decoded images that are kept; others are decoded again at each use
 
 
 @dataclass(repr=False)
@@ -40,7 +40,7 @@ class LabelledFolder:
         Positions in `classes`; -1: none given.
     classes : list of str
     truth : int64 (N,) or None
-        What is really there, where that is known.
+        The true labels, where they are known.
     seeds : list of (str or None, str or None)
         Of each synthetic image: the file that it was made from, relative to the real images, and that file's SHA-256.
     ignored : list of (str, str)
@@ -68,7 +68,7 @@ class LabelledFolder:
         return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def digest(self, hashes: Sequence[str]) -> str:
-        """A hash of all files, given theirs, with their labels, in order; where they lie does not matter."""
+        """A hash of all files, given their own hashes, and of their labels, in order; the root does not matter."""
         lines = [
             f"{path.parent.name}/{path.name} {label} {digest}"
             for path, label, digest in zip(self.paths, self.labels, hashes, strict=True)
@@ -133,8 +133,8 @@ def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> Labelle
     unknown = sorted({image.label for image in folder.images} - number.keys())
     if unknown:
         raise ValueError(
-            f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; remove them or rename the folders"
-        )
+            f"{what} {folder.root} has {_classes(unknown, classes)} that the others lack; "
+            "remove them or rename the folders")
     return LabelledFolder(folder.root, [folder.path(i) for i in folder.images],
                           np.array([number[i.label] for i in folder.images]),
                           classes,
@@ -142,7 +142,7 @@ def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> Labelle
 
 
 def _from_metadata(folder: ImageFolder, classes: list[str], what: str, *files: Path) -> LabelledFolder:
-    """The images that the files have lines for, and those of folders that no file is about; the others are ignored."""
+    """The images that have a line in the metadata files, and those of folders without metadata; others are ignored."""
     number = {label: i for i, label in enumerate(classes)}
     there = {image.key: image for image in folder.images}
     chosen: dict[str, tuple[int, int, tuple[str | None, str | None]]] = {}
@@ -188,10 +188,10 @@ def _ignored(folder: ImageFolder) -> list[tuple[str, str]]:
 
 
 class FolderImages:
-    """The images of a folder as uint8 arrays (H, W, 3), decoded when they are asked for.
+    """The images of a folder as uint8 arrays (H, W, 3), decoded on demand.
 
-    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. One
-    that is lost or changed after `read_all` is a `LostImageError`.
+    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. An
+    image that is lost or changed after `read_all` raises `LostImageError`.
 
     Parameters
     ----------
@@ -223,14 +223,14 @@ class FolderImages:
         return pixels
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """Pixels and SHA-256 of an image as it is now; `BrokenImageError` if it cannot be read."""
+        """Pixels and SHA-256 of an image as it is on disk now; `BrokenImageError` if it cannot be read."""
         data = read_bounded(self.paths[index])
         return reduce(decode_image(data), self._size), hashlib.sha256(data).hexdigest()
 
     def load_many(self,
                   indices: Sequence[int],
                   workers: int = 2) -> list[tuple[NDArray[np.uint8], str] | BrokenImageError]:
-        """`load` for several images, decoded by threads: no more than `workers` are in memory at their full size."""
+        """`load` for several images, decoded by threads; at most `workers` are in memory at full size."""
         def load(index: int) -> tuple[NDArray[np.uint8], str] | BrokenImageError:
             try:
                 return self.load(index)
@@ -241,12 +241,13 @@ class FolderImages:
             return list(pool.map(load, indices))
 
     def read_all(self, workers: int = 2) -> list[tuple[int, str]]:
-        """Decode every image once: fill the cache, `hashes` and `sizes` (height, width, as kept), and leave out the images that cannot be read.
+        """Decode every image once: fill the cache, `hashes` and `sizes` (height, width, as kept), and leave out the
+        images that cannot be read.
 
         Returns
         -------
         list of (int, str)
-            The positions that those had, each with the reason.
+            The positions of the images left out, each with the reason.
         """
         broken: list[tuple[int, str]] = []
         kept: list[Path] = []
@@ -286,7 +287,7 @@ class Subset:
 
 def read_folder(folder: LabelledFolder, size: tuple[int, int],
                 workers: int = 2) -> tuple[LabelledFolder, FolderImages]:
-    """Decode every image once; those that cannot be read go from the folder's images to its `ignored`.
+    """Decode every image once; those that cannot be read are moved to the folder's `ignored`.
 
     Raises
     ------
@@ -306,7 +307,7 @@ def read_folder(folder: LabelledFolder, size: tuple[int, int],
 
 
 def dimensions(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image file as it is shown, from its header alone; None if that cannot be read."""
+    """Height and width of an image file as displayed, from its header alone; None if it cannot be read."""
     from PIL import Image
 
     from ..data.images import FORMATS
@@ -315,5 +316,5 @@ def dimensions(path: Path) -> tuple[int, int] | None:
         with Image.open(path, formats=FORMATS) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientation swaps the sides
             return (image.width, image.height) if turned else (image.height, image.width)
-    except Exception:  # the file is untrusted, and Pillow raises whatever its format trips over
+    except Exception:  # the file is untrusted, and Pillow may raise anything
         return None

@@ -1,8 +1,7 @@
 """metadata.jsonl of `dreamda generate`: a line for every synthetic image, appended as the image is finished.
 
-While a run is going on, and after it was killed, the lines stand in the order in which the images were made, and an
-image that was made again has a later line that replaces the first. When the run ends, the file is put in order: by
-class, seed and variant.
+During a run, and after a kill, the lines are in the order in which the images were made; of two lines about the same
+image the later one counts. When the run ends, the lines are sorted by class, seed and variant.
 """
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ NAME = "metadata.jsonl"
 
 
 def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The images of a run that is finished, going on, or was stopped: a row each, by class, seed and variant.
+    """The images of a finished, running or stopped run: a row each, by class, seed and variant.
 
     Raises
     ------
@@ -37,7 +36,7 @@ def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metadata.jsonl as they stand there; a last line that a kill has cut is left out."""
+    """The rows of a metadata.jsonl in the file's order, without a last line that a kill has cut."""
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if row := parse_row(line):
@@ -50,7 +49,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line lacks its end: it is the last, and a kill came in between, or it is just being written."""
+    """Whether a line is incomplete: the last one, cut by a kill or just being written."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -67,7 +66,7 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A line of metadata.jsonl; None where it is no such line."""
+    """The row of a line of metadata.jsonl; None if it is not such a line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -81,7 +80,7 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 
 def is_row(row: Any) -> bool:
-    """Whether this is an image's row: texts and numbers as they are written, and names that stay inside of OUT."""
+    """Whether this is an image's row: every field of its type, and file names that stay inside OUT."""
     if not (isinstance(row, dict)
             and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
         return False

@@ -1,11 +1,11 @@
-"""How true and how varied synthetic images are, measured in the features of a network.
+"""How faithful and how diverse synthetic images are, measured in the features of a network.
 
     judged = judge(real, labels, synthetic, seeds)             # a network trained on the real images, in two halves
     judged = judge(real, labels, synthetic, seeds, features=model.features)
 
-Without a network of the caller's, two small ones are trained, each on half of the real images. Each is asked about the
-other half, and about the synthetic images that were made from the other half: it has seen neither. A third is trained
-on the synthetic images alone and is asked about the real ones.
+Without a given network, two small ones are trained, each on half of the real images. Each then classifies the other
+half, and the synthetic images that were made from it: it has seen neither. A third network is trained on the synthetic
+images alone and classifies the real ones.
 """
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Neighbours(NamedTuple):
-    """What `neighbour_metrics` returns; each is 0 to 1, but the density, which is about 1 where both kinds are
+    """What `neighbour_metrics` returns; each is between 0 and 1, except the density, which is about 1 if both kinds are
     alike."""
 
     precision: float
@@ -48,9 +48,10 @@ class Neighbours(NamedTuple):
 def neighbour_metrics(real: Floats, synthetic: Floats, k: int = NEIGHBOURS) -> Neighbours:
     """Compare two sets of features.
 
-    Around each image is a ball as far as its k-th nearest neighbour of its own kind. precision: synthetic images inside
-    some real ball. recall: real images inside some synthetic ball. density: real balls that a synthetic image is in,
-    over k. coverage: real balls with a synthetic image in them.
+    Each image has a ball around it that reaches to its k-th nearest neighbour of its own kind. precision: the share of
+    synthetic images inside some real ball. recall: the share of real images inside some synthetic ball. density: the
+    mean number of real balls that a synthetic image is in, divided by k. coverage: the share of real balls with a
+    synthetic image inside.
 
     Parameters
     ----------
@@ -65,8 +66,8 @@ def neighbour_metrics(real: Floats, synthetic: Floats, k: int = NEIGHBOURS) -> N
     """
     if min(len(real), len(synthetic)) <= k:
         raise ValueError(
-            f"{k} neighbours need more than {k} images of each kind; there are {len(real)} real and {len(synthetic)} synthetic ones"
-        )
+            f"{k} neighbours need more than {k} images of each kind; there are {len(real)} real and "
+            f"{len(synthetic)} synthetic ones")
     real_radius, synthetic_radius = _radii(real, k), _radii(synthetic, k)
     between = distances(synthetic, real)
     inside = between <= real_radius
@@ -89,7 +90,7 @@ def distances(a: Floats, b: Floats) -> Floats:
 
 
 class Space(NamedTuple):
-    """Features of real and of synthetic images that may be compared: positions of the images, and a row for each."""
+    """Features of real and synthetic images from the same network: the images' positions, and a row for each."""
 
     real: Ints
     real_features: Floats
@@ -104,15 +105,15 @@ class Judged:
     Attributes
     ----------
     space : str
-        What was compared, in words.
+        The features, in words.
     neighbours, best : Neighbours, optional
         Of the synthetic against the real images, and of one half of the real images against the other. None where there
         are too few.
     spaces : list of Space
     real_guess, synthetic_guess : int (N,), (M,), optional
-        The class that each image is taken for by a network that has seen neither it nor its relatives.
+        The prediction for each image by a network that has not seen it, its seed or its variants.
     taught_guess : int (N,), optional
-        The class that each real image is taken for by what knows the synthetic images alone.
+        The prediction for each real image by a network trained on the synthetic images alone.
     notes : list of str
     """
 
@@ -150,8 +151,8 @@ def judge(real: Pixels,
     seeds : int (M,)
         The position of the real image that each was made from.
     features : callable, optional
-        Makes features of images, (N, F). Then classes are told by the five nearest neighbours. Default: networks that
-        are trained here; where a class has fewer than 4 images, or there is one class, thumbnails.
+        Computes features of images, (N, F); the five nearest neighbours then predict classes. Default: networks that
+        are trained here, or thumbnails if there is one class or a class has fewer than 4 images.
     title : str
         What the features are, in words.
     threads : int, optional
@@ -166,8 +167,8 @@ def judge(real: Pixels,
     if len(counts) < 2 or counts.min() < FEWEST:
         judged = _by_neighbours(real, labels, synthetic, seeds, _thumbnails, "the pixels of 16 x 16 thumbnails", False)
         judged.notes.append(
-            "There is one class, or a class has fewer than 4 real images. So no network was trained, and thumbnails cannot tell what "
-            "is to be seen in an image: give features of a network with --features or --classifier.")
+            "There is one class, or a class has fewer than 4 real images. So no network was trained, and thumbnails "
+            "cannot tell what is to be seen in an image: give features of a network with --features or --classifier.")
         return judged
     return _by_training(real, labels, synthetic, seeds, threads)
 
@@ -228,7 +229,7 @@ def _by_neighbours(real: Pixels,
 
 
 def _vote(apart: Floats, labels: Ints) -> Ints:
-    """The class of most of the nearest, of two equal ones the nearer."""
+    """The class of most of the nearest neighbours; of two equally frequent ones, that of the nearer."""
     nearest = np.argsort(apart, axis=1, kind="stable")[:, : min(NEIGHBOURS, apart.shape[1] - 1)]
     count = int(labels.max()) + 1
     votes = np.zeros((len(apart), count))
@@ -262,7 +263,7 @@ def _measure(found: Judged) -> None:
 
 
 class Verdict(NamedTuple):
-    """Of one class: a word for it, a sentence, and the numbers behind it."""
+    """The verdict on a class: a word, a sentence, and the numbers behind them."""
 
     word: str
     sentence: str
@@ -342,7 +343,7 @@ def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Se
 
 
 def read_network(path: str | os.PathLike[str]) -> TrainedModel:
-    """A ResNet of timm or torchvision (safetensors) as a maker of features.
+    """A ResNet of timm or torchvision (safetensors), for its features.
 
     Raises
     ------

@@ -1,17 +1,17 @@
-"""OUT of `dreamda generate`: synthetic images written so that nothing is lost, doubled or half-written.
+"""OUT, the folder that `dreamda generate` writes: nothing in it is lost, doubled or half-written.
 
     OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
-    OUT/metadata.jsonl                            a line an image, see manifest.py
-    OUT/run.json                                  the parameters and some of the seeds: a run with others is refused; and the machine
+    OUT/metadata.jsonl                            a line for each image, see manifest.py
+    OUT/run.json                                  the parameters, some of the seeds, and the machine
     OUT/annotations.json, labels/, Annotations/, masks/     of labelled images, in their format (data/annotations/)
-    OUT/.dreamda/                                 only while a run is going on, or after it was killed:
-        lock                                      held for a moment by whoever changes metadata.jsonl or run.json
+    OUT/.dreamda/                                 only during a run, or after it was killed:
+        lock                                      held while metadata.jsonl or run.json is changed
         <part>.lock                               held by the process that works on this part of the seeds
         <part>.tmp                                the file being written
 
-An image becomes visible by a rename after an fsync, its line is written after that. A killed run therefore leaves
-either a finished image with its line, or a finished image without one, which is made again to the same bytes. The order
-of events, the clock, the sharding and the batching leave no trace in any of the files of a run that has ended.
+An image is written under a temporary name, synced and renamed; then its line is added. So a killed run leaves finished
+images only. An image without a line is made again, to the same bytes. The files of a finished run do not depend on the
+order of work, the time, shards or batches.
 """
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from .manifest import encode_png, format_row, in_order, parse_row, read_rows
 WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
-# of run.json; the last two have rules of their own
+# fields of run.json that may differ in a resumed run; the last two have their own checks
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "seed_images")
-SEED_IMAGES = 16          # of the data set whose SHA-256 run.json holds, to know the data set again
+SEED_IMAGES = 16          # images whose SHA-256 run.json holds, to recognise the data set
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # bytes of a file name
 
@@ -54,7 +54,7 @@ NAME_MAX = 255            # bytes of a file name
 # ---- run.json
 
 def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
-    """What run.json holds and compares that is known before the model is loaded."""
+    """The fields of run.json that are known before the model is loaded."""
     from .. import __version__
 
     return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
@@ -83,7 +83,8 @@ def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | N
     if "labels" not in run:
         return None
     if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(run.get("labels_path"), str):
-        raise ValueError(f"{out / 'run.json'} is damaged: its labels, labels_path or keep is no value that dreamda writes")
+        raise ValueError(f"{out / 'run.json'} is damaged: its labels, labels_path or keep is no "
+                         "value that dreamda writes")
     labels = READERS[run["labels"]](run["labels_path"], root)
     if labels.sha256 != run.get("labels_sha256"):
         raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
@@ -91,8 +92,7 @@ def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | N
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:
-    """SHA-256 of a few images, evenly spread over the data set, by their keys; those that cannot be read are left
-    out."""
+    """SHA-256 of a few images, evenly spread over the data set, by their keys; without those that cannot be read."""
     n = len(folder.images)
     chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
     digests = {image.key: digest_if_readable(folder.path(image)) for image in chosen}
@@ -103,30 +103,30 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes
     nothing.
 
-    The same run has the same parameters (more variants are allowed) and the same data set. A data set is known again by
-    its images, not by its place: at least half of the seeds that run.json remembers must still be there as they were.
-    So images may be added, some may be changed or removed, and the folder may move; but another data set is refused.
+    The same run has the same parameters (more variants are allowed) and the same data set. A data set is recognised by
+    its images, not by its path: at least half of the seeds listed in run.json must be unchanged. So images may be
+    added, some may be changed or removed, and the folder may move; but another data set is refused.
     """
     out = Path(out)
     for label in folder.classes:
         if label in RESERVED:
             raise ValueError(
-                f"a class called {label!r} would collide with the file of that name in OUT; rename {folder.root / label}"
-            )
+                f"a class called {label!r} would collide with the file of that name in OUT; "
+                f"rename {folder.root / label}")
     if out.resolve() == folder.root.resolve() or folder.root.resolve() in out.resolve().parents:
         raise ValueError(
-            f"OUT {out} lies in the data set {folder.root}, where its images would become seeds; give a folder elsewhere"
-        )
+            f"OUT {out} lies in the data set {folder.root}, where its images would become "
+            "seeds; give a folder elsewhere")
     if not os.path.lexists(out):
         return
     if not out.is_dir():
         raise NotADirectoryError(f"OUT {out} is no folder; give a new or an empty one")
     there = _read_run(out)
     if there is None and any(entry.name != WORK for entry in os.scandir(out)):
-        there = _read_run(out)  # another shard may have begun between the two looks
+        there = _read_run(out)  # another shard may have begun since
         if there is None:
             raise ValueError(
-                f"OUT {out} holds files but no run.json, so they are not ours; give a new or an empty folder")
+                f"OUT {out} holds files but no run.json, so dreamda did not write them; give a new or an empty folder")
     if there is None:
         return
     then = _as_today(there)
@@ -150,12 +150,12 @@ _OPTIONS = {
 
 
 def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run.json of an earlier format would say today."""
+    """A run.json with today's names of its fields."""
     return with_todays_options(run) | ({"format": FORMAT} if run.get("format") == 1 else {})
 
 
 def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """The number of variants may grow, where the first ones do not depend on it."""
+    """Refuse a number of variants that would change the images that are there."""
     then, now = there.get("variants"), run.get("variants")
     if now is None or then == now:
         return
@@ -183,8 +183,8 @@ def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) ->
                for key, digest in known.items())
     if 2 * same < len(known):
         raise ValueError(
-            f"OUT {out} holds images made from another data set ({there.get('real')}): {same} of {len(known)} of its real images "
-            f"looked at are in {folder.root} as they were; give another OUT")
+            f"OUT {out} holds images made from another data set ({there.get('real')}): of {len(known)} "
+            f"real images compared, {same} are unchanged in {folder.root}; give another OUT")
 
 
 def _read_run(out: Path) -> dict[str, Any] | None:
@@ -202,9 +202,9 @@ def _read_run(out: Path) -> dict[str, Any] | None:
 def output_stems(folder: ImageFolder) -> dict[str, str]:
     """The stem of every seed's output files, ``{key: stem}``.
 
-    It is the seed's own stem, with hyphens for the slashes of deeper folders. Where two images of a class would get the
-    same (``a.png``, ``a.jpg``) both get their full names, and where even these are the same, a part of their SHA-256
-    too. A name too long for the file system is cut and ends in a part of its SHA-256.
+    It is the seed's own stem, with hyphens for the slashes of deeper folders. If two images of a class would get the
+    same one (``a.png``, ``a.jpg``), both get their full names; if these are the same too, a part of their SHA-256 is
+    added. A name too long for the file system is cut and ends in a part of its SHA-256.
     """
     stems: dict[str, str] = {}
     by_class: dict[str, list[ImageRef]] = {}
@@ -213,7 +213,7 @@ def output_stems(folder: ImageFolder) -> dict[str, str]:
     for images in by_class.values():
         chosen = {image: _stem(image.name, 0) for image in images}
         for attempt in (1, 2):
-            while True:  # a longer stem may be another image's shorter one: until nothing changes
+            while True:  # a longer stem may be another image's shorter one, so repeat until nothing changes
                 users: dict[str, list[ImageRef]] = {}
                 for image, stem in chosen.items():
                     users.setdefault(stem, []).append(image)
@@ -240,7 +240,7 @@ def _shortened(stem: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """The i-th of n equal parts of the seeds; its text is the name of its files."""
+    """The i-th of n equal parts of the seeds; `str` gives the name of its files."""
 
     index: int
     count: int
@@ -255,7 +255,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part | None:
-        """The part that a text is the name of."""
+        """The part of this name; None if it is no such name."""
         match = re.fullmatch(r"(\d{1,6})-of-(\d{1,6})", text)
         return cls(int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) <= MAX_SHARDS else None
 
@@ -285,8 +285,7 @@ class Finished:
 
 
 class RunFolder:
-    """OUT while one call works on one part of the seeds (see the head of this file for its layout and the order of
-    events).
+    """OUT, open for one call that works on one part of the seeds. Its layout is at the top of this file.
 
     Parameters
     ----------
@@ -294,15 +293,15 @@ class RunFolder:
     folder : ImageFolder
         The data set.
     run : dict
-        What run.json is to say.
+        The content of a new run.json.
     part : Part
 
     Attributes
     ----------
     run : dict
-        What run.json says.
+        The content of run.json.
     environment : dict
-        Of this call; `run` holds the one that the run was begun in.
+        Of this call; `run` holds that of the first call.
 
     Raises
     ------
@@ -322,7 +321,7 @@ class RunFolder:
             except OSError as error:
                 raise OSError(
                     error.errno,
-                    f"OUT {self.out} cannot be written ({error.strerror}); put that right or give another OUT"
+                    f"OUT {self.out} cannot be written ({error.strerror}); fix that, or give another OUT"
                 ) from error
             self._stack = stack.pop_all()
         return self
@@ -334,7 +333,7 @@ class RunFolder:
         while True:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(WORK, dir_fd=self._out)
-            # whoever was last may be tidying up
+            # another process may be removing the folder
             with contextlib.ExitStack() as attempt, contextlib.suppress(FileNotFoundError):
                 self._work = open_in(attempt, WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
                 self._mutex = open_in(attempt, "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work)
@@ -345,17 +344,17 @@ class RunFolder:
         check_out(self.out, self.folder, self.run)
         if any(other.overlaps(self.part) for other in self._held()):
             raise ValueError(
-                f"OUT {self.out} is being written by another process; wait for it, or give both disjoint parts with --shard i/n"
-            )
+                f"OUT {self.out} is being written by another process; wait for it, or give both "
+                "disjoint parts with --shard i/n")
         self._tidy()
         try_lock(open_in(stack, f"{self.part}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work))
         self._begin()
-        self._mend_manifest()
+        self._cut_manifest()
         self._adopt_journals()
         fcntl.flock(self._mutex, fcntl.LOCK_UN)
 
     def _begin(self) -> None:
-        """Write run.json, or bring it up to date; the caller holds the mutex."""
+        """Write run.json, or update it; the caller holds the mutex."""
         there = _read_run(self.out)
         self._begun = there is None
         now = {**there, "variants": self.run["variants"]} if there is not None else self.run
@@ -363,10 +362,10 @@ class RunFolder:
             now["seed_images"] = self.run["seed_images"]
         if now != there:
             self._replace("run.json", (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode(), self._out)
-        self.run = now  # else the same but for what is not compared, and a resumed run must not change that half-way
+        self.run = now  # a resumed run keeps the fields that are not compared
 
     def finished(self) -> dict[tuple[str, int], str]:
-        """The images that are there: {(seed key, variant): SHA-256 of the seed}."""
+        """The finished images: {(seed key, variant): SHA-256 of the seed}."""
         there: dict[str, set[str]] = {}
         done: dict[tuple[str, int], str] = {}
         for row in read_rows(self.out / MANIFEST) if (self.out / MANIFEST).exists() else ():
@@ -390,7 +389,7 @@ class RunFolder:
                 for label in {each.image.label for each in finished}:
                     with contextlib.ExitStack() as stack:
                         os.fsync(open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out))
-            finally:  # what was written before an error counts
+            finally:  # images written before an error get their lines
                 if lines:
                     self._append("".join(lines).encode())
         return len(lines)
@@ -413,15 +412,14 @@ class RunFolder:
                 lines.append(format_row({**row, "sha256": hashlib.sha256(png).hexdigest()}))
 
     def _in_rows(self) -> dict[str, Any]:
-        """The parameters that decide an image. Its number of siblings does not, unless their starts are chosen
-        together."""
+        """The parameters that an image depends on; the number of variants only if their starts are chosen together."""
         together = self.run["format"] == 1 or self.run["diverse"]
         return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
 
     def _append(self, lines: bytes) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
         try:
-            with contextlib.ExitStack() as stack:  # opened anew: another part may have put it in order
+            with contextlib.ExitStack() as stack:  # opened again, as another part may have replaced it by a sorted one
                 fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
                 end = _cut_torn_line(fd)
                 try:
@@ -433,15 +431,14 @@ class RunFolder:
         finally:
             fcntl.flock(self._mutex, fcntl.LOCK_UN)
 
-    def _mend_manifest(self) -> None:
-        """Cut off a last line that a kill has torn; the caller holds the mutex."""
+    def _cut_manifest(self) -> None:
+        """Remove an incomplete last line, which a kill has left; the caller holds the mutex."""
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
             fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_NOFOLLOW, self._out)
             _cut_torn_line(fd)
 
     def _adopt_journals(self) -> None:
-        """Earlier versions kept the lines of a part in <part>.jsonl until it ended: take over what is still true of the
-        files."""
+        """Adopt the lines that earlier versions kept in <part>.jsonl until a part ended, if they match the files."""
         for name in sorted(os.listdir(self._work)):
             if not name.endswith(".jsonl"):
                 continue
@@ -455,7 +452,7 @@ class RunFolder:
             os.unlink(name, dir_fd=self._work)
 
     def _tells(self, row: Mapping[str, Any]) -> bool:
-        """Whether a line is about the file that is there now."""
+        """Whether a line describes the file as it is now."""
         digest = digest_if_readable(self.out / row["file_name"])
         return digest is not None and digest == row.get("sha256")
 
@@ -482,9 +479,9 @@ class RunFolder:
         self._tidy()
         if not self._held():
             if failed and self._begun and set(os.listdir(self._out)) == {"run.json", WORK}:
-                os.unlink("run.json", dir_fd=self._out)  # nothing came of it, and another option may put it right
+                os.unlink("run.json", dir_fd=self._out)  # no image was made, so another command may use the folder
             os.unlink("lock", dir_fd=self._work)
-            with contextlib.suppress(OSError):  # somebody put a file of his own there
+            with contextlib.suppress(OSError):  # someone else's file is in it
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
@@ -510,7 +507,7 @@ class RunFolder:
         return held
 
     def _tidy(self) -> None:
-        """Remove what killed processes have left; the caller holds the mutex."""
+        """Remove the files of killed processes; the caller holds the mutex."""
         held = self._held()
         for name in os.listdir(self._work):
             stem, suffix = os.path.splitext(name)
@@ -532,7 +529,7 @@ class RunFolder:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
         except OSError:
-            # on a full disk its bytes are wanted for the lines that are still to come
+            # on a full disk, make space for the lines that are still to be written
             os.unlink(temporary, dir_fd=self._work)
             raise
         if sync_folder:
@@ -544,7 +541,7 @@ class RunFolder:
             yield
         except OSError as error:
             raise OutputError(
-                error.errno, f"OUT {self.out} cannot be written ({error.strerror}); what is finished stays: "
+                error.errno, f"OUT {self.out} cannot be written ({error.strerror}); finished images stay: "
                 "fix that, then run the same command again to resume") from error
 
 

@@ -55,12 +55,12 @@ def contact_sheet(seeds: np.ndarray,
                                                                                            variants.shape[1],
                                                                                            *seeds.shape[1:]):
         raise ValueError(
-            f"contact_sheet wants seeds (N, H, W, 3) and variants (N, K, H, W, 3); it got {seeds.shape} and {variants.shape}"
-        )
+            "contact_sheet wants seeds (N, H, W, 3) and variants (N, K, H, W, 3); "
+            f"it got {seeds.shape} and {variants.shape}")
     if len(labels) != len(seeds) or not len(seeds) or per_row < 1:
         raise ValueError(
-            f"contact_sheet wants a label for each of one or more seeds; it got {len(labels)} labels for {len(seeds)} seeds"
-        )
+            f"contact_sheet wants a label for each of one or more seeds; it got {len(labels)} "
+            f"labels for {len(seeds)} seeds")
 
     rows: list[tuple[str, list[int]]] = []
     for label in dict.fromkeys(labels):
@@ -228,8 +228,8 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
         fit = "squash" if row.get("fit") not in FITS else row["fit"]  # as runs did before they had the option
         if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
             raise ValueError(
-                f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; it is not as dreamda generate wrote it"
-            )
+                f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; "
+                "it is not as dreamda generate wrote it")
         files = shown.setdefault(row["label"], {}).setdefault(row["seed_file"], [])
         if len(files) < max_variants:
             files.append(row["file_name"])

@@ -4,9 +4,8 @@
     report = replay(run, pipe, "again")                   # the images once more, into a folder of their own
     report.same, report.differing, report.changed
 
-What a run was made from is recorded in its run.json (parameters, model, machine) and, image by image, in its
-metadata.jsonl (seed image and its SHA-256, prompt, SHA-256 of the image's file). Only those are believed: neither
-prompt files nor the names in OUT are needed.
+run.json records the parameters, the model and the machine; metadata.jsonl records of every image the real image it was
+made from, its prompt, and the SHA-256 of both files. Nothing else is needed, no prompt file either.
 """
 from __future__ import annotations
 
@@ -95,8 +94,8 @@ class RecordedRun:
         if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
                 and all(isinstance(value, str) for value in strings) and _are_loras(run.get("loras", []))
                 and _are_embeddings(run.get("embeddings", []))):
-            raise ValueError(f"{path} is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real is no "
-                             "value that dreamda writes")
+            raise ValueError(f"{path} is damaged: its size, dtype, model, vae, loras, scheduler, embeddings or real "
+                             "is no value that dreamda writes")
         try:
             settings = GenerationOptions(**{name: run[name] for name in names})
         except ValueError as error:
@@ -104,7 +103,7 @@ class RecordedRun:
         metadata = path.with_name("metadata.jsonl")
         if not metadata.is_file():
             raise FileNotFoundError(
-                f"{metadata}: no such file, so nothing is recorded to compare with; go on with the run until it ends")
+                f"{metadata}: no such file, so nothing is recorded to compare with; resume the run until it ends")
         rows = read_manifest(path.parent)
         for row in rows:
             if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
@@ -165,15 +164,15 @@ class ReplayReport:
     total, same : int
         Images recorded, and repeated to the same bytes.
     differing : list of str
-        File names of images that came out otherwise, in the recorded order.
+        File names of images that came out differently, in the recorded order.
     first : str
         How the first of them differs.
     changed : list of (str, str)
-        Real images that are not what they were, each with the reason; what was made of them is not repeated.
+        Real images that have changed, each with the reason; what was made from them is not repeated.
     altered : list of str
-        Images in the run's own folder whose bytes are not the recorded ones any more.
+        Images in the run's own folder that have changed since they were recorded.
     environment : str
-        In what this machine differs from the recorded one; empty: in nothing that decides bits.
+        Differences between this machine and the recorded one; empty if none can change pixels.
     signal : int or None
         The signal that ended the repetition early; nothing was compared then.
     """
@@ -212,7 +211,7 @@ def replay(recorded: RecordedRun,
     pipeline : dreamda.Pipeline
         The run's model, with its dtype and size.
     out : path
-        New, empty, or the folder of the same repetition, which then goes on; not the run's own.
+        New, empty, or the folder of the same repetition, which is then resumed; not the run's own.
     real : path, optional
         Where the real images are now; default: where they were.
     environment : mapping, optional
@@ -225,7 +224,7 @@ def replay(recorded: RecordedRun,
     FileNotFoundError, ValueError
         The model or the folders are not the run's, or `out` is.
     OutputError
-        `out` could not be written any more.
+        `out` could no longer be written.
     """
     run, out, root = recorded.run, Path(out), Path(recorded.run["real"] if real is None else real)
     if (pipeline.fingerprint, pipeline.dtype, list(pipeline.size)) != (run["model_sha256"], run["dtype"], run["size"]):
@@ -292,7 +291,7 @@ def replay(recorded: RecordedRun,
 
 
 def _stem(row: Mapping[str, Any]) -> str:
-    """What the names of a seed's images begin with; empty where the row's names could not have been written by us."""
+    """The beginning of the file names of a seed's images; empty if `dreamda generate` cannot have written the row."""
     label, slash, name = row["file_name"].partition("/")
     seed_label, _, seed_name = row["seed_file"].partition("/")
     ending = f"-{row['variant']:03d}.png"

@@ -1,10 +1,10 @@
-"""`dreamda report`: how true and how varied a synthetic data set is, as one HTML page that needs nothing else.
+"""`dreamda report`: how faithful and how diverse a synthetic data set is, as one self-contained HTML page.
 
     page, skipped = report_page("photos", "synthetic")
     page, skipped = report_page("photos", "synthetic", TrainedModel.load("run/model.safetensors"))   # with its features
 
-Every class gets a plain verdict: whether a network that knows the real images recognises the synthetic ones, and the
-other way round (see measures.py). Fidelity and diversity are measured by neighbours in the network's features:
+Every class gets a verdict: whether a network trained on real images recognises the synthetic ones, and the other way
+round (see measures.py). Fidelity and diversity are measured by neighbours in the network's features:
 precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem et al., 2020).
 """
 from __future__ import annotations
@@ -35,8 +35,8 @@ from .manifest import read_manifest
 from .output import recorded_labels
 from .pictures import contact_sheet_of_run, labelled_sheet
 
-MOST = 4000              # images of each kind that are measured; more are thinned evenly
-SMALL = 32               # pixels a side, at most, of what a network sees that is trained here
+MOST = 4000              # images of each kind that are measured, evenly chosen if there are more
+SMALL = 32               # the most pixels a side that a network trained here sees
 STRIPS = 6
 STRIP_VARIANTS = 8
 SIDE = 96                # pixels of an image in a strip
@@ -114,7 +114,7 @@ def _thinned(items: list[Any]) -> list[Any]:
 
 
 def _small_size(root: Path, keys: list[str]) -> tuple[int, int]:
-    """The size of the first image whose header can be read, where a small network can see that; else `SMALL`."""
+    """The size of the first image whose header can be read, if that suits a small network; else `SMALL`."""
     height, width = next(filter(None, (dimensions(root / key) for key in keys)), (0, 0))
     return (height, width) if 8 <= min(height, width) and max(height, width) <= SMALL else (SMALL, SMALL)
 
@@ -149,12 +149,12 @@ def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64
     if found.real_guess is not None and found.synthetic_guess is not None:
         real, synthetic = (found.real_guess == labels).mean(), (found.synthetic_guess == labels[seed_of]).mean()
         sentences.append(
-            f"What knows other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} of the real ones; guessing "
-            f"would be right in {1 / len(verdict):.0%}.")
+            f"What knows other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} of the "
+            f"real ones; guessing would be right in {1 / len(verdict):.0%}.")
     if found.taught_guess is not None:
         sentences.append(
-            f"What knows the synthetic images alone recognises {(found.taught_guess == labels).mean():.0%} of the real ones."
-        )
+            "What knows the synthetic images alone recognises "
+            f"{(found.taught_guess == labels).mean():.0%} of the real ones.")
     return sentences + found.notes
 
 
@@ -185,7 +185,8 @@ def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_
     table = []
     for label, (name, said) in enumerate(zip(classes, verdict, strict=True)):
         distance_to_seed = float(np.mean(to_seed[label])) if label in to_seed else None
-        copies = " They are nearly copies of their seeds." if distance_to_seed is not None and distance_to_seed < COPY else ""
+        are_copies = distance_to_seed is not None and distance_to_seed < COPY
+        copies = " They are nearly copies of their seeds." if are_copies else ""
         table.append({
             "class": name, "verdict": f"{said.word}: {said.sentence}{copies}", **said.numbers, "distance to the seed":
             distance_to_seed, "between variants": float(np.mean(between[label])) if label in between else None
@@ -197,21 +198,29 @@ def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_
 
 STYLE = """
 :root { color-scheme: light; } * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #202124; background: #fff; margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; } p { max-width: 46rem; margin: .4rem 0; } .faint { color: #5f6368; }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; } .tile { border: 1px solid #dadce0; border-radius: 8px; padding: .7rem 1rem; flex: 1 1 12rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #202124; background: #fff; }
+body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p { max-width: 46rem; margin: .4rem 0; } .faint { color: #5f6368; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
+.tile { border: 1px solid #dadce0; border-radius: 8px; padding: .7rem 1rem; flex: 1 1 12rem; }
 .tile b { display: block; font-size: 1.7rem; font-weight: 600; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .25rem .9rem .25rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; border-bottom: 1px solid #dadce0; } td { border-bottom: 1px solid #f1f3f4; font-variant-numeric: tabular-nums; } td:nth-child(2), th:nth-child(2) { text-align: left; min-width: 20rem; }
-.strip { display: flex; align-items: center; gap: 6px; margin: 6px 0; } .strip img { width: 72px; height: 72px; object-fit: contain; image-rendering: auto; }
-.strip img.seed { outline: 2px solid #1a73e8; margin-right: 10px; } .strip span { width: 15rem; flex: none; font-size: .85rem; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; border-bottom: 1px solid #dadce0; }
+td { border-bottom: 1px solid #f1f3f4; font-variant-numeric: tabular-nums; }
+td:nth-child(2), th:nth-child(2) { text-align: left; min-width: 20rem; }
+.strip { display: flex; align-items: center; gap: 6px; margin: 6px 0; }
+.strip img { width: 72px; height: 72px; object-fit: contain; image-rendering: auto; }
+.strip img.seed { outline: 2px solid #1a73e8; margin-right: 10px; }
+.strip span { width: 15rem; flex: none; font-size: .85rem; overflow-wrap: anywhere; }
 .sheet { max-width: 100%; height: auto; }
 """
 MEANING = {
-    "precision": "of the synthetic images lie among the real ones (fidelity)", "recall":
-    "of the real images lie among the synthetic ones (diversity)", "density":
-    "how deep among the real ones; about 1 is alike", "coverage":
-    "of the real images have a synthetic one in their neighbourhood"
+    "precision": "of the synthetic images lie among the real ones (fidelity)",
+    "recall": "of the real images lie among the synthetic ones (diversity)",
+    "density": "how deep among the real ones; about 1 is alike",
+    "coverage": "of the real images have a synthetic one in their neighbourhood",
 }
 
 
@@ -243,14 +252,17 @@ def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
 <h2>Verdict</h2>
 {"".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary)}
 <h2>Classes</h2>
-<p>Recognised: the share that is taken for its class. A distance of 0 is a copy; two real images of the class are 1 apart on average.</p>
+<p>Recognised: the share that is taken for its class. A distance of 0 is a copy; two real images of the class are 1
+apart on average.</p>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <h2>Fidelity and diversity</h2>
-<p>Measured by the {NEIGHBOURS} nearest neighbours among {n_real:,} real and {n_synthetic:,} synthetic images, in {html.escape(found.space)}.</p>
+<p>Measured by the {NEIGHBOURS} nearest neighbours among {n_real:,} real and {n_synthetic:,} synthetic images,
+in {html.escape(found.space)}.</p>
 <div class="tiles">{tiles or "There are too few images."}</div>
 {"".join(f"<h2>{title}</h2>{content}" for title, content in strips)}
 <h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" alt="The first real images of each class beside the synthetic images made from them" src="{embedded(sheet)}"></div>
+<div class="wide"><img class="sheet" src="{embedded(sheet)}"
+alt="The first real images of each class beside the synthetic images made from them"></div>
 </body></html>
 """
 
@@ -271,13 +283,17 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {len({row["seed_file"] for row in rows}):,} real ones</h1>
-<p class="faint">Model {html.escape(str(rows[0].get("model", "unknown")))}; annotations in the format {labels.format}.</p>
+<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {len({row["seed_file"] for row in rows}):,} real
+ones</h1>
+<p class="faint">Model {html.escape(str(rows[0].get("model", "unknown")))}; annotations in the format
+{labels.format}.</p>
 <p>{what}</p>
 <h2>Objects</h2>
-<div class="wide"><table><thead><tr><th>category</th><th>real</th><th>synthetic</th></tr></thead><tbody>{body}</tbody></table></div>
+<div class="wide"><table>
+<thead><tr><th>category</th><th>real</th><th>synthetic</th></tr></thead><tbody>{body}</tbody></table></div>
 <h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them" src="{sheet}"></div>
+<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them"
+src="{sheet}"></div>
 </body></html>
 """
 
@@ -292,7 +308,8 @@ def _strip(real: Path, out: Path, key: str, rows: list[dict[str, Any]], distance
                  for row in rows[:STRIP_VARIANTS]]
     images = "".join(f'<img class="{kind}" alt="{html.escape(alt)}" src="{_thumbnail(path)}">'
                      for path, kind, alt in pictures)
-    return f'<div class="strip"><span>{html.escape(key)}<br><span class="faint">distance {distance:.2f}</span></span>{images}</div>'
+    about = f'{html.escape(key)}<br><span class="faint">distance {distance:.2f}</span>'
+    return f'<div class="strip"><span>{about}</span>{images}</div>'
 
 
 def _thumbnail(path: Path) -> str:

@@ -1,14 +1,14 @@
-"""The run folder of `dreamda train`: checkpoints that a run goes on from, a log, the model, its metrics and pictures.
+"""The run folder of `dreamda train`: checkpoints to resume from, a log, the model, its metrics and pictures.
 
-    RUN/run.json                  every parameter, the hashes of the data, the threads: a run with others is refused; and the machine
-    RUN/log.jsonl                 a line per epoch, stage and labelling
-    RUN/checkpoint.safetensors    arrays, and as JSON in its header the position; after every epoch and on Ctrl-C
-    RUN/model.safetensors         the classifier: of the best epoch on the validation split, else of the last one so far
-    RUN/metrics.json, confusion.png, curves.png      when the run is over (the first two with test images)
+    RUN/run.json                every parameter, the hashes of the data, the number of threads, and the machine
+    RUN/log.jsonl               a line for each epoch, stage and labelling
+    RUN/checkpoint.safetensors  arrays, and the position as JSON in its header; after every epoch and on Ctrl-C
+    RUN/model.safetensors       the classifier of the best epoch on the validation split, else of the last one so far
+    RUN/metrics.json, confusion.png, curves.png      when the run has ended (the first two with test images)
 
-Every file but the log is replaced as a whole. A run that was stopped or killed goes on from its last checkpoint when
-the same command is run again; the checkpoints and the model end with the same bytes as those of an undisturbed run on
-the same machine with the same number of threads: with another number it is refused.
+Every file but the log is replaced as a whole. The same command resumes a run that was stopped or killed, from its last
+checkpoint. On the same machine, its model and checkpoints then have the same bytes as those of an undisturbed run. A
+run with other parameters, data or another number of threads is refused.
 """
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TrainReport:
     epochs : int
         Epochs done, of `recipe.epochs`.
     metrics : Metrics or None
-        On the test images, when the run is over.
+        On the test images, when the run has ended.
     best : dict or None
         Epoch and accuracy of the best epoch on the validation split.
     events : list of dict
@@ -103,10 +103,10 @@ def train_dataset(real: Paths,
                   workers: int = 2,
                   tell: Callable[[str], None] = lambda text: None,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> TrainReport:
-    """Train a classifier into the folder `out`, or go on where the last call stopped.
+    """Train a classifier into the folder `out`, or resume where the last call stopped.
 
-    On SIGINT or SIGTERM (in the main thread) the step in hand is finished and the state saved; a second signal acts at
-    once.
+    On SIGINT or SIGTERM (in the main thread) the call finishes the current step, saves its state and returns; a second
+    signal stops it at once.
 
     Parameters
     ----------
@@ -116,22 +116,22 @@ def train_dataset(real: Paths,
         New, empty, or the folder of the same run.
     recipe : Recipe
     threads, workers : int
-        Of the core, and for making views. Only the former may change a bit of the result; a run goes on with no other
-        number.
+        Threads of the core, and threads that make views. The number of the former can change the result slightly, so
+        a run can only be resumed with the same number.
     tell, progress : callable
-        Take lines for people (which name other parameters in backticks, see `dreamda.options`), and the steps done with
-        their total.
+        Called with lines to show to the user (parameters in backticks, see `dreamda.options`), and with the numbers of
+        steps done and in all.
 
     Raises
     ------
     ValueError, OSError
         The data, the recipe or `out` cannot be used; nothing was written.
     DivergenceError
-        With the last good checkpoint in its text.
+        Its message names the last good checkpoint.
     LostImageError
-        An image has gone or changed since the run began; the last checkpoint stays.
+        An image was removed or changed since the run began; the last checkpoint stays.
     OutputError
-        `out` could not be written any more.
+        `out` could no longer be written.
     """
     run = _Run(recipe, Path(out), tell, threads, workers)
     run.scan(real, synthetic, test)
@@ -238,14 +238,15 @@ class _Run:
     def header(self) -> list[str]:
         """What is trained, on what, in a few lines."""
         recipe, training, setup = self.recipe, self.training, self.setup
+        assert self.threads is not None  # `prepare` has chosen it
         held = f", {len(self.held)} of them held back for validation" if len(self.held) else ""
-        lines = [f"real images: {len(self.images)} of {len(self.real.classes)} classes{held}"]
+        lines = [f"real images: {len(self.images):,} of {counted(len(self.real.classes), 'class')}{held}"]
         if self.synthetic is not None:
-            lines.append(f"synthetic images: {len(self.made)}" + (
-                f", {self.leaks} of them left out: they were made from images that are held back or tested on" if self.
-                leaks else ""))
+            left_out = (f", {self.leaks} of them left out: they were made from images that are held back or tested on"
+                        if self.leaks else "")
+            lines.append(f"synthetic images: {len(self.made):,}{left_out}")
         if self.test is not None:
-            lines.append(f"test images: {len(self.tested)}")
+            lines.append(f"test images: {len(self.tested):,}")
         if skipped := len(self._skipped()):
             lines.append(f"skipped: {counted(skipped, 'file')}, named at the end")
         lines.append(f"image size: {setup.size[0]} x {setup.size[1]} ({self.why})")
@@ -257,14 +258,14 @@ class _Run:
         parameters = sum(array.size for array in training.network.backbone.parameters.values()) + (
             training.network.backbone.features + 1) * len(self.real.classes)
         lines.append(
-            f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, {self.dtype}, {self.threads} threads"
-            + self.why_threads)
+            f"network: {recipe.backbone}, width {setup.width}, {setup.stem} stem: {parameters:,} parameters, "
+            f"{self.dtype}, {counted(self.threads, 'thread')}{self.why_threads}")
         lines.append(
             f"weights: {recipe.pretrained}" if recipe.pretrained else f"weights: random, seed {recipe.random_state}")
         steps = training.steps_per_epoch
         lines.append(
-            f"training: method {recipe.method}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images: {recipe.epochs * steps:,} steps"
-        )
+            f"training: method {recipe.method}, {counted(recipe.epochs, 'epoch')} of {counted(steps, 'step')} of "
+            f"{counted(recipe.batch_size, 'image')}: {counted(recipe.epochs * steps, 'step')}")
         return lines
 
     # ---- in the folder
@@ -272,7 +273,8 @@ class _Run:
     def train(self, progress: Callable[[int, int], None]) -> TrainReport:
         """Train in the folder, from its checkpoint if it has one."""
         self.report = TrainReport(skipped=self._skipped())
-        words = "finishing the step in hand and saving; a second signal stops at once and loses what was done since the last epoch"
+        words = ("finishing the current step and saving; a second signal stops at once and loses what was done since "
+                 "the last epoch")
         with StopOnSignals(words) as stop, _writing(self.out), _Folder(self.out, self.identity) as self.folder:
             self._resume()
             try:
@@ -308,16 +310,16 @@ class _Run:
             self.tell(line)
         if self.recipe.validation_fraction and self.synthetic is not None and not self.synthetic.seeds:
             self.report.notes.append(
-                "SYNTHETIC does not say which real image each image was made from (it has no metadata.jsonl), so images made from "
-                "those held back are trained on, and the validation accuracy is too high")
+                "SYNTHETIC does not say which real image each image was made from (it has no metadata.jsonl), so "
+                "images made from those held back are trained on, and the validation accuracy is too high")
             self.tell(self.report.notes[-1])
         if kept is not None:
             if differing := differences(self.folder.begun.get("environment"), self.identity["environment"], BITS):
                 self.tell(
                     f"this run was begun with {differing}: what is trained from here on may differ in its last bits")
             self.tell(
-                f"resuming from {path}: epoch {self.training.epoch + 1}, step {self.training.step + 1} of {self.training.steps_per_epoch}"
-            )
+                f"resuming from {path}: epoch {self.training.epoch + 1}, step {self.training.step + 1} of "
+                f"{self.training.steps_per_epoch}")
 
     def _on_event(self, event: Event) -> None:
         self.report.events.append(event)
@@ -325,7 +327,7 @@ class _Run:
         self.tell(describe(event))
 
     def _save(self, best: bool = False) -> None:
-        """The checkpoint; and the model, where this is the best epoch, or no epoch has been judged yet."""
+        """Write the checkpoint; and the model, if this is the best epoch or none has been evaluated yet."""
         training, recipe = self.training, self.recipe
         if best or training.best is None:
             about: dict[str, Any] = {"epoch": training.epoch, "seed": recipe.random_state, "method": recipe.method}
@@ -346,8 +348,8 @@ class _Run:
         report, recipe = self.report, self.recipe
         if recipe.method == "amst" and not any(e.get("accepted") for e in report.events):
             report.notes.append(
-                f"no synthetic image ever got a label at `threshold={recipe.threshold:g}`: the model learned from the real images and the "
-                "consistency loss alone")
+                f"no synthetic image ever got a label at `threshold={recipe.threshold:g}`: the model learned from the "
+                "real images and the consistency loss alone")
         if self.test is not None:
             model = TrainedModel.load(self.folder.path("model.safetensors"))
             report.metrics = evaluate_predictions(
@@ -407,8 +409,7 @@ def _check_out(out: Path, inputs: list[Path]) -> None:
 
 
 def _threads(threads: int | None, out: Path) -> tuple[int, str]:
-    """The number asked for; else that of the run in `out`, whose result depends on it; else as many as are free now,
-    and why fewer than all."""
+    """The given number of threads; else that of the run in `out`; else as many as are free now. And why not all."""
     from ..networks.threads import free_threads, resolve_threads
 
     if threads is None and (out / "run.json").is_file():
@@ -421,7 +422,7 @@ def _threads(threads: int | None, out: Path) -> tuple[int, str]:
     return free, f" ({reason}; `threads` overrides this)" if free < resolve_threads(None) else ""
 
 
-_TEMPORARY = {temporary_name(name) for name in FILES}  # what a kill in the middle of a write may leave
+_TEMPORARY = {temporary_name(name) for name in FILES}  # a kill during a write may leave these
 
 
 def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -440,13 +441,13 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     for name, value in identity.items():
         if name == "image_fit" and name not in there:
             raise ParameterError(
-                "out", f"{out} holds a run begun by an earlier version, which squashed small images for testing, and so "
-                "cannot be resumed; give another folder")
+                "out", f"{out} holds a run begun by an earlier version, which squashed small images for testing, and "
+                       "so cannot be resumed; give another folder")
         if name == "threads" and there.get(name, value) != value:
             raise ParameterError(
                 "out",
-                f"{out} holds a run begun with {there[name]} threads, now there are {value}, and its result depends on that; "
-                f"resume with `threads={there[name]}`, or give another folder")
+                f"{out} holds a run begun with {counted(there[name], 'thread')}, now there are {value}, and its result "
+                f"depends on that; resume with `threads={there[name]}`, or give another folder")
         if name not in ("threads", "environment") and there.get(name) != value:
             values = "" if name in ("real", "synthetic",
                                     "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
@@ -457,9 +458,13 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 _NAMES = {
-    "real": "data set REAL", "synthetic": "data set SYNTHETIC", "classes": "list of classes", "dreamda":
-    "version of dreamda", "format": "format of run.json", "pretrained": "`pretrained` file", "words":
-    "classes.json in REAL"
+    "real": "data set REAL",
+    "synthetic": "data set SYNTHETIC",
+    "classes": "list of classes",
+    "dreamda": "version of dreamda",
+    "format": "format of run.json",
+    "pretrained": "`pretrained` file",
+    "words": "classes.json in REAL",
 }
 
 
@@ -475,7 +480,7 @@ def _writing(out: Path) -> Iterator[None]:
                 "out", f"{out} is being written by another process; wait for it, or give another folder") from None
         raise OutputError(
             error.errno,
-            f"{out} cannot be written ({error.strerror}); put that right, then run the same command again to resume "
+            f"{out} cannot be written ({error.strerror}); fix that, then run the same command again to resume "
             "from the last checkpoint") from error
 
 
@@ -522,7 +527,8 @@ class _Folder:
         return arrays, about
 
     def log(self, count: int) -> list[Event]:
-        """The first `count` records of the log, all that it keeps: what came after the checkpoint will come again."""
+        """The first `count` records of the log; later ones, from after the checkpoint, are dropped, as they are written
+        again."""
         path = self.path("log.jsonl")
         lines = path.read_bytes().splitlines(keepends=True)[:count] if path.is_file() else []
         try:
@@ -542,7 +548,7 @@ class _Folder:
             os.fsync(file.fileno())
 
     def pictures(self, events: list[Event], metrics: Metrics | None) -> list[str]:
-        """Draw; where matplotlib is not installed, return the sentence that says so."""
+        """Draw the pictures; without matplotlib, return a sentence that says so."""
         try:
             figures = {"curves.png": curves_picture(events)}
             if metrics is not None:

@@ -57,11 +57,11 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
     command = (f"dreamda generate {shlex.quote(str(real))} --out synthetic --model {shlex.quote(model)} "
                f"--preset {verdict.best.preset}")
     cut = "" if used == sum(counts) else (
-        f" Of {sum(counts):,} real images {used:,} were used, {plan.per_class} of a class at most, to keep to the time: "
-        "with all of them the gain is most likely smaller.")
+        f" Of {sum(counts):,} real images {used:,} were used, {plan.per_class} of a class at most, to keep to the "
+        "time: with all of them the gain is most likely smaller.")
     sheets = "".join(
-        f'<h2>Preset {html.escape(preset)}</h2><div class="wide"><img class="sheet" alt="Real images of each class beside '
-        f'what preset {html.escape(preset)} made of them" src="'
+        f'<h2>Preset {html.escape(preset)}</h2><div class="wide"><img class="sheet" alt="Real images of each class '
+        f'beside what preset {html.escape(preset)} made of them" src="'
         f'{embedded(contact_sheet_of_run(out / f"synthetic-{preset}", real, per_class=2, max_classes=12))}"></div>'
         for preset in plan.presets)
     return f"""<!DOCTYPE html>
@@ -75,9 +75,11 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
 <h2>Accuracy</h2>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 <p>{counted(used, "real image")} of {counted(len(classes), "class")} in {plan.folds} folds; every image is tested
-{"once" if trial.rounds == 1 else f"{trial.rounds} times"}, by a classifier that has seen neither it nor what was made from
+{"once" if trial.rounds == 1 else f"{trial.rounds} times"}, by a classifier that has seen neither it nor what was made
+from
 it. Every row is a ResNet-18 trained from scratch for {plan.steps:,} steps at {size[0]} x {size[1]} pixels;
-{plan.variants} synthetic images for each real one. The interval is of the preset minus the better of the two rows without
+{plan.variants} synthetic images for each real one. The interval is of the preset minus the better of the two rows
+without
 synthetic images.{cut}</p>
 <p>This is a small experiment: a larger or pretrained network, and longer trainings, can change the picture.</p>
 {sheets}

@@ -3,8 +3,7 @@
     backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
     initialise(backbone, seed=0)
     load_pretrained(backbone, "resnet18.safetensors")
-    folded = FoldedBackbone("resnet18", weights, size=(32, 32), batch=64)   # inference alone, in a fraction of the
-    memory
+    folded = FoldedBackbone("resnet18", weights, size=(32, 32), batch=64)   # inference only, in little memory
 """
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ from .views import SMALL
 
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("auto", "imagenet", "small")
-SMALLEST = {"imagenet": 32, "small": 8}  # pixels: below that the last stage has nothing left to see
-LARGEST = 2048  # pixels: beyond that a batch would need tens of GiB
+SMALLEST = {"imagenet": 32, "small": 8}  # pixels; smaller images vanish before the last stage
+LARGEST = 2048  # pixels; a batch of larger images would need tens of GiB
 STREAM = 17  # of the keyed normals: initial weights of backbones
 # blocks, bottlenecks
 ARCHITECTURES = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}
@@ -115,7 +114,7 @@ def create_backbone(name: str,
     threads : int, optional
         Default: what `dreamda.networks.threads.thread_limits` leave.
     slots : int
-        Forward passes that may be under way before their backward pass.
+        Forward passes that may wait for their backward pass at the same time.
     """
     from ..networks.models import resolve_dtype
     from ..networks.threads import resolve_threads
@@ -172,8 +171,8 @@ class FoldedBackbone:
             found = weights[tensor].shape if tensor in weights else None
             if found != shape:
                 raise ValueError(
-                    f"the model's {tensor} is {'missing' if found is None else f'of shape {found}'}; a {name} of width {width} "
-                    f"and this stem needs {shape}")
+                    f"the model's {tensor} is {'missing' if found is None else f'of shape {found}'}; a {name} of "
+                    f"width {width} and this stem needs {shape}")
         self._plan = model.plan(rows=batch,
                                 height=size[0],
                                 width=size[1],
@@ -192,8 +191,8 @@ class FoldedBackbone:
 
 
 def initialise(backbone: Backbone, seed: int) -> None:
-    """Initial weights of a backbone, torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give
-    equal bits."""
+    """Initial weights as torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give bitwise
+    identical weights."""
     for name, parameter in backbone.parameters.items():
         if parameter.ndim > 1:
             fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
@@ -208,7 +207,7 @@ def initialise(backbone: Backbone, seed: int) -> None:
 
 
 def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
-    """Take over the weights of a timm or torchvision safetensors file; its class head is left out.
+    """Load the weights of a timm or torchvision safetensors file, without its class head.
 
     Raises
     ------
@@ -246,7 +245,7 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def _advice(shapes: Mapping[str, tuple[int, ...]], wanted: Arrays) -> str:
-    """Which option would fit the file, as the end of a clause; nothing where it is no ResNet that is known."""
+    """Which option would fit the file, as the end of a clause; empty if it is no known ResNet."""
     def blocks(names: Iterable[str]) -> tuple[int, ...]:
         return tuple(len({n.split(".")[1] for n in names if n.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4))
 

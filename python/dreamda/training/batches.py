@@ -1,5 +1,4 @@
-"""The batches of a training run, each a function of (seed, round, step), and threads that make them ahead of the
-network.
+"""The batches of a training run, each a function of (seed, round, step), and threads that prepare them in advance.
 
     batches = Batches(recipe, data, views, number=1, assigned=labels, n_classes=10, first=0)
     for batch in ahead(batches.train, 0, 100, workers=2): ...       # steps 0 to 99, in order
@@ -27,8 +26,8 @@ T = TypeVar("T")
 
 
 class Images(Protocol):
-    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several threads: an array, a list, files that
-    are read then."""
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3) and can be used from several threads: an array, a
+    list, or files."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
@@ -46,11 +45,11 @@ class Data:
     synthetic, hints : images, int64 (M,), optional
         Hints are the labels of the seeds, -1 where unknown; only method plain and ``hint="agree"`` need them.
     truth : int64 (M,), optional
-        What the synthetic images really show, for the log alone.
+        The true labels of the synthetic images, for the log only.
     validation, validation_labels : images, int64, optional
         For choosing the best epoch.
     weights : float32 (N,), optional
-        Of the real images' losses; of synthetic images they are 1.
+        Weights of the real images' losses; those of synthetic images are 1.
     """
 
     real: Images
@@ -65,11 +64,11 @@ class Data:
 
 @dataclass
 class Batch:
-    """One step's arrays; what a method or a stage does not need is None."""
+    """The arrays of one step; those that a method or stage does not need are None."""
 
     images: Floats
     labels: NDArray[np.int64]
-    real: int = 0                     # the first so many rows are real images
+    real: int = 0                     # the number of real images, the first rows
     strong: Floats | None = None      # pretrain: the strong views of `images`; train: of the unlabelled images
     weak: Floats | None = None        # of the unlabelled images
     mixed_labels: NDArray[np.int64] | None = None
@@ -85,9 +84,9 @@ class Batches:
     recipe : Recipe
     data : Data
     views : Views
-        Keyed with the round here.
+        Are keyed with the round.
     number : int
-        Of the round: the labellings so far. A part of the key of every draw.
+        The round: how many labellings there were. It is a part of the key of every draw.
     assigned : int (M,)
         Labels of the synthetic images; -1: unlabelled.
     n_classes : int
@@ -125,8 +124,8 @@ class Batches:
         which = [i for _, i in drawn]
         labels, weights = data.labels[which], None if data.weights is None else data.weights[which]
         images = self._views(recipe.view, data.real, drawn[: self._n_real], 0)
-        # The other rows keep the class that was drawn: synthetic images, which are accepted unevenly, must not shift
-        # the classes
+        # The other rows keep the class that was drawn, as synthetic images, which are accepted unevenly, must not shift
+        # the balance of the classes
         random = _random(recipe.random_state, self.number, LABELLED_SYNTHETIC, step).random(size)
         for row in range(self._n_real, size):
             there = self._of_class[labels[row]]
@@ -151,16 +150,14 @@ class Batches:
 
 
 class Pool:
-    """An endless sequence of the numbers below n: one random order after another. `take` may be called from several
-    threads."""
+    """An endless sequence of random orders of the numbers below n. `take` may be called from several threads."""
 
     def __init__(self, seed: int, number: int, stream: int, n: int) -> None:
         self.key, self.n = (seed, number, stream), n
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def take(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Entries start to start + count - 1, each with the number of its order, which tells one draw of an image from
-        another."""
+        """Entries start to start + count - 1, each with the number of its order, so that draws of an image differ."""
         drawn = []
         for position in range(start, start + count):
             order, place = divmod(position, self.n)
@@ -175,8 +172,8 @@ def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generat
 
 
 def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
-    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself, one share for
-    all rows."""
+    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself; all rows are
+    mixed with the same share."""
     share, y, x = random.random(3)
     partner = np.argsort(random.random(len(batch.images)), kind="stable")
     other = batch.images[partner]
@@ -196,8 +193,8 @@ def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
 def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
     """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
 
-    `workers` = 0 makes each when it is asked for. An exception of `make` comes out in its place; closing the iterator
-    waits for the calls under way and drops the others.
+    With 0 `workers` each is made on demand. An exception of `make` is raised in its place. Closing the iterator waits
+    for calls that have begun and drops the others.
     """
     if workers < 1:
         yield from map(make, range(start, stop))

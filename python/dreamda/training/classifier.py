@@ -79,16 +79,19 @@ class AMSTClassifier(_Parameters):
 
     if not TYPE_CHECKING:
         def __init__(self, **parameters: Any) -> None:
-            shown = type(self).__options__
-            for name in parameters:
-                if name not in shown:
-                    raise TypeError(f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(shown)}")
-            for name, default in shown.items():
-                setattr(self, name, parameters.get(name, default))
+            self._set(type(self).__options__ | parameters, TypeError)
 
     @classmethod
     def _parameter_names(cls) -> list[str]:
         return list(getattr(cls, "__options__"))
+
+    def _set(self, parameters: dict[str, Any], error: type[Exception]) -> None:
+        """Set parameters; where the constructor has no such parameter, raise an `error` and set none."""
+        names = self._parameter_names()
+        if unknown := [name for name in parameters if name not in names]:
+            raise error(f"AMSTClassifier has no parameter {unknown[0]!r}; there are: {', '.join(names)}")
+        for name, value in parameters.items():
+            setattr(self, name, value)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's parameters as they are now.
@@ -122,11 +125,7 @@ class AMSTClassifier(_Parameters):
         ValueError
             The constructor has no such parameter.
         """
-        for name, value in params.items():
-            if name not in self._parameter_names():
-                raise ValueError(
-                    f"AMSTClassifier has no parameter {name!r}; there are: {', '.join(self._parameter_names())}")
-            setattr(self, name, value)
+        self._set(params, ValueError)
         return self
 
     def __repr__(self) -> str:
@@ -240,8 +239,8 @@ class AMSTClassifier(_Parameters):
 
         if len(used) < len(synthetic):
             tell(
-                f"{len(synthetic) - len(used)} of {len(synthetic)} synthetic images are left out: they come from images that are held back"
-            )
+                f"{len(synthetic) - len(used)} of {len(synthetic)} synthetic images are left out: "
+                "they come from images that are held back")
         run.run(on_event, on_epoch)
         self.model_ = best[0] if best else setup.model(run.network, classes.tolist())
         self.best_epoch_ = run.best["epoch"] if run.best else parameters.epochs
@@ -414,8 +413,8 @@ def _labels(y: ArrayLike, name: str, count: int, images: str) -> NDArray[Any]:
         if len(kinds) > 1 or not kinds <= {str, int, bool, float}:
             raise ParameterError(
                 name,
-                f"has labels of the types {', '.join(sorted(k.__name__ for k in kinds))}; give texts, whole numbers or booleans, "
-                "and only one kind of them")
+                f"has labels of the types {', '.join(sorted(k.__name__ for k in kinds))}; give texts, whole numbers "
+                "or booleans, and only one kind of them")
         array = array if kinds == {str} else np.array(array.tolist())
     if array.dtype.kind not in "biufUO":
         raise ParameterError(name, f"has labels of type {array.dtype}; give texts, whole numbers or booleans")
@@ -427,8 +426,8 @@ def _labels(y: ArrayLike, name: str, count: int, images: str) -> NDArray[Any]:
         if (array != np.rint(array)).any():
             raise ParameterError(
                 name,
-                f"holds numbers such as {array[array != np.rint(array)][0]}. Unknown label type: continuous. A classifier needs "
-                "classes: texts, whole numbers or booleans")
+                f"holds numbers such as {array[array != np.rint(array)][0]}. Unknown label type: continuous. A "
+                "classifier needs classes: texts, whole numbers or booleans")
     return array
 
 

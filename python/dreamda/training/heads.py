@@ -1,15 +1,15 @@
 """The five heads of AMST (asymmetric multi-head self-training), for any backbone that yields features.
 
     heads = AMSTHeads(n_features=512, n_classes=10)
-    loss, d_weak, d_strong = heads.pretrain_loss(features_weak, features_strong, labels)     # stage 1; back-propagate both
+    loss, d_weak, d_strong = heads.pretrain_loss(features_weak, features_strong, labels)     # stage 1: propagate both
     heads.step(lr=0.01)
     labels, accepted, confidence = heads.label(features)                                     # stage 2
     result = heads.train_loss(features, labels, unlabelled_weak, unlabelled_strong)          # stage 3
     heads.step(lr=0.01)
     heads.predict_proba(features)
 
-DreamDA (arXiv 2403.12803) names the stages and never published their code: what its text leaves open is decided here
-and said so.
+DreamDA (arXiv 2403.12803) describes the stages; its authors have not published code for them. Choices that the paper
+leaves open are marked "ours".
 """
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class AMSTHeads:
     random_state : int
         Seed of the initial weights, 0 to 2^64 - 1. Weights are normal with variance 1 / (3 n_features), that of
         PyTorch's `Linear`, and differ between the heads (or their agreement would mean nothing); biases are 0. Equal
-        seeds give equal bits on every machine.
+        seeds give bitwise identical weights on every machine.
 
     Attributes
     ----------
@@ -296,7 +296,7 @@ class AMSTHeads:
              weight_decay: float = 1e-4,
              nesterov: bool = True,
              scale: float = 1.0) -> None:
-        """One step of SGD, as PyTorch's; then the gradients are 0.
+        """One step of SGD, as in PyTorch; then set the gradients to 0.
 
         Parameters
         ----------
@@ -326,7 +326,7 @@ class AMSTHeads:
         }
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Take over what `state_dict` returned.
+        """Load what `state_dict` returned.
 
         Parameters
         ----------
@@ -346,13 +346,13 @@ class AMSTHeads:
                 arrays[key] = np.asarray(state.get(key, np.zeros_like(own)), np.float32)
                 if arrays[key].shape != own.shape:
                     raise ValueError(
-                        f"{key} in the state has shape {arrays[key].shape}; {self.n_features} features and {self.n_classes} "
-                        f"classes need {own.shape}")
+                        f"{key} in the state has shape {arrays[key].shape}; {self.n_features} features and "
+                        f"{self.n_classes} classes need {own.shape}")
         for name in self.parameters:
             self.parameters[name][...] = arrays[name]
             self.moments[name][...] = arrays[f"{name}.moment"]
 
-    # ---- inside
+    # ---- checks
 
     def _features(self, features: ArrayLike | None, name: str, *, finite: bool = True) -> Floats:
         array = np.asarray(features, dtype=np.float32)

@@ -19,7 +19,7 @@ from ..text import counted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MANY = 40  # classes, from which on pictures have no names and tables only the worst
+MANY = 40  # with more classes, pictures have no names, and tables show the worst only
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,8 +62,12 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         per_class = [{
-            "class": label, **({"name": name} if name != label else {}), "precision": float(p), "recall": float(r), "f1":
-            float(f), "images": int(n)
+            "class": label,
+            **({"name": name} if name != label else {}),
+            "precision": float(p),
+            "recall": float(r),
+            "f1": float(f),
+            "images": int(n),
         } for label, name, p, r, f, n in zip(
             self.classes, self.names, self.precision, self.recall, self.f1, self.support, strict=True)]
         return {
@@ -80,7 +84,8 @@ class Metrics:
         width = max([len(names[i]) for i in order] + [5])
         lines = [f"{'class':{width}}  precision  recall     F1  images"]
         lines += [
-            f"{names[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  {self.f1[i]:5.3f}  {self.support[i]:6d}"
+            f"{names[i]:{width}}  {self.precision[i]:9.3f}  {self.recall[i]:6.3f}  "
+            f"{self.f1[i]:5.3f}  {self.support[i]:6d}"
             for i in order
         ]
         total = f"accuracy {self.accuracy:.4f}, macro-F1 {self.macro_f1:.4f}" + (f", AUC {self.auc:.4f}"

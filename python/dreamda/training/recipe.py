@@ -17,7 +17,8 @@ from ..options import Options, ParameterError, documented, option
 from .views import SMALL
 
 MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
-COMMON, AMST, OPTIMISER, VIEWS, NETWORK, RUNNING = "Options", "Synthetic images", "Optimiser", "Images", "Network", "Running"
+COMMON, AMST, OPTIMISER = "Options", "Synthetic images", "Optimiser"
+VIEWS, NETWORK, RUNNING = "Images", "Network", "Running"
 SMALL_WIDTH, PUBLISHED_WIDTH = 16, 64
 LARGE_SIZE = 224
 
@@ -25,7 +26,7 @@ LARGE_SIZE = 224
 @documented
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """Everything that decides a trained classifier, besides the images.
+    """Everything that a trained classifier depends on, besides the images.
 
     The defaults for synthetic images, learning rate, batch size and width are those that did best on validation images
     in benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
@@ -33,13 +34,14 @@ class Recipe(Options):
 
     method: Literal["amst", "plain", "real-only"] = option(
         "amst",
-        "amst (learn which synthetic images to trust), plain (trust the label of every one) or real-only (leave them out).",
+        "amst (learn which synthetic images to trust), plain (trust the label of every one) or "
+        "real-only (leave them out).",
         group=COMMON)
     epochs: int = option(30, "Passes over the images, of all stages together.", group=COMMON, low=1, high=MOST)
     validation_fraction: float = option(
         0.0,
-        "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made from them are left "
-        "out. 0: the last epoch is taken.",
+        "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made "
+        "from them are left out. 0: the last epoch is taken.",
         group=COMMON,
         low=0,
         high=1,
@@ -65,16 +67,17 @@ class Recipe(Options):
 
     hint: Literal["ignore", "agree", "keep"] = option(
         "keep",
-        "What the label of the real image that a synthetic one was made from is worth. keep: the synthetic image keeps it unless the "
-        "network is confident of another. agree: both must agree. ignore: the network alone decides, as in the paper.",
+        "How to use the label of the real image that a synthetic one was made from. keep: the synthetic image "
+        "keeps it unless the network is confident of another. agree: both must agree. ignore: "
+        "the network alone decides, as in the paper.",
         group=AMST)
     threshold: float = option(0.7,
-                              "Confidence, 0 to 1, from which on the network's opinion of a synthetic image counts.",
+                              "Confidence, 0 to 1, that the network needs to label a synthetic image.",
                               group=AMST,
                               low=0,
                               high=1)
     relabel: int | None = option(None,
-                                 "Decide about the synthetic images again every so many epochs; 0: only once.",
+                                 "Label the synthetic images again every so many epochs; 0: only once.",
                                  group=AMST,
                                  low=0,
                                  shown_default="3, and 0 with `mix`")
@@ -125,8 +128,8 @@ class Recipe(Options):
         group=VIEWS)
     image_fit: Literal["crop", "pad", "squash"] = option(
         "crop",
-        "Images of another aspect ratio than the training's: crop (random crops for training, the centre for testing), pad (keep all, "
-        "and mirror it at the edges), or squash (change the aspect ratio).",
+        "Images of another aspect ratio than the training's: crop (random crops for training, the centre for "
+        "testing), pad (keep all, and mirror it at the edges), or squash (change the aspect ratio).",
         group=VIEWS,
         spelling="--fit")
     mix: Literal["none", "mixup", "cutmix"] = option("none", "Mix pairs of labelled images.", group=VIEWS)

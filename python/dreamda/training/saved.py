@@ -47,7 +47,7 @@ class TrainedModel:
     weights : dict of str to float32 array
         Named as in torchvision and timm; f5 is ``fc``, so that PyTorch users can load the file into their own ResNet.
     about : dict
-        Whatever else is worth knowing of the run, as JSON values.
+        More about the run, as JSON values.
     """
 
     backbone: str
@@ -64,8 +64,8 @@ class TrainedModel:
     def __repr__(self) -> str:
         shown = ", ".join(map(str, self.classes[:5])) + (", ..." if len(self.classes) > 5 else "")
         return (
-            f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x {self.size[1]}, "
-            f"{counted(len(self.classes), 'class')}: {shown})")
+            f"TrainedModel({self.backbone}, width {self.width}, {self.stem} stem, images of {self.size[0]} x "
+            f"{self.size[1]}, {counted(len(self.classes), 'class')}: {shown})")
 
     def __post_init__(self) -> None:
         self._engine: tuple[Any, FoldedBackbone] | None = None
@@ -80,7 +80,7 @@ class TrainedModel:
 
     @classmethod
     def of(cls, network: Network, pretraining: bool = False, **about: Any) -> TrainedModel:
-        """The classifier that a `Network` is now; the other attributes are given.
+        """The classifier of a `Network` in its current state; `about` gives the other attributes.
 
         f5 learns nothing in the pretrain stage: while `pretraining`, the mean of the labelling heads takes its place.
         """
@@ -113,8 +113,7 @@ class TrainedModel:
                  threads: int | None = None,
                  batch: int = 64,
                  workers: int = 2) -> NDArray[np.float32]:
-        """What the backbone makes of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of
-        ``fc``."""
+        """The features of uint8 images (H, W, 3) of any sizes, float32 (N, features): the input of ``fc``."""
         found = np.empty((len(images), self.weights["fc.weight"].shape[1]), np.float32)
         for part, features in self._evaluate(images, dtype, threads, batch, workers):
             found[part] = features
@@ -181,8 +180,8 @@ class TrainedModel:
         for name, array in weights.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(
-                    f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite values; fetch the file again"
-                )
+                    f"{path}: tensor {name[:200]!r} is not float32, or holds NaN or infinite "
+                    "values; fetch the file again")
         return cls(weights=weights, **known | {k: tuple(known[k]) for k in ("size", "mean", "std")})
 
 
@@ -193,19 +192,18 @@ def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any
         return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
                 and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
 
+    smallest = SMALLEST.get(stem, 0) if isinstance(stem, str) else 0
     good = {
-        "backbone":
-        backbone in BACKBONES, "stem":
-        isinstance(stem, str) and stem in SMALLEST, "width":
-        numbers([width], 1, 1, int), "size":
-        numbers(size, 2,
-                SMALLEST.get(stem, 0) if isinstance(stem, str) else 0, int), "mean":
-        numbers(mean, 3, -LARGEST), "std":
-        numbers(std, 3, 1e-9), "about":
-        isinstance(about, dict), "fit":
-        isinstance(fit, str) and fit in FITS, "classes":
-        isinstance(classes, list) and len({type(c)
-                                           for c in classes}) == 1 and isinstance(classes[0], (str, int, float))
+        "backbone": backbone in BACKBONES,
+        "stem": isinstance(stem, str) and stem in SMALLEST,
+        "width": numbers([width], 1, 1, int),
+        "size": numbers(size, 2, smallest, int),
+        "mean": numbers(mean, 3, -LARGEST),
+        "std": numbers(std, 3, 1e-9),
+        "about": isinstance(about, dict),
+        "fit": isinstance(fit, str) and fit in FITS,
+        "classes": isinstance(classes, list) and len({type(c) for c in classes}) == 1
+                   and isinstance(classes[0], (str, int, float)),
     }
     wrong = [name for name, fine in good.items() if not fine]
     return f"its {wrong[0]!r} is missing or not possible" if wrong else None

@@ -1,4 +1,4 @@
-"""What a `Recipe` becomes for given images: size, network, statistics and views, and the `Training` made of them.
+"""A `Recipe` applied to given images: size, network, statistics and views, and the `Training` made from them.
 
     setup = Setup.of(recipe, (32, 32), images)
     run = setup.training(data, n_classes=10, threads=2, workers=2)
@@ -76,12 +76,16 @@ class Setup:
     def resolved(self) -> dict[str, Any]:
         """The fields of the recipe that the images decided, as JSON values."""
         return {
-            "image_size": list(self.size), "stem": self.stem, "width": self.width, "mean": list(self.mean), "std":
-            list(self.std), "crop_scale": list(self.views.crop_scale)
+            "image_size": list(self.size),
+            "stem": self.stem,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "crop_scale": list(self.views.crop_scale),
         }
 
     def training(self, data: Data, n_classes: int, *, threads: int | None = None, workers: int = 2) -> Training:
-        """A run at its beginning.
+        """A new run.
 
         Raises
         ------
@@ -108,7 +112,7 @@ class Setup:
                         workers=workers)
 
     def model(self, network: Network, classes: list[Any], *, pretraining: bool = False, **about: Any) -> TrainedModel:
-        """The classifier that a network is now; while it is `pretraining`, that of the labelling heads."""
+        """The classifier of a network in its current state; while `pretraining`, that of the labelling heads."""
         return TrainedModel.of(network,
                                pretraining,
                                backbone=self.recipe.backbone,

@@ -8,26 +8,25 @@
 
     stage     images                     what learns
     pretrain  real, weak + strong view   backbone, f1_w, f2_w (weak), f1_s, f2_s (strong)
-    label     synthetic, plain view      nothing: what four heads agree on with confidence joins the labelled images
+    label     synthetic, plain view      nothing; images on which four heads agree with confidence get that label
     train     labelled; the rest, weak + strong view    backbone, f5
 
-Every batch is a function of (seed, round, step), where a round begins with each labelling; so the state of a run is its
-arrays and its position, and a run that goes on from a saved state ends with the bits of one that was never interrupted.
+Every batch is a function of (seed, round, step); each labelling begins a round. So the state of a run is its arrays and
+its position, and a resumed run gives bitwise the same result as one that was never interrupted.
 
-What the paper (arXiv 2403.12803) leaves open, and is decided here:
-- each stage has a warm-up and a cosine of its own, and starts without momentum; a tenth of the epochs is pretraining;
-- at least half of a batch are real images, and its synthetic images have the classes of as many real ones (or the
-classes that are
-  easy to accept would crowd out the others);
-- the consistency loss is FixMatch's, on what was not accepted; with fewer such images than a batch there is none,
-because batch norm
-  would see the same few images over and over;
-- the running statistics of batch norm are those of the labelled images' weak views (of their own view in the train
-stage), which are
-  like what is predicted later; the other batches are normalised by themselves and leave no trace;
-- the four labelling heads are trained without label smoothing (smoothed heads would never be confident), and in the
-pretrain stage
-  alone; with `relabel` they go on learning from the real images in the train stage, without a gradient to the backbone.
+The paper (arXiv 2403.12803) leaves details open. The choices here:
+
+- Each stage has its own warm-up and cosine, and starts without momentum. A tenth of the epochs is pretraining.
+- At least half of a batch are real images, and its synthetic images have the classes of as many real ones. Otherwise
+  the classes that are easy to accept would crowd out the others.
+- The consistency loss is FixMatch's. With fewer unlabelled images than a batch there is none, as batch norm would see
+  the same few images over and over.
+- Batch norm's running statistics come from the labelled images' weak views (in the train stage, from their own views),
+  which resemble the images to be predicted. All other batches use their own statistics and leave the running ones as
+  they are.
+- The four labelling heads learn without label smoothing (smoothed heads would never be confident), and in the pretrain
+  stage alone. With `relabel` they also learn from the real images in the train stage, without a gradient to the
+  backbone.
 """
 from __future__ import annotations
 
@@ -41,6 +40,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..options import ParameterError, spelled
+from ..text import counted
 from .backbone import Backbone
 from .batches import Batch, Batches, Data, Images, ahead
 from .heads import LABELLING, AMSTHeads
@@ -57,14 +57,14 @@ class DivergenceError(ArithmeticError):
     """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only
     running statistics.
 
-    Its text names other parameters in backticks (see `dreamda.options`).
+    Parameters are in backticks in its message (see `dreamda.options`).
     """
 
     def __init__(self, stage: str, step: int, what: str, lr: float) -> None:
         self.stage, self.step = stage, step
         super().__init__(
-            f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower `learning_rate`, "
-            "a longer `warmup_epochs` or `clip_norm=1`")
+            f"training diverged in stage {stage}, step {step}: {what} with learning rate {lr:.3g}; take a lower "
+            "`learning_rate`, a longer `warmup_epochs` or `clip_norm=1`")
 
     def __str__(self) -> str:
         return spelled(self.args[0])
@@ -204,7 +204,7 @@ class Training:
         on_event : callable
             Called with each record of the log: ``{"event": "epoch" | "labelling", ...}``.
         on_epoch : callable
-            Called after each epoch, when the state is worth saving, with whether it is the best so far.
+            Called after each epoch, when the state should be saved, with whether the epoch is the best so far.
         stop : callable
             Asked after every step.
         progress : callable
@@ -321,10 +321,16 @@ class Training:
         self.assigned = np.where(accepted, labels, -1).astype(np.int32)
         count = int(accepted.sum())
         event: Event = {
-            "event": "labelling", "epoch": self.epoch, "threshold": recipe.threshold, "images": len(labels), "accepted":
-            count, "confident": int((confident & accepted).sum()), "contradicted": int((confident & ~accepted).sum()),
+            "event": "labelling",
+            "epoch": self.epoch,
+            "threshold": recipe.threshold,
+            "images": len(labels),
+            "accepted": count,
+            "confident": int((confident & accepted).sum()),
+            "contradicted": int((confident & ~accepted).sum()),
             "per_class": np.bincount(labels[accepted], minlength=self.network.heads.n_classes).tolist(),
-            "confidence_mean": float(confidence.mean()), "confidence_max": float(confidence.max())
+            "confidence_mean": float(confidence.mean()),
+            "confidence_max": float(confidence.max()),
         }
         if count and (self.hints >= 0).all():
             event["agree_with_seed"] = float(agreeing[accepted].mean())
@@ -398,7 +404,7 @@ class Training:
                 buffer[...] = before
 
     def _update(self, loss: float, lr: float) -> None:
-        """Both optimisers, with the gradient of backbone and heads clipped as one."""
+        """Step both optimisers; the gradients of backbone and heads are clipped together."""
         recipe, backbone, heads = self.recipe, self.network.backbone, self.network.heads
         of_backbone, of_heads = backbone.gradient_norm(), heads.gradient_norm()
         norm = math.hypot(of_backbone, of_heads)
@@ -420,17 +426,17 @@ class Training:
     # ---- state
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The arrays and the position (plain JSON values) that `load_state` goes on from."""
+        """The arrays and the position (plain JSON values) from which `load_state` resumes."""
         position = {"epoch": self.epoch, "step": self.step, "round": self.round, "best": self.best, "sums": self._sums}
         return {**self.network.state(), "assigned": self.assigned.copy()}, position
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], position: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; ValueError if it does not belong to this run."""
+        """Resume from what `state` returned; ValueError if it does not belong to this run."""
         assigned = arrays.get("assigned")
         if assigned is None or assigned.shape != self.assigned.shape:
             raise ValueError(
-                f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there are "
-                f"{len(self.assigned)} now")
+                f"the checkpoint is of a run with {0 if assigned is None else len(assigned)} synthetic images; there "
+                f"are {len(self.assigned)} now")
         counts: list[Any] = [position.get(k) for k in ("epoch", "step", "round")]
         best: Any = position.get("best")
         sums: Any = position.get("sums")
@@ -452,18 +458,19 @@ class Training:
 
 
 def _numbers(values: Any, names: tuple[str, ...]) -> bool:
-    """An object out of a file that has a finite number under each of the names."""
+    """Whether an object from a file has a finite number under each of the names."""
     return isinstance(values, dict) and all(
         isinstance(values.get(n), (int, float)) and abs(values[n]) < math.inf for n in names)
 
 
 def describe(event: Event) -> str:
-    """A record of the log as a line for people; names parameters in backticks (see `dreamda.options`)."""
+    """A record of the log as a readable line; parameters are in backticks (see `dreamda.options`)."""
     if event["event"] == "stage":
-        return _STAGES[event["stage"]].format(**event)
+        return _STAGES[event["stage"]].format(counted(event["epochs"], "epoch"))
     if event["event"] == "labelling":
         return _describe_labelling(event)
-    text = f"epoch {event['epoch']:3d} ({event['stage']}): loss {event['loss']:.4f}, training accuracy {event['train_accuracy']:.1%}"
+    text = (f"epoch {event['epoch']:3d} ({event['stage']}): loss {event['loss']:.4f}, "
+            f"training accuracy {event['train_accuracy']:.1%}")
     if "validation_accuracy" in event:
         text += f", validation accuracy {event['validation_accuracy']:.1%}"
     return text + f", {event['seconds']:.1f} s"
@@ -471,10 +478,11 @@ def describe(event: Event) -> str:
 
 _STAGES = {
     "pretrain":
-    "Stage 1 (pretrain), {epochs} epochs: four labelling heads learn from the real images. The loss is the sum of four.",
+    "Stage 1 (pretrain), {}: four labelling heads learn from the real images. "
+    "The loss is the sum of four.",
     "train":
-    "Stage 2 (train), {epochs} epochs: the classifier's own head begins to learn, from real and synthetic images, so the loss is another "
-    "one and the accuracy starts low again."
+    "Stage 2 (train), {}: the classifier's own head begins to learn, from real and synthetic images, so "
+    "the loss is another one and the accuracy starts low again."
 }
 
 
@@ -487,11 +495,13 @@ def _describe_labelling(event: Event) -> str:
     if left:
         parts.append(f"{left} without a label"
                      + (f" ({event['contradicted']} contradicted)" if event["contradicted"] else ""))
-    text = f"labelling {event['images']} synthetic images: {', '.join(parts)}; mean confidence {event['confidence_mean']:.2f}"
+    text = (f"labelling {counted(event['images'], 'synthetic image')}: {', '.join(parts)}; "
+            f"mean confidence {event['confidence_mean']:.2f}")
     if "precision" in event:
         text += f"; {event['precision']:.1%} of the labels are right"
     if not event["accepted"]:
         text += (
-            f". None is used as a labelled image, as the highest confidence is {event['confidence_max']:.3f}: training goes on with the real images "
-            "and the consistency loss. Lower `threshold`, raise `pretrain_epochs`, or use `hint=keep`")
+            f". None is used as a labelled image, as the highest confidence is {event['confidence_max']:.3f}: "
+            "training continues with the real images and the consistency loss. Lower `threshold`, "
+            "raise `pretrain_epochs`, or use `hint=keep`")
     return text

@@ -3,8 +3,8 @@
     views = Views((32, 32), *channel_statistics(images), seed=0, crop_scale=(0.5, 1.0))
     x = views.weak(image, draw=3, index=17)                      # float32 (3, 32, 32), normalised
 
-A view is a function of (seed, stage, draw, index, kind) alone, through a counter-based generator keyed with them:
-neither the number of workers nor the order of calls, neither the batch nor an interruption changes a bit of it.
+A view depends on (seed, stage, draw, index, kind) alone, the key of a counter-based generator. Workers, the order of
+calls, batches and interruptions do not change it.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Pixels = NDArray[np.uint8]
 
 
 def keyed(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Generator:
-    """Random numbers that depend on these alone. An array of uint64: of a list NumPy would make floats from 2^63 on."""
+    """Random numbers that depend on these arguments alone."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64), counter=counter))
 
 
@@ -115,7 +115,7 @@ class Views:
             How often this image was drawn before, its number in the data set, and which of several views at the same
             time.
         """
-        # 64 numbers whatever is needed of them: each choice has its own place
+        # always 64 numbers, so that each choice has its own
         random = keyed(self.seed, self.stage << 32 | stream, (0, draw, index, KINDS.index(kind))).random(64)
         picture = self._crop(Image.fromarray(self._fitted(image)), random[:4])
         if self.flip and random[4] < 0.5:
@@ -255,8 +255,7 @@ def reduce(image: Pixels, size: tuple[int, int]) -> Pixels:
     """An image whose sides are all more than twice those of the views, reduced to twice (Lanczos); others are returned
     as they are.
 
-    So a crop of 8 % of a photograph costs no more than it shows, and training and evaluation begin with the same
-    pixels.
+    So a small crop of a photograph is cheap, and training and evaluation begin with the same pixels.
     """
     height, width = image.shape[:2]
     scale = max(2 * size[0] / height, 2 * size[1] / width)
@@ -274,7 +273,7 @@ def reduced(images: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def channel_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the three channels, in units of 0 to 1, every image weighing the same.
+    """Mean and standard deviation of the three channels, in units of 0 to 1; every image has the same weight.
 
     >>> channel_statistics([np.full((2, 2, 3), 51, np.uint8), np.full((4, 4, 3), 153, np.uint8)])
     ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))

@@ -3,14 +3,13 @@
     report = import_dataset("oxford-pets", "downloads/pets", "pets")
 
     pets/train/<class>/Abyssinian_100.jpg     the official training images; pets/test/ the official test images
-    pets/train/metadata.jsonl                 a prompt for each, {"file_name": ..., "text": ...}, as `dreamda generate` reads it
-    pets/train/classes.json                   the words of each class, which `dreamda generate --template` puts into its prompts
-    stl10/unlabelled/images/000000.png        STL-10's unlabelled images, with labels of null, as `dreamda train` takes them for SYNTHETIC
+    pets/train/metadata.jsonl                 a prompt for each, {"file_name": ..., "text": ...}, for `dreamda generate`
+    pets/train/classes.json                   the words of each class, for `dreamda generate --template`
+    stl10/unlabelled/images/000000.png        STL-10's unlabelled images; `dreamda train` takes them for SYNTHETIC
 
-An archive may be unpacked or not. It is read as a stream and nothing is ever unpacked: the only paths written are ours,
-made from names that were checked. Where a data set has no official split (Caltech-101, Shenzhen), its sizes are those
-of the DreamDA paper, and which images are in it is decided by a hash of their names (ours, so that it is the same
-everywhere).
+An archive may be unpacked or not. It is read as a stream and never unpacked; all paths are made here, from checked
+names. A data set without an official split (Caltech-101, Shenzhen) is split in the sizes of the DreamDA paper, by a
+hash of the images' names, so that the split is the same everywhere.
 """
 from __future__ import annotations
 
@@ -54,8 +53,8 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
                    progress: Callable[[int, int], None] = lambda done, total: None) -> ImportReport:
     """Read the official archive of a data set and write it as an image folder with prompts.
 
-    Every image is decoded once. One that is broken is left out and reported; one in a format that is not read elsewhere
-    here (some of Oxford's .jpg files are GIFs) is written as PNG; all others keep their bytes.
+    Every image is decoded once. Broken images are left out and reported; those in a format that other commands do not
+    read (some of Oxford's .jpg files are GIFs) are written as PNG; all others keep their bytes.
 
     Parameters
     ----------
@@ -75,8 +74,8 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
     Raises
     ------
     ValueError, OSError
-        `source` is not this data set, lacks a file that nothing can be done without, or is damaged; or `out` cannot be
-        used. Nothing is written then.
+        `source` is not this data set, lacks an essential file, or is damaged; or `out` cannot be used. Nothing is
+        written then.
     ImportError
         Stanford Cars needs SciPy.
     """
@@ -106,7 +105,8 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
         if isinstance(error, OSError) and str(error.filename or work).startswith(str(work)):
             raise OSError(
                 error.errno,
-                f"OUT {out} cannot be written ({error.strerror}), and nothing of it was kept; put that right, then repeat"
+                f"OUT {out} cannot be written ({error.strerror}), and nothing of it was kept; "
+                "fix that, then repeat"
             ) from error
         raise
     return report
@@ -170,7 +170,7 @@ def _write(pictures: Iterator[Picture], root: Path, report: ImportReport, progre
                                                      encoding="utf-8")
     report.classes = len({label for of_class in words.values() for label in of_class})
     if converted:
-        report.notes.append(f"{converted} images are GIFs under another name; they were written as PNG")
+        report.notes.append(f"GIFs under another name, written as PNG: {converted}")
 
 
 def _words(text: str) -> str:

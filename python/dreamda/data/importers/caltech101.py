@@ -3,16 +3,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...text import counted
 from ..prompts import fill_template
 from .common import DataSet, ImportReport, Picture, drawn, image_files
 from .source import Source
 
 WORDS = {
-    "Faces": "person's face", "Faces_easy": "person's face, close-up", "Leopards": "leopard", "Motorbikes": "motorbike",
-    "airplanes": "airplane", "binocular": "pair of binoculars", "car_side": "car from the side", "cougar_body":
-    "cougar", "cougar_face": "cougar's face", "crocodile_head": "crocodile's head", "flamingo_head": "flamingo's head",
-    "garfield": "cartoon cat Garfield", "snoopy": "cartoon dog Snoopy", "scissors": "pair of scissors", "water_lilly":
-    "water lily", "yin_yang": "yin yang symbol", "buddha": "buddha statue", "brain": "human brain",
+    "Faces": "person's face",
+    "Faces_easy": "person's face, close-up",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+    "airplanes": "airplane",
+    "binocular": "pair of binoculars",
+    "car_side": "car from the side",
+    "cougar_body": "cougar",
+    "cougar_face": "cougar's face",
+    "crocodile_head": "crocodile's head",
+    "flamingo_head": "flamingo's head",
+    "garfield": "cartoon cat Garfield",
+    "snoopy": "cartoon dog Snoopy",
+    "scissors": "pair of scissors",
+    "water_lilly": "water lily",
+    "yin_yang": "yin yang symbol",
+    "buddha": "buddha statue",
+    "brain": "human brain",
 }
 # images a class, the protocol of the data set's authors; of 101 classes they are the paper's 3,030
 TRAINING = 30
@@ -25,7 +39,8 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     for name, match in found.matches.items():
         of_class.setdefault(match[1], []).append(name)
     if background := of_class.pop("BACKGROUND_Google", None):
-        report.notes.append(f"the class BACKGROUND_Google ({len(background)} images) was left out, as in the paper")
+        report.notes.append(f"the class BACKGROUND_Google ({counted(len(background), 'image')}) was left out, "
+                            "as in the paper")
     places = {}
     for label, names in of_class.items():
         training = drawn((f"{label}/{found.matches[n][2]}" for n in names), TRAINING)

@@ -1,4 +1,4 @@
-"""What every importer shares: pictures on their way, the report, and how a data set describes itself."""
+"""What the importers share: pictures, the report, and the description of a data set."""
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +18,8 @@ UNLABELLED = "unlabelled"
 
 
 class Picture(NamedTuple):
-    """One image on its way: where it belongs, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or (H,
-    W, 3)."""
+    """An image to be written: its place, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or
+    (H, W, 3)."""
 
     split: str
     label: str
@@ -101,6 +101,6 @@ def drawn(names: Iterable[str], count: int) -> set[str]:
 
 
 def folder_name(words: str) -> str:
-    """Words as a folder name: underscores for spaces, hyphens for what has no place in it (``Ram C/V`` ->
+    """Words as a folder name: underscores for spaces, hyphens for characters that cannot be in one (``Ram C/V`` ->
     ``Ram_C-V``)."""
     return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"

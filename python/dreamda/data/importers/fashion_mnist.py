@@ -18,12 +18,13 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     report.notes.append(
-        "images were padded with 2 black pixels on each side to 32 x 32, as the bundled model fashion-mini has seen them"
-    )
+        "images were padded with 2 black pixels on each side to 32 x 32, as the bundled model "
+        "fashion-mini has seen them")
     for split, stem in (("train", "train"), ("test", "t10k")):
         arrays = []
         for kind, dimensions in (("images", 3), ("labels", 1)):
-            pattern, what = rf"(?:^|/){stem}-{kind}[-.]idx{dimensions}-ubyte(\.gz)?$", f"{stem}-{kind}-idx{dimensions}-ubyte.gz"
+            pattern = rf"(?:^|/){stem}-{kind}[-.]idx{dimensions}-ubyte(\.gz)?$"
+            what = f"{stem}-{kind}-idx{dimensions}-ubyte.gz"
             found = source.require(pattern, what) if split == "train" else source.find(pattern)
             if not found.matches:
                 report.notes.append(f"{what} is missing, so there are no test images")

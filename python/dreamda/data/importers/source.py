@@ -1,4 +1,4 @@
-"""Where importers look for files: folders, archives, and archives inside of archives, read as streams.
+"""The files that importers read: in folders, archives, and archives inside archives, as streams.
 
 Nothing is ever unpacked.
 """
@@ -51,7 +51,7 @@ class _Folder:
 
 
 class _Archive:
-    """A .tar, .tar.gz, .tgz or .zip, read from the front for every question. Only regular files in it are seen."""
+    """A .tar, .tar.gz, .tgz or .zip, read from the start for every search. Only its regular files are seen."""
 
     def __init__(self, title: str, open_file: Callable[[], IO[bytes]], is_zip: bool) -> None:
         self.title, self.open, self.is_zip = title, open_file, is_zip
@@ -104,7 +104,7 @@ class Found(NamedTuple):
 
 
 class Source:
-    """Where the files of a data set are looked for: SRC, and official archives in it, and official archives in
+    """Where the files of a data set may be: in SRC, in official archives in it, and in official archives inside
     those."""
 
     def __init__(self, path: Path, title: str, archives: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
     def variable(content: bytes, file: str, name: str) -> NDArray[Any]:
         try:
             return np.atleast_1d(loadmat(io.BytesIO(content), squeeze_me=True, variable_names=[name])[name])
-        except Exception as error:  # the file is untrusted, and SciPy raises whatever it trips over
+        except Exception as error:  # the file is untrusted, and SciPy may raise anything
             raise ValueError(
                 f"{source.path}: {file} is no MATLAB file with {name!r} in it ({str(error) or type(error).__name__})"
             ) from error
