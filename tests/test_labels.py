@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import dreamda
-from dreamda import cli
+from dreamda import cli, distributed
 from dreamda.data.annotations import READERS, coco, yolo
 from dreamda.generation.options import GenerationOptions
 from dreamda.runs.generate import generate_dataset
@@ -205,12 +205,30 @@ def test_interruptions_shards_and_replay_give_the_same_bytes(tmp_path, real, pip
     assert cli.main(["replay", str(tmp_path / "whole")]) == 2
 
 
-def test_images_that_were_removed_from_out_lose_their_annotations(tmp_path, real, pipe):
-    labels = yolo(write_yolo(tmp_path), real)
-    generate(labels, tmp_path / "out", pipe, "background")
-    (tmp_path / "out/images/b-000.png").unlink()
-    labels.write(tmp_path / "other", [("b-001.png", "b.png")])
-    assert [path.name for path in (tmp_path / "other/labels").iterdir()] == ["b-001.txt"]
+def test_annotations_are_those_of_the_images_that_are_there(tmp_path, real, pipe):
+    labels, out = coco(write_coco(tmp_path), real), tmp_path / "out"
+    generate(labels, out, pipe)
+    before = tree(out)
+    (out / "images/b-000.png").unlink()
+    generate(labels, out, pipe, shard=(0, 2))  # b.png is in the other part
+    assert coco(out / "annotations.json", out / "images").problems == []
+    assert "b-000.png" not in (out / "annotations.json").read_text()
+    generate(labels, out, pipe)
+    assert tree(out) == before
+
+
+def test_a_worker_of_a_cluster_makes_the_same(tmp_path, real, pipe):
+    """What `--engine ray` runs on a machine, without the cluster."""
+    def stream(take, settings, stop, within):
+        worker = distributed._Worker("fashion-mini", {"dtype": "f32", "threads": 2})
+        while piece := take(1):
+            yield piece, worker.make(piece.images, piece.prompts, piece.keys, piece.first, piece.options(settings),
+                                     piece.around)[0]
+
+    labels = coco(write_coco(tmp_path), real)
+    generate(labels, tmp_path / "here", pipe)
+    generate(labels, tmp_path / "there", pipe, engine=stream)
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
 
 def test_the_command(tmp_path, real, capsys):
