@@ -274,7 +274,7 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
     counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
     body = "".join(f"<tr><td>{html.escape(category)}</td><td>{number:,}</td><td>{counts[1][category]:,}</td></tr>"
                    for category, number in counts[0].most_common())
-    sheet = embedded(labelled_sheet(out, labels))
+    sheet, seeds = embedded(labelled_sheet(out, labels)), len({row["seed_file"] for row in rows})
     what = {
         "objects": "Objects are the real ones to the pixel, and backgrounds are new.", "background":
         "Backgrounds are the real ones to the pixel, and objects are new inside of their outlines or boxes.", "none":
@@ -283,8 +283,7 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {len({row["seed_file"] for row in rows}):,} real
-ones</h1>
+<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {seeds:,} real ones</h1>
 <p class="faint">Model {html.escape(str(rows[0].get("model", "unknown")))}; annotations in the format
 {labels.format}.</p>
 <p>{what}</p>
