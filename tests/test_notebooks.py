@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+
+from dreamda import cli
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "python/notebooks").glob("*.ipynb"))
 EXAMPLES = sorted((Path(__file__).parents[1] / "python/examples").glob("*.py"))
@@ -57,6 +60,20 @@ def test_a_missing_import_is_found():
 @pytest.mark.parametrize("path", NOTEBOOKS + EXAMPLES, ids=lambda p: p.stem)
 def test_plain_words(path):
     assert not JARGON.search(sources(path) + "\n" + sources(path, "markdown"))
+
+
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_commands_exist(path):
+    """A shell command that fails does not stop a notebook."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    for line in [line for cell in cells for line in "".join(cell["source"]).splitlines() if " -m dreamda " in line]:
+        name, *words = line.split(" -m dreamda ")[1].split()
+        parameters = COMMANDS[name].params
+        known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+        assert [word for word in words if word.startswith("-") and word not in known] == []
 
 
 def test_there_are_four():

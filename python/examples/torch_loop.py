@@ -11,6 +11,11 @@ folder    the synthetic images with the labels of their manifest are more traini
 augment   every few epochs the real images are re-generated, in memory; nothing is written
 amst      AMST: five NumPy heads on the features of this network, whose gradients PyTorch propagates
 
+What to expect, with the 100 bundled real images and `dreamda generate --variants 4 --steps 20 --model fashion-mini`, %
+right on 1,000 test images (seeds 0 and 1): real 69.1, 68.4; folder 71.3, 69.3; amst 68.2, 68.1. So AMST does not help
+in these 300 steps: a third of them see the real images alone, and the labels of the synthetic images are mostly right.
+With a tenth instead of a third it had 69.4, 69.6.
+
 Import dreamda before torch: they share one GNU OpenMP library, and the first to load it sets how long idle threads
 spin. The other order gives the same numbers, only slower on a machine that is busy. Call the pipeline from the main
 process, not from a DataLoader's worker: OpenMP does not survive a fork.
