@@ -71,8 +71,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
     run = read_json(out / "run.json") if (out / "run.json").is_file() else {}
-    if rows and (labels := recorded_labels(run, out, root)) is not None:
-        return _labelled_page(labels, out, rows, str(run["keep"])), list(labels.problems)
+    if rows and (annotated := recorded_labels(run, out, root)) is not None:
+        return _labelled_page(annotated, out, rows, str(run["keep"])), list(annotated.problems)
     if not rows:
         raise ValueError(
             f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
