@@ -443,7 +443,8 @@ def run_folders(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
 
     data_set = _data_set(folder)
     identity = {
-        "format": 1, "dreamda": "0.1.0", "epochs": 3, "classes": ["a", "b"], "size": [8, 8], "mean": [0.1, 0.2, 0.3]
+        "format": 1, "dreamda": "0.1.0", "epochs": 3, "classes": ["a", "b"], "size": [8, 8], "mean": [0.1, 0.2, 0.3],
+        "image_size": [8, 8], "image_fit": "crop", "threads": 2
     }
     seeds = [json.dumps(identity, indent=1).encode(), json.dumps({"event": "epoch", "epoch": 1, "loss": 2.5}).encode()]
     (folder / "run").mkdir()

@@ -443,12 +443,12 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
             raise ParameterError(
                 "out", f"{out} holds a run begun by an earlier version, which squashed small images for testing, and "
                        "so cannot be resumed; give another folder")
-        if name == "threads" and there.get(name, value) != value:
+        if name == "threads" and type(there.get(name)) is int and there[name] != value:
             raise ParameterError(
                 "out",
                 f"{out} holds a run begun with {counted(there[name], 'thread')}, now there are {value}, and its result "
                 f"depends on that; resume with `threads={there[name]}`, or give another folder")
-        if name not in ("threads", "environment") and there.get(name) != value:
+        if name != "environment" and there.get(name, value if name == "threads" else None) != value:
             values = "" if name in ("real", "synthetic",
                                     "pretrained") else f": {reprlib.repr(there.get(name))}, now {reprlib.repr(value)}"
             other = _NAMES.get(name) or (f"`{name}`" if name in options_of(Recipe) else name)
