@@ -328,6 +328,11 @@ def command(*arguments):
 OPTIONS = ["--model", "fashion-mini", "--engine", "ray", "--variants", 4, "--steps", 20, "--seed", 3]
 
 
+def warned(err: str) -> list[str]:
+    """The lines of stderr but for the progress, which a slow machine reports."""
+    return [line for line in err.splitlines() if not line.endswith(" left") and " images to make: " not in line]
+
+
 def test_command_line_interrupted_and_resumed(ray, real, alone, tmp_path):
     out = tmp_path / "out"
     address = ["--address", ray.get_runtime_context().gcs_address, "--threads", 1]
@@ -341,15 +346,14 @@ def test_command_line_interrupted_and_resumed(ray, real, alone, tmp_path):
     assert 0 < len(list(out.glob("*/*.png"))) < 40
     again = command("generate", real, "--out", out, *OPTIONS, *address)
     text, err = again.communicate(timeout=240)
-    assert again.returncode == 0 and "were there already" in text and err == "", err
+    assert again.returncode == 0 and "were there already" in text and warned(err) == [], err
     assert same(out, alone)
 
 
 def test_command_line_with_a_cluster_of_its_own(ray, real, alone, tmp_path):
     run = command("generate", real, "--out", tmp_path / "out", *OPTIONS)
     text, err = run.communicate(timeout=240)
-    told = [line for line in err.splitlines() if not line.endswith(" left")]  # a slow machine reports its progress
-    assert run.returncode == 0 and "40 images made" in text and told == [], err
+    assert run.returncode == 0 and "40 images made" in text and warned(err) == [], err
     assert same(tmp_path / "out", alone)
 
 
