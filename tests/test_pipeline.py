@@ -784,7 +784,7 @@ def test_misfits_are_all_listed(folder):
         ("unet", dict(in_channels=9), "have to be the VAE's latent_channels 4; inpainting"),
         ("unet", dict(cross_attention_dim=32), "weights do not fit"),
         ("unet", dict(mid_block_type=None), "no bottleneck to perturb"),
-        ("text_encoder", dict(max_position_embeddings=8), "weights do not fit"),
+        ("text_encoder", dict(max_position_embeddings=8), "model_max_length 16 exceeds"),
     ],
 )
 def test_contradictory_folders(folder, part, changes, message):
