@@ -10,6 +10,12 @@ from PIL import Image
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """A benchmark's main sets this for its worker processes; later tests must not inherit it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def efficacy():
     yield from loaded("efficacy")

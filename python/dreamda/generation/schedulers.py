@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..options import ParameterError
+from ..text import counted
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # their strength chooses the timesteps, and all of the steps are run
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
@@ -170,8 +171,9 @@ class Schedule:
                     "for about 1 to 8")
             kept = int(origin * strength)
             if kept < steps:
-                raise ParameterError("strength", f"{strength} leaves {kept} of the timesteps for {steps} steps; use "
-                                                 f"at least {_least_strength(origin, steps)}, or fewer steps")
+                raise ParameterError(
+                    "strength", f"{strength} leaves {counted(kept, 'timestep')} for {counted(steps, 'step')}; use "
+                    f"at least {_least_strength(origin, steps)}, or fewer steps")
             return [(kept - math.floor(i)) * stride - 1
                     for i in np.linspace(0, kept, steps, endpoint=False)], 0 if self.name == "TCDScheduler" else -1
         run = min(int(steps * strength), steps)
