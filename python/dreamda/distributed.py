@@ -1,5 +1,4 @@
-"""Many machines: one picklable callable for Ray Data, Spark and Dask, and `dreamda generate` on the workers of a Ray
-cluster.
+"""Work on many machines: a picklable callable for Ray Data, Spark and Dask, and `dreamda generate` on a Ray cluster.
 
     import ray
     from dreamda.distributed import Augmenter
@@ -9,10 +8,10 @@ cluster.
                             fn_constructor_kwargs={"variants": 4, "steps": 20},
                             batch_size=16, num_cpus=1, concurrency=2)
 
-    augmenter = Augmenter("fashion-mini", variants=4, steps=20)                                   # Dask: a batch a task
+    augmenter = Augmenter("fashion-mini", variants=4, steps=20)                                 # Dask: a batch per task
     parts = [dask.delayed(augmenter)(batch) for batch in batches]
 
-An image's noise depends on its key, so the result does not depend on the worker, the batch or repeated tasks.
+An image's noise depends only on its key, so the result does not depend on the worker, the batch or repeated tasks.
 """
 from __future__ import annotations
 
@@ -38,14 +37,14 @@ if TYPE_CHECKING:
 
 START_SECONDS = 600.0   # the longest wait for the first worker to load the model
 LOOK_SECONDS = 1.0      # between two checks of signals and the cluster
-RETRIES = 3             # of a piece of work whose worker died
+RETRIES = 3             # for a piece of work whose worker died
 
 
 @accepts(GenerationOptions)
 class Augmenter:
     """`Pipeline.augment` as a function of a batch of columns, for use in other processes.
 
-    Its pickle holds the arguments alone; each process loads the model at the first use.
+    The pickle contains only the arguments; each process loads the model at the first use.
 
     Parameters
     ----------
@@ -54,15 +53,15 @@ class Augmenter:
     image, prompt, key : str
         The names of the columns read.
     explode : bool
-        Return one row for each new image (K for each row of the batch). False: one row for each row of the batch, for
-        engines that need as many rows back as they gave (Spark's ``predict_batch_udf``).
+        Return one row per new image (K for each row of the batch). False: one row per row of the batch, for engines
+        that require the same number of rows as in the batch (Spark's ``predict_batch_udf``).
     GenerationOptions
         Its fields, by keyword.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        As `GenerationOptions` and `Pipeline.load` do.
+        As for `GenerationOptions` and `Pipeline.load`.
     """
 
     def __init__(self,
@@ -108,13 +107,13 @@ class Augmenter:
         -------
         dict of str to array
             With `explode`, N * K rows: the image column is uint8 (N * K, height, width, 3), the others are repeated,
-            and ``"variant"``, int64, counts the images of each row from 0. Without it, N rows with an image column of
-            uint8 (N, K, height, width, 3).
+            and ``"variant"``, int64, numbers the images of each row from 0. Without `explode`, N rows with an image
+            column of uint8 (N, K, height, width, 3).
 
         Raises
         ------
         ValueError
-            A column is missing or of another form.
+            A column is missing or has the wrong form.
         """
         for name, what in ((self.image, "image"), (self.prompt, "prompt"), (self.key, "key")):
             if name not in batch:
@@ -138,22 +137,23 @@ class Augmenter:
 
 
 class RayWorkers:
-    """The workers of a Ray cluster, for `generate_dataset`. They compute; this process reads and writes all images, so
-    only the model has to be on every machine.
+    """The workers of a Ray cluster, for `generate_dataset`.
+
+    The workers compute; this process reads and writes all images, so only the model has to be on every machine.
 
         with RayWorkers("fashion-mini", address="auto") as workers:
             generate_dataset(folder, "synthetic", workers, settings, engine=workers.stream)
 
-    If a worker dies, another one repeats its piece of work, with the same bytes.
+    If a worker dies, another one repeats its piece of work, with bitwise identical results.
 
     Parameters
     ----------
     model : str
         As for `Pipeline.load`; a folder must exist on every machine.
     address : str, optional
-        Of the cluster, as for ``ray.init``. Default: RAY_ADDRESS, else a new cluster on this machine.
+        The address of the cluster, as for ``ray.init``. Default: RAY_ADDRESS, else a new cluster on this machine.
     threads : int, optional
-        Of each worker. Default: the CPUs of the smallest node, so that each node has at least one worker.
+        The threads of each worker. Default: the CPUs of the smallest node, so each node has at least one worker.
     dtype, size, vae, loras, scheduler, embeddings
         As for `Pipeline.load`.
 
@@ -163,20 +163,20 @@ class RayWorkers:
         As in `Pipeline`, from the first worker.
     threads : int
     count : int
-        How many workers there are when all have started.
+        The number of workers when all have started.
     environment : dict
         The first worker's `dreamda.runs.inspection.environment`.
     notes : list of str
-        What the user should know.
+        Notes for the user.
 
     Raises
     ------
     ImportError
         Ray is not installed.
     ValueError
-        There is no cluster at the address, or no node has so many CPUs; or loading the model failed on a worker.
+        There is no cluster at the address, no node has enough CPUs, or a worker failed to load the model.
     EngineError
-        No worker could start, as others use the cluster.
+        No worker could start, because the cluster is in use.
     """
 
     def __init__(self, model: str, *, address: str | None = None, threads: int | None = None, dtype: str = "auto",
@@ -227,7 +227,7 @@ class RayWorkers:
         return [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
 
     def _capacity(self) -> int:
-        """How many workers the cluster can run now."""
+        """The number of workers that the cluster can run now."""
         return sum(n // self.threads for n in self._cpus())
 
     def _first(self) -> Any:
@@ -263,7 +263,7 @@ class RayWorkers:
                 "Finished images stay; run the same command again to resume") from None
 
     def _welcome(self, reference: Any) -> None:
-        """Accept a worker that has loaded the model, unless it would make other images."""
+        """Accept a worker that has loaded the model, unless it would make different images."""
         about, actor = self._get(reference), self._starting.pop(reference)
         here = self._about
         for name, of in (("dreamda", "version of dreamda"), ("fingerprint", "model"), ("dtype", "dtype")):
@@ -326,15 +326,17 @@ class RayWorkers:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT; Ray itself would try for minutes without a message."""
+    """Raise OSError if nothing listens at HOST:PORT; Ray itself would retry for minutes without a message."""
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=START_SECONDS / 60).close()
 
 
 class _Worker:
-    """The part that runs in the cluster: a pipeline. `about` loads it, so that an error of loading is returned and does
-    not end the worker."""
+    """The part that runs in the cluster: a pipeline.
+
+    `about` loads it, so that a loading error is returned and does not end the worker.
+    """
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
         self._load = partial(Pipeline.load, model, **options)
@@ -358,7 +360,7 @@ class _Worker:
 
     def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, options: GenerationOptions,
              around: dict[str, Any]) -> tuple[np.ndarray, float]:
-        """The variants, and the seconds they took; for one seed, as many as SECONDS_A_SAVE allows."""
+        """The variants, and the seconds they took; for a single real image, as many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None
         made = self._pipeline._augment(images, prompts, keys, options, first=first, stop=enough, **around)

@@ -1,13 +1,14 @@
-"""Options as dataclass fields: the type, default, documentation, group and checks of each are written once.
+"""Options as dataclass fields: the type, default, documentation, group and checks of each are declared once.
 
     @dataclass(frozen=True)
     class Recipe(Options):
         epochs: int = option(30, "Passes over the images.", group="Training", low=1)
         view: Literal["weak", "strong"] = option("weak", "How labelled images are changed.", group="Training")
 
-An instance is checked on creation. A Python function takes the fields as keywords (`accepts`), a command takes them as
-command-line options (`dreamda.cli.common.accepts_options`). Texts name other options in backticks, `` `epochs` `` or ``
-`view=strong` ``: the library shows them as they are, the command line as ``--epochs`` and ``--view strong``.
+An instance is checked on creation. A Python function accepts the fields as keywords (`accepts`), a command as
+command-line options (`dreamda.cli.common.accepts_options`). Texts name other options in backticks, `` `epochs` `` or
+`` `view=strong` ``: the library shows them without the backticks, the command line as ``--epochs`` and
+``--view strong``.
 """
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ O = TypeVar("O", bound="Options")
 
 
 class ParameterError(ValueError):
-    """A parameter has a value that is not possible.
+    """A parameter has an invalid value.
 
     Parameters
     ----------
     parameter : str
-        Its name.
+        The name of the parameter.
     reason : str
-        What is wrong and what is possible; names other parameters in backticks.
+        The problem and the valid values; names other parameters in backticks.
     """
 
     def __init__(self, parameter: str, reason: str) -> None:
@@ -46,39 +47,41 @@ class ParameterError(ValueError):
 
 
 def spelled(text: str, spell: Callable[[str, str | None], str | None] = lambda name, value: None) -> str:
-    """The text with every `` `name` `` or `` `name=value` `` as `spell` has it; without the backticks where that is
-    None."""
+    """Replace every `` `name` `` or `` `name=value` `` in a text by the result of `spell`.
+
+    If that is None, only the backticks are removed.
+    """
     return re.sub(r"`(\w+)(?:=([^`]*))?`", lambda found: spell(found[1], found[2]) or found[0].strip("`"), text)
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one field besides its name.
+    """The properties of a field besides its name.
 
     Attributes
     ----------
     help : str
         One or two sentences: the field's documentation and the help of its command-line option.
     group : str
-        Under which heading the command line lists it.
+        The heading under which the command line lists it.
     kind : type
         bool, int, float or str.
     choices : tuple
-        The values that are possible, where they are few.
+        The valid values, if there are only a few.
     optional : bool
-        Whether None is possible.
+        Whether None is valid.
     low, above : number or None
-        The smallest value; the largest value that is too small.
+        The smallest value; an exclusive lower bound.
     high : number or None
         The largest value.
     count : int
-        How many numbers a value has; 0: it is no tuple.
+        The number of numbers in a value; 0: it is not a tuple.
     broadcast : bool
         Whether one number stands for `count` equal ones.
     shown_default : str
-        What to show as the default where None stands for something.
+        The default to show, if None stands for something.
     spelling : str
-        The command-line option, where it is not the field's name.
+        The command-line option, if it differs from the field's name.
     """
 
     help: str
@@ -96,7 +99,7 @@ class Option:
 
     @property
     def possible(self) -> str:
-        """What values are possible, in words."""
+        """The valid values, in words."""
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         if self.kind is bool:
@@ -119,7 +122,7 @@ class Option:
         Raises
         ------
         ParameterError
-            It is none of the possible ones.
+            The value is invalid.
         """
         if value is None and self.optional:
             return None
@@ -153,7 +156,7 @@ class Option:
         Raises
         ------
         ParameterError
-            It holds something else.
+            The text contains anything else.
         """
         if not text:
             return None
@@ -209,10 +212,10 @@ def option(default: Any,
 
 
 class Options:
-    """A frozen dataclass of options, each made by `option`; every field is checked on creation, and a number gets its
-    field's type.
+    """A frozen dataclass of options, each created by `option`.
 
-    A subclass adds checks of fields against each other in ``__post_init__``, after this one's.
+    Every field is checked on creation, and a number is converted to its field's type. A subclass can add checks across
+    fields in ``__post_init__``, after calling this one.
     """
 
     def __post_init__(self) -> None:
@@ -221,7 +224,7 @@ class Options:
 
 
 def options_of(cls: type[Options]) -> Mapping[str, Option]:
-    """The fields of a dataclass of options, in their order."""
+    """The fields of a dataclass of options, in order."""
     hints, found = get_type_hints(cls), {}
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]  # a dataclass, as its docstring says
         kinds = get_args(hints[each.name]) if get_origin(
@@ -244,9 +247,10 @@ def defaults_of(cls: type[Options]) -> dict[str, Any]:
 
 
 def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
-    """Decorate a function that takes ``**options``, or a class whose constructor does: its signature lists the fields
-    of `cls` as keywords with their defaults (or those given here, in their place). In its docstring, their
-    documentation replaces the line that is the name of `cls`, and the indented lines below.
+    """Decorate a function that takes ``**options``, or a class whose constructor does.
+
+    Its signature lists the fields of `cls` as keywords with their defaults, or with the defaults given here. In its
+    docstring, the documentation of the fields replaces the line with the name of `cls` and the indented lines below.
     """
     def decorate(function: F) -> F:
         called: Any = getattr(function, "__init__") if inspect.isclass(function) else function
@@ -271,14 +275,14 @@ def accepts(cls: type[Options], **defaults: Any) -> Callable[[F], F]:
 
 
 def documented(cls: type[O]) -> type[O]:
-    """Decorate a dataclass of options: its docstring gets a section of its parameters."""
+    """Decorate a dataclass of options: add a section of parameters to its docstring."""
     parameters = documentation(cls, defaults_of(cls))
     cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\nParameters\n----------\n{parameters}"
     return cls
 
 
 def documentation(cls: type[Options], defaults: Mapping[str, Any], indent: str = "") -> str:
-    """Entries of a numpydoc section of parameters, one a field."""
+    """The entries of a numpydoc section of parameters, one per field."""
     lines = []
     for name, about in options_of(cls).items():
         kind = "{" + ", ".join(f'"{c}"' for c in about.choices) + "}" if about.choices else about.kind.__name__
@@ -295,9 +299,9 @@ def from_keywords(cls: type[O], function: Callable[..., Any], options: Mapping[s
     Raises
     ------
     TypeError
-        A keyword is no field.
+        A keyword is not a field.
     ParameterError
-        A value is not possible.
+        A value is invalid.
     """
     shown: Mapping[str, Any] = getattr(function, "__options__")
     if unknown := [name for name in options if name not in shown]:

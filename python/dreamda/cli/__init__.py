@@ -1,8 +1,7 @@
-"""The ``dreamda`` command: one module a group of commands; what is heavy is imported inside.
+"""The ``dreamda`` command: one module per group of commands; heavy modules are imported inside functions.
 
-Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could not be written any more; 2 wrong use or
-bad input, nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows where it
-comes from.
+Exit codes: 0 done; 1 ran, but some inputs were skipped or lost, or OUT could no longer be written; 2 wrong usage or bad
+input, nothing written; 128 + n ended by signal n. An error is one sentence on stderr; ``--debug`` shows its traceback.
 """
 from __future__ import annotations
 
@@ -54,14 +53,14 @@ def _run(arguments: list[str]) -> int:
         complain("interrupted")
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; the interpreter must not complain about it either
+        sys.stderr.close()  # the reader of our output is gone; the interpreter must not complain about it either
         return 1
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # click's own errors, wherever this typer keeps click
+        usage = getattr(error, "format_message", None)  # click's own errors, wherever this version of typer keeps click
         if not usage and not isinstance(error, (ValueError, OSError, MemoryError, ImportError, typer.Abort)):
             from .. import Error
             if not isinstance(error, Error):
-                raise  # a fault of ours: the traceback is the message
+                raise  # a bug: the traceback is the message
         if common.show_tracebacks:
             traceback.print_exc()
         if usage:

@@ -1,4 +1,4 @@
-"""What the commands share: how options are declared and listed, progress, messages, and writing a result."""
+"""Shared parts of the commands: declaring and listing options, progress, messages, and writing a result."""
 from __future__ import annotations
 
 import contextlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 O = TypeVar("O", bound=Options)
 
-# headings of the help; the last two come last
+# headings in the help; the last two are listed last
 COMMON, MODEL, PROMPTS, LABELS = "Options", "Changes to the model", "Prompts", "Labelled images"
 RUNNING, OTHER = "Running", "Other options"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -33,20 +33,22 @@ show_tracebacks = False
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose help lists its options in groups and ends with examples, and which turns an error about a
-    parameter of the library into one about its option."""
+    """A command whose help lists its options in groups and ends with examples.
+
+    It turns an error about a parameter of the library into one about its option.
+    """
 
     def get_short_help_str(self, limit: int = 45) -> str:
         """The summary in the list of commands: all of the first sentence."""
         return inspect.cleandoc(self.help or "").split("\n\n")[0].replace("\n", " ")
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What follows the command's name in the usage line: ``[OPTIONS] REAL [SYNTHETIC]``."""
+        """The usage line after the command's name: ``[OPTIONS] REAL [SYNTHETIC]``."""
         arguments = [param for param in self.params if param.param_type_name == "argument"]
         return [self.options_metavar or ""] + [_argument(p) if p.required else f"[{_argument(p)}]" for p in arguments]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The arguments, then the options group by group."""
+        """Write the arguments, then the options by group."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], COMMON: []}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -61,7 +63,7 @@ class Command(typer.core.TyperCommand):
                     formatter.write_dl(groups[name])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """The examples, a line each."""
+        """Write the examples, one per line."""
         if self.epilog:
             with formatter.section("Examples"):
                 formatter.write("".join(f"  {line}\n" for line in self.epilog.splitlines()))
@@ -72,7 +74,7 @@ class Command(typer.core.TyperCommand):
             return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; checks of single options name them in the same way."""
+        """Parse the arguments; errors about single options name the option, as in `invoke`."""
         with self._naming_options():
             return super().parse_args(ctx, args)
 
@@ -85,8 +87,7 @@ class Command(typer.core.TyperCommand):
             raise ValueError(f"{option}: {spelled(error.reason, self.spell)}") from error
 
     def spell(self, name: str, value: str | None = None) -> str | None:
-        """How a parameter (and a value of it) is written on the command line; None where the command has no such
-        option."""
+        """A parameter (and its value) as written on the command line; None if the command has no such option."""
         for param in self.params:
             if param.name == name:
                 if param.param_type_name == "argument":
@@ -103,7 +104,7 @@ def _argument(param: Any) -> str:
 
 
 def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str, name: str | None = None) -> None:
-    """Add a command to the application. Its help shows what values are in our own words, and ends with the examples."""
+    """Add a command to the application. Its help uses our own metavars, and ends with the examples."""
     function.__annotations__ = hints = get_type_hints(function, include_extras=True)
     for parameter, hint in hints.items():
         for info in getattr(hint, "__metadata__", ()):
@@ -114,10 +115,10 @@ def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str, 
 
 
 def accepts_options(cls: type[Options]) -> Callable[[F], F]:
-    """Decorate a command that takes ``**options``: it gets an option for every field of the dataclass `cls`, in the
-    field's group.
+    """Give a command that takes ``**options`` an option for each field of the dataclass `cls`.
 
-    `chosen` makes the dataclass of them. Decorate twice for the options of two dataclasses.
+    The option is in the field's group. `chosen` creates the dataclass from the options. Apply the decorator twice for
+    the options of two dataclasses.
     """
     def decorate(function: F) -> F:
         hints = get_type_hints(function, include_extras=True)
@@ -136,7 +137,7 @@ def accepts_options(cls: type[Options]) -> Callable[[F], F]:
 
 
 def _parameter(cls: type[Options], name: str) -> inspect.Parameter:
-    """The option of a field, as Typer reads it from a signature."""
+    """The option of a field, as a parameter that Typer reads from a signature."""
     about, default = options_of(cls)[name], defaults_of(cls)[name]
     option = _option(cls, name)
     names = (f"{option}/--no-{option[2:]}",) if about.kind is bool else (option,)
@@ -172,7 +173,7 @@ def _metavar(about: Option) -> str | None:
 
 
 def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
-    """The dataclass of those of a command's options that are its fields."""
+    """Create the dataclass from those options of a command that are its fields."""
     return cls(**{
         name: about.read(name, options[name]) if about.count and isinstance(options[name], str) else options[name]
         for name, about in options_of(cls).items()
@@ -185,7 +186,7 @@ def _set_debug(value: bool) -> None:
 
 
 def not_negative(param: typer.CallbackParam, value: int) -> int:
-    """Check the value of an option; Typer's own ``min`` would write ``x>=0`` into the help."""
+    """Check that the value of an option is not negative; Typer's ``min`` would add ``x>=0`` to the help."""
     if value < 0:
         raise ParameterError(str(param.name), f"{value} is not possible; use a whole number of 0 or more")
     return value
@@ -195,27 +196,27 @@ Debug = Annotated[
     bool,
     typer.Option("--debug", callback=_set_debug, rich_help_panel=OTHER, help="Show the traceback of an error.")]
 Dtype = Annotated[str, typer.Option(metavar="[auto|f32|bf16]", rich_help_panel=RUNNING,
-                                    help="What is computed in; auto is bf16 where the CPU has it.")]
+                                    help="Type of the computation; auto is bf16 if the CPU supports it.")]
 Threads = Annotated[
     int,
     typer.Option(callback=not_negative, rich_help_panel=RUNNING, help="Threads; 0: as many as this process may use.")]
 Vae = Annotated[
     str,
     typer.Option(metavar="FOLDER", rich_help_panel=MODEL,
-                 help="Another VAE than the model's own, in diffusers format: TAESD's is small and fast.")]
+                 help="A VAE to use instead of the model's own, in diffusers format: TAESD's is small and fast.")]
 Loras = Annotated[
     Optional[list[str]],
     typer.Option("--lora", metavar="FILE[:SCALE]", rich_help_panel=MODEL,
-                 help="A LoRA to add to the model, times SCALE; give the option again for another.")]
+                 help="A LoRA to add to the model, times SCALE; repeat the option to add more.")]
 Embeddings = Annotated[
     Optional[list[str]],
     typer.Option("--embedding", metavar="FILE[:NAME]", rich_help_panel=MODEL,
-                 help="A learned word (textual inversion), which prompts may then hold, by its own name or NAME; give "
-                 "the option again for another.")]
+                 help="A learned word (textual inversion) for use in prompts, by its own name or NAME; repeat the "
+                 "option to add more.")]
 Scheduler = Annotated[
     str,
     typer.Option(metavar="[lcm|tcd|euler-trailing|ddim-trailing|dpm]", rich_help_panel=MODEL,
-                 help="Another sampler than the model's own: lcm with an LCM-LoRA.")]
+                 help="A sampler to use instead of the model's own: lcm with an LCM-LoRA.")]
 Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
@@ -229,7 +230,7 @@ Preset = Annotated[
 
 
 def out_option(help: str, metavar: str = "FOLDER") -> Any:
-    """Every command names what it makes by ``--out``; its arguments are what it reads, but for an `OutArgument`."""
+    """The option ``--out``, by which every command names its output; apart from `OutArgument`, arguments are inputs."""
     return typer.Option("--out", "-o", metavar=metavar, help=help)
 
 
@@ -248,16 +249,16 @@ def only_out(argument: Path | None, option: Path | None) -> Path:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option is given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def with_preset(context: typer.Context, options: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's options, with those of a preset or recipe where the command line says nothing."""
+    """A command's options, with those of a preset or recipe unless they are given on the command line."""
     ours = {name: value for name, value in taken.items() if not is_given(context, name)}
     if is_given(context, "method"):
-        ours.pop("noise_scale", None)  # it was meant for the method of the preset
+        ours.pop("noise_scale", None)  # it belongs to the preset's method
     return {**options, **ours}
 
 
@@ -281,7 +282,7 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """``FILE:SCALE`` as a pair; the scale is 1 where none is given."""
+    """``FILE:SCALE`` as a pair; the scale is 1 if none is given."""
     file, _, scale = text.rpartition(":")
     if not file or os.path.exists(text):
         return text, 1.0
@@ -292,27 +293,27 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def parse_embedding(text: str) -> tuple[str, str | None]:
-    """``FILE:NAME`` as a pair; None where the file names the token."""
+    """``FILE:NAME`` as a pair; the name is None if the file names the token."""
     file, _, name = text.rpartition(":")
     return (file, name) if file and name and not os.path.exists(text) else (text, None)
 
 
 def changes(vae: str, loras: list[str] | None, scheduler: str, embeddings: list[str] | None) -> dict[str, Any]:
-    """The keywords of `Pipeline.load` by which the command line changes a model."""
+    """The keywords of `Pipeline.load` for the changes to a model on the command line."""
     given = {"vae": vae, "loras": [parse_lora(text) for text in loras or ()], "scheduler": scheduler,
              "embeddings": [parse_embedding(text) for text in embeddings or ()]}
     return {name: value for name, value in given.items() if value}
 
 
 def load(model: str, dtype: str, threads: int, size: str, **changes: Any) -> Pipeline:
-    """The pipeline of a model, with the options of the command line; see `changes`."""
+    """Load the pipeline of a model with the options of the command line; see `changes`."""
     from ..generation.pipeline import Pipeline
 
     return Pipeline.load(model, dtype=dtype, threads=threads or None, size=parse_size(size), **changes)
 
 
 def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
-    """What was left out and why, the first twenty by name, and how much; then what else should be known."""
+    """Print the first twenty skipped inputs with their reasons, the number of all, and the notes."""
     for name, reason in skipped[:20]:
         complain(f"skipped {name}: {reason}")
     if len(skipped) > 1:
@@ -322,7 +323,7 @@ def complain_of(skipped: list[tuple[str, str]], notes: list[str]) -> None:
 
 
 class _Nowhere(io.TextIOBase):
-    """Stands in for a standard stream that is not there."""
+    """A replacement for a missing standard stream."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -330,14 +331,17 @@ class _Nowhere(io.TextIOBase):
 
 @contextlib.contextmanager
 def usable_streams() -> Iterator[None]:
-    """Standard streams that can be written to: services and schedulers start programs with closed ones, and print would
-    then write errors to standard output. The file descriptors are taken too, or the next files opened would get theirs,
-    with all that is written to stderr."""
+    """Make sure that the standard streams can be written to.
+
+    Services and schedulers start programs with closed streams, and print would then write errors to standard output.
+    The file descriptors are also occupied, otherwise the next opened files would get them, and with them everything
+    written to stderr.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
     with contextlib.ExitStack() as stack:
         for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
             stream = getattr(sys, name)
@@ -347,35 +351,36 @@ def usable_streams() -> Iterator[None]:
 
 
 def needs_stdout(instead: str) -> None:
-    """Raise ValueError where a result would be lost for want of a standard output."""
+    """Raise ValueError if a result would be lost because there is no standard output."""
     if isinstance(sys.stdout, _Nowhere):
         raise ValueError(f"there is no standard output to write to; {instead}")
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches stderr; a stream put in its place need not know what a terminal is."""
+    """Whether stderr is a terminal; a replacement stream may not support the question."""
     try:
         return bool(sys.stderr.isatty())
     except (AttributeError, OSError, ValueError):
         return False
 
 
-SECONDS_A_LINE = 60.0  # between two lines of progress where stderr is no terminal
-SECONDS_TO_FORETELL = 5.0  # of work, which then tell how long the rest takes
+SECONDS_A_LINE = 60.0  # between two progress lines if stderr is not a terminal
+SECONDS_TO_FORETELL = 5.0  # of work, before the remaining time is estimated
 
 
 class Progress:
-    """A bar on stderr where that is a terminal, else a line a minute; takes the progress calls of the library, and
-    lines to print above the bar.
+    """A progress bar on stderr if that is a terminal, else one line per minute.
+
+    It accepts the progress calls of the library, and lines to print above the bar.
 
     Parameters
     ----------
     unit : {"image", "step", "training"}
-        What is counted; of images also parts.
+        The unit that is counted; images may be fractions.
     spell : callable
-        How the names of parameters in those lines are written; see `dreamda.options.spelled`.
+        Writes the names of parameters in those lines; see `dreamda.options.spelled`.
     foretell : bool
-        Say how long all of it takes, and until when, as soon as the first seconds of work have shown that.
+        Print the estimated time for all of the work, and when it will end, after its first seconds.
     """
 
     def __init__(self,
@@ -390,7 +395,7 @@ class Progress:
         return self
 
     def __call__(self, done: float, total: int) -> None:
-        """So many of so many are done."""
+        """Show that `done` of `total` units are done."""
         if self._bar is None:
             before = int(done) if self._unit == "image" else int(done) - 1
             self._bar = bar(total, self._unit, initial=before, hidden=not on_terminal())
@@ -426,8 +431,10 @@ class Progress:
 
 
 def check_result(option: str, path: Path) -> None:
-    """Whether a command can write its result there, before the work: the folder is made, and ValueError says what is in
-    the way."""
+    """Check, before the work, that a command can write its result to a path.
+
+    The folder is created; ValueError names the problem.
+    """
     try:
         if path.is_dir():
             raise ValueError(f"{option} {path} is a folder; name a file")
@@ -442,7 +449,7 @@ def check_result(option: str, path: Path) -> None:
 
 
 def write_result(option: str, path: Path, content: bytes) -> None:
-    """Write a command's result whole or not at all; OutputError names the option."""
+    """Write a command's result atomically; OutputError names the option."""
     from ..data.files import write_atomically
     from ..runs.files import OutputError
 
@@ -455,10 +462,10 @@ def write_result(option: str, path: Path, content: bytes) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line to stderr, after the program's name."""
+    """Print a line to stderr, preceded by the program's name."""
     print(printable(f"dreamda: {text}"), file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """File names are untrusted: no control characters to the terminal."""
+    """Escape control characters for the terminal, since file names are untrusted."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -29,17 +29,16 @@ def import_(
     source: Annotated[
         Path,
         typer.
-        Argument(metavar="SRC", help="The official archive, or a folder with the archives or with what they hold.")],
+        Argument(metavar="SRC", help="The official archive, or a folder with the archives or their contents.")],
     out_argument: OutArgument = None,
     out: Annotated[
         Path | None,
         out_option("New or empty; becomes OUT/train/<class>/ and OUT/test/<class>/ with prompts.  [required]")] = None,
     debug: Debug = False,
 ) -> int:
-    """Make the official archive of a well-known data set into image folders with prompts.
+    """Convert the official archive of a well-known data set to image folders with prompts.
 
-    Nothing is downloaded. Exit code 1: less was there than is published, and the images that were there have been
-    imported.
+    Nothing is downloaded. Exit code 1: the source is incomplete, and the images that it has were imported.
     """
     from ..data.importers import DATASETS, import_dataset
 
@@ -56,23 +55,22 @@ def import_(
 
 def report(
     real: Annotated[Path, typer.Argument(help="The data set that the synthetic images were made from.")],
-    synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or going on.")],
+    synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or still running.")],
     out: Annotated[Path | None,
                    out_option("The HTML file.  [default: SYNTHETIC-report.html in the current folder]", "FILE")] = None,
     classifier: Annotated[Path | None,
                           typer.Option(
-                              help="A run of dreamda train, whose network is used instead of new ones.")] = None,
+                              help="A run of dreamda train whose network is used instead of new ones.")] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="Weights of a ResNet of timm or torchvision (safetensors), such as ImageNet's, to be used "
+        typer.Option(help="Weights of a ResNet from timm or torchvision (safetensors), such as ImageNet's, to use "
                      "instead.")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """Say what the synthetic images are worth: one HTML page with a verdict for every class, measures, examples and a
-    contact sheet.
+    """Assess synthetic images: one HTML page with a verdict per class, measures, examples and a contact sheet.
 
-    Small networks are trained for it on the real images; --classifier and --features save that.
+    Small networks are trained on the real images for this; --classifier and --features avoid that.
     """
     from ..runs.measures import read_network
     from ..runs.report import report_page

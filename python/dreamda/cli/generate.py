@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..runs.generate import Report
 
 
-LAYOUT_STRENGTH = 0.5  # of labelled images of which nothing is kept: objects stay about where they are
-# The demo's model, and the options that it was measured with (benchmarks/EFFICACY.md)
+LAYOUT_STRENGTH = 0.5  # for labelled images with --keep none: objects stay about where they are
+# The demo's model, and the options with which it was measured (benchmarks/EFFICACY.md)
 DEMO_MODEL = "fashion-mini-lcm"
 DEMO_OPTIONS: dict[str, Any] = {"method": "sdedit", "strength": 1.0, "guidance_scale": 1.5, "noise_scale": 1.0}
 
@@ -79,7 +79,7 @@ def generate(
     coco: Annotated[Path | None,
                     typer.Option(rich_help_panel=LABELS,
                                  metavar="FILE",
-                                 help="REAL is a folder of images, and FILE their COCO instances (JSON).")] = None,
+                                 help="REAL is a folder of images, FILE has their COCO instances (JSON).")] = None,
     yolo: Annotated[Path | None,
                     typer.Option(rich_help_panel=LABELS,
                                  metavar="FILE",
@@ -91,26 +91,26 @@ def generate(
         Path | None,
         typer.Option(rich_help_panel=LABELS,
                      metavar="FOLDER",
-                     help="The same with a PNG of each image's name whose values are classes or objects; 0 is the "
-                     "background, and 255 of 8 bits is ignored.")] = None,
+                     help="The same with a PNG per image, of the same name, whose values are classes or objects; 0 is "
+                     "the background, and in 8 bits 255 is ignored.")] = None,
     keep: Annotated[
         str,
         typer.Option(rich_help_panel=LABELS,
                      metavar="[objects|background|none]",
-                     help="What of labelled images stays as it is: objects (the background is made anew), background "
-                     "(the objects are), or none (all is, with --strength 0.5 where that is not given).  "
+                     help="The part of labelled images to keep: objects (the background is regenerated), background "
+                     "(the objects are regenerated), or none (everything is, by default with --strength 0.5).  "
                      "[default: objects]")] = "",
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run",
-                     help="Make and write nothing: say what would be made, with which prompts, and how long it "
-                     "takes here, measured by a few steps.")] = False,
+                     help="Generate and write nothing: show the number of images, the prompts, and the estimated time "
+                     "on this machine, measured by a few steps.")] = False,
     preview: Annotated[
         int,
         typer.Option(callback=not_negative,
                      metavar="N",
-                     help="Make the first N images only, of all classes in turn, and a contact sheet of them "
-                     "beside OUT. They stay part of the run.")] = 0,
+                     help="Generate only the first N images, of all classes in turn, and a contact sheet of them "
+                     "beside OUT. They remain part of the run.")] = 0,
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -124,12 +124,12 @@ def generate(
         typer.Option(
             rich_help_panel=RUNNING,
             metavar="[local|ray]",
-            help="ray: the workers of a Ray cluster compute, this process reads and writes (extra: ray). --threads is "
-            "then for each worker; 0: all of the smallest node's.")] = "local",
+            help="ray: the workers of a Ray cluster compute, this process reads and writes (extra: ray). --threads "
+            "then applies to each worker; 0: all CPUs of the smallest node.")] = "local",
     address: Annotated[str,
                        typer.Option(rich_help_panel=RUNNING,
-                                    help="Of the Ray cluster.  [default: RAY_ADDRESS, else one of its own on this "
-                                    "machine]")] = "",
+                                    help="Address of the Ray cluster.  [default: RAY_ADDRESS, else a new cluster on "
+                                    "this machine]")] = "",
     debug: Debug = False,
     **options: Any,
 ) -> int:
@@ -137,10 +137,10 @@ def generate(
 
     Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from
     --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe,
-    else from the class names: those of the folders, or of REAL/classes.json, an object of folder names and words.
+    else from the class names: the folder names, or the words for them in REAL/classes.json.
 
-    With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: images of the sizes of the real ones,
-    with annotations that are still true.
+    With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: the images have the sizes of the real
+    ones, and their annotations remain valid.
     """
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
@@ -181,7 +181,7 @@ def generate(
 
 
 def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> LabelledFolder | None:
-    """The data set of the annotations that were given; None where none were."""
+    """The data set of the given annotations; None if there are none."""
     from ..data.annotations import READERS
     from ..generation.regions import KEEPS
 
@@ -201,15 +201,17 @@ def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> LabelledF
 
 
 def demo(
-    out: Annotated[Path, out_option("For everything the demo makes.")] = Path("dreamda-demo"),
-    variants: Annotated[int, typer.Option(help="New images of each of the 100 real ones.")] = 4,
+    out: Annotated[Path, out_option("For all files of the demo.")] = Path("dreamda-demo"),
+    variants: Annotated[int, typer.Option(help="New images per real image; there are 100 real ones.")] = 4,
     steps: Annotated[int, typer.Option(help="Diffusion steps.")] = 4,
     dtype: Dtype = "auto",
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """The whole job on the bundled few-step model and images, in a minute: generate, train on the result and on the
-    real images alone, compare."""
+    """Run all steps on the bundled few-step model and images, in a minute: generate, train, compare.
+
+    One classifier is trained on real and synthetic images, and one on the real images alone.
+    """
     from ..data.bundled import load_bundled
     from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
     from ..runs.generate import check_out, run_identity
@@ -304,7 +306,7 @@ def _generate(folder: ImageFolder,
 
 
 def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json says of the machine, with the places of the model and of what it was changed by."""
+    """The machine as recorded in run.json, with the paths of the model and of its changes."""
     about = {**machine, "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
     if "vae" in changes:
         about["vae_folder"] = str(pipe.vae_folder.resolve())
@@ -316,13 +318,13 @@ def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], changes: 
 
 
 def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, int], preview: int = 0) -> int:
-    """About how many images this call is to make, if none is there yet."""
+    """The approximate number of images that this call has to make, if there are none yet."""
     images = len(folder.images) * settings.variants // part[1]
     return min(preview, images) if preview else images
 
 
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
-    """What is to be made, in a line: how many images of what, and some of the prompts."""
+    """One line about the images to be made: their number, their source, and some of the prompts."""
     from ..data.annotations import LabelledFolder
 
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
@@ -336,7 +338,7 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
 
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:
-    """The size of the images made; of labelled ones, a row of the mean number of pixels."""
+    """The size of the generated images; for labelled ones, a single row with the mean number of pixels."""
     from ..data.annotations import LabelledFolder
 
     if not isinstance(folder, LabelledFolder):
@@ -361,7 +363,7 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
               part: tuple[int, int]) -> int:
-    """What the run will cost here."""
+    """Print the estimated cost of the run on this machine."""
     from ..data.annotations import LabelledFolder
     from ..runs.checks import check_model, disk_space, forecast
     from ..runs.inspection import describe_model
@@ -384,17 +386,17 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
 
 def try_(
     real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
-    out: Annotated[Path, out_option("New or empty, or the folder of the same trial, which then goes on.")],
+    out: Annotated[Path, out_option("New or empty, or the folder of the same trial, which is then resumed.")],
     model: Model,
     minutes: Annotated[float,
-                       typer.Option(help="How long it may work, all its calls together. More minutes, more rounds "
-                                         "and a narrower answer.")] = 30.0,
+                       typer.Option(help="Time limit for all calls together. More minutes give more rounds and a "
+                                         "narrower confidence interval.")] = 30.0,
     preset: Annotated[
         list[str] | None,
         typer.Option(metavar=f"[{'|'.join(presets())}]",
-                     help="Presets to try; give the option again for each.  [default: fast for models distilled for "
-                          "few steps, else balanced and paper]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of images, folds and trainings.")] = 0,
+                     help="Presets to try; repeat the option for each.  [default: fast for models distilled for few "
+                          "steps, else balanced and paper]")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of images, folds and trainings.")] = 0,
     size: Size = "",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -402,9 +404,9 @@ def try_(
 ) -> int:
     """Measure on your own images, before days of generation, whether synthetic images help, and with which preset.
 
-    A small cross-validated experiment: classifiers with and without synthetic images are tested on real images that
-    they have not seen. The answer comes with its uncertainty, and as a page, OUT/trial.html. Run the same command again
-    to go on; with more --minutes it becomes more certain.
+    This is a small cross-validated experiment: classifiers with and without synthetic images are tested on real images
+    that they have not seen. The result includes its uncertainty, and is also written to OUT/trial.html. Run the same
+    command again to resume; more --minutes make the result more certain.
     """
     from ..runs.inspection import environment
     from ..runs.trial import try_dataset
@@ -435,8 +437,8 @@ def replay(
     real: Annotated[Path | None,
                     typer.Argument(help="Where the real images are now.  [default: where they were]")] = None,
     out: Annotated[Path | None,
-                   out_option("New or empty, or the folder of the same repetition, which is then resumed.  "
-                              "[default: a temporary one]")] = None,
+                   out_option("New or empty, or the folder of the same replay, which is then resumed.  "
+                              "[default: a temporary folder]")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
     vae: Annotated[str,
                    typer.Option(metavar="FOLDER", help="Where the VAE of --vae is now.  [default: where it was]")] = "",
@@ -451,7 +453,7 @@ def replay(
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """Make the images of a run again from its records, and compare every file's SHA-256 with the recorded one."""
+    """Repeat a run from its records, and compare the SHA-256 of every image file with the recorded one."""
     import tempfile
 
     from ..runs.inspection import environment

@@ -35,9 +35,9 @@ def inspect(
     debug: Debug = False,
     **options: Any,
 ) -> None:
-    """What a model consists of, and what an image of it costs here: time and memory, measured by running a few steps.
+    """Show the parts of a model, and the time and memory per image on this machine, measured by running a few steps.
 
-    Takes the options of dreamda generate that decide an image, and says what an image costs with them.
+    Accepts the options of dreamda generate that affect an image, and shows the cost with them.
     """
     import json
 
@@ -45,7 +45,7 @@ def inspect(
     from ..runs.inspection import describe_model
 
     progress = (lambda text: print(f"{text} ...", file=sys.stderr)) if on_terminal() else (lambda text: None)
-    chosen(GenerationOptions, options)  # refuses what does not go together before the model is loaded
+    chosen(GenerationOptions, options)  # refuses incompatible options before the model is loaded
     given = {name: value for name, value in options.items() if is_given(context, name)}
     changes = common.changes(vae, loras, scheduler, embeddings)
     about = describe_model(common.load(model, dtype, threads, size, **changes), progress, **given)
@@ -68,8 +68,7 @@ def inspect(
 
 
 def doctor(threads: Threads = 0, debug: Debug = False) -> int:
-    """Check that this machine computes right: libraries, threads, noise, and the bundled model against what it must
-    return."""
+    """Check that this machine computes correctly: libraries, threads, noise, and the bundled model's results."""
     from ..runs.inspection import cpu, self_check
 
     name, features = cpu()

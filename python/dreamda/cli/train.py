@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 # Shorter than the defaults; both methods take the same number of steps.
 DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25}
 
-Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the folder of a dreamda train.")]
+Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the output folder of dreamda train.")]
 Workers = Annotated[int, typer.Option(callback=not_negative, metavar="N", rich_help_panel=RUNNING,
-                                      help="Threads that decode and change images; they do not change the result.")]
+                                      help="Threads that decode and augment images; they do not affect the result.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,8 +59,7 @@ def train(
 ) -> int:
     """Train a classifier on real and synthetic images (AMST), or on the real ones alone.
 
-    Run the same command again to resume a run that was stopped. OUT/model.safetensors is the classifier, OUT/log.jsonl
-    the record.
+    Run the same command again to resume a stopped run. OUT/model.safetensors is the classifier, OUT/log.jsonl the log.
     """
     from ..runs.train import train_dataset
     from ..training.stages import DivergenceError
@@ -100,7 +99,7 @@ def train(
 
 
 def _spell(context: typer.Context) -> Callable[[str, str | None], str | None]:
-    """How the command writes the name of a parameter."""
+    """The function that spells parameters as the command's options."""
     assert isinstance(context.command, Command)  # as `register` makes them
     return context.command.spell
 
@@ -142,9 +141,9 @@ def predict(
     workers: Workers = 2,
     debug: Debug = False,
 ) -> int:
-    """Classify images: a line {"file_name", "label", "probability", "probabilities"} for each.
+    """Classify images: one line {"file_name", "label", "probability", "probabilities"} per image.
 
-    A model whose data set had a classes.json adds "name", the words for the label.
+    If the model's data set had a classes.json, "name" is added, the words for the label.
     """
     from ..data.files import BrokenImageError, is_utf8
     from ..data.folders import list_images
@@ -198,13 +197,13 @@ def predict(
         try:
             write_result("--out", out, text.encode())
         except OSError:
-            sys.stdout.write(text)  # rather than lost
+            sys.stdout.write(text)  # so that the result is not lost
             raise
     return 1 if skipped else 0
 
 
 def _load(path: Path) -> TrainedModel:
-    """The model of a file or a run; says so where the run was stopped."""
+    """Load the model of a file or a run; print a message if the run was stopped."""
     from ..runs.train import model_file
     from ..training.saved import TrainedModel
 
@@ -215,8 +214,10 @@ def _load(path: Path) -> TrainedModel:
 
 
 def compare(out: Path, dtype: str, threads: int) -> int:
-    """The second half of the demo: train with AMST and on the real images alone, with as many optimiser steps, and
-    print both results."""
+    """The second half of the demo: train with AMST and on the real images alone, and print both results.
+
+    Both trainings have the same number of optimiser steps.
+    """
     from ..runs.train import train_dataset
 
     rows: dict[str, Any] = {}
@@ -237,7 +238,7 @@ def compare(out: Path, dtype: str, threads: int) -> int:
             complain(f"stopped by {signal.Signals(report.signal).name}; run the same command again to resume")
             return 128 + report.signal
         notes |= dict.fromkeys(report.notes)
-        assert report.metrics is not None  # of every finished run that was given a test folder
+        assert report.metrics is not None  # every finished run with a test folder has them
         rows[title] = report.metrics
     total = DEMO_RECIPE["epochs"] * DEMO_RECIPE["steps_per_epoch"]
     print(

@@ -1,4 +1,4 @@
-"""The real images that come with the package."""
+"""The real images that are bundled with the package."""
 from __future__ import annotations
 
 import io
@@ -14,7 +14,7 @@ from .folders import ImageFolder, ImageRef
 
 @dataclass(frozen=True, repr=False)
 class BundledImages:
-    """Real images that come with the package; arrays are uint8 (N, 32, 32, 3), labels index `class_names`.
+    """Real images bundled with the package; arrays are uint8 (N, 32, 32, 3), labels index `class_names`.
 
     Attributes
     ----------
@@ -36,8 +36,10 @@ class BundledImages:
                            counted(len(self.class_names), "class"))
 
     def folder(self, root: str | os.PathLike[str], part: str = "seeds") -> ImageFolder:
-        """The images of a part, "seeds" or "test", as a data set at `root`, not yet written; ValueError if something
-        else is there."""
+        """The images of a part, "seeds" or "test", as a data set at `root`, which is not yet written.
+
+        Raises ValueError if there is anything else at `root`.
+        """
         root = Path(root)
         labels = [name.replace(" ", "_") for name in self.class_names]
         numbers = self.seed_labels if part == "seeds" else self.test_labels
@@ -52,7 +54,7 @@ class BundledImages:
         return folder
 
     def write(self, folder: ImageFolder, part: str = "seeds") -> None:
-        """Write the images of the part into the data set that `folder` returned, as PNG files."""
+        """Write the images of a part as PNG files into the data set that `folder` returned."""
         from PIL import Image
 
         pixels = self.seeds if part == "seeds" else self.test
@@ -68,8 +70,9 @@ class BundledImages:
 def load_bundled(name: str = "fashion-mini") -> BundledImages:
     """Load the bundled Fashion-MNIST images, which the bundled model of the same name has never seen.
 
-    They are the first 10 (seeds) and the next 100 (test) of every class among the last 10,000 training images, padded
-    by 2 to 32 x 32 and made RGB, as for the model's training (benchmarks/recipes/make_bundled_data.py).
+    They are the first 10 (seeds) and the next 100 (test) images of each class among the last 10,000 training images,
+    padded by 2 pixels to 32 x 32 and converted to RGB, as for the model's training
+    (benchmarks/recipes/make_bundled_data.py).
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ def load_bundled(name: str = "fashion-mini") -> BundledImages:
     Raises
     ------
     ValueError
-        There are no others.
+        The name is unknown.
     """
     if name != "fashion-mini":
         raise ValueError(f"no bundled images called {name!r}; there are: fashion-mini")

@@ -1,10 +1,10 @@
-"""Image folders as the shards of WebDataset.
+"""Write image folders as WebDataset shards.
 
     dreamda.to_webdataset("synthetic", "shards/synthetic-%06d.tar")
 
 Hugging Face's ``datasets`` needs no conversion: ``load_dataset("imagefolder", data_dir=OUT)`` reads what `dreamda
-generate` writes, with a column for every field of metadata.jsonl. Its ``label`` is a text there;
-``.class_encode_column("label")`` makes it a ``ClassLabel``.
+generate` writes, with a column for each field of metadata.jsonl. The column ``label`` is text;
+``.class_encode_column("label")`` turns it into a ``ClassLabel``.
 """
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .folders import ImageFolder
 
 
 def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: int = 1000) -> list[Path]:
-    """Write an output of `dreamda generate`, or another image folder, as tar files by the convention of WebDataset.
+    """Write an output of `dreamda generate`, or another image folder, as tar files in WebDataset's format.
 
-    A sample is ``00000000.png`` (or .jpg, ...: the file as it is), ``00000000.json`` (its line of metadata.jsonl, with
-    the label) and ``00000000.cls`` (the label's position among the folder's classes, sorted by code point). An image
-    whose label is null has no .cls. Equal folders give equal bytes. A shard appears when it is complete.
+    A sample is ``00000000.png`` (or .jpg, ...: the unchanged file), ``00000000.json`` (its line of metadata.jsonl, with
+    the label) and ``00000000.cls`` (the index of the label among the folder's classes, sorted by code point). An image
+    whose label is null has no .cls. Equal folders give bitwise identical shards. A shard appears when it is complete.
 
     Parameters
     ----------
     out : path
         The folder, ``OUT/<class>/<image>``, with or without metadata.jsonl.
     tar_pattern : str
-        Path with one number, such as ``"shards/train-%06d.tar"``; its folder is made.
+        A path with one number, such as ``"shards/train-%06d.tar"``; its folder is created.
     shard_size : int
-        Samples in a shard.
+        The number of samples per shard.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
     Raises
     ------
     ValueError
-        The pattern, the folder or a line of metadata.jsonl cannot be used, an image is not the one that the line is
-        about, or shards of a longer set would be left among the new ones.
+        The pattern, the folder or a line of metadata.jsonl cannot be used, an image differs from the one that its line
+        describes, or old shards of a longer set would remain among the new ones.
     """
     if len(re.findall(r"%0?\d*d", tar_pattern)) != 1 or tar_pattern.replace("%%", "").count("%") != 1:
         raise ValueError(f'tar_pattern {tar_pattern!r} must hold one number, as in "shards/train-%06d.tar"')
@@ -79,7 +79,7 @@ def to_webdataset(out: str | os.PathLike[str], tar_pattern: str, *, shard_size: 
 
 
 def _rows(folder: ImageFolder, path: Path) -> list[dict[str, Any]]:
-    """The lines of metadata.jsonl; where one has no label, it is the folder's name."""
+    """The lines of metadata.jsonl; a missing label is replaced by the folder's name."""
     there = {image.key: image for image in folder.images}
     rows = []
     for line, row in read_json_lines(path):

@@ -1,5 +1,4 @@
-"""Reading files that others have made: sizes are bounded, and whatever is wrong becomes an error that says so. Writing
-a file as a whole."""
+"""Read untrusted files, with bounded sizes and clear errors, and write files atomically."""
 from __future__ import annotations
 
 import hashlib
@@ -14,16 +13,15 @@ MAX_LINE_BYTES = 1 << 20          # of JSON Lines
 
 
 class BrokenImageError(ValueError):
-    """An image file that cannot be used: unreadable, truncated, too large, or not one of the formats read."""
+    """An image file that cannot be used: unreadable, truncated, too large, or not in a supported format."""
 
 
 class LostImageError(BrokenImageError):
-    """An image that was there when the run began, and has gone, become unreadable or changed since; the message names
-    it."""
+    """An image that has disappeared, become unreadable or changed since the run began; the message names it."""
 
 
 def read_bounded(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most `MAX_FILE_BYTES`; everything else is a `BrokenImageError`."""
+    """Read a regular file of at most `MAX_FILE_BYTES`; anything else raises `BrokenImageError`."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block the run
         with open(fd, "rb") as file:
@@ -32,7 +30,7 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
                 raise BrokenImageError("not a regular file")
             if info.st_size > MAX_FILE_BYTES:
                 raise BrokenImageError(f"{info.st_size:,} bytes are more than the {MAX_FILE_BYTES:,} that are read")
-            content = file.read(info.st_size + 1)  # `read` takes memory for all that it is allowed to return
+            content = file.read(info.st_size + 1)  # `read` allocates memory for all that it may return
             if len(content) > info.st_size:
                 raise BrokenImageError("grew while it was read")
             return content
@@ -41,7 +39,7 @@ def read_bounded(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_head(path: str | os.PathLike[str], count: int = 132) -> bytes:
-    """The first bytes of a regular file; nothing of a file that is none, or cannot be read."""
+    """The first bytes of a regular file; empty if it is not a regular file or cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
@@ -51,8 +49,10 @@ def read_head(path: str | os.PathLike[str], count: int = 132) -> bytes:
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
-    """The objects of a JSON Lines file, one by one, each with its line number; ValueError names the first line that is
-    none."""
+    """Yield the objects of a JSON Lines file, each with its line number.
+
+    ValueError names the first line that is not a JSON object.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -73,7 +73,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict]]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a text can be written as UTF-8; a file name of other bytes cannot."""
+    """Whether a text can be written as UTF-8; a file name with other bytes cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -82,12 +82,12 @@ def is_utf8(name: str) -> bool:
 
 
 def temporary_name(name: str) -> str:
-    """What `write_atomically` calls a file until it is whole; a killed process may leave one behind."""
+    """The name of a file of `write_atomically` until it is complete; a killed process may leave one behind."""
     return f".{name}.tmp"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Make the file hold `content`, all or nothing: a temporary file beside it, fsync, rename."""
+    """Write `content` to a file atomically: a temporary file beside it, fsync, rename."""
     path = Path(path)
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -112,7 +112,7 @@ def digest_of_image(path: str | os.PathLike[str]) -> str:
 
 
 def digest_if_readable(path: str | os.PathLike[str]) -> str | None:
-    """As `digest_of_image`, but None for a file that cannot be read."""
+    """Like `digest_of_image`, but None for a file that cannot be read."""
     try:
         return digest_of_image(path)
     except BrokenImageError:

@@ -1,10 +1,10 @@
-"""Image folders: the classes and the images in them, listed without decoding any.
+"""Image folders: their classes and images, listed without decoding any image.
 
     folder = ImageFolder.scan("photos")                       # photos/<class>/*.jpg
     folder.path(folder.images[0])
 
-One rule decides for every command what an image file is (`list_images`): one with the ending of a format that is read,
-or with another ending and the first bytes of such a format. Files in formats that are not read are listed with the
+All commands use the same rule to find image files (`list_images`): a file is an image if it has the extension of a
+supported format, or if its first bytes are those of such a format. Files in unsupported formats are listed with the
 reason.
 """
 from __future__ import annotations
@@ -26,15 +26,17 @@ SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "v
 
 
 class ImageRef(NamedTuple):
-    """One image of an `ImageFolder`: its class, and its file name inside the class folder (``name.png`` or
-    ``deeper/name.png``)."""
+    """One image of an `ImageFolder`: its class and its file name.
+
+    The name is relative to the class folder (``name.png`` or ``deeper/name.png``).
+    """
 
     label: str
     name: str
 
     @property
     def key(self) -> str:
-        """``label/name``: names the image in manifests and prompt files, and keys its noise."""
+        """``label/name``: identifies the image in manifests and prompt files, and is the key of its noise."""
         return f"{self.label}/{self.name}"
 
 
@@ -50,7 +52,7 @@ class ImageFolder:
     images : tuple of ImageRef
         Sorted by class, then by file name.
     ignored : tuple of (str, str)
-        What looks like data and is not read, each with the reason.
+        Paths that look like data but are not read, each with the reason.
     """
 
     root: Path
@@ -66,16 +68,16 @@ class ImageFolder:
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
         """List the classes and images of `root`, without decoding any image.
 
-        Every folder in `root` is a class. Images in folders inside of it belong to the class too. Hidden names (a
-        leading dot) and files that are no images are passed over. Images beside the class folders, images in formats
-        that are not read, and class folders without images are listed in `ignored`.
+        Every folder in `root` is a class. Images in its subfolders belong to the class too. Hidden names (a leading
+        dot) and files that are not images are skipped. Images beside the class folders, images in unsupported formats,
+        and class folders without images are listed in `ignored`.
 
         Raises
         ------
         FileNotFoundError, NotADirectoryError
-            `root` is no folder.
+            `root` is not a folder.
         ValueError
-            There are no class folders or no images; a class folder has a name that cannot be used; or the folders in
+            There are no class folders or no images; the name of a class folder cannot be used; or the folders in
             `root` are not classes but parts of a data set (``train``, ``test``).
         """
         root = Path(root)
@@ -111,14 +113,14 @@ class ImageFolder:
 
 
 def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The image files of a folder and the folders inside of it, by the rule of every command.
+    """List the image files in a folder and its subfolders, by the rule that all commands use.
 
     Returns
     -------
     names : list of str
         Relative to `root`, with slashes, sorted by code point.
     ignored : list of (str, str)
-        What looks like an image and is not read, each with the reason.
+        Files that look like images but are not read, each with the reason.
     """
     names: list[str] = []
     ignored: list[tuple[str, str]] = []
@@ -143,8 +145,10 @@ def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str
 
 
 def shown(name: str, others: Iterable[str] = ()) -> str:
-    """A name in quotes, for an error; with its code points escaped where it looks like one of the others and is
-    another."""
+    """A name in quotes, for an error message.
+
+    Its code points are escaped if it looks the same as one of the others but differs from it.
+    """
     looks = unicodedata.normalize("NFKC", name)
     return ascii(name) if any(other != name and unicodedata.normalize("NFKC", other) == looks
                               for other in others) else repr(name)
@@ -155,13 +159,13 @@ def _is_hidden(name: str) -> bool:
 
 
 def _is_image(path: str) -> bool | str:
-    """Whether a file is an image that is read; the reason if it is one that is not."""
+    """Whether a file is a supported image; the reason if it is an unsupported one."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in SUFFIXES:
         return True
     found = format_of(read_head(path))
     if found in FORMATS and not (found == "TIFF" and suffix in RAW_SUFFIXES):
-        return True  # the bytes count: a JPEG without an ending, or called .heic
+        return True  # the bytes decide: a JPEG without an extension, or named .heic
     other = "raw camera" if suffix in RAW_SUFFIXES else found or OTHER_FORMATS.get(suffix)
     return f"{other} images are not read; convert it to PNG or JPEG" if other else False
 
@@ -171,7 +175,7 @@ def _written(name: str) -> str:
 
 
 def _name_problem(name: str) -> str | None:
-    """What is wrong with a file name; None where nothing is."""
+    """The problem with a file name; None if there is none."""
     if is_utf8(name) and (name.isascii() or sys.getfilesystemencoding() == "utf-8"):
         return None
     try:
@@ -195,7 +199,7 @@ def _check_names(root: Path, classes: list[str]) -> None:
 
 
 def _check_layout(root: Path, classes: list[str], images: list[ImageRef]) -> None:
-    """Refuse folders that are no classes: parts of a data set, and a folder around the class folders."""
+    """Refuse folders that are not classes: parts of a data set, and a folder around the class folders."""
     direct = {image.label for image in images if "/" not in image.name}
     inner: dict[str, set[str]] = {}
     for image in images:

@@ -1,9 +1,9 @@
-"""Decoding image files to pixels.
+"""Decode image files to pixels.
 
     pixels = read_image("photos/cat/1.jpg", (512, 512)).pixels      # uint8 (512, 512, 3)
 
-Image files are untrusted: sizes are bounded, only a few formats are opened, and whatever is wrong with one file becomes
-a `BrokenImageError`.
+Image files are untrusted: sizes are bounded, only a few formats are opened, and any problem with a file raises a
+`BrokenImageError`.
 """
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm",
             ".pnm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-# Files with these endings are images in formats that are not read, unless their first bytes are those of one that is.
+# Files with these extensions are images in unsupported formats, unless their first bytes are those of a supported one.
 OTHER_FORMATS = {".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jp2": "JPEG 2000", ".j2k": "JPEG 2000",
                  ".jxl": "JPEG XL", ".npy": "NumPy", ".svg": "SVG", ".tga": "TGA", ".psd": "Photoshop", ".dcm": "DICOM",
                  ".exr": "OpenEXR", ".ico": "ICO", ".pcx": "PCX"}
-# Photographs as the camera's sensor has them: TIFF files whose first image is a thumbnail.
+# Raw camera photographs: TIFF files whose first image is a thumbnail.
 RAW_SUFFIXES = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")
 MAX_PIXELS = 89_478_485          # Pillow's own limit for decompression bombs: 256 MiB of RGB
 FITS = ("crop", "pad", "squash")
 
 
 def format_of(head: bytes) -> str | None:
-    """The format of an image file that begins with these bytes (132 are enough): one of `FORMATS`, another one, or
-    None.
+    """The format of an image file that begins with these bytes: one of `FORMATS`, another one, or None.
+
+    132 bytes are enough.
 
     >>> format_of(b"GIF89a")
     'GIF'
@@ -59,7 +60,7 @@ _MAGIC = (("PNG", rb"\x89PNG\r\n\x1a\n"), ("JPEG", rb"\xff\xd8\xff"), ("GIF", rb
 
 
 class LoadedImage(NamedTuple):
-    """Pixels uint8 (H, W, 3), and the SHA-256 (hex) of the file that they come from."""
+    """The pixels, uint8 (H, W, 3), and the SHA-256 (hex) of their file."""
 
     pixels: np.ndarray
     sha256: str
@@ -77,20 +78,20 @@ def fit(image: NDArray[np.uint8],
     image : uint8 (H, W, 3)
     size : (height, width)
     how : {"crop", "pad", "squash"}
-        What happens to another aspect ratio. crop: the centre of the image is kept, as large as fits. pad: the whole
-        image is kept, and its mirror image fills the rest. squash: the whole image is resized, and its aspect ratio
-        changes (as in the authors' code).
+        How a different aspect ratio is handled. crop: keep the largest centred part. pad: keep the whole image, and
+        fill the rest with its reflection. squash: resize the whole image, which changes its aspect ratio (as in the
+        authors' code).
     resample : {"bicubic", "bilinear"}
 
     Returns
     -------
     uint8 (height, width, 3)
-        The image itself where it has this size already.
+        The image itself if it already has this size.
 
     Raises
     ------
     ValueError
-        `how` is none of the three.
+        `how` is not one of the three values.
     """
     from PIL import Image
 
@@ -122,10 +123,10 @@ def _fit(image: Image.Image, size: tuple[int, int], how: str, resample: str) -> 
 def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None, how: str = "squash") -> LoadedImage:
     """Read one image file as RGB.
 
-    The EXIF orientation is applied, transparent pixels are laid over white, and of several frames the first is taken.
-    Grey values of 1 to 16 bits are scaled to 8. Values whose black and white are not defined are refused: signed,
-    32-bit and float values without a declared range, and 16-bit values of which the file uses the low bits only. With
-    `size` the image is resized to it; see `fit`.
+    The EXIF orientation is applied, transparent pixels are composited over white, and the first of several frames is
+    used. Grey values of 1 to 16 bits are scaled to 8 bits. Values without a defined black and white are refused:
+    signed, 32-bit and float values without a declared range, and 16-bit values if the file uses only the low bits.
+    With `size`, the image is resized; see `fit`.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ def read_image(path: str | os.PathLike[str], size: tuple[int, int] | None = None
     Raises
     ------
     BrokenImageError
-        For whatever is wrong with this file; the message does not repeat its name.
+        The file cannot be used; the message does not repeat its name.
     """
     data = read_bounded(path)
     return LoadedImage(decode_image(data, size, how), hashlib.sha256(data).hexdigest())
@@ -156,7 +157,7 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "s
             image = _decoded(repaired)
     except BrokenImageError:
         raise
-    except Exception as error:  # the file is untrusted, and Pillow's decoders raise whatever their format trips over
+    except Exception as error:  # the file is untrusted, and Pillow's decoders may raise any exception
         if type(error).__name__ != "UnidentifiedImageError":
             raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
         found = format_of(data[:132])
@@ -168,7 +169,7 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "s
 
 
 def _decoded(data: bytes) -> Image.Image:
-    """The image as Pillow's mode RGB."""
+    """Decode the image to Pillow's mode RGB."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
@@ -179,7 +180,7 @@ def _decoded(data: bytes) -> Image.Image:
         samples = _Samples.of(file, data)
         file.load()
         image: Image.Image = file
-        with contextlib.suppress(Exception):  # EXIF data that cannot be read say nothing about the orientation
+        with contextlib.suppress(Exception):  # unreadable EXIF data do not define an orientation
             image = ImageOps.exif_transpose(file)
         key = image.info.get("transparency")
         if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
@@ -195,18 +196,18 @@ def _decoded(data: bytes) -> Image.Image:
 
 
 class _Samples(NamedTuple):
-    """What the numbers in a file mean, where Pillow does not apply that itself."""
+    """The meaning of the numbers in a file, where Pillow does not apply it itself."""
 
     bits: int = 8
-    largest: int | None = None                      # of 1 to 16 bits; None: it is not known
+    largest: int | None = None                      # of 1 to 16 bits; None: unknown
     range: tuple[float, float] | None = None        # black and white, where a TIFF has SMinSampleValue, SMaxSampleValue
-    low_bits: bool = False                          # values in the low bits alone would be a mistake of the writer
+    low_bits: bool = False                          # values in the low bits alone would be an error of the writer
     inverted: bool = False
-    colour_map: NDArray[np.uint8] | None = None     # of a TIFF, where it has 8 instead of 16 bits
+    colour_map: NDArray[np.uint8] | None = None     # of a TIFF, if it has 8 instead of 16 bits
 
     @classmethod
     def of(cls, file: Image.Image, data: bytes) -> _Samples:
-        """Of a file that is open, not yet loaded; a BrokenImageError if Pillow would misread it."""
+        """The samples of a file that is open but not yet loaded; BrokenImageError if Pillow would misread it."""
         if file.format == "PNG":
             bits = data[24]
             return cls(bits, (1 << bits) - 1, low_bits=bits == 16)
@@ -235,7 +236,7 @@ class _Samples(NamedTuple):
                    and tags.get(262) == 0, map8)
 
     def grey(self, values: NDArray[Any], key: int | None) -> NDArray[np.uint8]:
-        """Grey values as 8 bits, those equal to the transparent one as white."""
+        """Grey values as 8 bits; those equal to the transparent value become white."""
         if values.dtype == np.uint8 or values.dtype == bool:
             grey = values.astype(np.uint8) * (255 if values.dtype == bool else 1)
             if key is not None and self.largest:
@@ -257,7 +258,7 @@ class _Samples(NamedTuple):
         return grey if key is None else np.where(values == key, np.uint8(255), grey)
 
     def check_colours(self, image: Image.Image, key: Any) -> None:
-        """Refuse 16-bit colours whose upper 8 bits, which alone Pillow reads, do not tell what is there."""
+        """Refuse 16-bit colours whose upper 8 bits, the only ones that Pillow reads, are not enough."""
         if isinstance(key, tuple):
             raise BrokenImageError(
                 "a transparent 16-bit colour is not read; save it with an alpha channel, or with 8 bits")
@@ -274,7 +275,7 @@ def _check_low_bits(highest: int, largest: int) -> None:
 
 
 def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG without the chunks that do not change its pixels, of which one may be damaged; None for other files."""
+    """A PNG without the chunks that do not affect its pixels, since one may be damaged; None for other files."""
     if format_of(data[:8]) != "PNG":
         return None
     kept, at = [data[:8]], 8
@@ -289,8 +290,9 @@ def _without_metadata(data: bytes) -> bytes | None:
 
 
 def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of a Pillow image as uint8 (H, W, 3): oriented as its EXIF data say, transparent pixels over white,
-    16-bit gray as 8 bits.
+    """The pixels of a Pillow image as uint8 (H, W, 3).
+
+    The EXIF orientation is applied, transparent pixels are composited over white, and 16-bit grey is scaled to 8 bits.
 
     Raises
     ------

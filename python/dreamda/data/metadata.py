@@ -1,7 +1,7 @@
-"""Metadata files of data sets, by the convention of Hugging Face: ``metadata.jsonl`` or ``metadata.csv``, a line an
-image.
+"""Metadata files of data sets in Hugging Face's format: ``metadata.jsonl`` or ``metadata.csv``, one line per image.
 
-They lie in the data set, or in a folder that holds images; ``file_name`` is relative to the folder of the file.
+They are in the root of the data set, or in a folder that contains images. ``file_name`` is relative to the folder of
+the file.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("metadata.jsonl", "metadata.csv")
 
 
 def metadata_file(folder: str | os.PathLike[str]) -> Path | None:
-    """The metadata file in a folder; None where there is none, ValueError where there are two."""
+    """The metadata file in a folder; None if there is none, ValueError if there are two."""
     found = [path for name in NAMES if (path := Path(folder) / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{folder} has both {' and '.join(NAMES)}; keep one of them")
@@ -27,18 +27,18 @@ def metadata_file(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def metadata_files(folder: ImageFolder) -> list[Path]:
-    """The metadata files of a data set: in its root, and in every folder that holds images."""
+    """The metadata files of a data set: in its root, and in every folder that contains images."""
     places = {folder.root, *(folder.path(image).parent for image in folder.images)}
     return [path for place in sorted(places) if (path := metadata_file(place)) is not None]
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSON Lines or CSV file, each with its line number.
+    """Yield the rows of a JSON Lines or CSV file, each with its line number.
 
     Raises
     ------
     ValueError
-        Names the first line that is no row.
+        A line is not a row; the message names the first such line.
     OSError
         The file cannot be read.
     """
@@ -62,22 +62,22 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
 
 def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str],
                    strict: bool = True) -> Iterator[tuple[Path, int, dict[str, Any], str]]:
-    """The rows of metadata files that are about images of a data set: file, line number, row and the image's key.
+    """Yield the rows of metadata files for the images of a data set: file, line number, row and image key.
 
-    A ``file_name`` is relative to the data set, to a file that lies in a folder of it, or plain (``image.png``) where
-    only one class has it. Rows about files that the data set lists as ignored are passed over.
+    A ``file_name`` is relative to the data set root, relative to the metadata file's folder, or a bare name
+    (``image.png``) that only one class has. Rows for files that the data set lists as ignored are skipped.
 
     Parameters
     ----------
     folder : ImageFolder
     *paths : paths
     strict : bool
-        Refuse rows without a ``file_name``, and names that are no image or several; otherwise they are passed over.
+        Refuse rows without a ``file_name``, and names that match no image or several; otherwise they are skipped.
 
     Raises
     ------
     ValueError
-        Naming the first such row, or the first line that is no row.
+        There is such a row, or a line that is not a row; the message names the first.
     OSError
         A file cannot be read.
     """
@@ -106,9 +106,9 @@ def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str],
 
 
 def check_labels(folder: ImageFolder) -> None:
-    """Refuse labels in the metadata files of a data set that contradict its class folders, which are what counts.
+    """Refuse labels in the metadata files of a data set that contradict its class folders.
 
-    Other words for the classes are no contradiction.
+    The class folders are authoritative. Different words for the classes are not a contradiction.
 
     Raises
     ------

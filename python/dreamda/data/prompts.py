@@ -1,10 +1,10 @@
-"""Prompts: from the names of class folders, from classes.json, or from the captions that a data set has.
+"""Prompts from the names of class folders, from classes.json, or from the captions of a data set.
 
     prompts = choose_prompts(ImageFolder.scan("photos"))
     prompts.texts                                       # {"cat/1.jpg": "a photo of a cat", ...}
 
-The words of a class are its folder's name without numbers and underscores; ``classes.json`` in the data set, an object
-of folder names and words, has others where that name is not what a prompt should say.
+The words of a class are its folder's name without numbers and underscores. ``classes.json`` in the data set, an object
+that maps folder names to words, overrides the name.
 """
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Prompts:
     Attributes
     ----------
     texts : dict of str to str
-        By the image's key.
+        Image key -> prompt.
     source : dict of str to str
-        Where they come from, as run.json has it: the template, or the digest of the files.
+        The origin of the prompts, as recorded in run.json: the template, or the digest of the files.
     notes : tuple of str
-        What the user should know.
+        Notes for the user.
     """
 
     texts: dict[str, str]
@@ -55,11 +55,11 @@ class Prompts:
 
 def choose_prompts(folder: ImageFolder, template: str | None = None, file: str | os.PathLike[str] | None = None,
                    otherwise: str | None = None) -> Prompts:
-    """The prompts of a data set: from `template` or `file`, else its own captions, else from the template `otherwise`.
-    Of annotated images they name the categories in the image.
+    """Choose the prompts of a data set.
 
-    Its own captions are a column text, caption or prompt of ``metadata.jsonl`` or ``metadata.csv``, in the data set or
-    in its class folders.
+    They come from `template` or `file`, else from the data set's own captions, else from the template `otherwise`. For
+    annotated images they name the categories in the image. The data set's own captions are a column text, caption or
+    prompt of ``metadata.jsonl`` or ``metadata.csv``, in its root or in its class folders.
 
     Parameters
     ----------
@@ -111,9 +111,9 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
 def class_words(label: str) -> str:
     """A folder name as words for a prompt.
 
-    Underscores become spaces, hyphens stay (``t-shirt``). A number before the name goes where it can be nothing but a
-    number (``001.Black_footed_Albatross``, ``n02085620-Chihuahua``), long words in capitals become small (``NORMAL``),
-    and words written together are divided (``AnnualCrop``).
+    Underscores become spaces; hyphens are kept (``t-shirt``). A number before the name is removed if it can only be a
+    number (``001.Black_footed_Albatross``, ``n02085620-Chihuahua``), long words in capitals become lower case
+    (``NORMAL``), and joined words are separated (``AnnualCrop``).
 
     >>> class_words("001.Black_footed_Albatross"), class_words("NORMAL"), class_words("soccer_ball")
     ('Black footed Albatross', 'normal', 'soccer ball')
@@ -130,14 +130,14 @@ def _readable(name: str) -> str:
 
 
 def class_names(folder: ImageFolder) -> dict[str, str]:
-    """The words of every class: those of ``classes.json`` in the data set, else of the folder's name.
+    """The words of each class: from ``classes.json`` in the data set, else from the folder's name.
 
-    Where all folder names begin with another number (``1_cat``, ``2_dog``), the numbers go.
+    If all folder names begin with a number (``1_cat``, ``2_dog``) and differ without it, the numbers are removed.
 
     Raises
     ------
     ValueError
-        ``classes.json`` is no object of class folders and words.
+        ``classes.json`` is not an object that maps class folders to words.
     """
     labels = folder.classes
     plain = [re.sub(r"^\d+[-_. ]+(?=[^\W\d_])", "", label) for label in labels]
@@ -169,9 +169,9 @@ def _read_classes(path: Path, labels: Sequence[str]) -> dict[str, str]:
 def fill_template(template: str, label: str) -> str:
     """Put a class into a prompt template.
 
-    An article ``a`` or ``an`` right before the ``{}`` is made to fit the class: ``an`` before a vowel (``an ankle
-    boot``), none before a plural (``roses``). The rules look at letters, not at sounds and meanings; where they are
-    wrong (``an hourglass``), write the prompts into a file.
+    An article ``a`` or ``an`` directly before the ``{}`` is adapted to the class: ``an`` before a vowel (``an ankle
+    boot``), none before a plural (``roses``). The rules consider letters, not sounds or meanings; if they are wrong
+    (``an hourglass``), write the prompts to a file.
 
     >>> fill_template("a photo of a {}", "ankle_boot"), fill_template("a photo of a {}", "roses")
     ('a photo of an ankle boot', 'a photo of roses')
@@ -195,7 +195,7 @@ def _is_plural(words: str) -> bool:
 
 
 def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE) -> dict[str, str]:
-    """One prompt for every image, ``{key: prompt}``; ValueError unless `template` holds ``{}`` exactly once."""
+    """One prompt per image, ``{key: prompt}``; ValueError unless `template` contains ``{}`` exactly once."""
     if template.count("{}") != 1:
         raise ParameterError("template",
                              f'{template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
@@ -206,18 +206,17 @@ def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE)
 
 
 def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> dict[str, str]:
-    """Prompts from JSON Lines, ``{"file_name": ..., "text": ...}`` a line, or CSV with these columns, as ``{key:
-    prompt}``.
+    """Prompts from JSON Lines or CSV files, as ``{key: prompt}``.
 
-    A file name is relative to the data set (``class/image.png``), to a file that lies in a class folder, or plain
-    (``image.png``) where only one class has it. The text may be called caption or prompt, too. Other fields are
-    ignored, so Hugging Face's ``metadata.jsonl`` and ``metadata.csv`` can be given as they are.
+    Each line of JSON Lines is ``{"file_name": ..., "text": ...}``; CSV has these columns. A file name is relative to
+    the data set root (``class/image.png``), relative to the file's own folder if that is inside the data set, or a bare
+    name (``image.png``) that only one class has. The text may also be called caption or prompt. Other fields are
+    ignored, so Hugging Face's ``metadata.jsonl`` and ``metadata.csv`` can be used unchanged.
 
     Raises
     ------
     ValueError
-        A line is no such object, names an image that is not there, or contradicts an earlier line; or an image has no
-        line.
+        A line is not such an object, names a missing image, or contradicts an earlier line; or an image has no line.
     OSError
         The file cannot be read.
     """
@@ -246,7 +245,7 @@ def own_prompt_files(folder: ImageFolder) -> list[Path]:
 
 
 def _own_captions(folder: ImageFolder) -> tuple[list[Path], list[str]]:
-    """The metadata files with captions, and what is to be said of the others."""
+    """The metadata files with captions, and notes about the others."""
     files, notes = [], []
     for path in metadata_files(folder):
         columns = {name for _, row in read_rows(path) for name in row}

@@ -1,5 +1,7 @@
-"""Reads the JSON configurations of diffusers folders as `dreamda._core.Model` takes them, and refuses what it cannot
-compute."""
+"""Read the JSON configurations of diffusers folders for `dreamda._core.Model`.
+
+Settings that it cannot compute are refused.
+"""
 
 import json
 import os
@@ -63,8 +65,7 @@ _TINY_VAE_FIXED: dict[str, tuple] = {
 # diffusers uses the magnitude and the shift only to store latents as bytes; it writes the decoder's channels twice.
 _TINY_VAE_IGNORED = {"block_out_channels", "force_upcast", "latent_magnitude", "latent_shift"}
 
-# Schedulers whose noise schedule these keys describe, with what diffusers' classes have where the file leaves a key
-# out.
+# Schedulers whose noise schedule these keys describe, with the defaults of diffusers' classes for absent keys.
 _PLAIN: dict[str, Any] = dict(beta_start=0.0001,
                               beta_end=0.02,
                               beta_schedule="linear",
@@ -93,7 +94,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
     "LCMScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
     "TCDScheduler": _SMALL_BETAS | dict(beta_schedule="scaled_linear"),
 }
-# What can be run in place of the scheduler that a model names, with the model's own noise schedule.
+# Samplers that can replace the scheduler of a model; they keep the model's own noise schedule.
 SAMPLERS: dict[str, dict[str, Any]] = {
     "lcm": {"_class_name": "LCMScheduler"},
     "tcd": {"_class_name": "TCDScheduler"},
@@ -104,14 +105,14 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     ValueError
-        It is not one JSON object, or absurdly large.
+        It is not a single JSON object, or it is far too large.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a model folder in diffusers' format has one")
@@ -159,7 +160,7 @@ class _Reader:
         return self.typed(key, _is_positive, "a whole number of 1 or more", default)
 
     def number(self, key: str, default: Any = _ABSENT, null: float | None = None, low: float = -1e9) -> float:
-        """At least `low`. `null` is what a null in the file stands for, where one is allowed."""
+        """A number of at least `low`; `null`, where given, is the value that a null in the file stands for."""
         if null is not None and self.get(key, default) is None:
             return null
         value = float(self.typed(key, _is_number, "a finite number", default))
@@ -171,7 +172,7 @@ class _Reader:
         return self.typed(key, lambda v: isinstance(v, bool), "true or false", default)
 
     def per_level(self, key: str, levels: int, default: Any = _ABSENT) -> list[int]:
-        """A list with an entry a level; one number stands for all of them."""
+        """A list with one entry per level; a single number stands for all levels."""
         value = self.get(key, default)
         values = [value] * levels if _is_positive(value) else value
         if not (isinstance(values, list) and len(values) == levels and all(map(_is_positive, values))):
@@ -198,7 +199,7 @@ class _Reader:
         return [known[block] for block in value]
 
     def fixed(self, values: Mapping[str, tuple], ignored: set[str]) -> None:
-        """Refuses features that we do not compute, and unknown keys unless they are off."""
+        """Refuse features that are not implemented, and unknown keys unless they are off."""
         for key, allowed in values.items():
             value = self.get(key, allowed[0])
             if isinstance(value, list) and value and all(v == value[0] for v in value):
@@ -229,7 +230,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a UNet2DConditionModel folder, as `_core.Model("unet", ...)` takes it, plus ``sample_size``.
+    """Read the `config.json` of a UNet2DConditionModel folder, for `_core.Model("unet", ...)`, plus ``sample_size``.
 
     Parameters
     ----------
@@ -244,7 +245,7 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     FileNotFoundError, ValueError
-        Naming the file, the key, and what is possible.
+        The message names the file, the key, and the possible values.
     """
     r = _Reader(Path(folder) / "config.json", ("UNet2DConditionModel",))
     channels = r.channels()
@@ -255,7 +256,7 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                        "is null: without a mid block there is no bottleneck to perturb; use another model")
     if mid != "UNetMidBlock2DCrossAttn":
         raise r.refuse("mid_block_type", f"is {_shown.repr(mid)}, but only 'UNetMidBlock2DCrossAttn' is supported")
-    # In diffusers `attention_head_dim` has always been read as the number of heads, unless that is given on its own.
+    # diffusers has always read `attention_head_dim` as the number of heads, unless that is given separately.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
     config: dict[str, Any] = dict(in_channels=r.integer("in_channels"),
@@ -294,8 +295,10 @@ def _sample_size(r: _Reader) -> tuple[int, int]:
 
 
 def read_vae_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of an AutoencoderKL or AutoencoderTiny folder, plus ``family``, ``factor`` (pixels a latent
-    position), ``scaling_factor`` and ``shift_factor``; see `read_unet_config`."""
+    """Read the `config.json` of an AutoencoderKL or AutoencoderTiny folder; see `read_unet_config`.
+
+    The result also has ``family``, ``factor`` (pixels per latent position), ``scaling_factor`` and ``shift_factor``.
+    """
     r = _Reader(Path(folder) / "config.json", ("AutoencoderKL", "AutoencoderTiny"))
     config = _read_tiny_vae(r) if r.get("_class_name", None) == "AutoencoderTiny" else _read_vae(r)
     if not config["scaling_factor"] > 0:
@@ -358,7 +361,7 @@ def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
 
 
 def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """`config.json` of a CLIPTextModel folder; see `read_unet_config`."""
+    """Read the `config.json` of a CLIPTextModel folder; see `read_unet_config`."""
     r = _Reader(Path(folder) / "config.json")
     kind = r.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
@@ -383,11 +386,11 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_scheduler_config(folder: str | os.PathLike[str], sampler: str | None = None) -> dict[str, Any]:
-    """The noise schedule of a diffusers scheduler folder, for `dreamda.generation.schedulers.Schedule`.
+    """Read the noise schedule of a diffusers scheduler folder, for `dreamda.generation.schedulers.Schedule`.
 
-    The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` tells which one the file
-    names (DDIMScheduler where it names none). Absent keys have the defaults of that class in diffusers. `sampler`, one
-    of `SAMPLERS`, is run in its place, as with diffusers' ``from_config``.
+    The classes in `SCHEDULERS` share these keys; every other class is refused. ``class_name`` is the class that the
+    file names (DDIMScheduler if it names none). Absent keys get the defaults of that class in diffusers. `sampler`,
+    one of `SAMPLERS`, replaces the class, as with diffusers' ``from_config``.
     """
     if sampler is not None and sampler not in SAMPLERS:
         raise ParameterError("scheduler", f"{shown(sampler)} is unknown; use one of {', '.join(SAMPLERS)}")

@@ -1,6 +1,6 @@
 """Textual inversion: files of learned embeddings, each for a new token of the tokenizer.
 
-A token of several vectors stands in a prompt as itself, and is read as ``token token_1 token_2``, as in diffusers.
+A token with several vectors is written once in a prompt, and is read as ``token token_1 token_2``, as in diffusers.
 """
 
 import os
@@ -17,7 +17,7 @@ from .tokenizer import MAX_TOKEN_LENGTH
 from .weights import CONVERT_TENSORS, WeightFile, listed
 
 MAX_VECTORS = 75  # more do not fit into a prompt
-_OF_WEBUI = "emb_params"  # what Stable Diffusion WebUI calls the only tensor of a file
+_OF_WEBUI = "emb_params"  # Stable Diffusion WebUI's name for the only tensor of a file
 _OF_SDXL = {"clip_l", "clip_g"}
 
 
@@ -27,8 +27,8 @@ class Embedding:
     Parameters
     ----------
     path : path
-        A safetensors file with one tensor, whose name is the token; where it is Stable Diffusion WebUI's, the token is
-        the file's name without its end.
+        A safetensors file with one tensor, whose name is the token. For a file of Stable Diffusion WebUI, the token is
+        the file name without its extension.
     token : str, optional
         Another name for it.
 
@@ -41,7 +41,7 @@ class Embedding:
     Raises
     ------
     FileNotFoundError, ValueError
-        The file is not there, damaged, or holds something else.
+        The file is missing or damaged, or is not an embedding.
     """
 
     def __init__(self, path: str | os.PathLike[str], token: str | None = None) -> None:
@@ -69,21 +69,21 @@ class Embedding:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file, in hex."""
+        """The SHA-256 of the file, in hex."""
         return digest_of_file(self.path)
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens of its vectors: its own, and numbered ones."""
+        """The tokens of its vectors: the token itself, then numbered ones."""
         return [self.token, *(f"{self.token}_{number}" for number in range(1, len(self.vectors)))]
 
 
-# What callers give: a file, or a file and another name for its token. An `Embedding` is passed on.
+# Callers pass a file, a file and another name for its token, or an `Embedding`, which is used as it is.
 EmbeddingLike = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | None] | Embedding
 
 
 def open_embeddings(embeddings: Sequence[EmbeddingLike]) -> list[Embedding]:
-    """The embeddings that a caller names; ParameterError where that is something else."""
+    """Open the embeddings that a caller passes; ParameterError for anything else."""
     opened = []
     for given in embeddings:
         if isinstance(given, Embedding):

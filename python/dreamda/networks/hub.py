@@ -1,5 +1,7 @@
-"""Where a model and its parts are: a bundled name, a local folder, or an id of the Hugging Face hub, of which only the
-needed files are fetched."""
+"""Find a model and its parts: a bundled name, a local folder, or an id on the Hugging Face hub.
+
+Only the needed files are downloaded from the hub.
+"""
 
 import os
 import re
@@ -15,13 +17,13 @@ _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
-    """The folder of a model.
+    """Find the folder of a model.
 
     Parameters
     ----------
     model : str or path
-        A bundled name, a folder in diffusers' format, or an id of the hub, "owner/name" or "owner/name@revision" (a
-        branch, tag or commit), which needs the `hub` extra. Files that are in the hub's cache are not fetched again.
+        A bundled name, a folder in diffusers' format, or an id on the hub, "owner/name" or "owner/name@revision" (a
+        branch, tag or commit), which needs the `hub` extra. Files in the hub's cache are not downloaded again.
 
     Returns
     -------
@@ -30,9 +32,9 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     Raises
     ------
     FileNotFoundError
-        Saying what was looked for, and why the hub did not give it.
+        The model was not found; the message says why the hub did not provide it.
     ValueError
-        Where the path is a single checkpoint file instead of a folder.
+        The path is a single checkpoint file instead of a folder.
     """
     path = Path(model)
     bundled = BUNDLED / str(model)
@@ -62,8 +64,8 @@ def bundled_models() -> list[str]:
 def part_folder(model: Path, part: str) -> Path:
     """The folder of a part ("unet", "vae", "text_encoder", "tokenizer", "scheduler") of a model.
 
-    It is below the model's own folder, unless there is none and the model's ``dreamda.json`` names a bundled model
-    whose parts it shares: ``{"parts_from": "fashion-mini"}``.
+    It is inside the model's own folder. If that has no such part, ``dreamda.json`` may name a bundled model whose
+    parts are shared: ``{"parts_from": "fashion-mini"}``.
 
     Parameters
     ----------
@@ -74,12 +76,12 @@ def part_folder(model: Path, part: str) -> Path:
     Returns
     -------
     Path
-        Whether or not it exists.
+        The folder may not exist.
 
     Raises
     ------
     ValueError
-        ``dreamda.json`` names something else than a bundled model.
+        ``dreamda.json`` names something other than a bundled model.
     """
     about = model / "dreamda.json"
     if (model / part).exists() or not about.is_file():
@@ -94,11 +96,10 @@ def part_folder(model: Path, part: str) -> Path:
 
 
 def needed_files(files: Iterable[str]) -> list[str]:
-    """Of the files of a repository, those that dreamda reads: configurations, tokenizer, and one form of each network's
-    weights.
+    """The files of a repository that dreamda reads.
 
-    Pickles, other variants and other parts are left out. Full precision is chosen before float16, and a single file
-    before shards.
+    These are the configurations, the tokenizer, and one form of each network's weights. Pickles, other variants and
+    other parts are left out. Full precision is preferred to float16, and a single file to shards.
     """
     files = sorted(files)
     needed = [
@@ -145,13 +146,13 @@ def _fetch(model: str, revision: str | None) -> Path:
             problem = "access is denied; log in with an account that may read it: hf auth login, or HF_TOKEN"
         else:
             return _cached(model, revision, _first_line(error))
-    except Exception as error:  # which class stands for "no connection" differs by version of the library
+    except Exception as error:  # the exception for "no connection" differs between versions of the library
         return _cached(model, revision, _first_line(error))
     raise FileNotFoundError(f"{name}: not a local folder, and {problem}")
 
 
 def _cached(model: str, revision: str | None, reason: str) -> Path:
-    """The copy in the hub's cache, if it is whole; `reason` is why nothing can be fetched."""
+    """The copy in the hub's cache, if it is complete; `reason` says why nothing can be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     name = model if revision is None else f"{model}@{revision}"

@@ -1,8 +1,8 @@
 """LoRA files: low-rank changes of a model's weights, added while the weights are read.
 
-A layer's weight grows by scale * (alpha / rank) * up @ down; without an alpha that fraction is 1. Files of peft, of
-every generation of diffusers and of kohya's scripts are read. Their keys are compared with the names of the model's own
-parameters, so it does not matter which separators and prefixes a file uses.
+The change scale * (alpha / rank) * up @ down is added to a layer's weight; without an alpha, the fraction is 1. Files
+from peft, from all versions of diffusers and from kohya's scripts are supported. Keys are matched with the names of the
+model's parameters, so the separators and prefixes that a file uses do not matter.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from .weights import CONVERT_TENSORS, WeightFile, listed
 UNET, TEXT_ENCODER = "unet", "text_encoder"
 _CALLED = {UNET: "U-Net", TEXT_ENCODER: "text encoder"}
 _ARCHITECTURE = "it was made for another architecture; give a LoRA made for this kind of model"
-# What libraries call the file in a folder.
+# The file names that libraries use in a folder.
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.[\w-]+)?\.weight", re.DOTALL)
 _DOWN = ("A", "down")
-# Beginnings of keys, with "_" for ".", and the network they say a layer belongs to.
+# Prefixes of keys, with "_" for ".", and the network that each names.
 _PREFIXES = {
     "base_model_model_": None,
     "lora_unet_": UNET,
@@ -44,7 +44,7 @@ _PREFIXES = {
     "text_encoder_": TEXT_ENCODER,
 }
 _SECOND_ENCODER = ("lora_te2_", "text_encoder_2_")
-# Methods whose files look alike, by what their keys hold.
+# Methods with similar files, by the marks in their keys.
 _OTHER_METHODS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -57,14 +57,14 @@ _OTHER_METHODS = {
     "lora_B.bias": "LoRA with biases",
     "lora_up.bias": "LoRA with biases",
 }
-# What diffusers called the layers in its first LoRA files.
+# The names of layers in diffusers' first LoRA files.
 _FIRST_NAMES = ((r"_processor_to_", "_to_"), (r"_self_attn_to_([qkv])$", r"_self_attn_\1_proj"),
                 (r"_self_attn_to_out$", "_self_attn_out_proj"), (r"_to_out$", "_to_out_0"))
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """The factors of one layer, by their names in the file, and what their product is multiplied by."""
+    """The factors of one layer, by their names in the file, and the scale of their product."""
 
     down: str
     up: str
@@ -73,23 +73,23 @@ class _Layer:
 
 
 class Lora:
-    """A LoRA file, and how much of it is added.
+    """A LoRA file and its scale.
 
     Parameters
     ----------
     path : path
-        A safetensors file, or a folder that peft or diffusers saved one in.
+        A safetensors file, or a folder in which peft or diffusers saved one.
     scale : float
 
     Attributes
     ----------
     matched : dict
-        Parameter of the model -> key of the layer in the file, filled by `match`.
+        Model parameter -> key of the layer in the file, filled by `match`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        The file is not there, damaged, no LoRA, or made by a method that is not supported.
+        The file is missing or damaged, is not a LoRA, or uses an unsupported method.
     """
 
     def __init__(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
@@ -104,7 +104,7 @@ class Lora:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file, in hex; where peft's configuration lies beside it, of both digests."""
+        """The SHA-256 of the file, in hex; if peft's configuration is beside it, of both digests."""
         digest, config = digest_of_file(self.path), _peft_config(self.path)
         if config is None:
             return digest
@@ -112,24 +112,24 @@ class Lora:
 
     @property
     def unmatched(self) -> list[str]:
-        """Keys of the layers for the networks seen so far that are in none of them."""
+        """Keys of the layers that are meant for the networks seen so far but were found in none of them."""
         found = set(self.matched.values())
         return [key for key, layer in self._layers.items()
                 if key not in found and (layer.part is None or layer.part in self._parts)]
 
     def describe(self) -> str:
-        """What it changes."""
+        """One line that says how many weights it changes."""
         return f"LoRA {self.path} at scale {self.scale:g}: {counted(len(self.matched), 'weight')} changed"
 
     def warnings(self) -> list[str]:
-        """What of it has no effect."""
+        """Warnings about layers that have no effect."""
         if not (unmatched := self.unmatched):
             return []
         return [f"LoRA {self.path}: {len(unmatched)} of its {len(unmatched) + len(self.matched)} layers are not in "
                 f"this model and have no effect: {listed(unmatched)}"]
 
     def match(self, part: str, parameters: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-        """Look for its layers among the parameters of a network.
+        """Find its layers among the parameters of a network.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Lora:
         Raises
         ------
         ValueError
-            A layer of it has another shape than the model's, or holds numbers that are not finite.
+            The shape of a layer does not fit the model's, or a layer has non-finite values.
         """
         self._parts.add(part)
         names: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -159,8 +159,10 @@ class Lora:
             self.matched[name], self._shapes[name] = key, shape
 
     def check(self) -> None:
-        """Raise ValueError where nothing of it is in the networks it was matched with; warn of single layers that are
-        not."""
+        """Check that its layers were found in the networks that it was matched with.
+
+        Raises ValueError if none was found, and warns of single layers that were not.
+        """
         for part in (*sorted(self._parts), None):
             keys = [key for key, layer in self._layers.items() if layer.part == part]
             if keys and not set(keys) & set(self.matched.values()):
@@ -175,7 +177,7 @@ class Lora:
             warnings.warn(text)
 
     def change(self, parameter: str) -> np.ndarray:
-        """What is added to a matched parameter: float32, in its shape."""
+        """The change that is added to a matched parameter: float32, in its shape."""
         layer = self._layers[self.matched[parameter]]
         down, up = (self._weights.read_float32(name) for name in (layer.down, layer.up))
         down, up = down.reshape(len(down), -1), up.reshape(len(up), -1)
@@ -225,7 +227,7 @@ class Lora:
         return value
 
     def _recorded_alphas(self) -> "_Alphas":
-        """What newer files say of their alphas elsewhere than in tensors."""
+        """The alphas that newer files store outside of tensors."""
         from safetensors import safe_open
 
         config = _peft_config(self.path)
@@ -259,7 +261,7 @@ class Lora:
 
 
 class _Alphas:
-    """The alphas in peft's configuration of a LoRA, by network; `None` is for all of them."""
+    """The alphas in peft's configuration of a LoRA, by network; `None` stands for all networks."""
 
     def __init__(self, path: Path, configs: dict[str | None, dict[str, Any]]) -> None:
         self._path, self._configs = path, configs
@@ -270,7 +272,7 @@ class _Alphas:
                                  "supported; use an ordinary LoRA")
 
     def factor(self, key: str, rank: int) -> float:
-        """What the product of a layer's factors is multiplied by."""
+        """The scale of the product of a layer's factors."""
         about = self._configs.get(None) or self._configs.get(_part(key)) or {}
         alpha = about.get("lora_alpha", rank)
         patterns = about.get("alpha_pattern") or {}
@@ -288,19 +290,20 @@ class _Alphas:
         return alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
 
 
-# What callers give: a file and its scale. A `Lora` is passed on.
+# Callers pass a file and its scale, or a `Lora`, which is used as it is.
 LoraLike = tuple[str | os.PathLike[str], float] | Lora
 
 
 @contextlib.contextmanager
 def opened(loras: Sequence[LoraLike]) -> Iterator[list[Lora]]:
-    """The LoRA files that a caller names, to make networks with; at the end, `Lora.check` of those that were opened
-    here.
+    """Open the LoRA files that a caller passes, to create networks with them.
+
+    On exit, `Lora.check` is called for those that were opened here.
 
     Raises
     ------
     ParameterError
-        Something else than pairs of a file and a number is given.
+        Something other than pairs of a file and a number is given.
     """
     every: list[Lora] = []
     own: list[Lora] = []
@@ -346,7 +349,7 @@ def _part(key: str) -> str | None:
 
 
 def _spellings(key: str) -> list[str]:
-    """What the layer of a key may be called in the model, with "_" for "."."""
+    """The names that the layer of a key may have in the model, with "_" for "."."""
     flat = _flat(key)
     for prefix in _PREFIXES:
         flat = flat.removeprefix(prefix)
@@ -357,5 +360,5 @@ def _spellings(key: str) -> list[str]:
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A convolution of one pixel is a matrix."""
+    """The shape with 1 x 1 kernels dropped: a pointwise convolution is a matrix."""
     return shape[:1] if set(shape[1:]) <= {1} else shape

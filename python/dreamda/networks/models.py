@@ -1,5 +1,7 @@
-"""The networks of a diffusers folder, each alone: `UNet`, `VAE`, `TextEncoder`. NumPy arrays in and out; PyTorch's
-layouts."""
+"""The single networks of a diffusers folder: `UNet`, `VAE`, `TextEncoder`.
+
+Inputs and outputs are NumPy arrays in PyTorch's layouts.
+"""
 
 import os
 import reprlib
@@ -22,16 +24,16 @@ from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
 
 TOKENS = "text_model.embeddings.token_embedding.weight"
-MAX_SHAPES = 4  # a network keeps the plans of this many shapes
+MAX_SHAPES = 4  # each network keeps the plans of this many shapes
 
 
 def resolve_dtype(dtype: str) -> str:
-    """"f32" or "bf16"; "auto" is bf16 where the processor computes in it (AVX512-BF16 or AMX).
+    """Resolve a dtype to "f32" or "bf16"; "auto" is bf16 if the processor supports it (AVX512-BF16 or AMX).
 
     Raises
     ------
     ValueError
-        For any other name.
+        The name is unknown.
     """
     if dtype not in ("auto", "f32", "bf16"):
         raise ParameterError("dtype", f"{dtype!r} is unknown; use auto, f32 or bf16")
@@ -41,30 +43,31 @@ def resolve_dtype(dtype: str) -> str:
 
 
 class Network:
-    """One model family with its weights: plans are made when a shape is first seen, and the last few are kept.
+    """A model of one family with its weights.
 
-    Packed weights that only plans of the past have used are freed when the next plan is made.
+    A plan is created when a shape is first seen; the most recent plans are kept. Packed weights that only discarded
+    plans have used are freed when the next plan is created.
 
     Parameters
     ----------
     family : str
-        As `dreamda._core.Model` names it.
+        As named by `dreamda._core.Model`.
     config : dict
-        For that family.
+        The configuration for that family.
     weights : WeightFile
     dtype, threads
         As in `UNet.load`.
     ignore : tuple of str
-        Beginnings of names in the file that belong to another network.
+        Prefixes of names in the file that belong to another network.
     loras : sequence of Lora
         Added to the weights when they are read, in this order.
     new_tokens : mapping of int to array, optional
-        Of a text encoder, by their ids: rows that the file's table of tokens does not have.
+        For a text encoder: rows, by token id, that the token table in the file does not have.
 
     Raises
     ------
     ValueError
-        If the weights do not fit the configuration; every misfit is listed.
+        The weights do not fit the configuration; the message describes the mismatches.
     """
 
     def __init__(self,
@@ -95,8 +98,8 @@ class Network:
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
         """The plan for a shape (see `dreamda._core.Model.plan`), its weights loaded.
 
-        Plans of different lanes are single-threaded and may run side by side; without a lane, a plan uses all threads
-        that OpenMP gives to a call from here.
+        Plans of different lanes are single-threaded and may run concurrently. Without a lane, a plan uses all threads
+        that OpenMP provides to a call from here.
         """
         threads = _core.team(self.threads) if lane is None else 1
         key = tuple(sorted(shape.items()))
@@ -122,7 +125,7 @@ class Network:
             return lanes[lane, threads]
 
     def _token_table(self) -> np.ndarray:
-        """The file's table of tokens, with the new ones at their places."""
+        """The token table of the file, with the new rows in their places."""
         known = self._weights.read_float32(TOKENS)
         table = np.zeros((self._config["vocab_size"], known.shape[1]), np.float32)
         table[: len(known)] = known
@@ -150,7 +153,7 @@ def _array(value: ArrayLike, name: str, ndim: int, form: str) -> np.ndarray:
 
 
 def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
-    """Guidance scales as the U-Net's graph takes them: 1000 (guidance_scale - 1) a row."""
+    """Guidance scales as inputs of the U-Net's graph: 1000 (guidance_scale - 1) per row."""
     scales = np.asarray(guidance_scale, np.float64)
     if scales.shape not in ((), (1,), (rows,)) or not np.isfinite(scales).all():
         raise ValueError(
@@ -160,14 +163,14 @@ def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
 
 
 class Part:
-    """What `UNet`, `VAE` and `TextEncoder` share: a configuration, and networks that are computed on the same threads.
+    """Base class of `UNet`, `VAE` and `TextEncoder`: a configuration, and networks that run on the same threads.
 
     Parameters
     ----------
     config : dict
     weights : dreamda.networks.weights.WeightFile
     networks : Network
-        One or several.
+        One or more.
 
     Attributes
     ----------
@@ -176,7 +179,7 @@ class Part:
     dtype : {"f32", "bf16"}
     threads : int
     files : list of Path
-        The files of weights.
+        The weight files.
     """
 
     def __init__(self, config: dict[str, Any], weights: WeightFile, *networks: Network) -> None:
@@ -201,7 +204,7 @@ class Part:
 
 
 class UNet(Part):
-    """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise, or the velocity, in a latent image.
+    """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise or the velocity in a latent image.
 
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
     (bool: the guidance scale is an input, as in latent consistency models).
@@ -240,11 +243,12 @@ class UNet(Part):
         folder : path
             With `config.json` and `diffusion_pytorch_model.safetensors` (or its shards, or its `.fp16` variant).
         dtype : {"auto", "f32", "bf16"}
-            What is computed in; sums, norms and softmax are always f32.
+            The type of the computation; sums, norms and softmax are always f32.
         threads : int, optional
-            Default: the processors this process may use, at most OMP_NUM_THREADS and a container's CPU quota.
+            Default: the number of processors that this process may use, limited by OMP_NUM_THREADS and by a
+            container's CPU quota.
         loras : sequence of (path, float)
-            LoRA files with their scales, added to the weights. Layers for the text encoder are left out.
+            LoRA files with their scales, added to the weights. Layers for the text encoder are ignored.
 
         Returns
         -------
@@ -253,7 +257,7 @@ class UNet(Part):
         Raises
         ------
         FileNotFoundError, ValueError
-            Naming the file, the key or the tensors, and the fix.
+            The message names the file, the key or the tensors, and the fix.
         """
         with opened(loras) as found:
             return cls(read_unet_config(folder), WeightFile(folder), dtype, threads, found)
@@ -306,7 +310,8 @@ class UNet(Part):
         return_bottleneck : bool
             Also return the clean mid-block output.
         guidance_scale : float or array (rows,), optional
-            For a latent consistency model that takes the guidance as an input (``takes_guidance``), and needed there.
+            Required by a latent consistency model that takes the guidance as an input (``takes_guidance``), and not
+            allowed otherwise.
 
         Returns
         -------
@@ -315,7 +320,7 @@ class UNet(Part):
         Raises
         ------
         ValueError
-            Where shapes do not fit each other or the model.
+            The shapes do not fit each other or the model.
         """
         sample = _array(sample, "sample", 4, "(rows, channels, height, width)")
         context = _array(context, "context", 3, "(rows, tokens, channels)")
@@ -342,10 +347,10 @@ class UNet(Part):
 
 
 class VAE(Part):
-    """AutoencoderKL, or AutoencoderTiny (TAESD), which has no deviation: images to latent images and back. Use
-    `VAE.load`.
+    """AutoencoderKL or AutoencoderTiny (TAESD): encodes images to latents and decodes them.
 
-    Attributes: ``config`` (dict), ``factor`` (int, pixels a latent position), ``parameters``, ``dtype``, ``threads``.
+    Use `VAE.load`. An AutoencoderTiny has no standard deviation. Attributes: ``config`` (dict), ``factor`` (int, pixels
+    per latent position), ``parameters``, ``dtype``, ``threads``.
 
     Parameters
     ----------
@@ -397,7 +402,7 @@ class VAE(Part):
         images : array (rows, 3, H, W) in [-1, 1]
             H and W are multiples of ``factor``.
         lane : int, optional
-            Run single-threaded, beside other lanes.
+            Run single-threaded, concurrently with other lanes.
 
         Returns
         -------
@@ -407,7 +412,7 @@ class VAE(Part):
         Raises
         ------
         ValueError
-            The shape is another one, or H or W no multiple of ``factor``.
+            The shape is wrong, or H or W is not a multiple of ``factor``.
         """
         images = _array(images, "images", 4, "(rows, 3, height, width)")
         rows, _, height, width = images.shape
@@ -429,7 +434,7 @@ class VAE(Part):
         images, lane
             As in `moments`.
         noise : array of the latents' shape, optional
-            Standard normal, for a sample of the posterior; default: its mean.
+            Standard normal noise, for a sample from the posterior. Default: use the mean of the posterior.
 
         Returns
         -------
@@ -446,12 +451,12 @@ class VAE(Part):
         ----------
         latents : array (rows, latent_channels, h, w)
         lane : int, optional
-            Run single-threaded, beside other lanes.
+            Run single-threaded, concurrently with other lanes.
 
         Returns
         -------
         float32 array (rows, 3, h * factor, w * factor)
-            About [-1, 1], not clipped.
+            About in [-1, 1], not clipped.
         """
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
         z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
@@ -463,7 +468,7 @@ class VAE(Part):
 
 
 class TextEncoder(Part):
-    """CLIPTextModel and its tokenizer: prompts to embeddings. Use `TextEncoder.load`.
+    """CLIPTextModel and its tokenizer: encodes prompts as embeddings. Use `TextEncoder.load`.
 
     Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``,
     ``dtype``, ``threads``.
@@ -483,7 +488,7 @@ class TextEncoder(Part):
     Raises
     ------
     ValueError
-        Tokenizer, weights and embeddings do not belong together, or a token of an embedding exists already.
+        Tokenizer, weights and embeddings do not match, or the token of an embedding exists already.
     """
 
     def __init__(self,
@@ -536,9 +541,9 @@ class TextEncoder(Part):
         tokenizer : path, optional
             Default: the folder `tokenizer` beside `folder`, if there is one.
         loras : sequence of (path, float)
-            As in `UNet.load`; layers for the U-Net are left out.
+            As in `UNet.load`; layers for the U-Net are ignored.
         embeddings : sequence of path or (path, str)
-            Files of textual inversion, perhaps with another name for the token that each adds to the tokenizer.
+            Textual inversion files, optionally with another name for the token that each adds to the tokenizer.
 
         Returns
         -------
@@ -572,14 +577,14 @@ class TextEncoder(Part):
         Raises
         ------
         ValueError
-            For ids outside of the vocabulary, or more tokens than the model has positions.
+            An id is outside the vocabulary, or there are more tokens than the model has positions.
         """
         tokens = _array(tokens, "tokens", 2, "(rows, tokens)")
         plan = self._network.plan(rows=tokens.shape[0], tokens=tokens.shape[1])
         return plan.run({"tokens": tokens})["hidden"]
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
-        """Embeddings of prompts, computed one at a time, so that none depends on the others.
+        """Embeddings of prompts, computed one prompt at a time, so that they do not depend on each other.
 
         Parameters
         ----------
@@ -592,7 +597,7 @@ class TextEncoder(Part):
         Raises
         ------
         ValueError
-            It was loaded without a tokenizer.
+            The text encoder was loaded without a tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError(

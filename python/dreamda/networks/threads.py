@@ -1,5 +1,8 @@
-"""How many threads to compute with: the processors we may use, the CPU quota of our container, and what OpenMP really
-gives."""
+"""The number of threads to compute with.
+
+It depends on the processors that this process may use, the CPU quota of its container, and the threads that OpenMP
+actually provides.
+"""
 
 import math
 import os
@@ -15,28 +18,28 @@ import numpy as np
 from .. import _core
 from ..options import ParameterError
 
-OPENMP_LIMITS = ("OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS")  # what lowers a team below the number asked for
+OPENMP_LIMITS = ("OMP_THREAD_LIMIT", "OMP_MAX_ACTIVE_LEVELS")  # these reduce a team below the requested number
 
 
 class Limit(NamedTuple):
-    """A bound on the number of threads, and where it comes from."""
+    """A limit on the number of threads, and its reason."""
 
     threads: int
     reason: str
 
 
 def thread_limits(root: Path = Path("/")) -> list[Limit]:
-    """What bounds the default number of threads; the smallest applies.
+    """The limits on the default number of threads; the smallest applies.
 
     Parameters
     ----------
     root : Path
-        Where /proc and /sys are found; another one in tests.
+        The folder that contains /proc and /sys; tests use another one.
 
     Returns
     -------
     list of Limit
-        The processors first, then OMP_NUM_THREADS and the CPU quota where there is one.
+        The processors first, then OMP_NUM_THREADS and the CPU quota, if there are any.
     """
     allowed, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     limits = [
@@ -54,9 +57,9 @@ def thread_limits(root: Path = Path("/")) -> list[Limit]:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """The processors' worth of time that our control group and those around it grant: the smallest of their quotas.
+    """The CPU quota, in processors: the smallest one of our control group and its parents.
 
-    Reads version 1 (``cpu.cfs_quota_us``) and version 2 (``cpu.max``), also where both are mounted.
+    Reads cgroup version 1 (``cpu.cfs_quota_us``) and version 2 (``cpu.max``), also if both are mounted.
 
     Parameters
     ----------
@@ -66,14 +69,14 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Returns
     -------
     float or None
-        None: there is no quota, or this system does not tell.
+        None: there is no quota, or the system does not report one.
     """
     quotas = [quota for folder, version in _control_groups(root) if (quota := _quota_of(folder, version))]
     return min(quotas, default=None)
 
 
 def _control_groups(root: Path) -> Iterator[tuple[Path, int]]:
-    """The folders of our control group and of those around it that are mounted here, with their version."""
+    """The mounted folders of our control group and its parents, with their cgroup version."""
     try:
         memberships = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text(errors="replace").splitlines()
@@ -94,7 +97,7 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, int]]:
             continue
         mounted, point = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text) for text in there[3:5])
         group = ours[version]
-        # Inside of a container the mount may begin at our group, or the group may lie outside of what is mounted.
+        # Inside a container the mount may begin at our group, or the group may lie outside the mount.
         inside = group.relative_to(
             mounted) if group.is_relative_to(mounted) and ".." not in group.parts else PurePosixPath()
         for part in (inside, *inside.parents):
@@ -114,7 +117,7 @@ def _quota_of(folder: Path, version: int) -> float | None:
 
 
 def explain_threads(threads: int | None = None, root: Path = Path("/")) -> tuple[int, str]:
-    """The number of threads that a call from here computes with, and what decides it.
+    """The number of threads that a call from here uses, and the reason for it.
 
     Parameters
     ----------
@@ -131,7 +134,7 @@ def explain_threads(threads: int | None = None, root: Path = Path("/")) -> tuple
     Raises
     ------
     ValueError
-        `threads` is no whole number from 1 to 1024.
+        `threads` is not a whole number from 1 to 1024.
     """
     if threads is None:
         wanted, reason = min(thread_limits(root), key=lambda limit: limit.threads)
@@ -147,7 +150,7 @@ def explain_threads(threads: int | None = None, root: Path = Path("/")) -> tuple
 
 
 def resolve_threads(threads: int | None) -> int:
-    """The number of threads to compute with: `threads`, else what `thread_limits` leave; never more than OpenMP gives.
+    """The number of threads to use: `threads`, else the smallest of `thread_limits`; at most what OpenMP provides.
 
     Parameters
     ----------
@@ -169,15 +172,15 @@ def resolve_threads(threads: int | None) -> int:
 
 
 def free_threads(seconds: float = 0.3, root: Path = Path("/")) -> tuple[int, str]:
-    """The default number of threads, less what other programs keep busy now.
+    """The default number of threads, reduced by the processors that other programs use now.
 
-    For work whose threads wait for each other at every step: with more threads than free processors it takes many times
-    as long. Where OMP_NUM_THREADS is set, that is what the user wants, and it is kept.
+    This is for work whose threads wait for each other at every step: with more threads than free processors it takes
+    many times as long. If OMP_NUM_THREADS is set, the number is not reduced.
 
     Parameters
     ----------
     seconds : float
-        How long to watch the processors.
+        How long to observe the processors.
     root : Path
         As in `thread_limits`.
 
@@ -204,8 +207,7 @@ def _processor_times(root: Path) -> str:
 
 
 def idle_processors(before: str, after: str, allowed: set[int]) -> float | None:
-    """How many of the `allowed` processors' worth of time was idle between two texts of /proc/stat; None where they do
-    not tell."""
+    """The idle time of the `allowed` processors between two texts of /proc/stat, in processors; None if unknown."""
     def times(text: str) -> dict[int, tuple[int, int]]:
         found = {}
         for line in text.splitlines():

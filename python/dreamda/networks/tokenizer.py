@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer, through the `tokenizers` library, for folders saved by any version of transformers."""
+"""CLIP's byte-pair tokenizer, using the `tokenizers` library, for folders saved by any version of transformers."""
 
 import os
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _MARKS_OR_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|" + _WORDS
-# What a tokenizer.json of CLIP's kind holds, in the spellings of different versions of transformers.
+# The contents of CLIP's tokenizer.json, as different versions of transformers write them.
 _NORMALIZER: dict[str, Any] = {"type": "Sequence", "normalizers": [
     {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}]}
 _PRE_TOKENIZERS: list[dict[str, Any]] = [
@@ -44,14 +44,14 @@ class Tokenizer:
     Attributes
     ----------
     length : int
-        Tokens a text is padded or cut to.
+        The number of tokens to which a text is padded or truncated.
     vocab_size : int
-        Added tokens included.
+        Includes added tokens.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        Naming the file and what is wrong with it. A tokenizer of another kind than CLIP's is refused.
+        The message names the file and the problem. Tokenizers other than CLIP's are refused.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -96,7 +96,7 @@ class Tokenizer:
         self._series: dict[str, str] = {}  # a token of several vectors -> all of its tokens
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Token ids, padded, and cut where a text is too long (its end mark stays).
+        """Token ids, padded or truncated to `length`; the end token is kept.
 
         Parameters
         ----------
@@ -110,8 +110,9 @@ class Tokenizer:
         return np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(encodings), self.length)
 
     def unread(self, texts: list[str]) -> list[str]:
-        """Of each text the part that is cut off because it is too long: its end, or its beginning where
-        `truncation_side` is left; "" where all of it is read.
+        """The part of each text that is truncated; "" if none is.
+
+        This is the end of the text, or the beginning if `truncation_side` is left.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ class Tokenizer:
         return lost
 
     def add(self, tokens: list[str]) -> list[int]:
-        """Add tokens; in texts, the first of them stands for all.
+        """Add tokens; in texts, the first one stands for all of them.
 
         Parameters
         ----------
@@ -169,8 +170,7 @@ class Tokenizer:
 
 
 class _Options:
-    """What the small files of a tokenizer folder say, merged as transformers merges them; every complaint names the
-    file."""
+    """The settings in the small files of a tokenizer folder, merged as in transformers; errors name the file."""
 
     def __init__(self, folder: Path, listed: list[Any]) -> None:
         self.path = folder / "tokenizer_config.json"
@@ -202,8 +202,10 @@ class _Options:
                 raise ValueError(f"{self.path}: '{key}' is null, but CLIP's tokenizer needs one")
 
     def _read_older_files(self, folder: Path, listed: list[Any]) -> None:
-        """special_tokens_map.json, added_tokens.json and the list in tokenizer.json: what transformers heeds without a
-        decoder."""
+        """Read special_tokens_map.json, added_tokens.json and the list in tokenizer.json.
+
+        transformers uses these if there is no `added_tokens_decoder`.
+        """
         path = folder / "special_tokens_map.json"
         if path.is_file():
             self.path = path
@@ -251,7 +253,7 @@ class _Options:
         return str(value)
 
     def _extra(self, *keys: str) -> list[Any]:
-        """The special tokens in the first of these lists that the files have."""
+        """The special tokens in the first of these lists that exists."""
         value: Any = next((self._values[key] for key in keys if self._values.get(key) is not None), [])
         if isinstance(value, dict):
             return []
@@ -261,19 +263,21 @@ class _Options:
         return [_token(self.path, keys[-1], v) for v in value]
 
     def _other_named(self) -> list[Any]:
-        """The special tokens under names that only a model of its own knows."""
+        """The special tokens with model-specific names."""
         named = {k: v for k, v in self._values.items() if k.endswith("_token") and k not in _NAMED
                  and (isinstance(v, str) or isinstance(v, dict) and "content" in v)}
         extra = self._values.get("extra_special_tokens")
         return [_token(self.path, k, v) for k, v in (named | (extra if isinstance(extra, dict) else {})).items()]
 
     def text(self, key: str) -> str:
-        """The text of a mark."""
+        """The text of a named token."""
         return _content(self._named[key])
 
     def added_tokens(self) -> list[Any]:
-        """All tokens that are looked for before words are, in the order in which transformers adds them: it decides new
-        ids."""
+        """All tokens that are matched before words.
+
+        They are in the order in which transformers adds them, because that decides the ids of new ones.
+        """
         from tokenizers import AddedToken
 
         tokens = [self.declared[number] for number in sorted(self.declared)]
@@ -283,7 +287,7 @@ class _Options:
                 *self._named.values(), *self._other_named(),
                 *self._extra("extra_special_tokens", "additional_special_tokens")
         ]:
-            # A text and an object with the same content both stay, and the later one decides, as in transformers.
+            # A text and an object with the same content are both kept, and the later one wins, as in transformers.
             if _content(token) not in known and token not in tokens:
                 tokens.append(token)
         for place, token in enumerate(tokens):
@@ -318,7 +322,7 @@ def _content(token: Any) -> str:
 
 
 def _read_vocabulary(folder: Path) -> tuple[Path, dict[str, int], list[tuple[str, str]], list[Any]]:
-    """The file it came from, token -> id, the merges, and the added tokens that tokenizer.json lists."""
+    """Read the vocabulary: its file, token -> id, the merges, and the added tokens that tokenizer.json lists."""
     source, listed = folder / "tokenizer.json", []
     if source.is_file():
         content = read_json(source)
@@ -341,7 +345,7 @@ def _read_vocabulary(folder: Path) -> tuple[Path, dict[str, int], list[tuple[str
 def _clip_model(path: Path, content: dict[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a tokenizer.json, if it describes a CLIP tokenizer.
 
-    The rest of the file is compared with CLIP's and never given to the library, so a hostile pattern is never run.
+    The rest of the file is compared with CLIP's and never passed to the library, so a hostile pattern is never run.
     """
     def refuse(key: str, value: Any) -> ValueError:
         return ValueError(

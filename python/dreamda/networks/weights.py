@@ -1,5 +1,7 @@
-"""Reads safetensors weights one tensor at a time, so that a model is never in memory twice. Pickles are never
-opened."""
+"""Read safetensors weights one tensor at a time, so that a model is never in memory twice.
+
+Pickles are never opened.
+"""
 
 import json
 import os
@@ -9,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 _DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-# Types that single numbers may have.
+# Additional types for single numbers.
 _NUMBERS: dict[str, np.dtype] = {"F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_LISTED = 5
 MAX_DIMS = 8
 _STEMS = ("diffusion_pytorch_model", "model")
-# Before diffusers 0.14 the VAE's attention had these names.
+# The names of the VAE's attention layers before diffusers 0.14.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _BUFFERS = ("position_ids", "num_batches_tracked")
-# What torch.compile and DataParallel put before every name.
+# Prefixes that torch.compile and DataParallel add to every name.
 _WRAPPERS = ("_orig_mod.", "module.")
 _VARIANT = "fp16"
-# Where PyTorch is installed: what turns a pickle into safetensors, by what the weights are of.
+# How to convert pickles to safetensors where PyTorch is installed, by the kind of weights.
 CONVERT_DIFFUSERS = "load the model with diffusers and call save_pretrained(FOLDER, safe_serialization=True)"
 CONVERT_TRANSFORMERS = ("load the text encoder with transformers' CLIPTextModel and call "
                         "save_pretrained(FOLDER, safe_serialization=True)")
@@ -29,34 +31,35 @@ CONVERT_TENSORS = "safetensors.torch.save_file(torch.load(FILE, weights_only=Tru
 
 
 class WeightFile:
-    """The tensors of one safetensors file, or of a folder with one (also sharded, or in a `.fp16` variant).
+    """The tensors of a safetensors file, or of a folder that contains one (also sharded, or as a `.fp16` variant).
 
     Parameters
     ----------
     path : path
         A `.safetensors` file, or a part of a diffusers folder such as `unet/`.
     prefix : str
-        What every name should begin with; added where the file leaves it out (newer transformers do for CLIP).
+        The prefix of every name; added if the file omits it (newer versions of transformers do so for CLIP).
     unprefixed : tuple of str
         Beginnings of names that never have the prefix.
     convert : str
-        How to convert pickles of this kind of model, for the message where there is nothing else.
+        How to convert pickles of this kind of model, for the error message if there are only pickles.
     numbers : tuple of str
-        Ends of names of single numbers, which may be F64, I64 and I32, too.
+        Suffixes of the names of single numbers, which may also be F64, I64 and I32.
 
     Attributes
     ----------
     files : list of Path
-        Absolute: tensors are read when they are needed, whatever the working folder is by then.
+        Absolute paths: tensors are read when they are needed, and the working folder may have changed by then.
 
     Raises
     ------
     FileNotFoundError
-        Nothing to load.
+        There is nothing to load.
     OSError
-        A file that cannot be read.
+        A file cannot be read.
     ValueError
-        A damaged or inconsistent file, pickles instead of safetensors, or a tensor type other than F32, F16 and BF16.
+        A file is damaged or inconsistent, there are pickles instead of safetensors, or a tensor has a type other than
+        F32, F16 and BF16.
     """
 
     def __init__(self, path: str | os.PathLike[str], prefix: str = "", unprefixed: tuple[str, ...] = (),
@@ -74,22 +77,22 @@ class WeightFile:
                 self._tensors[canonical] = (file, *entry)
 
     def names(self) -> list[str]:
-        """Names in the order in which they lie in the files."""
+        """The names, in the order of the tensors in the files."""
         return sorted(self._tensors, key=lambda n: (self._tensors[n][0], self._tensors[n][3]))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape as it is stored."""
+        """The stored shape of a tensor."""
         return self._tensors[name][2]
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor: float32, float16, or uint16 holding the bits of bfloat16.
+        """Read a tensor: float32, float16, or uint16 with the bits of bfloat16.
 
         Raises
         ------
         OSError
             The file cannot be opened.
         ValueError
-            It is not the file that it was when its header was read.
+            The file has changed since its header was read.
         """
         file, dtype, shape, offset, nbytes = self._tensors[name]
         self._check_unchanged(file)
@@ -99,15 +102,17 @@ class WeightFile:
         return array.reshape(shape)
 
     def read_float32(self, name: str) -> np.ndarray:
-        """The tensor as float32, an array of the caller's own. Raises as `read` does."""
+        """Read a tensor as a float32 array that the caller owns. Raises the same errors as `read`."""
         array = self.read(name)
         if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
             return (array.astype(np.uint32) << 16).view(np.float32)
         return array.astype(np.float32, copy=False)
 
     def place(self, name: str) -> tuple[Path, str, int]:
-        """Where the tensor lies: file, NumPy's name of its type as `read` gives it, first byte. Raises as `read`
-        does."""
+        """The location of a tensor: the file, NumPy's name of the type that `read` returns, and the byte offset.
+
+        Raises the same errors as `read`.
+        """
         file, dtype, _, offset, _ = self._tensors[name]
         self._check_unchanged(file)
         return file, dtype.name, offset
@@ -118,13 +123,13 @@ class WeightFile:
                 raise ValueError(f"{file}: it has changed since the model was loaded; load the model again")
 
     def check(self, parameters: Iterable[tuple[str, tuple[int, ...]]], ignore: tuple[str, ...] = ()) -> None:
-        """Compares with the parameters that a model needs.
+        """Compare the tensors with the parameters that a model needs.
 
         Raises
         ------
         ValueError
-            Counting the missing, unexpected and wrong-shaped tensors and naming the first of each. Names that begin
-            with one of `ignore` may be extra.
+            There are missing, unexpected or wrong-shaped tensors; the message counts them and names the first of each.
+            Extra names are allowed if they begin with one of `ignore`.
         """
         wanted = dict(parameters)
         missing = [n for n in wanted if n not in self._tensors]
@@ -142,7 +147,7 @@ class WeightFile:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names as text, and how many more there are."""
+    """The first names as text, and the number of further ones."""
     shown = [n if len(n) <= 200 else n[:200] + "..." for n in names[:MAX_LISTED]]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -161,8 +166,11 @@ def _canonical(name: str, prefix: str, unprefixed: tuple[str, ...]) -> str:
 
 
 def _files(path: Path, convert: str) -> list[Path]:
-    """The files to read. In a folder, as its library chooses: diffusers takes an index before a single file,
-    transformers after."""
+    """The files to read.
+
+    In a folder, the choice is that of its library: diffusers prefers an index to a single file, transformers a single
+    file to an index.
+    """
     if path.suffix in _PICKLES:
         raise _pickle_error(path, convert)
     if path.is_file():
@@ -215,7 +223,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _identity(descriptor: int) -> tuple[int, ...]:
-    """What changes when a file is replaced or written to."""
+    """Properties that change when a file is replaced or written to."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -224,8 +232,10 @@ def _read_header(
     file: Path,
     numbers: tuple[str, ...] = ()
 ) -> tuple[tuple[int, ...], dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
-    """The file's identity, and name -> (dtype, shape, offset in the file, bytes). The safetensors library checks the
-    header first."""
+    """Read a file's identity, and name -> (dtype, shape, offset in the file, number of bytes).
+
+    The safetensors library checks the header first.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

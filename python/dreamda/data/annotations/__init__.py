@@ -1,4 +1,4 @@
-"""Annotated data sets for detection and segmentation, one file a format.
+"""Annotated data sets for detection and segmentation, with one module per format.
 
     labels = coco("instances.json", "photos")
     labels.things("1.jpg")                              # categories, boxes, outlines
@@ -24,7 +24,7 @@ def coco(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels
     file : path
         The JSON file.
     images : path
-        The folder that its file names are relative to.
+        The folder to which its file names are relative.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def coco(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels
     Raises
     ------
     ValueError, FileNotFoundError
-        The file is broken as a whole, or a path is not there. Single broken entries are in ``problems``.
+        The whole file is invalid, or a path does not exist. Single invalid entries are listed in ``problems``.
     """
     return CocoLabels(file, images)
 
@@ -46,7 +46,7 @@ def yolo(file: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels
     file : path
         ``data.yaml``.
     images : path
-        The folder of the images; the text files are looked for where Ultralytics does, then beside `file`.
+        The folder of the images. The text files are looked up where Ultralytics does, then beside `file`.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def voc(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> Label
     Parameters
     ----------
     folder : path
-        With the XML files, or with a folder Annotations that has them.
+        The folder of the XML files, or one with a folder Annotations that contains them.
     images : path
         The folder of the images.
 
@@ -83,12 +83,12 @@ def voc(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> Label
 
 
 def masks(folder: str | os.PathLike[str], images: str | os.PathLike[str]) -> Labels:
-    """Read masks, semantic or of instances: PNG files with a palette or grey, of 8 or 16 bits.
+    """Read semantic or instance masks: PNG files with a palette, or grey ones of 8 or 16 bits.
 
     Parameters
     ----------
     folder : path
-        With a PNG for each image, of its name.
+        The folder with a PNG file for each image, named like the image.
     images : path
         The folder of the images.
 

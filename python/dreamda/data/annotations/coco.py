@@ -63,7 +63,7 @@ class CocoLabels(Labels):
         return of_id
 
     def _checked(self, annotation: Any, of_id: dict[Any, str], where: str) -> Thing | str | None:
-        """An annotation, what is wrong with it, or None where its image is not used."""
+        """An annotation, the problem with it, or None if its image is not used."""
         if not isinstance(annotation, dict):
             return "is no object"
         if type(annotation.get("image_id")) is not int or annotation["image_id"] not in of_id:
@@ -96,7 +96,7 @@ class CocoLabels(Labels):
         return [self._regions[id(annotation)] for annotation in self._annotations[name]]
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/annotations.json``: all that the file has, for the synthetic images."""
+        """Write ``out/annotations.json``: the contents of the original file, for the synthetic images."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number, (file, name) in enumerate(made, 1):
@@ -132,7 +132,7 @@ def _masks() -> Any:
 
 
 def _decoded(segmentation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_] | str:
-    """The mask of run lengths, or what is wrong with them."""
+    """The mask of run lengths, or the problem with them."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != list(size):
         return f"its run lengths are for {str(segmentation.get('size'))[:40]} instead of {list(size)} (height, width)"
@@ -143,7 +143,7 @@ def _decoded(segmentation: dict[str, Any], size: tuple[int, int]) -> NDArray[np.
         packed = tools.frPyObjects({"size": list(size), "counts": counts}, *size)
     elif isinstance(counts, str) and counts.isascii():
         packed = {"size": list(size), "counts": counts.encode()}
-        # pycocotools refuses run lengths that are too long, and fills in whatever memory holds where they are too short
+        # pycocotools refuses run lengths that are too long, and leaves uninitialised memory if they are too short
         if not _is_refused(tools, packed, pixels - 1) or _is_refused(tools, packed, pixels):
             return f"its run lengths do not add up to the {pixels} pixels of the image"
     else:
@@ -161,7 +161,7 @@ def _is_refused(tools: Any, packed: dict[str, Any], pixels: int) -> bool:
 
 
 def _turned(annotation: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """An annotation for the image as it is shown."""
+    """An annotation for the image as displayed."""
     if frame.orientation == 1:
         return annotation
     segmentation = annotation.get("segmentation")

@@ -1,8 +1,8 @@
-"""What the formats of annotations have in common: images with things in them, and where those are.
+"""Common parts of the annotation formats: images, the things in them, and their locations.
 
-Coordinates are pixels from the upper left corner of the image as it is shown, that is turned as its EXIF orientation
-says. A format's own reader knows in which frame its file speaks: where an annotation says a size, and that is the size
-of the file as it is stored, boxes, polygons and masks are turned as the pixels are.
+Coordinates are pixels from the upper left corner of the image as displayed, with its EXIF orientation applied. The
+reader of a format knows the frame that its file uses: if an annotation states a size and that is the stored size of the
+file, boxes, polygons and masks are turned like the pixels.
 """
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
 from ..images import FORMATS, MAX_PIXELS
 
-LABEL = "images"        # the folder of OUT that holds the images
+LABEL = "images"        # the folder of OUT that contains the images
 CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
-FARTHEST = 1e6          # pixels; coordinates beyond are no coordinates
+FARTHEST = 1e6          # pixels; larger values are not coordinates
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Thing:
     box : (x, y, width, height)
         In pixels.
     polygons : tuple of arrays (n, 2)
-        Its outline, points (x, y), or empty.
+        Its outline as points (x, y), or empty.
     mask : bool array (H, W), optional
-        Its pixels, where the format has them.
+        Its pixels, if the format has them.
     ignored : bool
-        A region that is not one object (a crowd), or is not judged; it is always kept.
+        A region that is not a single object (a crowd), or is not evaluated; it is always kept.
     """
 
     category: str
@@ -53,7 +53,7 @@ class Thing:
     ignored: bool = False
 
     def region(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """Its pixels in an image of this height and width: of a box alone, those of a rounded box."""
+        """Its pixels in an image of this height and width; a thing with only a box has those of a rounded box."""
         from PIL import Image, ImageDraw
 
         if self.mask is not None:
@@ -61,7 +61,7 @@ class Thing:
         image = Image.new("L", (shape[1], shape[0]))
         draw = ImageDraw.Draw(image)
         for points in self.polygons:
-            centres = [(x - 0.5, y - 0.5) for x, y in points.tolist()]  # Pillow's whole numbers are pixel centres
+            centres = [(x - 0.5, y - 0.5) for x, y in points.tolist()]  # for Pillow, whole numbers are pixel centres
             draw.polygon(centres, fill=1)
             draw.line([*centres, centres[0]], fill=1, width=3)  # and every pixel that the outline touches
         if not self.polygons:
@@ -75,13 +75,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of an image file as it is stored, and how it is turned when it is shown.
+    """The stored size of an image file, and its orientation when displayed.
 
     Attributes
     ----------
     size : (height, width)
     orientation : int
-        EXIF's, 1 to 8; 1 turns nothing.
+        The EXIF orientation, 1 to 8; 1 means not turned.
     """
 
     size: tuple[int, int]
@@ -89,12 +89,14 @@ class Frame:
 
     @property
     def shown(self) -> tuple[int, int]:
-        """Height and width of the image as it is shown."""
+        """Height and width of the image as displayed."""
         return self.size[::-1] if self.orientation >= 5 else self.size
 
     def turned_for(self, size: tuple[int, int]) -> Frame | None:
-        """The turn that takes annotations of an image of `size` to the image as it is shown; None where it has neither
-        size."""
+        """The frame for annotations made for an image of `size`; None if the image has another size.
+
+        Annotations for the stored size are turned, those for the displayed size are not.
+        """
         if size == self.size:
             return self
         return Frame(size) if size == self.shown else None
@@ -126,12 +128,12 @@ class Frame:
 
     @property
     def _flips(self) -> tuple[bool, bool]:
-        """Whether x and y run backwards, after an exchange of the axes."""
+        """Whether x and y are reversed, after the axes have been swapped."""
         return self.orientation in (2, 3, 6, 7), self.orientation in (3, 4, 7, 8)
 
 
 def read_frame(path: str | os.PathLike[str]) -> Frame:
-    """The frame of an image file, from its head; a BrokenImageError where that cannot be read."""
+    """The frame of an image file, from its header; BrokenImageError if that cannot be read."""
     from PIL import Image
 
     try:
@@ -140,26 +142,26 @@ def read_frame(path: str | os.PathLike[str]) -> Frame:
                 raise BrokenImageError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that "
                                        "are read; make it smaller")
             orientation = 1
-            with contextlib.suppress(Exception):  # EXIF data that cannot be read say nothing about the orientation
+            with contextlib.suppress(Exception):  # unreadable EXIF data do not define an orientation
                 orientation = image.getexif().get(0x0112, 1)
             known = isinstance(orientation, int) and 1 <= orientation <= 8
             return Frame((image.height, image.width), orientation if known else 1)
     except BrokenImageError:
         raise
-    except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
+    except Exception as error:  # the file is untrusted, and Pillow may raise any exception
         raise BrokenImageError(f"cannot be read as an image ({str(error) or type(error).__name__})") from error
 
 
 @dataclass(frozen=True)
 class LabelledFolder(ImageFolder):
-    """The images of annotations as a data set of one class, called images, whose files lie in `root` itself.
+    """Annotated images as a data set of one class, called images, with the files in `root` itself.
 
     Attributes
     ----------
     labels : Labels
         The annotations.
     keep : {"objects", "background", "none"}
-        What of the images stays as it is when new ones are made of them.
+        The part of the images that is kept in the images made from them.
     """
 
     labels: Labels
@@ -171,22 +173,22 @@ class LabelledFolder(ImageFolder):
 
 
 class Labels(ABC):
-    """Annotations and their images, read from one of the formats; made by `coco`, `yolo`, `voc` or `masks`.
+    """Annotations and their images, read from one of the formats by `coco`, `yolo`, `voc` or `masks`.
 
     Attributes
     ----------
     path : Path
-        Of the annotations.
+        The path of the annotations.
     root : Path
-        Of the images.
+        The folder of the images.
     names : list of str
         The images, relative to `root`.
     problems : list of (str, str)
-        What cannot be used and is left out, each with the reason.
+        Entries that cannot be used and are left out, each with the reason.
     notes : list of str
-        What else to tell.
+        Further notes for the user.
     sha256 : str
-        Of the annotations.
+        The SHA-256 of the annotations.
     """
 
     format: ClassVar[str]
@@ -217,7 +219,7 @@ class Labels(ABC):
 
     @abstractmethod
     def _things(self, name: str) -> list[Thing]:
-        """What is in an image, in the frame of the annotations."""
+        """The things in an image, in the frame of the annotations."""
 
     @abstractmethod
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
@@ -227,12 +229,12 @@ class Labels(ABC):
         ----------
         out : Path
         made : sequence of (str, str)
-            File names in ``out/images``, each with the name of the image that it was made from, and whose size and
-            labels it has.
+            File names in ``out/images``, each with the name of the real image from which it was made; it has the size
+            and labels of that image.
         """
 
     def _image(self, name: str, where: str, size: tuple[int, int] | None) -> bool:
-        """Take an image with annotations for this size; False where it cannot be used, which is then reported."""
+        """Add an image with annotations for this size; False if it cannot be used, which is recorded in `problems`."""
         problem = None
         if name not in self._found:
             problem = f"names the image {name!r}, which is not in {self.root}"
@@ -255,18 +257,18 @@ class Labels(ABC):
         return problem is None
 
     def _leave_out_others(self) -> None:
-        """Tell which images have no annotations."""
+        """Add a note about images without annotations."""
         others = [name for name in self._found if name not in self._frames]
         if others:
             self.notes.append(f"{len(others)} of {len(self._found)} images in {self.root} have no annotations in "
                               f"{self.path} that can be used, and are left out; the first is {others[0]}")
 
     def size(self, name: str) -> tuple[int, int]:
-        """Height and width of an image as it is shown."""
+        """Height and width of an image as displayed."""
         return self._frames[name].shown
 
     def things(self, name: str) -> list[Thing]:
-        """What is in an image, in pixels of the image as it is shown."""
+        """The things in an image, in pixels of the image as displayed."""
         frame = self._frames[name]
         every = self._things(name)
         if frame.orientation == 1:
@@ -277,8 +279,10 @@ class Labels(ABC):
                         mask=None if thing.mask is None else frame.array(thing.mask)) for thing in every]
 
     def mask(self, name: str, keep: str = "objects") -> NDArray[np.bool_]:
-        """Where the objects of an image are, bool (H, W), as `Pipeline.augment` takes it with this `keep`: what is
-        ignored belongs to what is kept."""
+        """The mask of the objects in an image, bool (H, W), for `Pipeline.augment` with this `keep`.
+
+        Ignored regions belong to the part that is kept.
+        """
         shape, things = self.size(name), self.things(name)
         objects, ignored = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         for thing in things:
@@ -287,23 +291,22 @@ class Labels(ABC):
         return objects & ~ignored if keep == "background" else objects | ignored
 
     def categories(self, name: str) -> list[str]:
-        """The categories in an image, each once, in their order."""
+        """The categories in an image, each once, in order of appearance."""
         return list(dict.fromkeys(thing.category for thing in self.things(name) if not thing.ignored))
 
     def folder(self, keep: str = "objects") -> LabelledFolder:
-        """The images as a data set for `generate_dataset`, those of one size beside each other; `keep` as in
-        `Pipeline.augment`."""
+        """The images as a data set for `generate_dataset`, ordered by size; `keep` as in `Pipeline.augment`."""
         order = sorted(self.names, key=lambda name: (self.size(name), name))
         return LabelledFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
                               tuple(self.problems), self, keep)
 
     def prompts(self, template: str = "a photo of {}") -> dict[str, str]:
-        """A prompt for every image of `folder`, by its key: the template with the categories in the image.
+        """A prompt for each image of `folder`, by its key: the template with the categories in the image.
 
         Raises
         ------
         ValueError
-            `template` does not hold ``{}`` once.
+            `template` does not contain ``{}`` exactly once.
         """
         if template.count("{}") != 1:
             raise ValueError(f'{template!r} must hold {{}} once, where the categories go: "a photo of {{}}"')
@@ -329,7 +332,7 @@ def _filled(template: str, categories: Sequence[str]) -> str:
 # ---- helpers of the readers and writers
 
 def read_text_file(path: Path) -> bytes:
-    """The bytes of an annotation file; a ValueError that names it where it cannot be read."""
+    """Read the bytes of an annotation file; ValueError, with its name, if it cannot be read."""
     try:
         return read_bounded(path)
     except BrokenImageError as error:
@@ -337,7 +340,7 @@ def read_text_file(path: Path) -> bytes:
 
 
 def checked_box(values: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | str:
-    """A box (x, y, width, height) of an image, or what is wrong with it."""
+    """A box (x, y, width, height) of an image, or the problem with it."""
     if not (isinstance(values, (list, tuple)) and len(values) == 4 and all(map(is_number, values))):
         return "its box is not four numbers"
     x, y, width, height = map(float, values)
@@ -349,7 +352,7 @@ def checked_box(values: Any, size: tuple[int, int]) -> tuple[float, float, float
 
 
 def checked_polygon(values: Any) -> NDArray[np.float64] | str:
-    """The points (n, 2) of a polygon given as x, y, x, y, ...; or what is wrong with it."""
+    """The points (n, 2) of a polygon given as x, y, x, y, ...; or the problem with it."""
     if not (isinstance(values, (list, tuple)) and len(values) % 2 == 0 and all(map(is_number, values))):
         return "a polygon is not pairs of numbers"
     if len(values) < 6:
@@ -360,11 +363,11 @@ def checked_polygon(values: Any) -> NDArray[np.float64] | str:
 
 def is_number(value: Any) -> bool:
     """Whether a value can be a coordinate."""
-    return type(value) in (int, float) and abs(value) <= FARTHEST  # not so of NaN
+    return type(value) in (int, float) and abs(value) <= FARTHEST  # False for NaN
 
 
 def write_if_other(path: Path, content: bytes) -> None:
-    """Make a file hold `content`, and leave it alone where it does; its folder is made."""
+    """Write `content` to a file, unless it already has that content; its folder is created."""
     with contextlib.suppress(OSError):
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return

@@ -1,6 +1,6 @@
-"""Masks: for each image a PNG of its name, whose values are classes (semantic) or single objects (instances).
+"""Masks: a PNG file per image, with the same name, whose values are classes (semantic) or objects (instances).
 
-A value of 0 is the background. In 8 bits, 255 is ignored: it is neither an object nor background.
+The value 0 is the background. In 8 bits, 255 is ignored: it is neither an object nor background.
 """
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class MaskLabels(Labels):
         return things
 
     def categories(self, name: str) -> list[str]:
-        """None: masks have numbers only."""
+        """No categories: masks only have numbers."""
         return []
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/masks/*.png``: the files that were read, or the same values turned."""
+        """Write ``out/masks/*.png``: the original files, or the same values in the displayed orientation."""
         from PIL import Image
 
         for file, name in made:
@@ -88,13 +88,13 @@ def _with_palette(values: Any, image: Any) -> Any:
 
 
 def _opened(content: bytes) -> Any:
-    """A mask as a Pillow image whose values are those of the file."""
+    """Open a mask as a Pillow image with the values of the file."""
     from PIL import Image
 
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", ))
         image.load()
-    except Exception as error:  # the file is untrusted, and Pillow raises whatever its format trips over
+    except Exception as error:  # the file is untrusted, and Pillow may raise any exception
         raise BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
     if image.mode not in MODES:
         raise BrokenImageError(f"has colours (mode {image.mode}), and not a number for each pixel; save it with a "

@@ -1,7 +1,6 @@
 """Pascal VOC: an XML file for each image, with boxes whose corners are pixels counted from 1.
 
-The files come from strangers: one with a document type, through which entities and other files could come in, is
-refused.
+The files are untrusted: a file with a document type, which could bring in entities and other files, is refused.
 """
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ class VocLabels(Labels):
 
 
 def _parsed(content: bytes) -> ElementTree.Element | str:
-    """The tree of an XML file, or what is wrong with it."""
+    """The tree of an XML file, or the problem with it."""
     def refuse(*_: object) -> None:
         raise ValueError("has a document type, which is not read; remove it")
 
@@ -101,7 +100,7 @@ def _number(element: ElementTree.Element | None) -> float | None:
 
 
 def _checked(element: ElementTree.Element, size: tuple[int, int]) -> Thing | str:
-    """An object, or what is wrong with it."""
+    """An object, or the problem with it."""
     category = (element.findtext("name") or "").strip()
     if not category:
         return "has no name"
@@ -114,7 +113,7 @@ def _checked(element: ElementTree.Element, size: tuple[int, int]) -> Thing | str
 
 
 def _turn(root: ElementTree.Element, frame: Frame) -> None:
-    """Boxes and size for the image as it is shown."""
+    """Convert boxes and size to the image as displayed."""
     for tag, side in zip(("height", "width"), frame.shown):
         element = root.find(f"size/{tag}")
         if element is not None:

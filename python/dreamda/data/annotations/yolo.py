@@ -1,7 +1,7 @@
-"""Ultralytics YOLO: ``data.yaml`` with the names of the classes, and a text file for each image with a line an object,
-a box (class, centre, size) or a polygon (class, x, y, x, y, ...), as shares of the image's width and height.
+"""Ultralytics YOLO: ``data.yaml`` with the names of the classes, and a text file for each image.
 
-Ultralytics reads images as they are shown, so the shares are those of the turned image.
+A text file has one line per object: a box (class, centre, size) or a polygon (class, x, y, x, y, ...), as fractions of
+the image's width and height. Ultralytics reads images as displayed, so the fractions refer to the turned image.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .common import Labels, Thing, checked_box, checked_polygon, read_text_file, write_if_other
 
-SLACK = 0.01  # how far a share may lie outside of 0 to 1
+SLACK = 0.01  # how far a fraction may lie outside [0, 1]
 
 
 class YoloLabels(Labels):
@@ -49,8 +49,10 @@ class YoloLabels(Labels):
         self.problems += [(text, "has no image in the folder of the images") for text in sorted(files)]
 
     def _labels_folder(self) -> Path:
-        """Where Ultralytics looks: the images' folder with ``labels`` for the last ``images`` in it; else beside
-        data.yaml."""
+        """The folder in which Ultralytics looks for labels.
+
+        It is the images' folder with the last ``images`` in its path replaced by ``labels``, else beside data.yaml.
+        """
         parts = list(self.root.absolute().parts)
         folders = [self.path.parent / "labels"]
         if "images" in parts:
@@ -74,7 +76,7 @@ class YoloLabels(Labels):
             self._objects[name].append(thing)
 
     def _checked(self, name: str, words: list[str]) -> Thing | str:
-        """A line, or what is wrong with it."""
+        """The thing on a line, or the problem with the line."""
         try:
             shares = [float(word) for word in words[1:]]
             number = int(words[0])
@@ -101,7 +103,7 @@ class YoloLabels(Labels):
         return self._objects[name]
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/labels/*.txt``, with the lines that were read, and ``out/data.yaml``."""
+        """Write ``out/labels/*.txt``, with the original lines, and ``out/data.yaml``."""
         for file, name in made:
             lines = "".join(f"{line}\n" for line in self._lines[name])
             write_if_other(out / "labels" / (file.rpartition(".")[0] + ".txt"), lines.encode())
@@ -112,8 +114,10 @@ class YoloLabels(Labels):
 
 
 def read_names(path: Path, content: bytes) -> dict[int, str]:
-    """The classes of a ``data.yaml``, by number: of the YAML that is written there, a list or numbers with names, in
-    brackets or a line each."""
+    """Read the classes of a ``data.yaml``, by number.
+
+    Of YAML, only the usual forms are supported: a list, or numbers with names, in brackets or one per line.
+    """
     refused = ValueError(f"{path}: no 'names' that can be read; write names: [cat, dog], or a line for each: 0: cat")
     try:
         lines = content.decode("utf-8-sig").splitlines()
@@ -134,7 +138,7 @@ def read_names(path: Path, content: bytes) -> dict[int, str]:
             end = token.end()
             if token[0] in "[{":
                 if token.start():
-                    raise refused  # a list in the list
+                    raise refused  # a nested list
                 continue
             if token[0] in "]},":
                 items += [item] if item.strip() else []

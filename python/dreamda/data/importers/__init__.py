@@ -1,15 +1,15 @@
-"""The official archives of seven well-known data sets, made into image folders.
+"""Convert the official archives of seven well-known data sets to image folders.
 
     report = import_dataset("oxford-pets", "downloads/pets", "pets")
 
     pets/train/<class>/Abyssinian_100.jpg     the official training images; pets/test/ the official test images
     pets/train/metadata.jsonl                 a prompt for each, {"file_name": ..., "text": ...}, for `dreamda generate`
     pets/train/classes.json                   the words of each class, for `dreamda generate --template`
-    stl10/unlabelled/images/000000.png        STL-10's unlabelled images; `dreamda train` takes them for SYNTHETIC
+    stl10/unlabelled/images/000000.png        STL-10's unlabelled images; `dreamda train` accepts them as SYNTHETIC
 
-An archive may be unpacked or not. It is read as a stream and never unpacked; all paths are made here, from checked
-names. A data set without an official split (Caltech-101, Shenzhen) is split in the sizes of the DreamDA paper, by a
-hash of the images' names, so that the split is the same everywhere.
+The source may be an archive or its unpacked files. An archive is read as a stream and never unpacked; all output paths
+are built from checked names. A data set without an official split (Caltech-101, Shenzhen) is split in the sizes of the
+DreamDA paper, by a hash of the image names, so the split is the same everywhere.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .source import Source
 
 __all__ = ["DATASETS", "DataSet", "ImportReport", "Picture", "import_dataset"]
 
-CHUNK = 16                       # images in memory at a time; an X-ray has 10 MB
+CHUNK = 16                       # images in memory at a time; an X-ray takes 10 MB
 DATASETS: dict[str, DataSet] = {
     "caltech101": caltech101.DATA_SET,
     "stanford-cars": stanford_cars.DATA_SET,
@@ -53,19 +53,19 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
                    progress: Callable[[int, int], None] = lambda done, total: None) -> ImportReport:
     """Read the official archive of a data set and write it as an image folder with prompts.
 
-    Every image is decoded once. Broken images are left out and reported; those in a format that other commands do not
-    read (some of Oxford's .jpg files are GIFs) are written as PNG; all others keep their bytes.
+    Every image is decoded once. Broken images are left out and reported. GIFs under another name (some of Oxford's .jpg
+    files) are written as PNG; all other files are copied unchanged.
 
     Parameters
     ----------
     name : str
         One of `DATASETS`.
     source : path
-        The official archive, or a folder with the archives or with what they hold, at any depth.
+        The official archive, or a folder with the archives or their contents, at any depth.
     out : path
         New or empty. It appears when it is complete.
     progress : callable
-        Called with the images written and the number published.
+        Called with the number of images written and the number published.
 
     Returns
     -------
@@ -74,10 +74,10 @@ def import_dataset(name: str, source: str | os.PathLike[str], out: str | os.Path
     Raises
     ------
     ValueError, OSError
-        `source` is not this data set, lacks an essential file, or is damaged; or `out` cannot be used. Nothing is
-        written then.
+        `source` is not this data set, lacks an essential file, or is damaged; or `out` cannot be used. In these cases
+        nothing is written.
     ImportError
-        Stanford Cars needs SciPy.
+        SciPy, which Stanford Cars needs, is not installed.
     """
     if name not in DATASETS:
         raise ValueError(f"no data set called {name!r}; there are: {', '.join(DATASETS)}")
@@ -179,7 +179,7 @@ def _words(text: str) -> str:
 
 
 def _store(picture: Picture, root: Path) -> str | BrokenImageError:
-    """Write one image; returns its file name, or what is wrong with it."""
+    """Write one image; return its file name, or the error if it cannot be used."""
     from PIL import Image
 
     name, content = picture.name, picture.content
@@ -196,7 +196,7 @@ def _store(picture: Picture, root: Path) -> str | BrokenImageError:
                 decode_image(content)
         except BrokenImageError as error:
             return error
-        # the file is untrusted, and Pillow's decoders raise whatever their format trips over
+        # the file is untrusted, and Pillow's decoders may raise any exception
         except Exception as error:
             return BrokenImageError(f"cannot be decoded ({str(error) or type(error).__name__})")
     (root / picture.split / picture.label / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Caltech-101: 30 training images a class, as the authors of the data set and the paper do."""
+"""Caltech-101: 30 training images per class, as used by the authors of the data set and in the paper."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ WORDS = {
     "buddha": "buddha statue",
     "brain": "human brain",
 }
-# images a class, the protocol of the data set's authors; of 101 classes they are the paper's 3,030
+# images per class, the protocol of the data set's authors; for 101 classes this gives the paper's 3,030
 TRAINING = 30
 
 

@@ -1,4 +1,4 @@
-"""What the importers share: pictures, the report, and the description of a data set."""
+"""Shared types and helpers of the importers: pictures, the report, and the description of a data set."""
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +18,10 @@ UNLABELLED = "unlabelled"
 
 
 class Picture(NamedTuple):
-    """An image to be written: its place, its prompt, and the bytes of its file or its pixels, uint8 (H, W) or
-    (H, W, 3)."""
+    """An image to be written: its location, its prompt and its content.
+
+    The content is the bytes of its file, or its pixels, uint8 (H, W) or (H, W, 3).
+    """
 
     split: str
     label: str
@@ -30,21 +32,21 @@ class Picture(NamedTuple):
 
 @dataclass(repr=False)
 class ImportReport:
-    """What `import_dataset` did.
+    """The result of `import_dataset`.
 
     Attributes
     ----------
     counts : dict of str to int
-        Images written of each split.
+        The number of images written for each split.
     classes : int
     split : str
-        A sentence about where the split comes from.
+        The origin of the split, in words.
     notes : list of str
-        What differs from the published data set, and what was changed.
+        Differences from the published data set, and changes.
     skipped : list of (str, str)
         Images left out, each with the reason.
     complete : bool
-        All published images are there.
+        Whether all published images are there.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class ImportReport:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is published about a data set.
+    """The published facts about a data set.
 
     Attributes
     ----------
@@ -73,10 +75,10 @@ class DataSet:
     archives : tuple of str
         Names of the official files.
     counts : dict of str to int
-        Images of each split.
+        The number of images in each split.
     classes : int
     read : callable
-        Yields its pictures, ``read(source, report)``.
+        ``read(source, report)`` yields its pictures.
     split : str
     """
 
@@ -89,7 +91,7 @@ class DataSet:
 
 
 def image_files(found: Found, place_of: dict[str, tuple[str, str, str, str]]) -> Iterator[Picture]:
-    """The image files of `found` that have a place, {name: (split, label, file name, text)}."""
+    """The image files of `found` with an entry in `place_of`, {name: (split, label, file name, text)}."""
     for name, file in found.place.read(place_of):
         split, label, stem, text = place_of[name]
         yield Picture(split, label, stem, text, read_member(file, MAX_FILE_BYTES, f"{found.place.title}: {name}"))
@@ -101,6 +103,8 @@ def drawn(names: Iterable[str], count: int) -> set[str]:
 
 
 def folder_name(words: str) -> str:
-    """Words as a folder name: underscores for spaces, hyphens for characters that cannot be in one (``Ram C/V`` ->
-    ``Ram_C-V``)."""
+    """Words as a folder name: ``Ram C/V`` -> ``Ram_C-V``.
+
+    Spaces become underscores, and characters that a folder name cannot have become hyphens.
+    """
     return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"

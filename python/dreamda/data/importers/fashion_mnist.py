@@ -44,8 +44,10 @@ def _read(source: Source, report: ImportReport) -> Iterator[Picture]:
 
 
 def _idx(file: IO[bytes], compressed: bool, dimensions: int, what: str) -> NDArray[np.uint8]:
-    """An array in the IDX format of MNIST: 0, 0, 8 (bytes), the number of dimensions, each as a big-endian number, then
-    the bytes."""
+    """Read an array in MNIST's IDX format.
+
+    The format is 0, 0, 8 (bytes), the number of dimensions, each dimension as a big-endian number, then the bytes.
+    """
     with gzip.open(file) if compressed else contextlib.nullcontext(file) as stream:
         content = read_member(stream, MAX_ANNOTATION_BYTES, what)
     shape = tuple(int.from_bytes(content[4 + 4 * i: 8 + 4 * i], "big") for i in range(dimensions))

@@ -1,4 +1,4 @@
-"""The files that importers read: in folders, archives, and archives inside archives, as streams.
+"""Read the importers' files as streams, from folders, archives, and archives inside archives.
 
 Nothing is ever unpacked.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 MAX_ANNOTATION_BYTES = 64 << 20
-# What gzip, tar, zip and xz readers raise for a file that is damaged or something else.
+# The exceptions that gzip, tar, zip and xz readers raise for a damaged file or one of another format.
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
            NotImplementedError, RuntimeError)
 
 
 class _Folder:
-    """A folder; names begin with its own, so that 101_ObjectCategories may itself be given."""
+    """A folder; names begin with its own name, so that 101_ObjectCategories itself may be given."""
 
     def __init__(self, path: Path) -> None:
         self.root = path.resolve()
@@ -51,7 +51,7 @@ class _Folder:
 
 
 class _Archive:
-    """A .tar, .tar.gz, .tgz or .zip, read from the start for every search. Only its regular files are seen."""
+    """A .tar, .tar.gz, .tgz or .zip, read from the start for every search. Only regular files are considered."""
 
     def __init__(self, title: str, open_file: Callable[[], IO[bytes]], is_zip: bool) -> None:
         self.title, self.open, self.is_zip = title, open_file, is_zip
@@ -97,15 +97,14 @@ def _visible(name: str) -> bool:
 
 
 class Found(NamedTuple):
-    """The place where files were found, and their names, each with the match of the pattern."""
+    """The place where files were found, and their names, each with its match of the pattern."""
 
     place: _Folder | _Archive
     matches: dict[str, re.Match[str]]
 
 
 class Source:
-    """Where the files of a data set may be: in SRC, in official archives in it, and in official archives inside
-    those."""
+    """The places where files of a data set may be: SRC, official archives in it, and official archives inside those."""
 
     def __init__(self, path: Path, title: str, archives: tuple[str, ...]) -> None:
         self.path, self.title, self.archives = path, title, archives
@@ -128,7 +127,7 @@ class Source:
             self.places.append(_Archive(str(path), partial(_open_file, path), zipfile.is_zipfile(path)))
 
     def find(self, pattern: str) -> Found:
-        """The files whose names match, all of them from the first place that has any."""
+        """The files whose names match, from the first place that has any."""
         known = re.compile(pattern)
         for place in (*self.places, *self._nested):
             matches = {name: match for name in place.names() if (match := known.search(name))}
@@ -143,7 +142,7 @@ class Source:
                 for name in place.names() if _is_archive(name) and os.path.basename(name) in self.archives]
 
     def require(self, pattern: str, what: str) -> Found:
-        """`find`, and ValueError where there is none."""
+        """Like `find`, but ValueError if there is none."""
         found = self.find(pattern)
         if not found.matches:
             raise ValueError(
@@ -152,14 +151,14 @@ class Source:
         return found
 
     def file(self, pattern: str, what: str) -> bytes | None:
-        """The bytes of the one small file that matches; None where there is none."""
+        """The bytes of the small file that matches; None if there is none."""
         found = self.find(pattern)
         for name, file in found.place.read({*list(found.matches)[:1]}):
             return read_member(file, MAX_ANNOTATION_BYTES, f"{found.place.title}: {name}")
         return None
 
     def required_file(self, pattern: str, what: str) -> bytes:
-        """`file`, and ValueError where there is none."""
+        """Like `file`, but ValueError if there is none."""
         self.require(pattern, what)
         content = self.file(pattern, what)
         assert content is not None
@@ -183,7 +182,7 @@ def _open_file(path: Path) -> IO[bytes]:
 
 
 def _open_inside(place: _Archive, name: str) -> IO[bytes]:
-    """A member of a zip archive that is an archive itself."""
+    """Open a member of a zip archive that is itself an archive."""
     return zipfile.ZipFile(place.open()).open(name)
 
 
@@ -192,7 +191,7 @@ def _all(names: tuple[str, ...]) -> str:
 
 
 def read_member(file: IO[bytes] | gzip.GzipFile, limit: int, what: str) -> bytes:
-    """All bytes of an open file; ValueError if there are more than `limit`. `what` names it in errors."""
+    """Read all bytes of an open file; ValueError if there are more than `limit`. `what` names the file in errors."""
     with _whole(what):
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -201,7 +200,7 @@ def read_member(file: IO[bytes] | gzip.GzipFile, limit: int, what: str) -> bytes
 
 
 def records(file: IO[bytes], size: int, what: str) -> Iterator[bytes]:
-    """Pieces of `size` bytes; ValueError if the last one is cut short."""
+    """Yield records of `size` bytes; ValueError if the last one is incomplete."""
     while True:
         with _whole(what):
             record = file.read(size)
