@@ -23,19 +23,19 @@ void *dd_alloc(size_t bytes);
 /* Zeroed memory, or NULL (also when count * size overflows). */
 void *dd_calloc(size_t count, size_t size);
 
-/* Grows `p` (NULL is fine) to `bytes`, contents kept. NULL on failure: then `p` is still valid and still the
+/* Grows `p` (may be NULL) to `bytes` and keeps the contents. NULL on failure: then `p` is still valid and still the
    caller's. */
 void *dd_realloc(void *p, size_t bytes);
 
-/* Makes room for one more element of `size` bytes in the array that `array` points to, which may move; twice the
-   capacity when it is full. False on failure: then nothing has changed. */
+/* Grows the array that `array` points to, if it is full, so that one more element of `size` bytes fits: the capacity is
+   doubled, and the array may move. False on failure: then nothing has changed. */
 bool dd_grow(void *array, int count, int *capacity, size_t size);
 
 char *dd_strdup(const char *s);
-void dd_free(void *p); /* NULL is fine */
+void dd_free(void *p); /* may be NULL */
 
-/* Whether `bytes` more could be had now; nothing is kept. For what allocates by itself and does not survive a
-   refusal. */
+/* Whether `bytes` more could be allocated now; nothing is kept. For libraries that allocate by themselves and crash if
+   an allocation fails. */
 bool dd_headroom(size_t bytes);
 
 /* *out = product of `count` factors; false if a factor is negative or the product does not fit. */

@@ -17,7 +17,7 @@ dd_conv_desc dd_convolution(const dd_graph *g, const dd_op *op, dd_value from, d
                           .pad_after = op->pad_after};
 }
 
-/* The first place of a window, along one axis, that sees anything but the border, and how many do. */
+/* Along one axis: the number of places of a window that see more than the border, and the first of them. */
 static int places_seen(const dd_op *op, int in, int out, int *first)
 {
     int low = op->pad_before - (out - 1) * op->stride, high = op->pad_before + in;
@@ -54,9 +54,9 @@ bool dd_convolution_by_winograd(const dd_conv_desc *d, dd_isa isa, dd_convolutio
     if (rule == DD_PER_BATCH) {
         return (int64_t)d->n * d->h * d->w >= 256;
     }
-    /* It pays where the weights are small beside the work, or small at all: not on the coarse levels of Stable
-       Diffusion's U-Net, whose weights are most of the model. Behind an upsampling it always does: a quarter of the
-       multiplications, and no more weights. */
+    /* It pays if the weights are small compared with the work, or small in absolute terms: not on the coarse levels of
+       Stable Diffusion's U-Net, which have most of the model's weights. After an upsampling it always pays: a quarter
+       of the multiplications, and no more weights. */
     const bool fine = d->h >= 24 && d->w >= 24, small = d->h >= 8 && d->w >= 8;
     return up || fine || (small && dd_winograd_pack_bytes(d->dtype, d->ic, d->oc, DD_WINOGRAD_FORWARD) <= 2u << 20);
 }

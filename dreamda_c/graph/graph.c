@@ -150,7 +150,7 @@ static dd_value add_op(dd_graph *g, dd_op *op, const char *name, int n, int h, i
     return op->dst;
 }
 
-/* The parameter `prefix` `name` `ending`, declared on the way. */
+/* The parameter `prefix` `name` `ending`; declares it. */
 static int parameter(dd_graph *g, const char *name, const char *ending, int ndim, const int64_t *dims)
 {
     char full[MAX_NAME + 64];
@@ -239,7 +239,7 @@ void dd_graph_output(dd_graph *g, const char *name, dd_value v)
     g->values[v].output = true;
 }
 
-/* An operation with one source that keeps its source's shape. */
+/* An operation with one source, whose result has the same shape. */
 static dd_value same_shape(dd_graph *g, dd_op_kind kind, const char *name, dd_value src, int dtype)
 {
     const dd_value_info *s = info(g, src);

@@ -1,5 +1,5 @@
-/* What a model computes, at one shape: append-only values and operations, with the parameters they name. No memory and
- * no oneDNN yet; a plan (plan.h) makes it run, and the graph may then be thrown away.
+/* The computation of a model at one shape: values and operations, which can only be appended, and the names of their
+ * parameters. A graph has no buffers and does not use oneDNN. A plan (plan.h) owns the graph and runs it.
  *
  *     dd_graph *g;
  *     DD_TRY(dd_graph_create(&g, weights));
@@ -13,9 +13,9 @@
  *     DD_TRY(dd_graph_status(g));          // the first failure of all the calls above
  *     dd_graph_destroy(g);
  *
- * Values are channels-last rows: (n, h * w, c). Builders return a value, or DD_NONE after the first failure, and accept
- * DD_NONE then, so that models need no error handling; only a loop whose length a configuration decides asks for the
- * status. Parameter names are the prefix stack and the name, as diffusers has them.
+ * Values are channels-last rows: (n, h * w, c). After the first failure, builders return DD_NONE and accept DD_NONE, so
+ * models need no error handling. Only a loop whose length depends on a configuration must check the status. A parameter
+ * is named by the prefix stack and its own name, as in diffusers.
  */
 #ifndef DD_GRAPH_H
 #define DD_GRAPH_H
@@ -27,7 +27,7 @@ typedef struct dd_graph dd_graph;
 typedef int dd_value;
 enum { DD_NONE = 0, DD_MAX_STACK = 3 };
 
-/* Activations take the plan's dtype; DD_ACTIVATION stands for it until then. */
+/* Activations have the plan's dtype; in a graph, DD_ACTIVATION stands for it. */
 enum { DD_ACTIVATION = -1 };
 
 dd_status dd_graph_create(dd_graph **out, dd_weights *weights); /* weights are borrowed and must outlive the graph */
@@ -38,9 +38,8 @@ void dd_graph_fail(dd_graph *g, dd_status status, const char *format, ...) __att
 void dd_graph_push(dd_graph *g, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void dd_graph_pop(dd_graph *g);
 
-/* Arrays that come from and go to the caller, in the caller's layout. An optional input may be left out of a run. A
-   constant input seldom changes: what depends on constant inputs alone is computed again only when their bytes
-   changed. */
+/* Arrays of the caller, in the caller's layout. An optional input may be left out of a run. A constant input seldom
+   changes: values that depend only on constant inputs are computed again only when the bytes of these change. */
 typedef enum { DD_INPUT_REQUIRED, DD_INPUT_OPTIONAL, DD_INPUT_CONSTANT } dd_input_kind;
 dd_value dd_graph_input(dd_graph *g, const char *name, dd_dtype dtype, dd_input_kind kind, int ndim,
                         const int64_t *dims);
@@ -76,9 +75,8 @@ typedef struct {
     int offset, channels;
 } dd_view;
 
-/* dst = act(src w^T + b) [* multiply] [+ add]. Several names stack their rows into one product (q, k, v). A rectangle
-   of the weight is used where `weight_rows` / `weight_cols` say that the parameter is larger than out x src
-   channels. */
+/* dst = act(src w^T + b) [* multiply] [+ add]. The rows of several names are stacked into one product (q, k, v). If
+   `weight_rows` / `weight_cols` say that the parameter is larger than out x src channels, a rectangle of it is used. */
 typedef struct {
     const char *name[DD_MAX_STACK];
     int names; /* 0 means 1 */
@@ -86,7 +84,7 @@ typedef struct {
     int out; /* channels of one name */
     int first_row, weight_rows, first_col, weight_cols;
     bool no_bias, pointwise_conv; /* the latter: the weight's shape is (o, i, 1, 1) */
-    bool f32;                     /* dst stays f32 (what a norm's row bias reads) */
+    bool f32;                     /* dst stays f32 (for the row bias of a norm) */
     dd_activation act;
     dd_value multiply, add;
 } dd_linear;
@@ -105,7 +103,7 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *args);
 dd_value dd_graph_layer_norm(dd_graph *g, const char *name, dd_value src, float eps);
 dd_value dd_graph_attention(dd_graph *g, dd_view q, dd_view k, dd_view v, int heads, bool causal);
 
-/* Follows a convolution without bias. A trainer runs both in training mode; plans and evaluation fold them into one
+/* Must follow a convolution without bias. A trainer runs both in training mode; plans and evaluation fold them into one
    convolution. */
 typedef struct {
     const char *name; /* of weight, bias, running_mean and running_var */
@@ -117,11 +115,11 @@ dd_value dd_graph_batch_norm(dd_graph *g, const dd_batch_norm_args *args);
 dd_value dd_graph_max_pool(dd_graph *g, dd_value src, int kernel, int stride, int pad);
 dd_value dd_graph_global_pool(dd_graph *g, dd_value src); /* mean over positions: (n, 1, 1, c) f32 */
 
-/* src + scale[row] * noise; `given` or `keys` (rows x 8 u32) are optional inputs, and so is scale (then a plain
-   copy). */
+/* src + scale[row] * noise. The noise is `given`, or drawn from `keys` (rows x 8 u32). All three are optional inputs;
+   without scale, the result is a copy of src. */
 dd_value dd_graph_add_noise(dd_graph *g, dd_value src, dd_value scale, dd_value given, dd_value keys);
 
-/* ------------------------------------------------------------------------------------ what a plan reads */
+/* ------------------------------------------------------------------------------------ for plans */
 
 typedef enum {
     DD_OP_FROM_NCHW,
@@ -145,7 +143,7 @@ typedef enum {
 typedef struct {
     int n, h, w, c;
     int dtype;        /* DD_ACTIVATION or a dd_dtype */
-    bool constant;    /* depends on constant inputs alone */
+    bool constant;    /* depends only on constant inputs */
     const char *name; /* of an input or output; NULL inside */
     bool output;
     dd_input_kind input_kind;
@@ -153,7 +151,7 @@ typedef struct {
     int64_t dims[4];
 } dd_value_info;
 
-/* The slots of dd_op.src. DD_SRC is the value that an operation transforms; what the others are depends on its kind. */
+/* The slots of dd_op.src. DD_SRC is the value that an operation transforms; the others depend on its kind. */
 enum {
     DD_SRC = 0,
     DD_SRC_MULTIPLY = 1,   /* linear */
@@ -190,7 +188,7 @@ const dd_op *dd_graph_op(const dd_graph *g, int index);
 int dd_graph_values(const dd_graph *g); /* valid ids are 1 .. values */
 const dd_value_info *dd_graph_value(const dd_graph *g, dd_value v);
 size_t dd_value_elements(const dd_value_info *v);
-size_t dd_value_bytes(const dd_value_info *v, dd_dtype activation); /* where activations are of that type */
+size_t dd_value_bytes(const dd_value_info *v, dd_dtype activation); /* if activations have that type */
 dd_weights *dd_graph_weights(const dd_graph *g);
 
 #endif

@@ -1,4 +1,4 @@
-/* What a plan does for each kind of operation: dd_operations has a row for each, with its functions above it. */
+/* The functions of a plan for each kind of operation; dd_operations, at the end, has one row per kind. */
 #include "graph/step.h"
 
 #include "base/arena.h"
@@ -72,7 +72,7 @@ fail:
     return status;
 }
 
-/* With the convolution before it, in one. */
+/* One convolution for the batch norm and the convolution before it. */
 static dd_status create_batch_norm(dd_plan *p, dd_step *s)
 {
     dd_status status = DD_OK;
@@ -143,8 +143,8 @@ static dd_status run_conv(const dd_plan *p, const dd_step *s, const dd_call *c)
 
 /* ---- matrix products */
 
-/* Long rows that are whole pages apart meet in the same sets of the caches: oneDNN's 1 x 1 convolutions before AVX-512
-   then take three times as long, where a copy of the rows with a line more each takes a twentieth. */
+/* Long rows that are whole pages apart fall into the same sets of the caches. Before AVX-512, oneDNN's 1 x 1
+   convolutions then take three times as long; copying the rows with one cache line more each takes only a twentieth. */
 static bool rows_collide(const dd_value_info *src)
 {
     return src->c > 2048 && (size_t)src->c * sizeof(float) % 4096 == 0;
@@ -174,8 +174,8 @@ static dd_status create_linear(dd_plan *p, dd_step *s)
     s->flops = 2.0 * (double)d.m * (double)d.k * (double)d.n;
     DD_TRY(dd_matmul_create(&s->primitive, engine, &d));
     if (strncmp(dd_primitive_implementation(s->primitive), "gemm", 4) == 0 && d.dst_dtype == d.dtype) {
-        /* Before AVX-512 oneDNN's products are a GEMM whose sums depend on where a row stands, so that a batch could
-           change them. A 1 x 1 convolution computes the same, every row alike, and faster. */
+        /* Before AVX-512, oneDNN's products are a GEMM whose sums depend on the position of a row, so that a batch
+           could change them. A 1 x 1 convolution computes the same, in the same way for every row, and faster. */
         dd_primitive_destroy(s->primitive);
         s->primitive = NULL;
         const bool pad = p->dtype == DD_F32 && rows_collide(src);
@@ -249,7 +249,7 @@ static dd_status run_layer_norm(const dd_plan *p, const dd_step *s, const dd_cal
 
 /* ---- attention */
 
-/* Without pointers, which a run knows. */
+/* Without pointers, which are known only in a run. */
 static dd_attention_call attention_sizes(const dd_plan *p, const dd_op *op)
 {
     const dd_value_info *q = dd_step_value(p, op->src[DD_SRC_QUERY].value),

@@ -1,5 +1,5 @@
-/* Life of a plan: order the operations (constant ones first), create primitives and packs, plan lifetimes, allocate one
- * arena, bind every pointer; weights are bound at the first run, when they have been loaded. */
+/* The stages of a plan: order the operations (constant ones first), create primitives and packs, plan lifetimes,
+ * allocate one arena, bind every pointer. Weights are bound at the first run, when they have been loaded. */
 #include "graph/plan.h"
 
 #include "base/arena.h"
@@ -16,8 +16,8 @@ static const dd_value_info *value(const dd_plan *p, dd_value v)
     return dd_graph_value(p->graph, v);
 }
 
-/* Which convolution each batch norm is folded into: maker[v] is the convolution that makes v where its only reader is a
-   batch norm. */
+/* Finds the convolution into which each batch norm is folded: maker[v] (`folded` in order_steps) is the convolution
+   that computes v, if the only reader of v is a batch norm; else NULL. */
 static dd_status find_folded(const dd_plan *p, const dd_op **maker)
 {
     dd_status status = DD_OK;
@@ -51,8 +51,8 @@ fail:
     return status;
 }
 
-/* The steps, constant ones first; an upsampling or a convolution that is folded into another step has none of its
-   own. */
+/* Lists the steps, constant ones first. An upsampling or a convolution that is folded into another step has no step of
+   its own. */
 static dd_status order_steps(dd_plan *p)
 {
     dd_status status = DD_OK;
@@ -104,8 +104,8 @@ static bool ends_with(const dd_plan *p, int index, const dd_buffer *buffers, dd_
     return v && !value(p, v)->name && !value(p, v)->constant && buffers[v].last == index;
 }
 
-/* The source in whose buffer the result of a step is made, or DD_NONE: a norm's, a Winograd convolution's residual, or
-   its source where that is at least twice as large. */
+/* The source whose buffer the result of a step takes over, or DD_NONE: the source of a norm, the residual of a Winograd
+   convolution, or its source if that is at least twice as large. */
 static dd_value replaces(const dd_plan *p, int index, const dd_buffer *buffers, const dd_value *home)
 {
     const dd_step *s = &p->steps[index];
@@ -136,7 +136,7 @@ static dd_status plan_memory(dd_plan *p)
     size_t scratch = 0;
     dd_buffer *buffers = dd_calloc((size_t)count + 1, sizeof *buffers);
     dd_value *home = dd_calloc((size_t)count + 1,
-                               sizeof *home); /* by value: whose buffer it takes, its own as a rule */
+                               sizeof *home); /* by value: the value whose buffer it uses, usually itself */
     if (!buffers || !home) {
         DD_FAIL(DD_NOMEM, "out of memory for a plan");
     }
@@ -150,7 +150,7 @@ static dd_status plan_memory(dd_plan *p)
             if (v == DD_NONE) {
                 continue;
             }
-            /* What constant steps leave for the others has to survive every later run. */
+            /* Results of constant steps that other steps read must survive every later run. */
             buffers[v].last = value(p, v)->constant && i >= p->nconstant ? p->nsteps : i;
         }
     }

@@ -1,5 +1,5 @@
-/* A plan's inside, shared by plan.c (order, memory, running) and operations.c (what each kind of operation needs);
- * included by nothing else.
+/* The internals of a plan, shared by plan.c (order, memory, running) and operations.c (the kinds of operations). No
+ * other file includes it.
  *
  *     const dd_operation *o = &dd_operations[step->op->kind];
  *     DD_TRY(o->create(plan, step));     // once: primitive, packs, scratch
@@ -11,14 +11,14 @@
 #include "graph/plan.h"
 
 typedef struct {
-    const dd_op *op;         /* whose result is the step's; of a folded convolution, the batch norm */
+    const dd_op *op;         /* its result is that of the step; for a folded convolution, the batch norm */
     const dd_op *conv;       /* the convolution that a batch norm is folded into; NULL for every other kind */
     const dd_op *upsampling; /* folded into this convolution, whose source is its source; or NULL */
     dd_primitive *primitive; /* NULL: one of our kernels */
     dd_layout *winograd;     /* NULL: not such a convolution */
     dd_pack *weights;        /* NULL: none */
     dd_pack *bias;           /* NULL: none, or beside the folded weights */
-    size_t scratch, padded;  /* padded: where in scratch such a source goes; 0: it is read where it is */
+    size_t scratch, padded;  /* padded: offset in scratch of a padded copy of the source; 0: no copy */
     double flops, seconds;
 } dd_step;
 
@@ -28,7 +28,7 @@ struct dd_plan {
     dd_isa isa;
     int threads;
     dd_step *steps;
-    int nsteps, nconstant; /* the first nconstant steps depend on constant inputs alone */
+    int nsteps, nconstant; /* the first nconstant steps depend only on constant inputs */
     char *arena;
     size_t arena_bytes;
     void *scratch;
@@ -39,7 +39,7 @@ struct dd_plan {
     bool constants_known, bound;
 };
 
-/* What a step works on in this run. */
+/* The arrays of a step in this run. */
 typedef struct {
     void *dst;
     const void *src;
@@ -64,7 +64,7 @@ static inline const dd_value_info *dd_step_value(const dd_plan *p, dd_value v)
     return dd_graph_value(p->graph, v);
 }
 
-/* The value in a slot of the step's sources, where what is folded into the step has its sources too. */
+/* The value in a slot of the step's sources, including the sources of operations that are folded into the step. */
 static inline dd_value dd_step_source(const dd_step *s, int slot)
 {
     const dd_op *first = s->upsampling ? s->upsampling : s->conv ? s->conv : s->op;

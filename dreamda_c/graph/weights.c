@@ -13,10 +13,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A parameter is read, converted and packed a part at a time: a part is still in the cache when it is packed, and only
-   the packs take fresh memory, whose pages cost more time than everything else here. */
+/* A parameter is read, converted and packed one part at a time: a part is still in the cache when it is packed, and
+   only the packs use new memory, whose page faults take more time than everything else here. */
 #define PART_BYTES (4 << 20)
-/* A part has a multiple of this many rows: whole blocks of every packed layout. */
+/* The number of rows of a part is a multiple of this: whole blocks of every packed layout. */
 #define PART_ROWS 192
 
 /* One slice of a pack, in the list of its parameter's slices. Without these lists, loading would search all packs (up
@@ -29,8 +29,8 @@ typedef struct use {
 
 struct dd_pack {
     dd_slice *slices;
-    bool *filled; /* one a slice */
-    use *uses;    /* one a slice; in the lists once the pack is complete */
+    bool *filled; /* one per slice */
+    use *uses;    /* one per slice; in the lists once the pack is complete */
     int count, waiting, users;
     int64_t rows, cols;
     dd_layout *layout; /* NULL: plain f32 */
@@ -48,7 +48,7 @@ struct dd_weights {
     dd_engine *engine;
     dd_parameter *parameters;
     int *sorted; /* indices of the parameters, by name */
-    use **uses;  /* by parameter: the slices that are made of it, the latest first */
+    use **uses;  /* by parameter: its slices, the latest first */
     int count, capacity;
     dd_pack **packs;
     int npacks, packs_capacity, pending; /* packs that wait for something */
@@ -120,7 +120,7 @@ const dd_parameter *dd_weights_get(const dd_weights *w, int parameter)
     return &w->parameters[parameter];
 }
 
-/* The place of `name` in w->sorted, or where it would go. */
+/* The position of `name` in w->sorted, or the position at which to insert it. */
 static int search(const dd_weights *w, const char *name)
 {
     int low = 0, high = w->count;
@@ -305,7 +305,7 @@ void dd_pack_release(dd_pack *p)
     }
 }
 
-/* Once no pack waits for anything, the buffer that parameters are loaded into is unused. */
+/* If no pack waits for a parameter, the buffer for loading is unused. */
 static void free_part_if_idle(dd_weights *w)
 {
     if (!w->pending) {
@@ -365,7 +365,7 @@ bool dd_weights_pending(const dd_weights *w, int parameter)
     return false;
 }
 
-/* Where in `plain` the rows of a slice begin; `count`: where they all end. */
+/* Offset in `plain` at which the rows of slice `index` begin; for index `count`, the end of all rows. */
 static size_t gathered_at(const dd_pack *p, int index)
 {
     size_t at = 0;
@@ -394,8 +394,8 @@ static dd_status allocate_packed(dd_pack *p, const char *name)
     return DD_OK;
 }
 
-/* Brings rows [first, first + rows) of a parameter to where the slice wants them: into the pack, or beside the other
-   rows gathered. */
+/* Copies rows [first, first + rows) of a parameter to their place in the slice: in the pack, or in the rows gathered so
+   far. */
 static dd_status fill(dd_weights *w, dd_pack *p, int index, const float *values, int64_t first, int64_t rows)
 {
     dd_status status = DD_OK;
@@ -473,7 +473,7 @@ fail:
     return status;
 }
 
-/* After all rows of a slice: packs what was gathered, if it was the last. */
+/* Called after all rows of a slice. If the slice was the last, packs the gathered rows. */
 static dd_status finish(dd_weights *w, dd_pack *p, int index)
 {
     dd_status status = DD_OK;
@@ -491,7 +491,7 @@ fail:
     return status;
 }
 
-/* Where a parameter's elements come from. */
+/* The source of a parameter's elements. */
 typedef struct {
     dd_dtype dtype;
     const char *data; /* NULL: a file */
@@ -520,8 +520,8 @@ static const void *take(const source *from, size_t start, size_t count, char *bu
 
 enum { ENDS_EARLY = 1, NOT_FINITE = 2 };
 
-/* Elements [start, start + count) as f32: in w->part, which is large enough, or in the caller's memory. Returns what is
-   wrong with them. */
+/* Elements [start, start + count) as f32: in w->part, which is large enough, or in the caller's memory. Returns the
+   problem with them. */
 static int fetch(const dd_weights *w, const source *from, size_t start, size_t count, const float **values)
 {
     const size_t piece = 1 << 16;

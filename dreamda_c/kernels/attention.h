@@ -1,8 +1,8 @@
 /* Attention without the matrix of scores. Part of kernels/template.h, compiled once per instruction set.
  *
- * Everything is transposed, so that a vector holds as many *queries*: scores S' = K Q' (keys x queries), weights P' =
- * 2^(..), result O' = V' P' (d x queries). Maxima, sums and rescaling are then plain vector operations, K and V are
- * read as broadcast scalars in their natural order, and no head size is padded.
+ * Everything is transposed, so that each element of a vector belongs to another *query*: scores S' = K Q' (keys x
+ * queries), weights P' = 2^(..), result O' = V' P' (d x queries). Maxima, sums and rescaling are then plain vector
+ * operations, K and V are read as broadcast scalars in their natural order, and no head size is padded.
  *
  * The 32-bit unit: a float, or (`dot`: AVX512-BF16 and bf16 data) two neighbouring bf16 along the dimension summed
  * over:
@@ -28,7 +28,7 @@
 #include <omp.h>
 
 #define ATT_QUERIES (2 * DD_VECTOR) /* queries a micro-kernel works on */
-#define ATT_KEYS 256        /* keys between two updates of the maximum: S (32 KiB) and what it meets stay in L2 */
+#define ATT_KEYS 256        /* keys between two updates of the maximum: S (32 KiB) and its operands stay in L2 */
 #define ATT_STRIPS 2        /* strips of ATT_QUERIES in a task: they share a block of K and V while it is in cache */
 #if DD_VECTOR == 16
 #define ATT_ROWS 8 /* rows of a micro-kernel: 2 ATT_ROWS accumulators hide the latency of the multiply-add */
@@ -36,7 +36,7 @@
 #define ATT_ROWS 6 /* likewise: 4 would be enough only if no multiply-add ever waited */
 #endif
 
-/* What counts are padded to: keys with bf16 pairs, units of a key, rows of V' and O. */
+/* Counts are padded to multiples of these: keys with bf16 pairs, units of a key, rows of V' and O. */
 #if DD_AMX
 #define ATT_WHOLE_KEYS AMX_KEYS
 #define ATT_WHOLE_STEPS AMX_UNITS
@@ -104,8 +104,7 @@ INLINE void values_tile(const bool dot, const int m, const uint32_t *v, size_t d
     }
 }
 
-/* What one strip carries from one block of keys to the next: per query, the power of two subtracted and the sum of
-   weights. */
+/* The state of one strip between two blocks of keys: per query, the subtracted power of two and the sum of weights. */
 typedef struct {
     vf power[2], sum[2];
 } running;
@@ -123,8 +122,8 @@ INLINE vf pair_weights(vf even, vf odd)
 #endif
 }
 
-/* Turns the scores of `keys` keys into weights, in place, and brings O and the sums to the new maximum. The sums are of
-   the weights as rounded for the product with V, so that the weights that V really meets add up to one. */
+/* Turns the scores of `keys` keys into weights, in place, and brings O and the sums to the new maximum. The sums
+   are of the weights as rounded for the product with V, so that the weights in that product add up to one. */
 INLINE void weigh(const bool dot, uint32_t *s, int keys, float c, bool first, const vf top[2], running *run,
                   uint32_t *o, int d)
 {
@@ -193,7 +192,7 @@ INLINE void find_top(const uint32_t *s, int keys, vf top[2])
 }
 #endif
 
-/* Scores of keys after their query become -inf; `top` is found anew. */
+/* Sets the scores of keys after their query to -inf, and computes `top` again. */
 INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
 {
     top[0] = top[1] = set1(-INFINITY);
@@ -228,7 +227,7 @@ INLINE void mask_future(uint32_t *s, int keys, int key, int query, vf top[2])
         }                                                 \
     } while (0)
 
-/* One strip meets one block of keys. */
+/* One strip of queries attends to one block of keys. */
 INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const uint32_t *q, int keys, int key,
                    int query, size_t steps, int d, float c, bool causal, uint32_t *s, uint32_t *o, running *run)
 {
@@ -245,7 +244,7 @@ INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const u
         mask_future(s, keys, key, query, top);
     }
     const int rows = keys_of(dot, keys);
-    for (int j = keys; j < rows; j++) { /* what is missing of the last pair or tile */
+    for (int j = keys; j < rows; j++) { /* the missing keys of the last pair or tile */
         store_f32(s + j * ATT_QUERIES, set1(-INFINITY));
         store_f32(s + j * ATT_QUERIES + DD_VECTOR, set1(-INFINITY));
     }
@@ -260,7 +259,7 @@ INLINE void attend(const bool dot, const uint32_t *k, const uint32_t *v, const u
 #endif
 }
 
-/* One row of d elements as `steps` units: bf16 pairs (`dot`; what is missing is zero), or floats. */
+/* One row of d elements as `steps` units: bf16 pairs (`dot`; a missing element is zero), or floats. */
 INLINE void units_of_row(const bool dot, const dd_dtype t, uint32_t *dst, const void *src, int d, size_t steps)
 {
     if (dot) {

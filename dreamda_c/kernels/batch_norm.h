@@ -15,7 +15,7 @@
 #include <math.h>
 #include <omp.h>
 
-/* Statistics of each chunk into two rows of the scratch, then of all of them into n. */
+/* Writes the statistics of each chunk into two rows of the scratch, then those of all chunks into n. */
 static void batch_statistics(const dd_dtype t, const dd_batch_norm *n, const void *src, float *partial)
 {
     const size_t c = (size_t)n->c, ld = dd_batch_norm_channels(n->c);
@@ -101,7 +101,7 @@ static void batch_norm_forward(dd_dtype t, const dd_batch_norm *n, void *dst, co
     }
 }
 
-/* Where ReLU let the value pass: everywhere, where the value computed again is positive, where dst is. */
+/* Where ReLU passed the value: everywhere, where the recomputed value is positive, or where dst is positive. */
 typedef enum { PASS_ALL, PASS_COMPUTED, PASS_STORED } bn_pass;
 
 typedef struct {

@@ -1,7 +1,7 @@
 /* The loops that oneDNN 3.2 lacks. Pure functions on pointers and sizes; activations are channels-last rows ("tokens")
  * of type `dtype` (DD_F32 or DD_BF16), statistics and parameters are f32. All run in OpenMP over the caller's thread
- * count (omp_get_max_threads), allocate nothing, and compute every row (image) of a batch alike: a row is bitwise
- * identical whatever its place in the batch and its neighbours.
+ * count (omp_get_max_threads), allocate nothing, and compute all rows (images) of a batch in the same way: a row is
+ * bitwise identical for any position in the batch and any neighbours.
  *
  *     dd_isa isa = dd_best_isa();
  *     size_t bytes = dd_group_norm_scratch(n, hw, c);        // from the caller's arena, 64-byte aligned
@@ -17,7 +17,7 @@
 
 #include <stdbool.h>
 
-/* What this processor has (AVX2 + FMA + F16C is the least we support; dd_cpu_supported says whether it is there). */
+/* Features of this processor. dd_cpu_supported: whether it has the minimum, AVX2 + FMA + F16C. */
 bool dd_cpu_supported(void);
 dd_isa dd_best_isa(void);
 
@@ -25,7 +25,7 @@ dd_isa dd_best_isa(void);
    [then SiLU]. Statistics are two-pass or Chan-combined in chunks whose size does not depend on the thread count. */
 typedef struct {
     void *dst; /* may be src where there is no `beside` */
-    const void *src, *beside; /* beside NULL, with beside_c 0: there is none */
+    const void *src, *beside; /* beside may be NULL, with beside_c 0 */
     const float
         *row_bias; /* if not NULL, added to the input first: channel i of row r at row_bias[r * row_bias_ld + i] */
     size_t row_bias_ld;
@@ -53,7 +53,7 @@ typedef struct {
     int n, heads, tq, tk, d; /* tk >= 1, d >= 1 (any; 40, 64, 80, 160, 512 are hot) */
     float scale;             /* > 0, and |scale * score| below 2e6 */
     bool causal;             /* key j is visible to query i when j <= i, also where tq != tk */
-    void *scratch;           /* for the thread count given to dd_attention_scratch; no more may run */
+    void *scratch;           /* for the thread count given to dd_attention_scratch, the maximum */
 } dd_attention_call;
 void dd_attention(dd_isa isa, dd_dtype dtype, const dd_attention_call *call);
 size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, const dd_attention_call *sizes,
@@ -62,8 +62,8 @@ size_t dd_attention_scratch(dd_isa isa, dd_dtype dtype, const dd_attention_call 
 /* dst (n, h, w, oc) = 3 x 3 convolution of src (n, h, w, ic), stride 1, padding 1, by Winograd's F(2 x 2, 3 x 3) [+
    bias] [+ residual] [then ReLU]. bf16 needs DD_ISA_AVX512_BF16. */
 typedef struct {
-    /* May be residual. Without `up`, for an even h and 2 oc <= ic, it may be src, whose front it takes: see
-       dd_winograd_scratch. */
+    /* May be residual. Without `up`, for an even h and 2 oc <= ic, it may be src; the result is then at
+       its front: see dd_winograd_scratch. */
     void *dst;
     const void *src, *weights; /* weights: from dd_winograd_pack for the same isa and `up` */
     const float *bias;         /* may be NULL */
@@ -71,7 +71,7 @@ typedef struct {
     bool relu;
     bool up; /* of src enlarged twice by nearest neighbours: dst is (n, 2 h, 2 w, oc) */
     int n, h, w, ic, oc; /* 16 divides ic, dd_winograd_columns divides oc */
-    void *scratch;       /* for the thread count given to dd_winograd_scratch; no more may run */
+    void *scratch;       /* for the thread count given to dd_winograd_scratch, the maximum */
 } dd_winograd_call;
 void dd_winograd(dd_isa isa, dd_dtype dtype, const dd_winograd_call *call);
 /* in_place_width: the width of the images where dst is src, else 0. */
@@ -80,8 +80,8 @@ int dd_winograd_columns(dd_isa isa);
 bool dd_winograd_takes(dd_isa isa, int kernel, int stride, int pad_before, int pad_after, int ic,
                        int oc); /* a convolution of that shape */
 
-/* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements, with `up` as many. BACKWARD: those that
-   give the source's gradient from the result's, as a convolution of oc channels to ic. */
+/* plain (oc, ic, 3, 3) f32 -> the transformed weights: 16 / 9 of the elements, with `up` the same number. BACKWARD:
+   weights that give the source's gradient from the result's, as a convolution from oc to ic channels. */
 typedef enum { DD_WINOGRAD_FORWARD, DD_WINOGRAD_BACKWARD, DD_WINOGRAD_UP } dd_winograd_kind;
 void dd_winograd_pack(dd_isa isa, dd_dtype dtype, void *dst, const float *plain, int ic, int oc, dd_winograd_kind kind);
 size_t dd_winograd_pack_bytes(dd_dtype dtype, int ic, int oc, dd_winograd_kind kind);

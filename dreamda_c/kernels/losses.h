@@ -1,6 +1,6 @@
-/* What stands between features and labels: linear heads, softmax losses with their gradients, and the pseudo-labels of
- * AMST. Everything is f32, row-major and allocates nothing. Rows (or classes, or parameters) are shared among OpenMP
- * threads, sums run in a fixed order: results are bitwise identical for any number of threads.
+/* From features to labels: linear heads, softmax losses with their gradients, and the pseudo-labels of AMST. All arrays
+ * are f32 and row-major; nothing is allocated. Rows (or classes, or parameters) are distributed over OpenMP threads,
+ * and sums have a fixed order: results are bitwise identical for any number of threads.
  *
  *     dd_affine(y, x, w, b, n, f, c);
  *     double loss = dd_softmax_cross_entropy(dy, rows, y, labels, NULL, n, c, 0.1f);
@@ -29,9 +29,9 @@ void dd_softmax(float *p, const float *z, size_t n, size_t c);
 double dd_softmax_cross_entropy(float *dz, double *rows, const float *z, const int64_t *labels, const float *weights,
                                 size_t n, size_t c, float smoothing);
 
-/* FixMatch: where the weak view's largest probability is >= threshold and is reached once, the cross-entropy of the
+/* FixMatch: if the weak view's largest probability is >= threshold and only one class has it, the cross-entropy of the
    strong view against that class; else 0. Returns the mean over all n rows and sets dz (n, c), the gradient to
-   `strong`; `weak` gets none. *used: the rows that counted. */
+   `strong`; `weak` gets none. *used: the number of rows that counted. */
 double dd_consistency(float *dz, double *rows, size_t *used, const float *strong, const float *weak, size_t n, size_t c,
                       float threshold);
 

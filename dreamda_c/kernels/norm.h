@@ -14,7 +14,7 @@
 /* ---- GroupNorm ------------------------------------------------------------------------------------------------ */
 
 /* Adds rows [row, row + rows) of one source, rows <= 8, to the mean and the sum of squared deviations of each channel.
-   `done` rows are in them already. The two-pass statistics of eight rows stay in registers, then Chan's formula joins
+   `done` rows are already included. The two-pass statistics of eight rows stay in registers, then Chan's formula joins
    them. */
 INLINE void gather(const dd_dtype t, const void *src, size_t c, size_t row, int rows, int done, float *mean, float *m2)
 {
@@ -111,7 +111,7 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
 
 #pragma omp parallel
     {
-        /* By hand, not by `omp for`: each thread then meets its own chunks again, the ones still in its cache first. */
+        /* Not `omp for`: this way each thread gets its own chunks again, starting with those still in its cache. */
         const ptrdiff_t me = omp_get_thread_num(), team = omp_get_num_threads();
         const ptrdiff_t begin = tasks * me / team, end = tasks * (me + 1) / team;
         for (ptrdiff_t i = begin; i < end; i++) {

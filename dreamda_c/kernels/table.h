@@ -1,5 +1,5 @@
-/* The kernels that exist once per instruction set: kernels/template.h is compiled into one table for each, dispatch.c
- * picks.
+/* The kernels that exist once per instruction set: kernels/template.h is compiled into one table for each, and
+ * dispatch.c selects one.
  *
  *     const dd_kernel_table *k = dd_kernels(DD_ISA_AVX512);
  *     k->layer_norm(DD_F32, dst, src, gamma, beta, rows, c, eps);
@@ -30,7 +30,7 @@ typedef struct {
 
 extern const dd_kernel_table dd_kernels_avx2, dd_kernels_avx512, dd_kernels_avx512_bf16;
 
-/* AMX has AVX512-BF16's kernels, but for attention and weight gradients in bf16. */
+/* AMX uses the kernels of AVX512-BF16, except for attention and weight gradients in bf16. */
 static inline const dd_kernel_table *dd_kernels(dd_isa isa)
 {
     return isa >= DD_ISA_AVX512_BF16 ? &dd_kernels_avx512_bf16
@@ -50,7 +50,7 @@ static inline int dd_winograd_points(bool up) { return up ? 9 : 16; }
 /* Channels as dd_group_norm's scratch counts them: padded to whole vectors of the widest instruction set. */
 static inline size_t dd_group_norm_channels(int c) { return ((size_t)c + 15) / 16 * 16; }
 
-/* Positions whose statistics are gathered in one go: about 32 thousand elements, whatever the batch and the threads. */
+/* Number of positions per chunk of statistics: about 32 thousand elements, for any batch and any number of threads. */
 static inline int dd_group_norm_chunk(int c)
 {
     int rows = 32768 / c / 8 * 8;

@@ -2,8 +2,8 @@
  *
  *     #define DD_KERNELS dd_kernels_avx512   // the table to define
  *     #define DD_VECTOR 16                   // floats in a vector: 8 (AVX2) or 16 (AVX-512)
- *     #define DD_BF16_DOT 0                  // 1 where AVX512-BF16 is there
- *     #define DD_AMX 0                       // 1 in kernels/isa_amx.c, which includes only the headers that use tiles
+ *     #define DD_BF16_DOT 0                  // 1 if AVX512-BF16 is available
+ *     #define DD_AMX 0                       // 1 in isa_amx.c, which includes only attention.h and tile_gradient.h
  *     #include "kernels/template.h"
  */
 #include "kernels/attention.h"

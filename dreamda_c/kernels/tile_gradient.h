@@ -1,5 +1,5 @@
-/* The gradient of a convolution's weights in bf16 on AMX tiles: what kernels/weight_gradient.h computes elsewhere, for
- * any number of channels.
+/* The gradient of a convolution's weights in bf16 on AMX tiles, for any number of channels. Without AMX,
+ * kernels/weight_gradient.h computes it.
  *
  * For every place of the window it is a product of the result's gradient with the source as that place sees it. The sum
  * goes over positions and over pairs of images (a unit is a pair of bf16). Both operands are packed into whole tiles of
@@ -56,7 +56,7 @@ INLINE size_t tile_result_units(const dd_window *s, int tiles, int lines)
     return (size_t)lines * (size_t)s->ow * (size_t)tiles * AMX_UNITS * (size_t)tile_padded(s->oc);
 }
 
-/* The fewest segments beyond which more would save less than a tenth of the products. */
+/* The smallest number of segments for which more of them would save less than a tenth of the products. */
 INLINE tile_shape tile_shape_of(const dd_window *s)
 {
     tile_shape best = {0};
@@ -125,7 +125,7 @@ INLINE void tile_transpose(uint32_t *to, const __m512i rows[16])
     }
 }
 
-/* An image that a pack reads: (rows, cols, channels) elements, in which segments begin `step` rows after each other. */
+/* The source of a pack: an image of (rows, cols, channels) elements, whose segments begin `step` rows apart. */
 typedef struct {
     const uint16_t *data;
     int rows, cols, channels, step;
@@ -232,7 +232,7 @@ INLINE void tile_task(const tile_job *job, int tap, int count, int o, int c)
     }
 }
 
-/* Places of the window for a task, so that every thread has one. */
+/* Number of places of the window per task, so that every thread has a task. */
 INLINE int tile_places(int kernel, int blocks, int threads)
 {
     return blocks >= threads ? kernel * kernel : blocks * kernel >= threads ? kernel : 1;

@@ -1,5 +1,5 @@
-/* The two products of attention on AMX tiles: what scores_tile and values_tile of kernels/attention.h are elsewhere.
- * bf16 only.
+/* The two products of attention on AMX tiles, in bf16 only. Without AMX, scores_tile and values_tile of
+ * kernels/attention.h compute them.
  *
  * Each tile is 16 rows of 16 units (a unit is a pair of bf16, or a float of a result), and everything is padded to
  * whole tiles with zeros:
@@ -39,7 +39,7 @@ INLINE void tiles_begin(void)
 
 INLINE void tiles_end(void) { _tile_release(); }
 
-/* The results, tiles 0 to 3, take shape two by two: A (tiles 4 and 5) above each other, B (6 and 7) beside each
+/* The results, tiles 0 to 3, form a square of two by two: A (tiles 4 and 5) above each other, B (6 and 7) beside each
    other. */
 #define AMX_LOAD_B(from, ld)                       \
     do {                                            \

@@ -40,7 +40,7 @@ typedef struct {
     float *d_gamma, *d_beta;     /* added to */
     void *d_dst;                 /* with `residual` it becomes the residual's gradient */
     const void *d_dst_more;
-    const void *src, *dst; /* of the forward pass; dst tells where ReLU let pass, and is unused without `residual` */
+    const void *src, *dst; /* of the forward pass; dst shows where ReLU passed values; unused without `residual` */
     bool residual;
 } dd_batch_norm_gradient;
 void dd_batch_norm_backward(dd_isa isa, dd_dtype dtype, const dd_batch_norm *n, const dd_batch_norm_gradient *g,
@@ -56,8 +56,8 @@ void dd_global_pool_backward(dd_dtype dtype, void *d_src, const float *d_dst, in
 /* dst += src */
 void dd_accumulate(dd_isa isa, dd_dtype dtype, void *dst, const void *src, size_t count);
 
-/* Weights (oc rows of `cols`) and bias of the convolution that a convolution without bias and a batch norm over running
-   statistics make together. */
+/* Weights (oc rows of `cols`) and bias of the single convolution that replaces a convolution without bias and a batch
+   norm with running statistics. */
 void dd_fold_batch_norm(float *weights, float *bias, const float *plain, const dd_batch_norm *n, int oc, size_t cols);
 
 /* A convolution: its source is (n, h, w, ic), its result (n, oh, ow, oc). */
@@ -68,7 +68,7 @@ typedef struct {
 /* gradient (oc, ic, kernel, kernel) += the gradient of a channels-last convolution's weights, from its source and the
    gradient of its result. The window has at most DD_WEIGHT_GRADIENT_TAPS places; bf16 needs DD_ISA_AVX512_BF16. On
    DD_ISA_AMX bf16 takes any channels; otherwise 16 divides ic, and dd_winograd_columns divides oc. In f32 a 3 x 3
-   window of stride 1 goes by Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most
+   window of stride 1 uses Winograd's F(3 x 3, 2 x 2) on more than four positions. The thread count may be at most
    that given to dd_weight_gradient_scratch. */
 enum { DD_WEIGHT_GRADIENT_TAPS = 49 };
 void dd_weight_gradient(dd_isa isa, dd_dtype dtype, float *gradient, const void *src, const void *d_dst,

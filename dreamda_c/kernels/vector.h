@@ -252,14 +252,14 @@ INLINE vf exp2_for_bf16(vf x)
 INLINE vf silu_of(const dd_dtype t, vf y)
 {
     const vf minus_log2e = set1(-1.44269504f);
-    /* Past 87 the exponential would overflow, and the result is y or 0 to the last bit that matters. */
+    /* Beyond 87 the exponential would overflow; the result there is y or 0 within rounding. */
     vf z = smaller(set1(87.0f), larger(set1(-87.0f), y));
     vf shifted = fma_(z, minus_log2e, set1(ROUND_BY_ADDING));
     vf f = fms(z, minus_log2e, sub(shifted, set1(ROUND_BY_ADDING)));
     if (t == DD_BF16) {
         return mul(y, reciprocal(add(set1(1.0f), exp2_reduced(f, shifted, 4))));
     }
-    f = fma_(z, set1(-1.92596299e-8f), f); /* what log2(e) lost when it became a float */
+    f = fma_(z, set1(-1.92596299e-8f), f); /* the rounding error of log2(e) as a float */
     return divide(y, add(set1(1.0f), exp2_reduced(f, shifted, 6)));
 }
 

@@ -1,9 +1,9 @@
-/* The gradient of a convolution's weights: for every place of the window a product of the source's rows, as that place
- * sees them, with the result's gradient. Part of kernels/template.h, compiled once per instruction set.
+/* The gradient of a convolution's weights: for every place of the window, the product of the source rows that the place
+ * sees with the result's gradient. Part of kernels/template.h, compiled once per instruction set.
  *
- * A row is a position of the result in one image. Those of a position stand together, for all images, so that a place
- * that sees the border from there leaves them out. Products go over rows, in steps of one row (f32) or of two images'
- * (bf16, a unit is a pair):
+ * A row is a position of the result in one image. The rows of a position are next to each other, for all images, so
+ * that a place that sees the border from this position skips them. Products sum over rows, in steps of one row (f32) or
+ * of the rows of two images (bf16, a unit is a pair):
  *
  *     Y: (oc / GRADIENT_COLS, steps, GRADIENT_COLS) units    the result's gradient of some rows, shared by threads
  *     X: (channels / GRADIENT_ROWS, steps, GRADIENT_ROWS)    a few channels of the source at one place of the window; a
@@ -95,7 +95,7 @@ INLINE void gradient_product(const bool dot, float *sums, size_t oc, bool fresh,
     }
 }
 
-/* Units from block to block of X, and of X for so many channels. */
+/* Units from block to block of X, and units of X for a number of channels. */
 INLINE size_t gradient_block(int steps) { return (size_t)steps * GRADIENT_ROWS + 16; }
 INLINE size_t gradient_blocks(int channels, int steps)
 {
@@ -151,7 +151,7 @@ INLINE void gradient_task(const bool dot, const gradient_job *job, int first, in
                          cols = gradient_seen(kx, s->pad, s->stride, s->w, s->ow);
     float *sums = job->sums + ((size_t)tap * (size_t)s->ic + (size_t)channel) * (size_t)s->oc;
     const int begin = (rows.first * s->ow + cols.first) * job->images; /* the first step that the place sees */
-    const int lines = cols.first == 0 && cols.end == s->ow ? rows.end - rows.first : 1; /* of the result in one go */
+    const int lines = cols.first == 0 && cols.end == s->ow ? rows.end - rows.first : 1; /* of the result at once */
     for (int row = rows.first; row < rows.end; row += lines) {
         const int low = (row * s->ow + cols.first) * job->images,
                   high = ((row + lines - 1) * s->ow + cols.end) * job->images;
@@ -188,14 +188,14 @@ INLINE void gradient_add(const gradient_job *job, float *gradient, const bool *s
     }
 }
 
-/* Steps of a stretch whose steps are so many units each. */
+/* Number of steps of a stretch whose steps have `units` units each. */
 INLINE int gradient_stretch(int units)
 {
     const int steps = GRADIENT_STRETCH / units / GRADIENT_STEPS * GRADIENT_STEPS;
     return steps < GRADIENT_STEPS ? GRADIENT_STEPS : steps;
 }
 
-/* Channels of a task: so few that every thread has some tasks. */
+/* Number of channels per task: small enough that every thread has tasks. */
 INLINE int gradient_channels(int ic, int tasks, int threads)
 {
     int channels = 64;

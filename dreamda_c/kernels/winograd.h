@@ -1,19 +1,19 @@
-/* 3 x 3 convolutions by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2015): 16 multiplications where the sum over the
- * window takes 36. Part of kernels/template.h, compiled once per instruction set.
+/* 3 x 3 convolutions by Winograd's F(2 x 2, 3 x 3) (Lavin & Gray, 2015): 16 multiplications instead of 36 for the sum
+ * over the window. Part of kernels/template.h, compiled once per instruction set.
  *
- * A tile is 4 x 4 positions of the source around 2 x 2 of the result. Of every tile, B' d B gives 16 numbers a channel
- * (V), which meet the 16 transformed weights U in 16 matrix products; A' (..) A of their sums is the result. A task is
- * some neighbouring tiles of the batch:
+ * A tile is 4 x 4 positions of the source around 2 x 2 of the result. For every tile, B' d B gives 16 numbers per
+ * channel (V). 16 matrix products multiply them by the transformed weights U; A' (..) A of their sums is the result. A
+ * task is a group of neighbouring tiles of the batch:
  *
- *     V: (16, tiles, ic) of the data's type          filled once a task, read once a panel: L2 and L3
+ *     V: (16, tiles, ic) of the data's type          filled once per task, read once per panel: L2 and L3
  *     U: (panels, 16, steps, WIN_COLS) units         a panel: WIN_COLS output channels; a unit: a float or two bf16
  *     M: (16, tiles, WIN_COLS) floats                one panel's sums, in L2; transformed back before the next panel
  *
- * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never made. The middle two of
- * a tile's four lines are one line of the source, their difference is zero, and 9 of the 16 products are left: in both
- * directions lines 0, 1 and 3.
+ * `up`: the window slides over the source enlarged twice by nearest neighbours, which is never stored. The middle two
+ * of a tile's four lines are the same line of the source, so their difference is zero, and 9 of the 16 products are
+ * left: in both directions lines 0, 1 and 3.
  *
- * A tile's result depends on nothing but its own window. Rounding V and U to bf16 costs about twice the error of
+ * A tile's result depends only on its own window. Rounding V and U to bf16 costs about twice the error of
  * rounding plain weights.
  *
  *     winograd(DD_BF16, &(dd_winograd_call){.dst = dst, .src = src, .weights = u, ...});
@@ -218,7 +218,7 @@ INLINE void winograd_task(const bool dot, const bool up, const dd_dtype t, const
 static void winograd_tiles(dd_dtype dtype, bool up, const winograd_job *job, int begin, int end, char *scratch)
 {
     const int tiles = end - begin, threads = omp_get_max_threads();
-    /* As many tasks for every thread, of whole micro-kernels. */
+    /* The same number of tasks for every thread, each of whole micro-kernels. */
     const int rounds = (tiles - 1) / (threads * WIN_TASK_TILES) + 1, share = (tiles - 1) / (threads * rounds) + 1;
     const int size = (share + WIN_ROWS - 1) / WIN_ROWS * WIN_ROWS;
 #pragma omp parallel

@@ -1,5 +1,5 @@
-/* The gradient of a 3 x 3 convolution's weights by Winograd's F(3 x 3, 2 x 2): 16 multiplications where the sum over
- * the window takes 36. Part of kernels/template.h, compiled once per instruction set.
+/* The gradient of a 3 x 3 convolution's weights by Winograd's F(3 x 3, 2 x 2): 16 multiplications instead of 36 for
+ * the sum over the window. Part of kernels/template.h, compiled once per instruction set.
  *
  * kernels/winograd.h computes A' ((G g G') o (B' d B)) A of a tile's source d; its derivative by the filter g is G'
  * (sum over all tiles of (B' d B) o (A y A')) G, where y is the gradient of the tile's result. The sum is a product of
@@ -22,7 +22,7 @@
 typedef struct {
     dd_window window;
     const float *src, *d_dst;
-    float *y, *sums, *zeros; /* zeros: of the border, as many as a position has channels */
+    float *y, *sums, *zeros; /* zeros: the channels of a border position */
     int across, down; /* tiles in a line, and lines of them in an image */
 } winograd_gradient_job;
 
@@ -235,7 +235,7 @@ static size_t winograd_gradient_scratch(const dd_window *s, int threads)
            sizeof(float);
 }
 
-/* Which of the two forms: plain ones skip the border, which small images are mostly made of. */
+/* Whether to use this form: the plain one skips the border, and small images consist mostly of border. */
 INLINE bool gradient_by_winograd(dd_dtype dtype, const dd_window *s)
 {
     return dtype == DD_F32 && s->kernel == 3 && s->stride == 1 && s->pad == 1 && s->oh * s->ow > 4;

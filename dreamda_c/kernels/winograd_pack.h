@@ -8,8 +8,8 @@
 
 #include "kernels/winograd.h"
 
-/* One input channel's filters of a panel, `stride` floats apart, to a vector a place of the window; `turned`: by
-   half. */
+/* One input channel's filters of a panel, `stride` floats apart, as one vector per place of the window;
+   `turned`: rotated by 180 degrees. */
 INLINE void winograd_filters(float g[9][WIN_COLS], const float *from, size_t stride, bool turned)
 {
     for (int o = 0; o < WIN_COLS; o += 4) {
@@ -72,7 +72,7 @@ INLINE void winograd_pack_step(const bool pairs, uint32_t *dst, size_t next, con
         }
         for (int p = 0; p < 16; p++) {
             if (kind == DD_WINOGRAD_UP && (p / 4 == 2 || p % 4 == 2)) {
-                continue; /* meets zeros */
+                continue; /* multiplied by zeros */
             }
             store_f32(to, pairs ? bf16_pairs(u[0][p], u[1][p]) : u[0][p]);
             to += next;

@@ -1,6 +1,6 @@
 /* Memory: one block of state (parameters, gradients, momentum, running statistics), one of packed weights, one arena.
- * The arena holds for each slot what forward leaves for backward, then the gradients of activations (planned by
- * lifetime), then the activations of evaluation (likewise), then scratch. */
+ * The arena holds, for each slot, the values that forward keeps for backward; then the gradients of activations
+ * (planned by lifetime), the activations of evaluation (likewise), and scratch. */
 #include "training/plan.h"
 
 #include "base/team.h"
@@ -82,7 +82,7 @@ dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op)
     return dd_convolution_cropped(t->graph, op, t->dtype, &first);
 }
 
-/* The plain weights of the places that are seen begin so many floats into a filter. */
+/* The offset in floats, within a filter, of the first place of the cropped window. */
 static size_t corner_of(const dd_trainer *t, const dd_op *op)
 {
     int first;
@@ -106,8 +106,8 @@ static bool is_image(const dd_trainer *t, dd_value v)
     return maker < 0 || t->steps[maker].op->kind == DD_OP_FROM_NCHW;
 }
 
-/* On AMX tiles ours always pays in bf16. Elsewhere it does where the result has few positions, or few and a stride:
-   oneDNN's goes image by image. In f32 a 3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride
+/* On AMX tiles our kernel always pays in bf16. Elsewhere it pays if the result has few positions, or few and a stride:
+   oneDNN's works image by image. In f32 a 3 x 3 window pays everywhere: with stride 1 by Winograd's form, with a stride
    before AVX-512, where oneDNN's is slow. */
 static bool weight_gradient_fits(const dd_trainer *t, const dd_op *op)
 {
@@ -212,8 +212,8 @@ static void larger(size_t *most, const dd_primitive *p)
     }
 }
 
-/* What a slot keeps: the sources of convolutions and of batch norms, results of a batch norm with a residual (where
-   ReLU let pass), statistics and workspaces. The rest lives from its first to its last use. */
+/* Plans a slot. It keeps the sources of convolutions and of batch norms, the results of batch norms with a residual
+   (for the gradient of ReLU), statistics and workspaces. The other values live from their first to their last use. */
 static dd_status plan_forward(dd_trainer *t)
 {
     dd_status status = DD_OK;
@@ -261,7 +261,7 @@ static int new_buffer(dd_trainer *t, size_t bytes, int when)
     return t->nbuffers++;
 }
 
-/* Which buffers hold the (at most two) parts of each value's gradient, from the last step to the first. */
+/* Assigns buffers to the (at most two) parts of each value's gradient, from the last step to the first. */
 static dd_status plan_backward(dd_trainer *t, size_t *bytes)
 {
     dd_status status = DD_OK;
@@ -309,7 +309,7 @@ fail:
     return status;
 }
 
-/* A batch norm stands for itself and the convolution in front of it. */
+/* A batch norm stands for itself and the convolution before it. */
 static dd_status plan_evaluation(dd_trainer *t, size_t *bytes)
 {
     dd_status status = DD_OK;
@@ -407,7 +407,7 @@ fail:
     return status;
 }
 
-/* What never moves is bound once; a slot's buffers are bound at each run. */
+/* Binds fixed buffers once; those of a slot are bound in each run. */
 static void bind(dd_trainer *t)
 {
     for (int i = 0; i < t->nsteps; i++) {

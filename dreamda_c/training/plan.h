@@ -1,4 +1,4 @@
-/* A trainer's state, which training/plan.c lays out once and trainer.c runs; included by nothing else.
+/* A trainer's state: training/plan.c lays it out once, and trainer.c runs it. No other file includes this one.
  *
  *     const dd_value_info *out = value(t, t->steps[0].op->dst);
  *     dd_conv_desc d = dd_trainer_conv(t, t->steps[1].op);
@@ -60,7 +60,7 @@ struct dd_trainer {
     size_t bytes;
     bool alive[DD_MAX_SLOTS];
     bool packed_fresh,
-        folded_fresh; /* made from what the values still are: weights of forward and backward, of evaluation */
+        folded_fresh; /* up to date with the values: packed weights of forward and backward, of evaluation */
 };
 
 static inline const dd_value_info *value(const dd_trainer *t, dd_value v)
@@ -81,7 +81,7 @@ static inline size_t aligned(size_t bytes)
 /* The convolution of an op, its window cropped to the places that see more than the border. */
 dd_conv_desc dd_trainer_conv(const dd_trainer *t, const dd_op *op);
 
-/* The same, whole, for dd_weight_gradient, which leaves the border out by itself. */
+/* The same with the whole window, for dd_weight_gradient, which itself leaves the border out. */
 static inline dd_window window_of(const dd_trainer *t, const dd_op *op)
 {
     const dd_value_info *in = value(t, op->src[DD_SRC].value), *out = value(t, op->dst);

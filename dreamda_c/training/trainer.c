@@ -1,4 +1,4 @@
-/* A trainer at work: packing, forward, backward, evaluation; training/plan.c made it. */
+/* The work of a trainer: packing, forward, backward, evaluation. training/plan.c creates the trainer. */
 #include "training/plan.h"
 
 #include "base/team.h"
@@ -36,7 +36,7 @@ static dd_batch_norm norm_of(const dd_trainer *t, const step *s, int slot)
                            .relu = s->op->act == DD_ACT_RELU};
 }
 
-/* Packs the weights of forward and backward, unless they were made from what the parameters still hold. */
+/* Packs the weights of forward and backward, unless they are up to date with the parameters. */
 static dd_status pack_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
@@ -117,7 +117,7 @@ dd_status dd_trainer_forward(dd_trainer *t, int slot, const float *images, float
     }
     t->alive[slot] = false;
     DD_TRY(pack_weights(t));
-    t->folded_fresh = false; /* the running statistics move */
+    t->folded_fresh = false; /* the running statistics change */
     double since = omp_get_wtime();
     for (int i = 0; i < t->nsteps; i++) {
         DD_TRY(forward_step(t, &t->steps[i], slot, images, features));
@@ -221,7 +221,7 @@ fail:
     return status;
 }
 
-/* Weights and biases of evaluation, unless they were made from what parameters and statistics still hold. */
+/* Makes the weights and biases of evaluation, unless they are up to date with parameters and statistics. */
 static dd_status fold_weights(dd_trainer *t)
 {
     dd_status status = DD_OK;
@@ -339,7 +339,7 @@ void dd_trainer_step(dd_trainer *t, const dd_trainer_options *o)
     dd_trainer_touched(t, DD_TRAINER_PARAMETERS);
 }
 
-/* ---- what a trainer tells */
+/* ---- queries */
 
 int dd_trainer_arrays(const dd_trainer *t) { return dd_weights_count(t->table); }
 int dd_trainer_features(const dd_trainer *t) { return value(t, t->steps[t->nsteps - 1].op->dst)->c; }

@@ -12,9 +12,9 @@
  *     DD_TRY(dd_trainer_evaluate(t, images, rows, features));
  *     dd_trainer_destroy(t);
  *
- * One call at a time for each trainer, from any thread. Everything is allocated at creation. A slot keeps what one
- * forward pass leaves for its backward pass. The same calls give bitwise identical results for the same number of
- * threads.
+ * One call at a time for each trainer, from any thread. Everything is allocated at creation. A slot keeps the
+ * values that the backward pass needs from its forward pass. The same calls with the same number of threads give
+ * bitwise identical results.
  */
 #ifndef DD_TRAINER_H
 #define DD_TRAINER_H
@@ -25,13 +25,13 @@ typedef struct dd_trainer dd_trainer;
 
 enum { DD_MAX_SLOTS = 4 };
 
-/* `graph` has one input of NCHW images and one output of pooled features; every convolution feeds a batch norm. Weights
-   and graph are the trainer's from here on, also on failure. */
+/* `graph` has one input of NCHW images and one output of pooled features; every convolution feeds a batch norm. The
+   trainer takes ownership of weights and graph, also on failure. */
 dd_status dd_trainer_create(dd_trainer **out, dd_weights *weights, dd_graph *graph, dd_dtype dtype, int threads,
                             int slots);
 void dd_trainer_destroy(dd_trainer *t);
 
-/* Parameters and running statistics, which may be read and written between calls; alive as long as the trainer. */
+/* Parameters and running statistics. They may be read and written between calls, and live as long as the trainer. */
 typedef struct {
     const dd_parameter *about;
     float *value, *gradient, *moment; /* the latter two NULL for running statistics */
@@ -39,8 +39,8 @@ typedef struct {
 int dd_trainer_arrays(const dd_trainer *t);
 dd_trainer_array dd_trainer_get(const dd_trainer *t, int index);
 
-/* Tells the trainer that values of this kind may have been written to since the last call. The next pass that depends
-   on them packs its weights again: forward and backward depend on parameters alone, evaluation on both. */
+/* Tells the trainer that values of this kind may have been written since the last call. The next pass that depends on
+   them packs its weights again: forward and backward depend only on parameters, evaluation on both. */
 typedef enum { DD_TRAINER_PARAMETERS, DD_TRAINER_STATISTICS, DD_TRAINER_PARTS } dd_trainer_part;
 void dd_trainer_touched(dd_trainer *t, dd_trainer_part part);
 

@@ -1,7 +1,7 @@
-"""How work is divided into groups and spread over threads, so that no image depends on the others.
+"""Divide work into groups and distribute them over threads, so that no image depends on the others.
 
-A call of the U-Net has a fixed number of rows, which depends on the model and the options only; short groups are filled
-up. Small images are made in single-threaded groups side by side, large ones in one group at a time on all threads.
+A call of the U-Net has a fixed number of rows, which depends only on the model and the options; short groups are filled
+up. Small images are made in parallel groups of one thread each, large ones in one group at a time with all threads.
 """
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import numpy as np
 
 G = TypeVar("G")
 
-# Latent positions in one call; more rows gain nothing (measured from 1 to 48 rows), and short groups would waste more.
+# Latent positions per call. More are not faster (measured from 1 to 48 rows), and short groups would waste more.
 POSITIONS = 1536
 SMALL = 1024  # an image with at most this many latent positions is made by one thread
 
 
 def is_small(height: int, width: int) -> bool:
-    """Whether latent images of this size are made side by side, one on each thread."""
+    """Whether latent images of this size are made in parallel, one per thread."""
     return height * width <= SMALL
 
 
 def group_size(rows: int, height: int, width: int) -> int:
-    """How many units, each of `rows` U-Net rows, go into one call."""
+    """The number of units, each of `rows` U-Net rows, in one call."""
     return max(1, POSITIONS // (rows * height * width))
 
 
 def filled_up(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array with its last row repeated until there are so many."""
+    """The array with its last row repeated until it has `rows` rows."""
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)]) if len(array) < rows else array
 
 
 def work_through(groups: Iterable[G], work: Callable[[G, int | None], None], threads: int,
                  latent_size: tuple[int, int]) -> None:
-    """Call ``work(group, lane)`` for every group: side by side, each thread with its own lane, if images are small;
-    else one by one with lane None.
+    """Call ``work(group, lane)`` for every group.
 
-    A group is taken when a lane is free to work on it, so the iterable may end early. An error of one group is raised
-    once those that are being worked on have ended.
+    Small images are made in parallel, each thread with its own lane; large ones one by one, with lane None. A group is
+    taken when a lane is free, so the iterable may end early. An error in one group is raised when the groups that have
+    begun are finished.
     """
     if not is_small(*latent_size):
         for group in groups:

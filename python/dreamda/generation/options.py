@@ -1,5 +1,7 @@
-"""The options of generation: `GenerationOptions`, their one definition. The API, the command line, recipes, run.json
-and replay use it."""
+"""The options of generation, all defined in `GenerationOptions`.
+
+The API, the command line, recipes, run.json and replay use it.
+"""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,16 +16,16 @@ COMMON, METHOD, GUIDANCE, NOISE = "Options", "Method", "Guidance", "Noise"
 @documented
 @dataclass(frozen=True)
 class GenerationOptions(Options):
-    """Everything that a synthetic image depends on, besides the model, the real image, its prompt and its key.
+    """Everything that a synthetic image depends on, besides the model, the real image, the prompt and the key.
 
     Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
-    variants: int = option(10, "New images of each real image.", group=COMMON, low=1, high=1_000_000)
+    variants: int = option(10, "Number of new images per real image.", group=COMMON, low=1, high=1_000_000)
     steps: int = option(
         100,
         "Diffusion steps; steps x strength are run (100 x 0.8 = 80). Few-step models take 1 to 8; "
-        "of LCM and TCD models all are run.",
+        "LCM and TCD models run all of them.",
         group=COMMON,
         low=1)
     strength: float = option(
@@ -38,8 +40,8 @@ class GenerationOptions(Options):
                         low=0,
                         high=1)
     guidance_scale: float = option(
-        7.5, "Classifier-free guidance: the weight of the prompt. 0 or 1 turns it off, which saves a U-Net row a step; "
-        "models that take it as an input never need that row.",
+        7.5, "Classifier-free guidance: the weight of the prompt. 0 or 1 turns it off, which saves one U-Net row per "
+        "step; models that take it as an input never need that row.",
         group=GUIDANCE,
         low=0)
     noise_scale: float | None = option(
@@ -49,8 +51,8 @@ class GenerationOptions(Options):
         low=0,
         shown_default="3, and 0 for `method=sdedit`")
     negative_prompt: str = option("",
-                                  "What the new images should not show: takes the place of the empty prompt that the "
-                                  "guidance leads away from, for all of them.",
+                                  "Content that the new images should not show. It replaces the empty prompt that the "
+                                  "guidance leads away from, for all images.",
                                   group=GUIDANCE)
     source_prompt: str = option("",
                                 "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.",
@@ -60,7 +62,7 @@ class GenerationOptions(Options):
         "cycle", "cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).", group=COMMON)
     share_source: bool = option(
         False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
-        "draw one a variant.",
+        "draw one per variant.",
         group=METHOD)
     share_start: bool | None = option(
         None,
@@ -70,16 +72,16 @@ class GenerationOptions(Options):
         shown_default="off, and on with `share_source`")
     diverse: bool = option(
         False,
-        "Choose dissimilar starts for the variants of an image, out of four times as many; needs `share_start=False`.",
+        "Choose dissimilar starts for the variants of an image, from four times as many; needs `share_start=False`.",
         group=NOISE)
     seed: int = option(
         0,
-        "Seed of all noise. The same seed makes the same images, however the work is batched, ordered or interrupted.",
+        "Random seed of all noise. The same seed makes the same images, whatever the batches, order or interruptions.",
         group=COMMON,
         low=0,
         high=(1 << 64) - 1)
     guidance_low: float = option(0.0,
-                                 "Guide only at timesteps from this share of the model's on: 0 (clean) to 1 (noise).",
+                                 "Guide only from this share of the model's timesteps on: 0 (clean) to 1 (noise).",
                                  group=GUIDANCE,
                                  low=0,
                                  high=1)
@@ -91,8 +93,8 @@ class GenerationOptions(Options):
         high=1)
     fit: Literal["crop", "pad", "squash"] = option(
         "crop",
-        "Real images of another shape than the model's: crop (keep the centre), pad (keep all, and mirror it at the "
-        "edges), or squash (change the aspect ratio, as the authors do).",
+        "Real images of another aspect ratio than the model's: crop (keep the centre), pad (keep all, and mirror it "
+        "at the edges), or squash (change the aspect ratio, as the authors do).",
         group=COMMON)
 
     def __post_init__(self) -> None:
@@ -125,7 +127,7 @@ class GenerationOptions(Options):
 
 
 class OptionKeywords(TypedDict, total=False):
-    """`GenerationOptions` as keywords, for type checkers and editors; the test of the options compares the two."""
+    """`GenerationOptions` as keywords, for type checkers and editors. A test compares the two."""
 
     variants: int
     steps: int
@@ -155,6 +157,8 @@ def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run.json with the current names, and with the former behaviour as the value of newer options (images were
-    squashed, and there was no negative prompt)."""
+    """A run.json with the current names. Missing options get the value that corresponds to the former behaviour.
+
+    Images were squashed, and there was no negative prompt.
+    """
     return {"fit": "squash", "negative_prompt": ""} | with_todays_names(dict(run))

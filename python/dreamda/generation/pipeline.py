@@ -1,5 +1,7 @@
-"""`Pipeline`: a latent diffusion model made ready to augment images. Images to latents, a reverse process
-(recursions.py), and back."""
+"""`Pipeline`: a latent diffusion model that augments images.
+
+It encodes images as latents, runs a reverse process on them (recursions.py), and decodes them.
+"""
 from __future__ import annotations
 
 import hashlib
@@ -38,16 +40,16 @@ if TYPE_CHECKING:
     OneImage = np.ndarray | Image.Image | str | os.PathLike[str]
     Images = OneImage | Sequence[OneImage]
 
-MAX_PROMPTS = 1024  # text embeddings kept
+MAX_PROMPTS = 1024  # maximum number of cached text embeddings
 
 
 def image_key(key: int | str) -> int:
-    """The 64-bit number that keys an image's noise: the number itself, or the first 8 bytes of the text's SHA-256.
+    """The 64-bit key of an image's noise: the given number, or the first 8 bytes of the text's SHA-256.
 
     Raises
     ------
     ValueError
-        For a number outside of 0 to 2**64 - 1, or another type.
+        The number is outside of 0 to 2**64 - 1, or `key` has another type.
     """
     if isinstance(key, str):
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
@@ -57,12 +59,13 @@ def image_key(key: int | str) -> int:
 
 
 class Pipeline:
-    """A latent diffusion model made ready to augment images. Use `Pipeline.load`.
+    """A latent diffusion model that augments images. Create it with `Pipeline.load`.
 
     Parameters
     ----------
     unet, vae, text_encoder, schedule, folder, size, vae_folder, loras, scheduler, embeddings
-        The attributes below; `size` is by default what the U-Net was made for, and `vae_folder` the folder's own.
+        The attributes below. By default, `size` is the size that the U-Net was made for, and `vae_folder` the VAE in
+        `folder`.
 
     Attributes
     ----------
@@ -71,20 +74,20 @@ class Pipeline:
     text_encoder : TextEncoder
     schedule : dreamda.generation.schedulers.Schedule
     size : (int, int)
-        Height and width in pixels of the images made.
+        Height and width of the new images in pixels.
     dtype : str
     threads : int
     threads_matter : bool
-        Whether the number of threads can change the images slightly. It can for large images; each small one is made by
+        Whether the number of threads can change the images slightly. It can for large images; a small one is made by
         one thread.
     folder, vae_folder : Path
-        Of the model, and of its VAE.
+        The folders of the model and of its VAE.
     loras : tuple of dreamda.networks.lora.Lora
-        What was added to the weights of the networks.
+        The LoRAs that were added to the weights of the networks.
     scheduler : str or None
-        What `schedule` was made for in place of the model's own scheduler.
+        The sampler of `schedule`, if it is not the model's own.
     embeddings : tuple of dreamda.networks.embeddings.Embedding
-        Whose tokens the text encoder has besides its own.
+        Their tokens were added to those of the text encoder.
     """
 
     def __init__(self,
@@ -134,22 +137,23 @@ class Pipeline:
             A bundled name ("fashion-mini", or its few-step student "fashion-mini-lcm"), a folder in diffusers' format,
             or a model id on the Hugging Face hub ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
         dtype : {"auto", "f32", "bf16"}
-            "auto" is bf16 where the processor computes in it.
+            "auto" is bf16 if the CPU has instructions for it.
         threads : int, optional
-            Default: OMP_NUM_THREADS, else the processors this process may use.
+            Default: OMP_NUM_THREADS, else the number of CPUs that this process may use.
         size : (int, int), optional
-            Height and width to work at, multiples of the VAE's factor. Default: what the model was made for.
+            Height and width of the new images, multiples of the VAE's factor. Default: the size that the model was made
+            for.
         vae : str or path, optional
-            A folder with another AutoencoderKL or AutoencoderTiny, to use in place of the model's own. It has to be
-            made for the same latents.
+            A folder with another AutoencoderKL or AutoencoderTiny, to use instead of the model's own. It must be made
+            for the same latents.
         loras : sequence of (path, float)
-            LoRA files of peft, diffusers or kohya's scripts with their scales, added to the weights of the U-Net and
-            the text encoder.
+            LoRA files of peft, diffusers or kohya's scripts, with their scales. They are added to the weights of the
+            U-Net and the text encoder.
         scheduler : {"lcm", "tcd", "euler-trailing", "ddim-trailing", "dpm"}, optional
-            The sampler, where a LoRA needs another than the model's own: "lcm" for an LCM-LoRA.
+            The sampler, if a LoRA needs another one than the model's own: "lcm" for an LCM-LoRA.
         embeddings : sequence of path or (path, str)
-            Files of textual inversion. Each adds a token, which prompts may hold; a text beside the path names it
-            otherwise than the file does.
+            Files of textual inversion. Each adds a token for use in prompts; a text after the path gives the token
+            another name than the file does.
 
         Returns
         -------
@@ -158,7 +162,7 @@ class Pipeline:
         Raises
         ------
         FileNotFoundError, ValueError
-            Naming the file and the fix; a ParameterError where `vae` does not fit the model or `scheduler` is
+            The message names the file and the fix. A ParameterError if `vae` does not fit the model or `scheduler` is
             unknown.
         """
         resolve_dtype(dtype), resolve_threads(threads)
@@ -189,8 +193,10 @@ class Pipeline:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the configuration, tokenizer and weight files that were loaded, with the LoRA files' scales and
-        the names of embeddings, in hex."""
+        """SHA-256 in hex of the loaded configuration, tokenizer and weight files.
+
+        It includes the scales of LoRA files and the names of embeddings.
+        """
         place = {part: part_folder(self.folder, part) for part in ("unet", "text_encoder", "scheduler", "tokenizer")}
         place["vae"] = self.vae_folder
         files = [(part, place[part] / "config.json") for part in ("unet", "vae", "text_encoder")]
@@ -212,7 +218,7 @@ class Pipeline:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Free the memory, that of the weights too. The pipeline can still be used; it then reads the files again."""
+        """Free the memory, also that of the weights. The pipeline can still be used; it then reads the files again."""
         for part in (self.unet, self.vae, self.text_encoder):
             part.unload()
         with self._lock:
@@ -270,36 +276,36 @@ class Pipeline:
         ----------
         images : array, PIL image, path, or a sequence of them
             One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic)
-            to the pipeline's ``size`` where they differ; `fit` says what happens to another aspect ratio.
+            to the pipeline's ``size`` if they differ; `fit` says how another aspect ratio is treated.
         prompts : str or sequence of N str
-            What each image shows, "a photo of a coat"; a single text is for all images.
+            A description of each image, "a photo of a coat"; a single text is used for all images.
         masks : sequence of N arrays (H, W), optional
-            For `keep`: where the objects are in each image, bool, or float from 0 to 1.
+            For `keep`: the objects in each image, bool, or float from 0 to 1.
         keep : {"objects", "background", "none"}, optional
-            Make images of the sizes of `images`, in which the objects or the background stay as they are to the pixel,
-            with a soft edge around them, and the rest is new; or nothing stays. `fit` is not used then.
+            Make images of the same sizes as `images`, in which the pixels of the objects or of the background stay the
+            same, with a soft edge around them, and the rest is new. With "none", nothing stays. `fit` is then unused.
         keys : sequence of N int or str, optional
             Keys of the images' noise, so that it does not depend on the batch. Default: a hash of the pixels. Equal
-            images then get equal noise; with file names as keys, different noise.
+            images then get equal noise; with file names as keys, they get different noise.
         progress : callable(done, total) or bool, optional
-            Called after every U-Net call with the share of work done; True shows a bar, in a terminal or in Jupyter.
+            Called after every U-Net call with the amount of work done; True shows a bar, in a terminal or in Jupyter.
         callback_on_step_end : callable(step, timestep, latents, units), optional
-            Called after every diffusion step of every group of images: the number of the step from 0, its timestep, the
-            latents (n, latent_channels, h, w), and n pairs (index of the image, variant) that they belong to. What it
-            raises ends the call.
+            Called after every diffusion step of every group of images, with the number of the step from 0, its
+            timestep, the latents (n, latent_channels, h, w), and their n pairs (index of the image, variant). An
+            exception in it ends the call.
         GenerationOptions
             Its fields, by keyword.
 
         Returns
         -------
         uint8 array (N, variants, height, width, 3)
-            Without the first axis where one image was given. With `keep`, a list of N arrays (variants, H, W, 3), or
-            the only one of them.
+            Without the first axis if a single image was given. With `keep`, a list of N arrays (variants, H, W, 3); for
+            a single image, its array.
 
         Raises
         ------
         ParameterError
-            A ValueError that names the parameter and what is possible.
+            A ValueError that names the parameter and the possible values.
         """
         pixels, single = as_pixels(images)
         chosen = from_keywords(GenerationOptions, Pipeline.augment, options)
@@ -319,7 +325,7 @@ class Pipeline:
                         keys: int | str | Sequence[int | str] | None, options: GenerationOptions,
                         progress: Callable[[int, int], None] | bool | None,
                         callback: StepCallback | None) -> list[np.ndarray]:
-        """`augment` with `keep`: the images of one size at a time."""
+        """`augment` with `keep`, which works on the images of one size at a time."""
         texts, identities = _texts(prompts, len(pixels)), _identities(keys, pixels)
         every = as_masks(masks, [(image.shape[0], image.shape[1]) for image in pixels], keep)
         if isinstance(progress, bool):
@@ -369,8 +375,10 @@ class Pipeline:
                  masks: Sequence[np.ndarray] | None = None,
                  keep: Keep | None = None) -> np.ndarray:
         """`augment` for resumable runs: makes the variants from `first` on, which do not depend on the earlier ones.
-        `stop` is for one image only. It is called before every group of variants but the first; if it returns True, the
-        call returns the finished variants. With `keep`, all images have one size."""
+
+        `stop` is for one image only. It is called before every group of variants except the first; if it returns True,
+        the call returns the finished variants. With `keep`, all images must have the same size.
+        """
         self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
             raise ParameterError(
@@ -419,24 +427,29 @@ class Pipeline:
         return result
 
     def _canvas(self, image: tuple[int, int]) -> Canvas:
-        """Where an image of this height and width is worked on."""
+        """The canvas for an image of this height and width."""
         return Canvas.of(image, self.size, self.vae.factor << (len(self.unet.config["block_out_channels"]) - 1))
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
-        """Blocks of images, so that memory does not grow with their number: large enough to keep every lane busy, and
-        multiples of the groups of work that is done once for an image."""
+        """Blocks of images, so that memory does not grow with their number.
+
+        They are large enough to keep every lane busy, and multiples of the groups for work that is done once per image.
+        """
         group = group_size(1, h, w)
         block = -(-max(1, 8 * self.threads * group // variants) // group) * group
         return (slice(first, first + block) for first in range(0, images, block))
 
     def _free_plans(self, latent_size: tuple[int, int], part: UNet | VAE) -> None:
-        """For large images, free the plans' memory; making a plan again takes little time beside them."""
+        """For large images, free the plans' memory; compared with such an image, making a plan again is fast."""
         if not is_small(*latent_size):
             part.close()
 
     def _embed(self, prompts: Sequence[str], options: GenerationOptions, latent_size: tuple[int, int]) -> None:
-        """Embed the prompts that are about to be needed. Where images are large the text encoder then gives its memory
-        back: 0.4 GiB of Stable Diffusion's, for the minutes that an image takes."""
+        """Embed the prompts that are needed next.
+
+        For large images, then free the memory of the text encoder: with Stable Diffusion 0.4 GiB, for the minutes that
+        an image takes.
+        """
         needed = dict.fromkeys([*prompts, "", options.source_prompt, options.negative_prompt])
         missing = [p for p in needed if p not in self._contexts]
         for prompt in missing:
@@ -454,15 +467,15 @@ class Pipeline:
         Parameters
         ----------
         images, keys, seed
-            As in `augment`; of an image with another aspect ratio the centre is taken.
+            As in `augment`; images with another aspect ratio are cropped to their centre.
         sample : bool
-            Sample the VAE's posterior, the noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False
+            Sample the VAE's posterior, with noise keyed by `seed` and `keys`, as ``cycle`` and ``sdedit`` do; False
             takes its mean, as ``asymmetric`` does.
 
         Returns
         -------
         float32 array (N, latent_channels, height / factor, width / factor)
-            Without the first axis where one image was given.
+            Without the first axis if a single image was given.
         """
         pixels, single = as_pixels(images)
         made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop", self.size)
@@ -526,7 +539,7 @@ class Pipeline:
         Raises
         ------
         ParameterError
-            As in `augment`, or `z0` is no such array.
+            As in `augment`, or `z0` is not such an array.
         """
         chosen = from_keywords(GenerationOptions, Pipeline.augment_latents, options)
         z0 = np.asarray(z0, np.float32)
@@ -564,7 +577,7 @@ class Pipeline:
 
 
 def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:
-    """The images as uint8 arrays (H, W, 3), and whether one was given rather than several."""
+    """The images as uint8 arrays (H, W, 3), and whether a single image was given."""
     from PIL import Image
 
     single = isinstance(images,
@@ -615,7 +628,7 @@ def _identities(keys: int | str | Sequence[int | str] | None, arrays: Sequence[n
 
 
 def _renumbered(callback: StepCallback | None, numbers: Sequence[int]) -> StepCallback | None:
-    """The callback for some of all images: their numbers are those in the whole call."""
+    """The callback for some of the images, called with their numbers in the whole call."""
     if callback is None:
         return None
     return lambda step, timestep, latents, units: callback(step, timestep, latents, [(numbers[image], variant)
@@ -623,14 +636,14 @@ def _renumbered(callback: StepCallback | None, numbers: Sequence[int]) -> StepCa
 
 
 def _other_vae(vae: Path, replaced: Path) -> Path:
-    """The folder of a VAE that is to replace the model's own; ParameterError where it was made for other latents."""
+    """The folder of a VAE that replaces the model's own; ParameterError if it was made for other latents."""
     folder = Path(os.path.abspath(vae))
     if not (folder / "config.json").is_file():
         hint = f"; give {vae / 'vae'}" if (folder / "vae" / "config.json").is_file() else ""
         raise ParameterError("vae", f"{vae} is no folder of a VAE in diffusers' format: it has no config.json{hint}")
     other, own = read_vae_config(folder), read_vae_config(replaced)
     same = ["latent_channels", "factor"]
-    if other["family"] == own["family"]:  # an AutoencoderTiny makes scaled latents by itself
+    if other["family"] == own["family"]:  # an AutoencoderTiny gives scaled latents
         same += ["scaling_factor", "shift_factor"]
     for name in same:
         if other[name] != own[name]:
@@ -664,7 +677,7 @@ def _bar(images: int) -> Callable[[int, int], None]:
 
 def _section(progress: Callable[[int, int], None] | None, first: int, count: int,
              images: int) -> Callable[[int, int], None] | None:
-    """Progress of a block of images, as a share of all of them."""
+    """The progress callback for a block of images, as a share of all images."""
     if progress is None:
         return None
     scale = 1_000_000

@@ -1,12 +1,12 @@
 """The reverse processes of DreamDA (arXiv 2403.12803, section 3.2 and figure 2): latents in, perturbed latents out.
 
-Three methods share one loop over timesteps:
+There are three methods:
 
-* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image, and
-  its noise drives the target. That noise is never computed, as it cancels in
+* ``cycle``: the authors' published code. A source trajectory is sampled from the posterior given the real image. Its
+  noise drives the target, but is never computed, as it cancels:
   ``x_p = x_p_source + mean(target) - mean(source)``.
-* ``asymmetric``: the paper's figure. Deterministic inversion of the real image (of the posterior's mean); then the
-  clean image comes from the perturbed prediction, and the direction from the clean one.
+* ``asymmetric``: the paper's figure. The real image (the mean of its posterior) is inverted deterministically. Then the
+  clean image comes from the perturbed prediction, and the direction from the clean prediction.
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
 All noise is keyed by the seed, the image's key and the variant. So an image does not depend on the other images, their
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 # Streams of `dreamda.normals`, one for each purpose of noise.
 STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE = range(5)
-# Called after a step with its number, its timestep, the latents (n, channels, h, w), and whose they are: n times
+# Called after a step with its number, its timestep, the latents (n, channels, h, w), and their n pairs
 # (image, variant).
 StepCallback = Callable[[int, int, np.ndarray, list[tuple[int, int]]], None]
-CANDIDATES = 4  # noises drawn for each one that `diverse` keeps
+CANDIDATES = 4  # number of noises drawn for each one that `diverse` keeps
 
 
 @dataclass
@@ -46,13 +46,15 @@ class _Row:
 
     unit: int
     context: np.ndarray
-    noise_row: int | None = None  # the key's row; None: stays clean
+    noise_row: int | None = None  # the key's row; None: no noise
     guidance_scale: float = 1.0  # for models that take it as an input
 
 
 def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
-    """Indices of `count` mutually dissimilar arrays: the first, then always the one whose largest cosine similarity to
-    those already chosen is smallest (the authors' idea; their own helper returns a wrong variable).
+    """Indices of `count` mutually dissimilar arrays.
+
+    The first is chosen, then always the one whose largest cosine similarity to those already chosen is smallest (the
+    authors' idea; their own helper returns a wrong variable).
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ class ReverseProcess:
     first : int
         Leave out the variants before this one.
     stop : callable, optional
-        Asked before every group of variants but the first; True ends the work early.
+        Called before every group of variants except the first; True ends the work early.
     kept : bool array (N, h, w), optional
         Latent positions that stay the image's own.
     """
@@ -121,24 +123,26 @@ class ReverseProcess:
         self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
         self.lock = threading.Lock()
-        # here, as all lanes would do it at once
+        # chosen here, as otherwise all lanes would do it at the same time
         self.chosen = self.choose() if options.diverse else []
 
     def run(self) -> np.ndarray:
-        """The latents of the variants that were finished, float32 (N, K - first, latent_channels, h, w): all of them,
-        but for `stop`."""
+        """The latents of the finished variants, float32 (N, K - first, latent_channels, h, w).
+
+        These are all variants, unless `stop` ended the work early.
+        """
         {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
         return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
 
     def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None],
                                                                            None]) -> None:
-        """work(group, lane) for the units in groups of `rows` U-Net rows a unit."""
+        """Call work(group, lane) for the units in groups, with `rows` U-Net rows per unit."""
         work_through(self.groups(units, rows), work, self.pipe.threads, self.latent_size)
 
     # ---- noise
 
     def noise(self, stream: int, image: int, variant: int, step: int) -> np.ndarray:
-        """The noise of a unit for one purpose, in the shape of a latent."""
+        """The noise of a unit for one purpose, in the shape of its latent."""
         return _core.normals(self.options.seed, self.keys[image], variant, step, stream, 0, self.z0.shape[1:])
 
     def start(self, image: int, variant: int) -> np.ndarray:
@@ -151,7 +155,7 @@ class ReverseProcess:
         return np.float32(math.sqrt(a)) * self.z0[image] + np.float32(math.sqrt(1 - a)) * noise
 
     def choose(self) -> list[list[int]]:
-        """For every image, the numbers of the candidates that its variants start from."""
+        """For every image, the candidates from which its variants start, by number."""
         variants = range(CANDIDATES * self.options.variants)
         return [
             choose_diverse(np.stack([self.noise(STREAM_CANDIDATE, image, m, 0)
@@ -159,7 +163,7 @@ class ReverseProcess:
         ]
 
     def step_noise(self, units: list[tuple[int, int]], step: Step) -> np.ndarray:
-        """sigma n of a step; zeros where the step adds none."""
+        """The fresh noise of a step, sigma n; zeros if the step adds none."""
         if step.sigma == 0:
             return np.zeros((len(units), *self.z0.shape[1:]), np.float32)
         return np.float32(step.sigma) * np.stack([self.noise(STREAM_STEP, *unit, step.index) for unit in units])
@@ -176,7 +180,7 @@ class ReverseProcess:
             yield group + [group[-1]] * (size - len(group))
 
     def expect(self, units: int, rows: int, targets: bool = True) -> None:
-        """Count the U-Net rows that so many units will need, for the progress."""
+        """Add the U-Net rows that `units` units will need to the total of the progress."""
         size = group_size(rows, *self.latent_size)
         saved = self.guided.count(False) if targets and self.target > 1 else 0
         self.total += -(-units // size) * size * (rows * len(self.steps) - saved)
@@ -215,7 +219,7 @@ class ReverseProcess:
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
 
     def noise_outside(self, image: int, variant: int, index: int, row: int) -> np.ndarray:
-        """The noise that the core would draw for a row at the bottleneck, in proportion to what is not kept there."""
+        """The noise that the core would draw for a row at the bottleneck, scaled by the share that is not kept."""
         assert self.kept is not None
         h, w = self.latent_size
         levels = len(self.pipe.unet.config["block_out_channels"]) - 1
@@ -224,26 +228,25 @@ class ReverseProcess:
         return new * _core.normals(self.options.seed, self.keys[image], variant, index, STREAM_BOTTLENECK, row, shape)
 
     def keep(self, units: list[tuple[int, int]], x: np.ndarray, known: Callable[[], np.ndarray]) -> np.ndarray:
-        """Latents after a step, with `known` ones where the images are kept."""
+        """Latents after a step, with the `known` ones at kept positions."""
         if self.kept is None:
             return x
         return np.where(self.kept[[image for image, _ in units], None], known(), x)
 
     def kept_noise(self, units: list[tuple[int, int]], start: np.ndarray) -> np.ndarray:
-        """The noise in the latents that the units start from, in which what is kept stays to the end."""
+        """The noise in the latents from which the units start. Kept positions have this noise to the end."""
         a, z0 = self.steps[0].a_t, self.z0[[image for image, _ in units]]
         return (start - np.float32(math.sqrt(a)) * z0) * np.float32(1 / math.sqrt(1 - a))
 
     def known(self, units: list[tuple[int, int]], step: Step, noise: np.ndarray) -> np.ndarray:
-        """The images' own latents after a step, in `kept_noise`."""
+        """The images' own latents after a step, with `kept_noise`."""
         z0 = self.z0[[image for image, _ in units]]
         if step.index == len(self.steps) - 1:
             return z0
         return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(math.sqrt(1 - step.a_p)) * noise
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
-        """Rows of the negative prompt (where the step is guided), then text rows; all of them perturbed, with draws of
-        their own."""
+        """Rows of the negative prompt (if the step is guided), then text rows. Each is perturbed with its own draw."""
         guidance = self.guidances[step.index]
         text = [_Row(u, self.pipe.context(self.prompts[image]), 1, guidance) for u, (image, _) in enumerate(units)]
         if not self.guided[step.index]:
@@ -251,7 +254,7 @@ class ReverseProcess:
         return [_Row(u, self.pipe.context(self.options.negative_prompt), 0) for u in range(len(units))] + text
 
     def source_rows(self, count: int) -> list[_Row]:
-        """Unconditional rows (where the source is guided), then text rows; clean."""
+        """Unconditional rows (if the source is guided), then text rows, all without perturbation."""
         guidance = self.options.source_guidance_scale
         text = [_Row(u, self.pipe.context(self.options.source_prompt), guidance_scale=guidance) for u in range(count)]
         if self.options.source_prompt == "" or guidance in (0, 1) or self.pipe.unet.takes_guidance:
@@ -274,7 +277,7 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = x_source = np.stack([self.start(*unit) for unit in group])
-            # Source rows come behind the targets in one call, over the source's own latents.
+            # Source rows follow the target rows in the same call, with the source's own latents.
             sources = [replace(r, unit=r.unit + len(group)) for r in self.source_rows(len(group))]
             before: np.ndarray | None = None
             before_source: np.ndarray | None = None
@@ -307,7 +310,7 @@ class ReverseProcess:
         return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(step.direction) * noise + self.step_noise(units, step)
 
     def source_trajectories(self, rows: int) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
-        """For every image, (mean, next latent) of each step of the one source that all its variants share."""
+        """For every image, (mean, next latent) at each step of the source that all its variants share."""
         result: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {image: [] for image in range(len(self.z0))}
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
@@ -352,8 +355,10 @@ class ReverseProcess:
         self.each(self.units, self.target, work)
 
     def inversions(self) -> list[np.ndarray]:
-        """x_T of every image by DDIM inversion (no noise, no guidance): each step is undone with the prediction made at
-        the less noisy latent under the noisier timestep."""
+        """x_T of every image by DDIM inversion, without noise or guidance.
+
+        Each step is undone with the prediction for the less noisy latent at the noisier timestep.
+        """
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
         context = self.pipe.context(self.options.source_prompt)
 
@@ -386,21 +391,21 @@ class ReverseProcess:
         self.each(self.units, self.target, work)
 
     def step_done(self, group: list[tuple[int, int]], step: Step, x: np.ndarray) -> None:
-        """Tell the caller, without the units that only fill the group up."""
+        """Call the callback, without the units that only fill up the group."""
         if self.callback:
             units = list(dict.fromkeys(group))
             with self.lock:
                 self.callback(step.index, step.t, x[: len(units)], units)
 
     def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
-        """Keep the latents of a group that is finished."""
+        """Store the latents of a finished group."""
         for (image, variant), latent in zip(group, x):
             self.latents[image, variant - self.first] = latent
             self.stored.add((image, variant))
 
 
 def _guide(out: np.ndarray, units: int, scale: float) -> np.ndarray:
-    """Classifier-free guidance over [unconditional rows, text rows]; text rows alone pass through."""
+    """Classifier-free guidance over [unconditional rows, text rows]; text rows alone are returned unchanged."""
     if len(out) == units:
         return out
     unconditional, text = out[:units], out[units:]

@@ -1,9 +1,9 @@
-"""Parts of images that stay as they are: at which size an image is worked on, and how what is kept meets what is new.
+"""Keep parts of images unchanged: the canvas of an image of any size, and the transition from kept to new pixels.
 
 An image of any size is resized so that its shorter side is the model's, and mirrored at its lower and right edges up to
-whole positions of the U-Net's coarsest level. What is made comes back at the image's own size. What is kept stays in
-the latents at every step (recursions.py), where an object covers every position that it touches, so that thin ones
-survive; and at the end the image's own pixels are laid over the new ones, with a soft edge around them.
+whole positions of the U-Net's coarsest level. The result is resized to the image's own size. Kept parts stay in the
+latents at every step (recursions.py). An object covers every latent position that it touches, so that thin ones
+survive. At the end, the image's own pixels are laid over the new ones, with a soft edge around them.
 """
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..options import ParameterError
 
 Keep = Literal["objects", "background", "none"]
 KEEPS = get_args(Keep)
-LONGEST = 4  # an image's longer side is at most so many times the model's size
+LONGEST = 4  # maximum ratio of an image's longer side to the model's size
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Where an image of any size lies on a picture that a model can work on.
+    """The position of an image of any size on a canvas that a model can process.
 
     Attributes
     ----------
@@ -47,9 +47,9 @@ class Canvas:
         ----------
         image : (height, width)
         size : (height, width)
-            The model's; the image's shorter side becomes its shorter side.
+            The model's size; the image's shorter side gets the length of its shorter side.
         multiple : int
-            What the canvas's sides are multiples of.
+            The sides of the canvas are multiples of it.
         """
         scale = min(min(size) / min(image), LONGEST * min(size) / max(image))
         height, width = inner = (max(1, round(image[0] * scale)), max(1, round(image[1] * scale)))
@@ -60,14 +60,14 @@ class Canvas:
         return self._mirrored(_resized(pixels, self.inner))
 
     def take_back(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What lies on the canvas, at the size of the image."""
+        """The pixels of the image on a canvas, at the size of the image."""
         return _resized(pixels[: self.inner[0], : self.inner[1]], self.image)
 
     def kept_latents(self, weight: NDArray[np.float32], keep: Keep, factor: int) -> NDArray[np.bool_]:
         """The latent positions, of `factor` pixels a side, that stay the image's own.
 
-        An object counts for every position that it touches: thin ones are neither lost where objects are kept, nor kept
-        where they are to be made anew.
+        An object counts for every position that it touches. So thin objects are not lost if objects are kept, and not
+        kept if they are to be made anew.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ def _touched(region: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.boo
 
 
 def kept_weight(mask: np.ndarray, keep: Keep, edge: int) -> NDArray[np.float32]:
-    """How much of the image's own pixels the result has, float32 (H, W): 1 on all that is kept.
+    """The weight of the image's own pixels in the result, float32 (H, W): 1 on all kept pixels.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def kept_weight(mask: np.ndarray, keep: Keep, edge: int) -> NDArray[np.float32]:
 
 
 def _window_sums(region: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
-    """How many of a region's pixels are in the square around each pixel; beyond the image its edge goes on."""
+    """The number of a region's pixels in the square around each pixel; its edge is continued beyond the image."""
     sums = np.pad(region, radius, "edge").astype(np.int64)
     for axis in (0, 1):
         sums = np.insert(sums.cumsum(axis), 0, 0, axis)
@@ -140,19 +140,19 @@ def _window_sums(region: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
 
 
 def laid_over(image: NDArray[np.uint8], made: NDArray[np.uint8], weight: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """An image's own pixels over new ones (..., H, W, 3), by weight; where that is 1, they are the image's."""
+    """An image's own pixels over new ones (..., H, W, 3), by weight; at weight 1, exactly the image's own."""
     share = weight[..., None]
     return np.rint(share * image.astype(np.float32) + (1 - share) * made.astype(np.float32)).astype(np.uint8)
 
 
 def as_masks(masks: np.ndarray | Sequence[np.ndarray] | None, shapes: Sequence[tuple[int, int]],
              keep: str) -> list[np.ndarray]:
-    """The masks of images of these heights and widths, each a bool or float32 array.
+    """The masks of images with these heights and widths, each a bool or float32 array.
 
     Raises
     ------
     ParameterError
-        `keep` is none of the three; or masks are missing, of another size, or hold something else.
+        `keep` is none of the three values; or masks are missing, have another size, or hold other values.
     """
     if keep not in KEEPS:
         raise ParameterError("keep", f"{keep!r} is not possible; use objects, background or none")

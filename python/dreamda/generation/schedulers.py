@@ -1,10 +1,9 @@
-"""The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step. Tested
-against diffusers.
+"""The noise schedule and the sampler of a model: alpha-bar in float64, and the coefficients of every step.
 
-Every sampler takes the same step with its own numbers: x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's
-variance grows with eta; Euler is DDIM with eta 0, Euler ancestral with eta 1. A latent consistency model replaces its
-noise (sigma^2 = 1 - a_p); TCD keeps a share of it. DPM-Solver++ 2M extrapolates the image from this step's and the last
-one's; with eta 1 it is the SDE solver.
+They are tested against diffusers. All samplers take the same step with different coefficients:
+x_p = sqrt(a_p) image + direction noise + sigma n. DDIM's variance grows with eta; Euler is DDIM with eta 0, Euler
+ancestral with eta 1. A latent consistency model replaces its noise (sigma^2 = 1 - a_p); TCD keeps a share of it.
+DPM-Solver++ 2M extrapolates the image from those of this step and the last one; with eta 1 it is the SDE solver.
 """
 
 import math
@@ -16,11 +15,11 @@ import numpy as np
 from ..options import ParameterError
 from ..text import counted
 
-CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # their strength chooses the timesteps, and all of the steps are run
+CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # for them, strength selects the timesteps, and all steps are run
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 _MULTISTEP = "DPMSolverMultistepScheduler"
 _SIGMA_DATA = 0.5
-_EPSILON = 2.0**-24  # the signal that diffusers leaves where it should be 0, for schedulers that divide by it
+_EPSILON = 2.0**-24  # signal that diffusers leaves instead of 0, for schedulers that divide by it
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Step:
     Attributes
     ----------
     index : int
-        0 for the first step that is run.
+        Number of the step; 0 for the first one that is run.
     t, p : int
         Timesteps; p may be negative at the end.
     a_t, a_p : float
@@ -38,9 +37,9 @@ class Step:
     sigma : float
         Standard deviation of the fresh noise.
     skip, out : float
-        Weights of x and of the predicted image in the image, other than 0 and 1 for latent consistency models.
+        Weights of x and of the predicted image in the image; 0 and 1 except for latent consistency models.
     extrapolation : float
-        How far the image is moved on from the last step's, for multistep solvers.
+        For multistep solvers: how far the image is extrapolated from that of the last step.
     """
 
     index: int
@@ -60,11 +59,10 @@ class Step:
 
 
 class Schedule:
-    """The sampler that a diffusers scheduler configuration names: LCM, TCD, DPM-Solver++ 2M, or else DDIM with the
-    caller's eta.
+    """The sampler of a diffusers scheduler configuration.
 
-    Timesteps are spaced as "trailing" where the configuration says so, as DPM-Solver's for that class, and else as
-    "leading", which the authors run.
+    It is LCM, TCD, DPM-Solver++ 2M, or else DDIM with the caller's eta. Timesteps are spaced as "trailing" if the
+    configuration says so, as those of DPM-Solver for that class, and otherwise as "leading", which the authors use.
 
     Parameters
     ----------
@@ -74,7 +72,7 @@ class Schedule:
     Raises
     ------
     ValueError
-        Betas that leave all signal, or none, at some timestep, where steps would divide by it.
+        At some timestep, the betas leave all signal or none, and a step would divide by 0.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -124,7 +122,7 @@ class Schedule:
 
     @property
     def most_steps(self) -> int:
-        """How many steps there can be."""
+        """The maximum number of steps."""
         return self._original_steps if self.name in CONSISTENCY else self.num_train_timesteps
 
     def alpha(self, t: int) -> float:
@@ -134,13 +132,13 @@ class Schedule:
     def steps(self, steps: int, strength: float, eta: float) -> list[Step]:
         """The steps that are run, noisiest first.
 
-        Of `steps` steps over the whole schedule these are the last int(steps * strength). For LCM and TCD they are all
-        of `steps`, over the timesteps that `strength` leaves.
+        These are the last int(steps * strength) of `steps` steps over the whole schedule. LCM and TCD run all `steps`
+        steps, over the timesteps that `strength` leaves.
 
         Raises
         ------
         ParameterError
-            Where `steps` exceeds what the model was trained with, or nothing is left to run.
+            `steps` exceeds the number that the model allows, or no step is left to run.
         """
         timesteps, last = self._timesteps(steps, strength)
         result: list[Step] = []
@@ -157,7 +155,7 @@ class Schedule:
         return result
 
     def _timesteps(self, steps: int, strength: float) -> tuple[list[int], int]:
-        """Those that are run, and the one behind the last."""
+        """The timesteps that are run, and the one after the last."""
         n = self.num_train_timesteps
         too_many = ParameterError("steps", f"{steps} is not possible with {n} training timesteps; use fewer")
         if not 1 <= steps <= n:
@@ -204,8 +202,10 @@ class Schedule:
         return eta * math.sqrt(max(0.0, (1 - a_p) / (1 - a_t) * (1 - a_t / a_p)))
 
     def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """The U-Net's output as (noise, clean image) at x, whatever it was trained to predict; the image clipped where
-        configured."""
+        """The U-Net's output as (noise, clean image) at x, for every prediction type.
+
+        The image is clipped if the configuration says so.
+        """
         noise, image = self._split(prediction, x, step.a_t)
         if step.skip:
             image = np.float32(step.out) * image + np.float32(step.skip) * x
@@ -225,8 +225,10 @@ class Schedule:
         return noise, image if self.clip is None else np.clip(image, -self.clip, self.clip)
 
     def combine(self, noise: np.ndarray, image: np.ndarray, step: Step, before: np.ndarray | None = None) -> np.ndarray:
-        """The step without its fresh noise: sqrt(a_p) image + sqrt(1 - a_p - sigma^2) noise. `before` is the image of
-        the step before."""
+        """The step without its fresh noise: sqrt(a_p) image + sqrt(1 - a_p - sigma^2) noise.
+
+        `before` is the image of the previous step.
+        """
         if step.extrapolation and before is not None:
             image = image + np.float32(step.extrapolation) * (image - before)
         return np.float32(math.sqrt(step.a_p)) * image + np.float32(step.direction) * noise
@@ -236,25 +238,29 @@ class Schedule:
              x: np.ndarray,
              step: Step,
              before: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """`combine` for a prediction at x, and the image in it, which is the next step's `before`."""
+        """`combine` for a prediction at x, and its image, which is `before` for the next step."""
         noise, image = self.noise_and_image(prediction, x, step)
         return self.combine(noise, image, step, before), image
 
     def undo(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
-        """DDIM inversion: from x at p to t, with the prediction made for x under timestep t (diffusers'
-        DDIMInverseScheduler)."""
+        """DDIM inversion from x at p to t, with the prediction for x at timestep t.
+
+        This is diffusers' DDIMInverseScheduler.
+        """
         noise, image = self._split(prediction, x, step.a_p)
         return np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
 
 
 def _extrapolation(a_before: float, step: Step) -> float:
-    """DPM-Solver++ 2M's (Lu et al., 2022) share of the difference between this step's image and the one before,
-    midpoint form. With `step`'s own direction it is the deterministic solver for eta 0 and the SDE solver for eta 1."""
+    """DPM-Solver++ 2M (Lu et al., 2022), midpoint form: its share of the difference between the last two images.
+
+    With the direction of `step` it is the deterministic solver for eta 0 and the SDE solver for eta 1.
+    """
     before, now, after = (0.5 * math.log(a / (1 - a)) for a in (a_before, step.a_t, step.a_p))
     weight = 1 - step.direction * math.sqrt(step.a_t / ((1 - step.a_t) * step.a_p))
     return 0.5 * weight * (after - now) / (now - before)
 
 
 def _least_strength(steps: int, run: int) -> float:
-    """The least strength, in thousandths, at which `run` of `steps` are left."""
+    """The minimum strength, a multiple of 0.001, at which `run` of `steps` steps are left."""
     return next(k for k in range(1, 1001) if int(steps * (k / 1000)) >= run) / 1000

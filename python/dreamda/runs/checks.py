@@ -1,7 +1,7 @@
-"""Checks before `dreamda generate` starts: prompts that are too long for the model, images and words that it was not
-trained on, and what the run will cost.
+"""Checks before `dreamda generate` starts, and estimates of the cost of a run.
 
-A model says what it was made for in a ``dreamda.json`` in its folder; all fields are optional:
+They find prompts that are too long for the model, and images and words that it was not trained on. A model describes
+its training data in ``dreamda.json`` in its folder; all fields are optional:
 
     {"training_size": [32, 32], "greyscale": true, "words": ["a", "coat", "of", "photo", ...]}
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from ..networks.tokenizer import Tokenizer
 
 NAME = "dreamda.json"
-SHOWN = 3                  # prompts, words or classes in one message
-SAMPLE = 16                # images that are checked
-COLOURFUL = 8.0            # an image is in colour from this mean distance between its channels on, of 255
-OTHER_SIZE = 3.0           # warn of images that are this many times larger or smaller than those of the training
+SHOWN = 3                  # maximum number of prompts, words or classes in one message
+SAMPLE = 16                # number of images that are checked
+COLOURFUL = 8.0            # an image is in colour from this mean distance between its channels, of 255
+OTHER_SIZE = 3.0           # warn of images larger or smaller than the training images by this factor
 
 
 def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer,
                   negative_prompt: str = "") -> list[str]:
-    """Warnings about prompts that are longer than the text encoder reads.
+    """Warnings about prompts that are too long for the text encoder.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     Raises
     ------
     ValueError
-        The name of the class is in the part that is cut off.
+        The class name is in the part of the prompt that is cut off.
     """
     names, labels = class_names(folder), {image.key: image.label for image in folder.images}
     first: dict[str, str] = {}
@@ -74,7 +74,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
 
 
 def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:
-    """Warnings about images and prompts unlike those that the model was trained on; none if its folder does not say.
+    """Warnings about images and prompts unlike the model's training data; none if its folder does not describe them.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
     model : Path
         The model's folder.
     size : (height, width)
-        Of the images to be made.
+        Of the synthetic images.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
 
 
 def read_purpose(model: Path) -> dict[str, Any]:
-    """``dreamda.json`` of a model's folder; empty where there is none. ValueError names what is wrong with it."""
+    """Read ``dreamda.json`` of a model's folder; empty if there is none. A ValueError names the problem."""
     path = model / NAME
     if not path.is_file():
         return {}
@@ -151,7 +151,7 @@ def _sample(folder: ImageFolder) -> list[np.ndarray]:
 
 
 def colourful(images: Iterable[np.ndarray]) -> float:
-    """The share of images, uint8 (H, W, 3), that are in colour to people; 0 of none."""
+    """The share of images, uint8 (H, W, 3), in which people see colour; 0 without images."""
     found = []
     for pixels in images:
         small = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)].astype(np.int16)
@@ -168,14 +168,16 @@ def _quoted(text: str) -> str:
 
 
 def forecast(images: float, seconds: float) -> str:
-    """How long so many images take, and until when, at so many seconds each: ``about 2 s an image, 12 min in all
-    (until Fri 27 Nov 15:12)``."""
+    """The time for this number of images, at `seconds` per image, and when they will be finished.
+
+    For example ``about 2 s an image, 12 min in all (until Fri 27 Nov 15:12)``.
+    """
     end = datetime.datetime.now() + datetime.timedelta(seconds=images * seconds)
     return f"about {duration(seconds)} an image, {duration(images * seconds)} in all (until {end:%a %d %b %H:%M})"
 
 
 def disk_space(images: int, size: tuple[int, int]) -> str:
-    """The most disk space that so many PNG files of this size take: ``at most 12 MiB on disk``."""
+    """The maximum disk space for this number of PNG files of this size: ``at most 12 MiB on disk``."""
     return f"at most {images * size[0] * size[1] * 3 / 2**20:,.0f} MiB on disk"
 
 

@@ -1,5 +1,4 @@
-"""What the run folders share: the error of a folder that can no longer be written, signals that stop a run cleanly, and
-locks.
+"""Shared by the run folders: `OutputError`, signals that stop a run cleanly, locks and writing.
 
     with StopOnSignals("finishing the current step and saving") as stop:
         while stop.signal is None:
@@ -18,19 +17,21 @@ from typing import Any
 
 
 class OutputError(OSError):
-    """The output folder could no longer be written (disk full, read-only, ...). Finished work stays, and the same call
-    resumes."""
+    """The output folder could no longer be written (disk full, read-only, ...).
+
+    Finished work stays, and the same call resumes it.
+    """
 
 
 class StopOnSignals:
-    """Remembers the first SIGINT or SIGTERM in `signal`; the previous handler gets the next one.
+    """Stores the first SIGINT or SIGTERM in `signal`; the previous handler gets the next one.
 
-    Does nothing outside the main thread, the only one where Python allows signal handlers.
+    Has no effect outside the main thread, as Python allows signal handlers only there.
 
     Parameters
     ----------
     words : str
-        Printed on stderr at the first signal: what is finished before the run stops, and what a second signal loses.
+        Printed on stderr at the first signal. They say which work is finished first, and which a second signal loses.
     """
 
     def __init__(self, words: str) -> None:
@@ -58,8 +59,10 @@ class StopOnSignals:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file; False if another process or open file holds the lock. Closing the file releases it, and so
-    does a kill."""
+    """Lock an open file; False if another process or open file holds the lock.
+
+    Closing the file releases the lock, and so does a kill.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -68,14 +71,14 @@ def try_lock(fd: int) -> bool:
 
 
 def open_in(stack: contextlib.ExitStack, path: str | Path, flags: int, folder: int | None = None) -> int:
-    """`os.open`, relative to an open folder; the stack closes the file."""
+    """`os.open`, relative to an open folder. The stack closes the file."""
     fd = os.open(path, flags | os.O_CLOEXEC, 0o666, dir_fd=folder)
     stack.callback(os.close, fd)
     return fd
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """`os.write` until all is written."""
+    """Call `os.write` until everything is written."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view):]

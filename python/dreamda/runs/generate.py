@@ -1,13 +1,13 @@
-"""`dreamda generate`: make the synthetic images of a data set, in an order that can be stopped at any time.
+"""`dreamda generate`: make the synthetic images of a data set, in an order that lets it stop at any time.
 
     folder = ImageFolder.scan("photos")
     pipe = dreamda.Pipeline.load("fashion-mini")
     report = generate_dataset(folder, "synthetic", pipe, GenerationOptions(variants=4, steps=20))
 
-The run takes one seed (a real image) of each class in turn and makes one variant of it (or a few, see
-`variants_a_visit`). When every seed has its first variant, the second ones follow. So a run that is stopped early
-leaves a balanced data set. The order changes no image, as an image's noise depends on its key. output.py writes the
-files.
+The run takes one real image of each class in turn (a "seed" in the names of this file) and makes one variant of it, or
+a few, see `variants_a_visit`. When every real image has its first variant, the second ones follow. So a run that is
+stopped early leaves a balanced data set. The order changes no image, as an image's noise depends on its key. output.py
+writes the files.
 """
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
 from .output import (Finished, Part, RunFolder, check_out, labels_identity, output_stems, run_identity, sample_of)
 
-MAX_BATCH = 512           # images
-SECONDS_A_BATCH = 10.0    # about the length of a batch, and so the time from a signal to the end of the run
-# if one seed's variants take longer, they are written about this often; a kill loses what came after
+MAX_BATCH = 512           # maximum number of images in a batch
+SECONDS_A_BATCH = 10.0    # approximate time per batch, and so the time from a signal to the end of the run
+# if the variants of one real image take longer, they are written about this often; a kill loses the later ones
 SECONDS_A_SAVE = 300.0
-ROWS_OF_A_VISIT = 4       # the cost of reading, encoding and preparing a seed, in U-Net rows
-REPEATED = 8              # what is computed once a visit takes at most about one REPEATED-th of it
+ROWS_OF_A_VISIT = 4       # cost of reading, encoding and preparing a real image, in U-Net rows
+REPEATED = 8              # work that is done once per visit takes at most about 1 / REPEATED of it
 
 
 class PipelineLike(Protocol):
-    """What `generate_dataset` needs of a `dreamda.Pipeline`."""
+    """The part of the interface of `dreamda.Pipeline` that `generate_dataset` uses."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -62,8 +62,10 @@ class PipelineLike(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Seeds whose variants `first` to `last` (exclusive) are made in one call; of labelled images, `around` holds
-    further arguments of `Pipeline._augment`."""
+    """Real images whose variants `first` to `last` (exclusive) are made in one call.
+
+    For labelled images, `around` holds further arguments of `Pipeline._augment`.
+    """
 
     seeds: list[tuple[ImageRef, LoadedImage]]
     prompts: list[str]
@@ -78,20 +80,20 @@ class Piece:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of their noise."""
+        """The keys of the images' noise."""
         return [image.key for image, _ in self.seeds]
 
     def options(self, settings: GenerationOptions) -> GenerationOptions:
-        """The run's options, with the variants up to the last one of this piece."""
+        """The run's options, with `last` as the number of variants."""
         return replace(settings, variants=self.last)
 
 
 class Engine(Protocol):
     """Makes the images of a run, until `stop()` is true or ``take`` returns None.
 
-    ``take(images)`` returns a piece of about so many images. The engine yields each piece with its images, uint8
-    (N, K, H, W, 3). For a piece of one seed it may yield the first variants only; the others are handed out again.
-    ``within(images)`` reports progress between two yields.
+    ``take(images)`` returns a piece of about `images` images. The engine yields each piece with its synthetic images,
+    uint8 (N, K, H, W, 3). For a piece of one real image it may yield only the first variants; a later piece then holds
+    the others. ``within(images)`` reports progress between two yields.
     """
 
     def __call__(self, take: Callable[[int], Piece | None], settings: GenerationOptions, stop: Callable[[], bool],
@@ -99,25 +101,25 @@ class Engine(Protocol):
 
 
 class EngineError(OSError):
-    """An engine has lost its workers. Finished images stay, and the same call resumes."""
+    """An engine has lost its workers. Finished images stay, and the same call resumes the run."""
 
 
 @dataclass(repr=False)
 class Report:
-    """What a call of `generate_dataset` did.
+    """The result of a call of `generate_dataset`.
 
     Attributes
     ----------
     made, present, total : int
-        Synthetic images written now, found finished, and belonging to this call's shard.
+        Number of synthetic images written now, found finished, and in this call's shard.
     skipped : list of (str, str)
-        Seed images (or folders) left out, each with the reason.
+        Real images (or folders) that were left out, each with the reason.
     seconds : float
         Time spent on `made`.
     signal : int or None
         The signal that ended the run early.
     notes : list of str
-        What the user should know.
+        Messages for the user.
     """
 
     made: int = 0
@@ -155,7 +157,7 @@ def generate_dataset(folder: ImageFolder,
                      engine: Engine | None = None) -> Report:
     """Make `settings.variants` synthetic images of every image in `folder`, into the folder `out`.
 
-    Finished images in `out` are kept; interruptions and shards do not change the result. A seed image that cannot be
+    Finished images in `out` are kept; interruptions and shards do not change the result. A real image that cannot be
     read is skipped and reported. On SIGINT or SIGTERM (in the main thread) the call finishes the current batch (of
     large images, the current variants) and returns; a second signal stops it at once.
 
@@ -165,30 +167,31 @@ def generate_dataset(folder: ImageFolder,
         Or the ``folder()`` of annotations: images are then made at their own sizes, with annotations in the same
         format.
     out : path
-        New, empty, or the folder of the same run, which may have had fewer variants.
+        A new or empty folder, or the folder of the same run, which may have had fewer variants.
     pipeline : dreamda.Pipeline
     settings : GenerationOptions
     prompts : mapping of key to prompt, optional
         For every image of `folder`; default: the template "a photo of a {}".
     prompt_source : mapping, optional
-        What run.json says of the prompts, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run from another
-        source is refused.
+        The record of the prompts in run.json, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run with
+        another source is refused.
     model, changes, environment : optional
-        For run.json, not compared: the model's name, the keywords of `Pipeline.load` by which it was changed (``vae``,
-        ``loras``, ``scheduler``, ``embeddings``), and what else helps to repeat the run. Differences from the
-        environment that the run was begun in, where they can change pixels, are listed in `Report.notes`.
+        Recorded in run.json, not compared: the model's name, the keywords of `Pipeline.load` that changed it (``vae``,
+        ``loras``, ``scheduler``, ``embeddings``), and other information for repeating the run. Differences from the
+        environment in which the run began are listed in `Report.notes` if they can change pixels.
     stems : mapping of key to text, optional
-        What an image's files are called before the number of the variant; default: `output_stems`.
+        The part of the file names before the number of the variant; default: `output_stems`.
     shard : (i, n)
-        Do the i-th of n equal parts of the seeds. Shards may run at the same time, also on one `out`.
+        Work on the i-th of n equal parts of the real images. Shards may run at the same time, also with one `out`.
     record : mapping, optional
-        The run.json of a run that is repeated: `out` gets the same, but for the data set's place and the environment.
+        The run.json of a run that is repeated. `out` gets the same one, except for the data set's path and the
+        environment.
     most : int, optional
-        Make the first so many images of this call's shard only; a later call makes the others.
+        Make only this number of images, the first ones of this call's shard; a later call makes the others.
     progress : callable, optional
         Called with the number of images finished (with fractions) and their total.
     engine : Engine, optional
-        Makes the images, such as `dreamda.distributed.RayWorkers.stream`. Default: `pipeline`, in this process.
+        Makes the images, for example `dreamda.distributed.RayWorkers.stream`. Default: `pipeline`, in this process.
 
     Returns
     -------
@@ -213,7 +216,7 @@ def generate_dataset(folder: ImageFolder,
     } if record is None else dict(record)
     run |= place | labels_identity(folder)
     check_out(out, folder, run)
-    pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # what only the model can refuse
+    pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # checks that need the model
     notice = "finishing the images in hand; a second signal stops at once and loses those"
     with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part) as run_folder:
         generation = _Generation(run_folder, pipeline, settings, prompts,
@@ -223,7 +226,7 @@ def generate_dataset(folder: ImageFolder,
 
 
 class Job(NamedTuple):
-    """Variants `first` to `last` (exclusive) of a seed."""
+    """Variants `first` to `last` (exclusive) of a real image."""
 
     image: ImageRef
     first: int
@@ -231,7 +234,7 @@ class Job(NamedTuple):
 
 
 class WorkList:
-    """The images still to be made, in order. It knows which are finished, and notices seeds that change.
+    """The images that are still to be made, in order. It skips finished ones, and notices changed real images.
 
     Parameters
     ----------
@@ -239,24 +242,24 @@ class WorkList:
     seeds : sequence of ImageRef
         In the order of the visits, see `in_turn`.
     size : (height, width)
-        To read the seeds at.
+        At which the real images are read.
     fit : str
         See `dreamda.data.images.fit`.
     variants, visit : int
-        Of each seed, and how many of them a visit makes.
+        Number of variants of each real image, and how many of them a visit makes.
     made : dict
-        The finished images, ``{(key, variant): SHA-256 of the seed}``.
+        The finished images, ``{(key, variant): SHA-256 of the real image}``.
     together : bool
-        A visit makes all variants from the first missing one on.
+        A visit makes all variants, starting with the first missing one.
     most : int, optional
-        Leave out all images after the first so many.
+        Leave out all images after this number of images.
 
     Attributes
     ----------
     total, present : int
-        Images of the list, and those of them that were finished in the beginning.
+        Number of images in the list, and of those that were finished at the start.
     skipped : dict
-        Seeds that could not be read, with the reason.
+        Real images that could not be read, each with the reason.
     """
 
     def __init__(self,
@@ -282,14 +285,16 @@ class WorkList:
         self.present = self.total - sum(not self._is_finished(*each) for each in self._images())
 
     def __bool__(self) -> bool:
-        """Whether there is anything left."""
+        """Whether any image is still to be made."""
         if not self._first and (job := next(self._others, None)) is not None:
             self._first.append(job)
         return bool(self._first)
 
     def take(self, images: int) -> Piece | None:
-        """Seeds that lack the same variants, together about so many images; None when all is done. The prompts are left
-        empty."""
+        """A piece of about `images` images, of real images that lack the same variants; None if nothing is left.
+
+        Its prompts are empty.
+        """
         seeds: list[tuple[ImageRef, LoadedImage]] = []
         first, last = 0, 1
         while self:
@@ -319,7 +324,7 @@ class WorkList:
         return Piece(seeds, [], first, last) if seeds else None
 
     def _made_again(self, image: ImageRef, sha256: str) -> None:
-        """The seed's file has changed: make again what was made from it before."""
+        """The real image has changed: make its earlier variants again."""
         stale = [variant for variant in range(self._variants) if self._made.get((image.key, variant), sha256) != sha256]
         for variant in stale:
             del self._made[image.key, variant]
@@ -329,18 +334,20 @@ class WorkList:
             self._first += [Job(image, variant, variant + 1) for variant in stale]
 
     def done(self, piece: Piece, variants: int) -> None:
-        """So many variants of each seed of a piece are finished."""
+        """Mark the first `variants` variants of each real image in a piece as finished."""
         for image, seed in piece.seeds:
             for variant in range(piece.first, piece.first + variants):
                 self._made[image.key, variant] = seed.sha256
-            if self._now[image.key] != seed.sha256:  # a later piece has found the file changed
+            if self._now[image.key] != seed.sha256:  # a later piece has found that the file changed
                 self._made_again(image, self._now[image.key] or "")
             elif piece.first + variants < piece.last:
                 self._first.appendleft(Job(image, piece.first + variants, piece.last))
 
     def _is_finished(self, image: ImageRef, variant: int) -> bool:
-        """Whether the image exists and was made from the seed as it is now. The images of a seed that can no longer be
-        read are kept."""
+        """Whether the image exists and was made from the current content of the real image.
+
+        If the real image can no longer be read, its images are kept.
+        """
         made, now = self._made.get((image.key, variant)), self._now.get(image.key)
         return made is not None and now in (None, made)
 
@@ -377,14 +384,14 @@ def in_turn(images: Sequence[ImageRef]) -> list[ImageRef]:
 
 
 def variants_a_visit(settings: GenerationOptions) -> int:
-    """How many variants of a seed are made before the next seed's turn.
+    """How many variants of a real image are made before the turn of the next one.
 
-    One, unless the next visit would compute much again: with `share_source`, with the inversion of "asymmetric", and
-    with few steps. With `diverse` all of them, as their starts are chosen together.
+    It is one, unless the next visit would repeat much of the work: with `share_source`, with the inversion of
+    "asymmetric", and with few steps. With `diverse` it is all of them, as their starts are chosen together.
     """
     if settings.diverse:
         return settings.variants
-    steps = max(1, int(settings.steps * settings.strength))  # an LCM runs all of `steps`: one at least
+    steps = max(1, int(settings.steps * settings.strength))  # at least one, as an LCM runs all of `steps`
     own_source = settings.method == "cycle" and not settings.share_source
     once = ROWS_OF_A_VISIT + (steps if settings.share_source or settings.method == "asymmetric" else 0)
     each = steps * (1 + (settings.guidance_scale != 1) + own_source)
@@ -392,7 +399,7 @@ def variants_a_visit(settings: GenerationOptions) -> int:
 
 
 class _Generation:
-    """One call of `generate_dataset` on an open run folder: list what is missing, make it, write it, report."""
+    """One call of `generate_dataset` on an open run folder: lists, makes, writes and reports the missing images."""
 
     def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
                  prompts: Mapping[str, str], stems: Mapping[str, str], most: int | None,
@@ -405,7 +412,7 @@ class _Generation:
         if most is not None and not settings.diverse:
             visit = 1
         elif isinstance(folder, LabelledFolder) and not pipeline.threads_matter:
-            visit = settings.variants  # small images share a call of the U-Net, if their sizes are the same
+            visit = settings.variants  # small images share a call of the U-Net if they have the same size
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
                              visit, made, settings.diverse, most)
@@ -415,7 +422,7 @@ class _Generation:
                 *folder.ignored,
                 *((key, "no longer in the data set; the images made from it were kept") for key in sorted(gone))
             ]
-        bits = (*BITS, "threads") if pipeline.threads_matter else BITS  # small images are left to one thread each
+        bits = (*BITS, "threads") if pipeline.threads_matter else BITS  # each small image is made by one thread
         if differing := differences(run_folder.run.get("environment"), run_folder.environment, bits):
             self.report.notes.append(
                 f"this run was begun with {differing}: the images made from here on may differ in their last bits")
@@ -423,7 +430,7 @@ class _Generation:
 
     def run(self, engine: Engine, stop: StopOnSignals) -> Report:
         begun = time.monotonic()
-        with ThreadPoolExecutor(1) as writer:  # an fsync takes milliseconds, in which the engine can go on
+        with ThreadPoolExecutor(1) as writer:  # the engine works on during an fsync, which takes milliseconds
             writing: Future[int] | None = None
             for piece, made in engine(self._take, self.settings, lambda: stop.signal is not None, self._within):
                 self.computed += made.shape[0] * made.shape[1]
@@ -486,6 +493,6 @@ def _scaled(within: Callable[[float], None], share: int, done: int, of: int) -> 
 
 
 def images_a_piece(made: np.ndarray, seconds: float) -> int:
-    """How many images the next piece should have, after one whose images `made` took so long."""
+    """The number of images for the next piece, if the images `made` of the last one took `seconds`."""
     each = seconds / (made.shape[0] * made.shape[1])
     return max(1, min(MAX_BATCH, int(SECONDS_A_BATCH / max(each, 1e-6))))

@@ -1,5 +1,4 @@
-"""`dreamda inspect` and `dreamda doctor`: what a model costs on this machine, and whether this machine computes
-correctly."""
+"""`dreamda inspect` measures the cost of a model; `dreamda doctor` checks that this machine computes correctly."""
 from __future__ import annotations
 
 import math
@@ -24,7 +23,7 @@ KNOWN_ANSWER = (-0.1799, 1.4195, 1.0117, -0.0039)
 
 
 class Check(NamedTuple):
-    """One line of `self_check`: what was looked at, whether it is right, and what was found."""
+    """One line of `self_check`: the name of the check, whether it passed, and the value found."""
 
     name: str
     ok: bool
@@ -40,13 +39,15 @@ def cpu() -> tuple[str, set[str]]:
     return about.get("model name", "unknown"), set(about.get("flags", "").split())
 
 
-# of `environment`: differences in these can change the last digits of all results
+# fields of `environment`; differences in them can change the last digits of all results
 BITS = ("onednn_version", "onednn_isa", "kernels_isa")
 
 
 def environment() -> dict[str, Any]:
-    """The machine, as plain values for run.json: libraries, instruction sets and versions, some of which can change the
-    pixels."""
+    """The machine, as JSON values for run.json: libraries, instruction sets and versions.
+
+    Some of them can change the pixels.
+    """
     import platform
     from importlib.metadata import version
 
@@ -58,27 +59,29 @@ def environment() -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any] | None, now: Mapping[str, Any], names: Iterable[str]) -> str:
-    """The differences of two environments, ``"kernels_isa avx2 (now avx512)"``; empty if there are none, or if the
-    first is unknown."""
+    """The differences of two environments, ``"kernels_isa avx2 (now avx512)"``.
+
+    The text is empty if there are none, or if the first environment is unknown.
+    """
     then = then if isinstance(then, Mapping) else {}
     return ", ".join(f"{name} {then[name]} (now {now[name]})" for name in names
                      if name in then and name in now and then[name] != now[name])
 
 
 def self_check(threads: int | None = None) -> Iterator[Check]:
-    """Yield the checks of `dreamda doctor` one by one; about five seconds in all.
+    """Yield the checks of `dreamda doctor` one by one. They take about five seconds in all.
 
     Parameters
     ----------
     threads : int, optional
-        Default: what `dreamda.networks.threads.thread_limits` leave.
+        Default: the number that `dreamda.networks.threads.thread_limits` leave.
     """
     for name, check in (("imports", _imports), ("oneDNN", _onednn), ("OpenMP", _openmp),
                         ("threads", lambda: _threads(threads)), ("noise", _noise), ("models",
                                                                                     lambda: _models(threads))):
         try:
             yield from check()
-        except Exception as error:  # report any failure, of a kind that was not foreseen too
+        except Exception as error:  # report any failure, also an unexpected one
             yield Check(name, False, f"{type(error).__name__}: {error}")
 
 
@@ -168,19 +171,19 @@ def _models(threads: int | None) -> Iterator[Check]:
     yield Check("bf16", nmse < 1e-3, f"agrees with f32 to a relative error of {nmse ** 0.5:.1e}")
 
 
-FEW_STEPS = 4  # of a model distilled for few, where nothing else is asked for
+FEW_STEPS = 4  # default for models that were distilled for few steps
 
 
 def describe_model(pipe: Pipeline,
                    progress: Callable[[str], None] = lambda text: None,
                    **given: Any) -> dict[str, Any]:
-    """What a model consists of, and what an image of it costs on this machine, measured by running a few steps of it.
+    """The parts of a model, and the cost per image on this machine, measured by running a few steps.
 
     Parameters
     ----------
     pipe : dreamda.Pipeline
     progress : callable, optional
-        Called with what is being done.
+        Called with a description of the current work.
     **given
         Fields of `GenerationOptions`. Default: its defaults, with 4 steps for a model that was distilled for few.
 
@@ -212,16 +215,16 @@ def describe_model(pipe: Pipeline,
     }
 
     shared = options.share_source or options.method == "asymmetric"
-    visit = variants_a_visit(options)  # variants that share what is made once a real image
+    visit = variants_a_visit(options)  # variants that share the work done once per real image
     small = is_small(h, w)
-    images = group_size(1, h, w) * pipe.threads if small else 1  # what fills the machine
+    images = group_size(1, h, w) * pipe.threads if small else 1  # enough to keep all threads busy
     pixels = np.random.default_rng(0).integers(0, 256, (images, *pipe.size, 3), np.uint8)
     few, many = 1, min(16 if small else 2, pipe.schedule.most_steps)
 
     def rows(of: GenerationOptions) -> tuple[int, int]:
-        """U-Net rows that the variants of an image share, and those that each has."""
+        """The number of U-Net rows that the variants of an image share, and the number that each needs."""
         steps = pipe.schedule.steps(of.steps, of.strength, of.eta)
-        asks = not pipe.unet.takes_guidance  # for a row without the prompt, where the guidance is neither 0 nor 1
+        asks = not pipe.unet.takes_guidance  # whether guidance other than 0 and 1 needs a row without the prompt
         guided = sum(asks and of.guidance_scale not in (0, 1) and of.guidance_low <= s.t /
                      pipe.schedule.num_train_timesteps < of.guidance_high for s in steps)
         source = {"cycle": 1 + (asks and of.source_prompt != "" and of.source_guidance_scale not in (0, 1)),
@@ -229,7 +232,7 @@ def describe_model(pipe: Pipeline,
         return (source, len(steps) + guided) if shared else (0, source + len(steps) + guided)
 
     def seconds(steps: int, variants: int) -> tuple[float, int]:
-        """Of a call, for each of `images`, and its U-Net rows."""
+        """The seconds of a call per image, and its number of U-Net rows."""
         given = replace(options, variants=variants, steps=steps, strength=1.0)
         begun = time.monotonic()
         pipe.augment(pixels, "a photo", keys=range(images), **asdict(given))
@@ -238,7 +241,7 @@ def describe_model(pipe: Pipeline,
 
     times: dict[tuple[int, int], tuple[float, int]] = {}
     turns = ((few, 1), (many, 1), (few, 2), (few, 1), (many, 1))
-    for number, (steps, variants) in enumerate(turns, 1):  # twice, as the first calls of a process are the slowest
+    for number, (steps, variants) in enumerate(turns, 1):  # twice, as the first calls in a process are the slowest
         progress(f"preparing the model, and measuring: {number} of {len(turns)}")
         times[steps, variants] = min(seconds(steps, variants), times.get((steps, variants), (math.inf, 0)))
     (short, short_rows), (long, long_rows), (two, two_rows) = (times[turn] for turn in turns[:3])

@@ -1,9 +1,10 @@
-"""Labelled image folders for training and testing: files, labels, the real images that synthetic ones were made from,
-and pixels, decoded on demand.
+"""Labelled image folders for training and testing: their files, labels, source images and pixels.
+
+A synthetic image's source (a "seed" in the names of this file) is the real image that it was made from.
 
     found = scan_real("photos")                                      # photos/<class>/*.jpg
-    made = scan_labelled("synthetic", found.classes, "SYNTHETIC")    # labels and seeds from metadata.jsonl
-    found, images = read_folder(found, (224, 224))                   # without what cannot be read
+    made = scan_labelled("synthetic", found.classes, "SYNTHETIC")    # labels and sources from metadata.jsonl
+    found, images = read_folder(found, (224, 224))                   # without unreadable images
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from ..data.prompts import CLASSES_FILE, class_names
 from ..text import counted, in_brackets
 from ..training.views import reduce
 
-CACHE_BYTES = 1 << 30  # decoded images that are kept; others are decoded again at each use
+CACHE_BYTES = 1 << 30  # limit of the decoded images that are kept; others are decoded at each use
 
 
 @dataclass(repr=False)
@@ -42,11 +43,12 @@ class LabelledFolder:
     truth : int64 (N,) or None
         The true labels, where they are known.
     seeds : list of (str or None, str or None)
-        Of each synthetic image: the file that it was made from, relative to the real images, and that file's SHA-256.
+        Of each synthetic image: the file that it was made from, relative to the real images' folder, and the SHA-256 of
+        that file.
     ignored : list of (str, str)
-        Files that look like data and are not read, each with the reason.
+        Files that look like data but are not read, each with the reason.
     words : dict of str to str
-        What the classes are called where people read them, if the data set's ``classes.json`` says so.
+        Names of classes to show to people, if the data set's ``classes.json`` has any.
     """
 
     root: Path
@@ -68,7 +70,7 @@ class LabelledFolder:
         return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def digest(self, hashes: Sequence[str]) -> str:
-        """A hash of all files, given their own hashes, and of their labels, in order; the root does not matter."""
+        """A hash of all files (from their own hashes) and their labels, in order. It does not depend on the root."""
         lines = [
             f"{path.parent.name}/{path.name} {label} {digest}"
             for path, label, digest in zip(self.paths, self.labels, hashes, strict=True)
@@ -76,7 +78,7 @@ class LabelledFolder:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def made_from(self, names: set[str], hashes: set[str]) -> NDArray[np.bool_]:
-        """Which images were made from a file of one of these names or with one of these hashes."""
+        """Whether each image was made from a file with one of these names or one of these hashes."""
         return np.array([name in names or digest in hashes for name, digest in self.seeds] or np.zeros(len(self.paths)),
                         bool)
 
@@ -112,11 +114,11 @@ def scan_real(root: str | os.PathLike[str]) -> LabelledFolder:
 
 
 def scan_labelled(root: str | os.PathLike[str], classes: Sequence[str], what: str) -> LabelledFolder:
-    """Images whose labels must be among `classes`: those of a column label in ``metadata.jsonl`` or ``metadata.csv``
-    (as `dreamda generate` writes it; in the root or in class folders), else the class folders.
+    """A folder of images whose labels must be among `classes`.
 
-    In the metadata of SYNTHETIC a label may be null, or empty in CSV: an image without a label, which AMST may label
-    (-1 here).
+    The labels come from a column label in ``metadata.jsonl`` or ``metadata.csv`` (as `dreamda generate` writes it; in
+    the root or in class folders), else from the class folders. In the metadata of SYNTHETIC a label may be null, or
+    empty in CSV: such an image has no label (-1 here), and AMST may label it.
 
     Raises
     ------
@@ -142,7 +144,7 @@ def _from_folders(folder: ImageFolder, classes: list[str], what: str) -> Labelle
 
 
 def _from_metadata(folder: ImageFolder, classes: list[str], what: str, *files: Path) -> LabelledFolder:
-    """The images that have a line in the metadata files, and those of folders without metadata; others are ignored."""
+    """The images with a line in the metadata files, and those of folders without metadata. Others are ignored."""
     number = {label: i for i, label in enumerate(classes)}
     there = {image.key: image for image in folder.images}
     chosen: dict[str, tuple[int, int, tuple[str | None, str | None]]] = {}
@@ -190,8 +192,8 @@ def _ignored(folder: ImageFolder) -> list[tuple[str, str]]:
 class FolderImages:
     """The images of a folder as uint8 arrays (H, W, 3), decoded on demand.
 
-    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. An
-    image that is lost or changed after `read_all` raises `LostImageError`.
+    Large photographs are reduced (`dreamda.training.views.reduce`). Up to `CACHE_BYTES` of decoded images are kept. If
+    an image is lost or changed after `read_all`, reading it raises `LostImageError`.
 
     Parameters
     ----------
@@ -223,7 +225,7 @@ class FolderImages:
         return pixels
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """Pixels and SHA-256 of an image as it is on disk now; `BrokenImageError` if it cannot be read."""
+        """Read the pixels and the SHA-256 of an image from disk; `BrokenImageError` if it cannot be read."""
         data = read_bounded(self.paths[index])
         return reduce(decode_image(data), self._size), hashlib.sha256(data).hexdigest()
 
@@ -241,8 +243,9 @@ class FolderImages:
             return list(pool.map(load, indices))
 
     def read_all(self, workers: int = 2) -> list[tuple[int, str]]:
-        """Decode every image once: fill the cache, `hashes` and `sizes` (height, width, as kept), and leave out the
-        images that cannot be read.
+        """Decode every image once, and leave out those that cannot be read.
+
+        Fills the cache, `hashes` and `sizes` (height and width after the reduction).
 
         Returns
         -------
@@ -287,7 +290,7 @@ class Subset:
 
 def read_folder(folder: LabelledFolder, size: tuple[int, int],
                 workers: int = 2) -> tuple[LabelledFolder, FolderImages]:
-    """Decode every image once; those that cannot be read are moved to the folder's `ignored`.
+    """Decode every image once; move those that cannot be read to the folder's `ignored`.
 
     Raises
     ------
@@ -307,7 +310,7 @@ def read_folder(folder: LabelledFolder, size: tuple[int, int],
 
 
 def dimensions(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image file as displayed, from its header alone; None if it cannot be read."""
+    """Displayed height and width of an image file, read only from its header; None if it cannot be read."""
     from PIL import Image
 
     from ..data.images import FORMATS

@@ -1,7 +1,7 @@
-"""metadata.jsonl of `dreamda generate`: a line for every synthetic image, appended as the image is finished.
+"""metadata.jsonl of `dreamda generate`: one line per synthetic image, appended when the image is finished.
 
 During a run, and after a kill, the lines are in the order in which the images were made; of two lines about the same
-image the later one counts. When the run ends, the lines are sorted by class, seed and variant.
+image the later one counts. When the run ends, the lines are sorted by class, real image and variant.
 """
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAME = "metadata.jsonl"
 
 
 def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The images of a finished, running or stopped run: a row each, by class, seed and variant.
+    """One row per image of a finished, running or stopped run, sorted by class, real image and variant.
 
     Raises
     ------
     FileNotFoundError
         There is no metadata.jsonl: no image is finished yet, or the folder is not an output of `dreamda generate`.
     ValueError
-        Naming a line that `dreamda generate` did not write.
+        A line was not written by `dreamda generate`; the message names it.
     """
     path = Path(out) / NAME
     if not path.is_file():
@@ -36,7 +36,7 @@ def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metadata.jsonl in the file's order, without a last line that a kill has cut."""
+    """The rows of a metadata.jsonl in the order of the file, without an incomplete last line."""
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if row := parse_row(line):
@@ -49,7 +49,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line is incomplete: the last one, cut by a kill or just being written."""
+    """Whether a line is incomplete. The last one may be, after a kill or while it is written."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -58,7 +58,7 @@ def _is_torn(line: bytes) -> bool:
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The newest row of every image, by class, seed and variant."""
+    """The newest row of every image, sorted by class, real image and variant."""
     newest: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in rows:
         newest[row["label"], row["seed_file"].removeprefix(row["label"] + "/"), row["variant"]] = row
@@ -66,7 +66,7 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """The row of a line of metadata.jsonl; None if it is not such a line."""
+    """Parse a line of metadata.jsonl; None if it is not such a line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -75,12 +75,12 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def format_row(row: Mapping[str, Any]) -> str:
-    """The line of a row."""
+    """A row as a line of metadata.jsonl."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def is_row(row: Any) -> bool:
-    """Whether this is an image's row: every field of its type, and file names that stay inside OUT."""
+    """Whether this is the row of an image: every field has its type, and file names stay inside OUT."""
     if not (isinstance(row, dict)
             and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
         return False
@@ -94,8 +94,10 @@ def is_row(row: Any) -> bool:
 
 
 def encode_png(pixels: np.ndarray, about: Mapping[str, Any]) -> bytes:
-    """A PNG of `pixels`, uint8 (H, W, 3), with `about` as JSON in its text field "dreamda"; equal arguments give equal
-    bytes."""
+    """A PNG of `pixels`, uint8 (H, W, 3), with `about` as JSON in its text field "dreamda".
+
+    Equal arguments give equal bytes.
+    """
     from PIL import Image, PngImagePlugin
 
     text = PngImagePlugin.PngInfo()

@@ -1,11 +1,12 @@
-"""How faithful and how diverse synthetic images are, measured in the features of a network.
+"""Fidelity and diversity of synthetic images, measured in the features of a network.
 
     judged = judge(real, labels, synthetic, seeds)             # a network trained on the real images, in two halves
     judged = judge(real, labels, synthetic, seeds, features=model.features)
 
-Without a given network, two small ones are trained, each on half of the real images. Each then classifies the other
-half, and the synthetic images that were made from it: it has seen neither. A third network is trained on the synthetic
-images alone and classifies the real ones.
+If no network is given, two small ones are trained, each on half of the real images. Each then classifies the other
+half, and the synthetic images that were made from that half: it has seen neither. A third network is trained on the
+synthetic images alone and classifies the real ones. In this file, a synthetic image's seed is the real image that it
+was made from.
 """
 from __future__ import annotations
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from ..training.saved import TrainedModel
 
 NEIGHBOURS = 5
-FEWEST = 4               # real images of a class, for the two halves
-STEPS, EPOCHS = 25, 5    # of each network: steps of an epoch, epochs
+FEWEST = 4               # minimum number of real images per class, for the two halves
+STEPS, EPOCHS = 25, 5    # of each network: steps per epoch, and epochs
 WIDTH = 16
-GUESSING = 0.25          # what synthetic images are recognised above chance, as a share of what real ones are
+GUESSING = 0.25          # minimum accuracy above chance on synthetic images, as a share of that on real ones
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -36,8 +37,10 @@ Pixels = NDArray[np.uint8]
 
 
 class Neighbours(NamedTuple):
-    """What `neighbour_metrics` returns; each is between 0 and 1, except the density, which is about 1 if both kinds are
-    alike."""
+    """The result of `neighbour_metrics`.
+
+    Each value is between 0 and 1, except the density, which is about 1 if both kinds are alike.
+    """
 
     precision: float
     recall: float
@@ -81,7 +84,7 @@ def _radii(features: Floats, k: int) -> Floats:
 
 
 def distances(a: Floats, b: Floats) -> Floats:
-    """Euclidean, float32 (len(a), len(b))."""
+    """Euclidean distances, float32 (len(a), len(b))."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
     if a.shape == b.shape and np.array_equal(a, b):
@@ -90,7 +93,7 @@ def distances(a: Floats, b: Floats) -> Floats:
 
 
 class Space(NamedTuple):
-    """Features of real and synthetic images from the same network: the images' positions, and a row for each."""
+    """Features of real and synthetic images from the same network: positions of the images, and one row per image."""
 
     real: Ints
     real_features: Floats
@@ -100,20 +103,20 @@ class Space(NamedTuple):
 
 @dataclass(repr=False)
 class Judged:
-    """What `judge` returns.
+    """The result of `judge`.
 
     Attributes
     ----------
     space : str
-        The features, in words.
+        A description of the features.
     neighbours, best : Neighbours, optional
-        Of the synthetic against the real images, and of one half of the real images against the other. None where there
-        are too few.
+        Of the synthetic against the real images, and of one half of the real images against the other. None if there
+        are too few images.
     spaces : list of Space
     real_guess, synthetic_guess : int (N,), (M,), optional
-        The prediction for each image by a network that has not seen it, its seed or its variants.
+        The prediction for each image, by a network that was trained without it, its real image and its variants.
     taught_guess : int (N,), optional
-        The prediction for each real image by a network trained on the synthetic images alone.
+        The prediction for each real image, by a network trained on the synthetic images alone.
     notes : list of str
     """
 
@@ -154,7 +157,7 @@ def judge(real: Pixels,
         Computes features of images, (N, F); the five nearest neighbours then predict classes. Default: networks that
         are trained here, or thumbnails if there is one class or a class has fewer than 4 images.
     title : str
-        What the features are, in words.
+        A description of the features.
     threads : int, optional
 
     Returns
@@ -229,7 +232,7 @@ def _by_neighbours(real: Pixels,
 
 
 def _vote(apart: Floats, labels: Ints) -> Ints:
-    """The class of most of the nearest neighbours; of two equally frequent ones, that of the nearer."""
+    """The most frequent class among the nearest neighbours; of equally frequent ones, that of the nearer neighbour."""
     nearest = np.argsort(apart, axis=1, kind="stable")[:, : min(NEIGHBOURS, apart.shape[1] - 1)]
     count = int(labels.max()) + 1
     votes = np.zeros((len(apart), count))
@@ -271,13 +274,13 @@ class Verdict(NamedTuple):
 
 
 def f1(guess: Ints, truth: Ints, label: int) -> float:
-    """F1 of a class: 1 where exactly its images are taken for it."""
+    """F1 of a class: 1 if exactly its images are classified as it."""
     hits = int(((guess == label) & (truth == label)).sum())
     return 2 * hits / max(1, int((guess == label).sum()) + int((truth == label).sum()))
 
 
 def verdicts(found: Judged, labels: Ints, seeds: Ints, classes: Sequence[str], colourless: bool) -> list[Verdict]:
-    """A plain verdict on the synthetic images of every class.
+    """A verdict in plain words on the synthetic images of every class.
 
     Parameters
     ----------
@@ -297,8 +300,10 @@ def verdicts(found: Judged, labels: Ints, seeds: Ints, classes: Sequence[str], c
 
 
 def is_guessing(found: Judged, labels: Ints, seeds: Ints) -> bool:
-    """Whether the synthetic images, taken together, are recognised hardly more often than by guessing, though the real
-    ones clearly are. What is then right for single classes is chance."""
+    """Whether all synthetic images together are recognised hardly better than by chance, but the real ones clearly are.
+
+    Good results of single classes are then chance.
+    """
     if found.real_guess is None or found.synthetic_guess is None:
         return False
     made_of = labels[seeds]
@@ -306,7 +311,7 @@ def is_guessing(found: Judged, labels: Ints, seeds: Ints) -> bool:
     count = int(max(labels.max(), found.synthetic_guess.max())) + 1
     guessed, true = (np.bincount(values, minlength=count) / len(seeds) for values in (found.synthetic_guess, made_of))
     chance = float(guessed @ true)
-    error = math.sqrt(0.25 / len(labels) + 0.25 / len(seeds))  # of the difference, at most
+    error = math.sqrt(0.25 / len(labels) + 0.25 / len(seeds))  # standard error of the difference, at most
     return real - synthetic > 2 * error and synthetic - chance < GUESSING * (real - chance)
 
 
@@ -343,12 +348,12 @@ def _verdict(found: Judged, labels: Ints, made_of: Ints, label: int, classes: Se
 
 
 def read_network(path: str | os.PathLike[str]) -> TrainedModel:
-    """A ResNet of timm or torchvision (safetensors), for its features.
+    """Read a ResNet of timm or torchvision (safetensors), for its features.
 
     Raises
     ------
     ValueError
-        The file holds no ResNet-18, -34 or -50.
+        The file is not a ResNet-18, -34 or -50.
     FileNotFoundError
     """
     from ..training.saved import TrainedModel

@@ -1,17 +1,19 @@
-"""OUT, the folder that `dreamda generate` writes: nothing in it is lost, doubled or half-written.
+"""OUT, the folder that `dreamda generate` writes. No file in it is lost, duplicated or half-written.
 
-    OUT/<class>/<seed stem>-<variant:03d>.png     one synthetic image; what it was made from is in the PNG's text too
-    OUT/metadata.jsonl                            a line for each image, see manifest.py
-    OUT/run.json                                  the parameters, some of the seeds, and the machine
+    OUT/<class>/<stem>-<variant:03d>.png          one synthetic image; its origin is also in the PNG's text
+    OUT/metadata.jsonl                            one line per image, see manifest.py
+    OUT/run.json                                  the parameters, hashes of some real images, and the machine
     OUT/annotations.json, labels/, Annotations/, masks/     of labelled images, in their format (data/annotations/)
     OUT/.dreamda/                                 only during a run, or after it was killed:
         lock                                      held while metadata.jsonl or run.json is changed
-        <part>.lock                               held by the process that works on this part of the seeds
+        <part>.lock                               held by the process that works on this part of the real images
         <part>.tmp                                the file being written
 
-An image is written under a temporary name, synced and renamed; then its line is added. So a killed run leaves finished
-images only. An image without a line is made again, to the same bytes. The files of a finished run do not depend on the
-order of work, the time, shards or batches.
+In the names of this file, a seed is the real image that synthetic ones are made from; <stem> is the stem of its file.
+
+An image is written under a temporary name, synced and renamed; then its line is added. So a killed run leaves only
+finished images. An image without a line is made again, with the same bytes. The files of a finished run do not depend
+on the order of work, the time, shards or batches.
 """
 from __future__ import annotations
 
@@ -42,13 +44,13 @@ from .manifest import encode_png, format_row, in_order, parse_row, read_rows
 WORK = ".dreamda"
 RESERVED = ("run.json", MANIFEST)
 FORMAT = 2
-# fields of run.json that may differ in a resumed run; the last two have their own checks
+# fields of run.json that may differ in a resumed run; separate functions check the last two
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "seed_images")
-SEED_IMAGES = 16          # images whose SHA-256 run.json holds, to recognise the data set
+SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
 MAX_SHARDS = 1 << 16
-NAME_MAX = 255            # bytes of a file name
+NAME_MAX = 255            # maximum length of a file name in bytes
 
 
 # ---- run.json
@@ -62,7 +64,7 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
 
 
 def labels_identity(folder: ImageFolder) -> dict[str, str]:
-    """What run.json holds besides of a run of labelled images."""
+    """The additional fields of run.json for a run of labelled images."""
     if not isinstance(folder, LabelledFolder):
         return {}
     labels = folder.labels
@@ -73,12 +75,12 @@ def labels_identity(folder: ImageFolder) -> dict[str, str]:
 
 
 def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | None:
-    """The annotations that a run in `out` was made with, of the images in `root`; None of a run of class folders.
+    """The annotations of the run in `out`, for the images in `root`; None for a run of class folders.
 
     Raises
     ------
     ValueError
-        run.json is damaged, or the annotations are not there as they were.
+        run.json is damaged, or the annotations are missing or have changed.
     """
     if "labels" not in run:
         return None
@@ -92,7 +94,7 @@ def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | N
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:
-    """SHA-256 of a few images, evenly spread over the data set, by their keys; without those that cannot be read."""
+    """SHA-256 of a few images, evenly spread over the data set, by key; unreadable images are left out."""
     n = len(folder.images)
     chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
     digests = {image.key: digest_if_readable(folder.path(image)) for image in chosen}
@@ -100,12 +102,11 @@ def sample_of(folder: ImageFolder) -> dict[str, str]:
 
 
 def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `out` can take this run: it does not exist, is empty, or holds the same run. Writes
-    nothing.
+    """Raise ValueError unless `out` does not exist, is empty, or holds the same run. Writes nothing.
 
     The same run has the same parameters (more variants are allowed) and the same data set. A data set is recognised by
-    its images, not by its path: at least half of the seeds listed in run.json must be unchanged. So images may be
-    added, some may be changed or removed, and the folder may move; but another data set is refused.
+    its images, not by its path: at least half of the real images listed in run.json must be unchanged. So images
+    may be added, some may be changed or removed, and the folder may move; but another data set is refused.
     """
     out = Path(out)
     for label in folder.classes:
@@ -123,7 +124,7 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
         raise NotADirectoryError(f"OUT {out} is no folder; give a new or an empty one")
     there = _read_run(out)
     if there is None and any(entry.name != WORK for entry in os.scandir(out)):
-        there = _read_run(out)  # another shard may have begun since
+        there = _read_run(out)  # another shard may have begun in the meantime
         if there is None:
             raise ValueError(
                 f"OUT {out} holds files but no run.json, so dreamda did not write them; give a new or an empty folder")
@@ -150,12 +151,12 @@ _OPTIONS = {
 
 
 def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run.json with today's names of its fields."""
+    """A run.json with the current names of its fields."""
     return with_todays_options(run) | ({"format": FORMAT} if run.get("format") == 1 else {})
 
 
 def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Refuse a number of variants that would change the images that are there."""
+    """Refuse a number of variants that would change existing images."""
     then, now = there.get("variants"), run.get("variants")
     if now is None or then == now:
         return
@@ -175,7 +176,7 @@ def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any])
 
 def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) -> None:
     known = there.get("seed_images")
-    if not isinstance(known, dict):  # of an earlier version
+    if not isinstance(known, dict):  # written by an earlier version
         rows = in_order(read_rows(out / MANIFEST)) if (out / MANIFEST).is_file() else []
         known = {row["seed_file"]: row["seed_sha256"] for row in rows[:: max(1, len(rows) // SEED_IMAGES)]}
     images = {image.key: image for image in folder.images}
@@ -200,11 +201,11 @@ def _read_run(out: Path) -> dict[str, Any] | None:
 # ---- names
 
 def output_stems(folder: ImageFolder) -> dict[str, str]:
-    """The stem of every seed's output files, ``{key: stem}``.
+    """The stem of the output files of every real image, ``{key: stem}``.
 
-    It is the seed's own stem, with hyphens for the slashes of deeper folders. If two images of a class would get the
-    same one (``a.png``, ``a.jpg``), both get their full names; if these are the same too, a part of their SHA-256 is
-    added. A name too long for the file system is cut and ends in a part of its SHA-256.
+    It is the stem of the real image, with hyphens for the slashes of deeper folders. If two images of a class would get
+    the same one (``a.png``, ``a.jpg``), both get their full names. If these are also the same, a part of their SHA-256
+    is added. A name too long for the file system is cut and ends in a part of its SHA-256.
     """
     stems: dict[str, str] = {}
     by_class: dict[str, list[ImageRef]] = {}
@@ -240,7 +241,7 @@ def _shortened(stem: str) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """The i-th of n equal parts of the seeds; `str` gives the name of its files."""
+    """The i-th of n equal parts of the real images; `str` gives the name of its files."""
 
     index: int
     count: int
@@ -255,7 +256,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part | None:
-        """The part of this name; None if it is no such name."""
+        """The part with this name; None if it is not the name of a part."""
         match = re.fullmatch(r"(\d{1,6})-of-(\d{1,6})", text)
         return cls(int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) <= MAX_SHARDS else None
 
@@ -265,7 +266,7 @@ class Part:
         return images[-(-self.index * n // self.count): -(-(self.index + 1) * n // self.count)]
 
     def overlaps(self, other: Part) -> bool:
-        """Whether some list has an image in both."""
+        """Whether an image can be in both parts."""
         return self.index * other.count < (other.index + 1) * self.count and other.index * self.count < (
             self.index + 1) * other.count
 
@@ -274,7 +275,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Finished:
-    """Images of one seed: the variants from `first` on, uint8 (K, H, W, 3)."""
+    """Synthetic images of one real image: the variants from `first` on, uint8 (K, H, W, 3)."""
 
     image: ImageRef
     stem: str
@@ -285,7 +286,7 @@ class Finished:
 
 
 class RunFolder:
-    """OUT, open for one call that works on one part of the seeds. Its layout is at the top of this file.
+    """OUT, open for one call that works on one part of the real images. For its layout see the top of this file.
 
     Parameters
     ----------
@@ -301,12 +302,12 @@ class RunFolder:
     run : dict
         The content of run.json.
     environment : dict
-        Of this call; `run` holds that of the first call.
+        The environment of this call; `run` holds that of the first call.
 
     Raises
     ------
     ValueError
-        On entry: OUT holds another run, or another process works on some of the seeds.
+        On entry: OUT holds another run, or another process works on some of the real images.
     OSError
         On entry: OUT cannot be written.
     """
@@ -365,7 +366,7 @@ class RunFolder:
         self.run = now  # a resumed run keeps the fields that are not compared
 
     def finished(self) -> dict[tuple[str, int], str]:
-        """The finished images: {(seed key, variant): SHA-256 of the seed}."""
+        """The finished images: {(key, variant): SHA-256 of the real image}."""
         there: dict[str, set[str]] = {}
         done: dict[tuple[str, int], str] = {}
         for row in read_rows(self.out / MANIFEST) if (self.out / MANIFEST).exists() else ():
@@ -380,7 +381,7 @@ class RunFolder:
         return done
 
     def write(self, finished: Sequence[Finished]) -> int:
-        """Write images, then their lines; returns how many."""
+        """Write images, then their lines; return the number of images."""
         lines: list[str] = []
         with self._reporting():
             try:
@@ -412,14 +413,14 @@ class RunFolder:
                 lines.append(format_row({**row, "sha256": hashlib.sha256(png).hexdigest()}))
 
     def _in_rows(self) -> dict[str, Any]:
-        """The parameters that an image depends on; the number of variants only if their starts are chosen together."""
+        """The parameters that an image depends on; the number of variants only if starts are chosen together."""
         together = self.run["format"] == 1 or self.run["diverse"]
         return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
 
     def _append(self, lines: bytes) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
         try:
-            with contextlib.ExitStack() as stack:  # opened again, as another part may have replaced it by a sorted one
+            with contextlib.ExitStack() as stack:  # opened again, as another part may have replaced it by a sorted file
                 fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
                 end = _cut_torn_line(fd)
                 try:
@@ -432,13 +433,13 @@ class RunFolder:
             fcntl.flock(self._mutex, fcntl.LOCK_UN)
 
     def _cut_manifest(self) -> None:
-        """Remove an incomplete last line, which a kill has left; the caller holds the mutex."""
+        """Remove an incomplete last line after a kill; the caller holds the mutex."""
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
             fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_NOFOLLOW, self._out)
             _cut_torn_line(fd)
 
     def _adopt_journals(self) -> None:
-        """Adopt the lines that earlier versions kept in <part>.jsonl until a part ended, if they match the files."""
+        """Take over lines that match the files from <part>.jsonl, where earlier versions kept them during a run."""
         for name in sorted(os.listdir(self._work)):
             if not name.endswith(".jsonl"):
                 continue
@@ -452,7 +453,7 @@ class RunFolder:
             os.unlink(name, dir_fd=self._work)
 
     def _tells(self, row: Mapping[str, Any]) -> bool:
-        """Whether a line describes the file as it is now."""
+        """Whether a line describes the current content of its file."""
         digest = digest_if_readable(self.out / row["file_name"])
         return digest is not None and digest == row.get("sha256")
 
@@ -462,7 +463,7 @@ class RunFolder:
                 with self._reporting():
                     self._finish(failed=kind is not None)
             except (OutputError, ValueError):
-                if kind is None:  # else the first error is the one to report
+                if kind is None:  # otherwise the first error is reported
                     raise
 
     def _finish(self, failed: bool) -> None:
@@ -481,13 +482,13 @@ class RunFolder:
             if failed and self._begun and set(os.listdir(self._out)) == {"run.json", WORK}:
                 os.unlink("run.json", dir_fd=self._out)  # no image was made, so another command may use the folder
             os.unlink("lock", dir_fd=self._work)
-            with contextlib.suppress(OSError):  # someone else's file is in it
+            with contextlib.suppress(OSError):  # it holds a file that is not ours
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
 
     def _write_labels(self, folder: LabelledFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Annotations of the images that are there."""
+        """Write the annotations of the finished images."""
         names, made = set(folder.labels.names), []
         for row in rows:
             name = row["seed_file"].removeprefix(row["label"] + "/")
@@ -515,7 +516,7 @@ class RunFolder:
                 os.unlink(name, dir_fd=self._work)
 
     def _replace(self, name: str, content: bytes, folder: int, *, sync_folder: bool = True) -> None:
-        """Make `name` in the open folder hold `content`, all or nothing."""
+        """Replace the content of `name` in the open folder, as a whole or not at all."""
         temporary = f"{self.part}.tmp"
         fd = os.open(temporary,
                      os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -529,7 +530,7 @@ class RunFolder:
                 os.close(fd)
             os.rename(temporary, name, src_dir_fd=self._work, dst_dir_fd=folder)
         except OSError:
-            # on a full disk, make space for the lines that are still to be written
+            # on a full disk, free space for the lines that must still be written
             os.unlink(temporary, dir_fd=self._work)
             raise
         if sync_folder:
@@ -546,7 +547,7 @@ class RunFolder:
 
 
 def _cut_torn_line(fd: int) -> int:
-    """Cut an open file after its last whole line, and return its size."""
+    """Cut an open file after its last complete line, and return its size."""
     size = end = os.fstat(fd).st_size
     while end:
         begin = max(0, end - 4096)

@@ -1,4 +1,4 @@
-"""Pictures for people to look at, drawn with Pillow alone."""
+"""Contact sheets and pictures with labels, drawn with Pillow only."""
 from __future__ import annotations
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAPER, INK, FAINT, FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 120), (26, 115, 232)
 MARGIN, GAP, GROUP_GAP, TEXT = 24, 6, 28, 16
 COLOURS = ((230, 60, 50), (250, 190, 20), (50, 170, 80), (40, 120, 230), (170, 70, 200), (20, 180, 190))
-CELL = 96  # pixels that small images are enlarged towards, and large ones reduced to at most twice of
+CELL = 96  # target size in pixels: small images are enlarged towards it, large ones reduced to at most twice as much
 
 
 def contact_sheet(seeds: np.ndarray,
@@ -28,7 +28,7 @@ def contact_sheet(seeds: np.ndarray,
                   *,
                   per_row: int = 1,
                   title: str = "") -> Image:
-    """Every seed beside its variants, one class after the other.
+    """Every real image beside its variants, one class after the other.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ def contact_sheet(seeds: np.ndarray,
     variants : uint8 (N, K, H, W, 3)
         The K synthetic images of each.
     labels : sequence of N str
-        Class names. A row holds seeds of one class, and has its name on the left.
+        Class names. A row holds real images of one class, and has its name on the left.
     per_row : int
-        Seeds in a row.
+        Number of real images per row.
     title : str
         A line above the sheet.
 
@@ -78,7 +78,7 @@ def contact_sheet(seeds: np.ndarray,
         for label, _ in rows
     ]
     label_w = max(round(font.getlength(label)) for label in shown) + GROUP_GAP
-    group_w = (1 + variants.shape[1]) * (cell_w + GAP) - GAP + 2 * GAP  # the seed stands a little apart
+    group_w = (1 + variants.shape[1]) * (cell_w + GAP) - GAP + 2 * GAP  # the real image has a wider gap
     top = MARGIN + (round(TEXT * 2.4) if title else 0) + round(TEXT * 1.5)
     inner_w = max(label_w + groups * (group_w + GROUP_GAP) - GROUP_GAP, round(heading.getlength(title)))
     sheet = Image.new("RGB", (inner_w + 2 * MARGIN, top + len(rows) * (cell_h + GAP) - GAP + MARGIN), PAPER)
@@ -114,16 +114,16 @@ def labelled_sheet(out: str | os.PathLike[str],
                    most: int = 12,
                    max_variants: int = 4,
                    title: str = "") -> Image:
-    """Labelled real images beside what `dreamda generate` has made of them, all with their boxes and outlines.
+    """Labelled real images beside their synthetic images, all with boxes and outlines.
 
     Parameters
     ----------
     out : path
         The run.
     labels : Labels
-        Of the data set it was made from.
+        The labels of the data set that it was made from.
     most, max_variants : int
-        How many real images to show, evenly spread, and variants of each.
+        Maximum number of real images to show, evenly spread, and of variants of each.
     title : str
 
     Raises
@@ -166,7 +166,7 @@ def labelled_sheet(out: str | os.PathLike[str],
 
 
 def draw_labels(pixels: np.ndarray, things: Sequence[Thing]) -> np.ndarray:
-    """An image, uint8 (H, W, 3), with the boxes, outlines and categories of what is in it."""
+    """An image, uint8 (H, W, 3), with the boxes, outlines and categories of its objects."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(pixels)
@@ -203,16 +203,16 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
                          max_classes: int = 20,
                          max_variants: int = 6,
                          title: str = "") -> Image:
-    """A `contact_sheet` of a folder that `dreamda generate` has written, with the first seeds of each class.
+    """A `contact_sheet` of a folder written by `dreamda generate`, with the first real images of each class.
 
     Parameters
     ----------
     out, real : path
-        The run, and the data set it was made from.
+        The run, and the data set that it was made from.
     rows : mappings, optional
         Lines of its metadata.jsonl; default: all.
     per_class, max_classes, max_variants : int
-        How much of it to show.
+        Maximum numbers of real images per class, of classes, and of variants to show.
     title : str
 
     Raises
@@ -222,10 +222,10 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
     """
     from .manifest import read_manifest
 
-    shown: dict[str, dict[str, list[str]]] = {}  # class -> seed -> files
+    shown: dict[str, dict[str, list[str]]] = {}  # class -> real image -> files
     for row in read_manifest(out) if rows is None else rows:
         size: Any = row.get("size")
-        fit = "squash" if row.get("fit") not in FITS else row["fit"]  # as runs did before they had the option
+        fit = "squash" if row.get("fit") not in FITS else row["fit"]  # the behaviour before the option existed
         if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= 8192 for s in size):
             raise ValueError(
                 f"{Path(out) / 'metadata.jsonl'}: the size of {row['file_name']} is no size; "
@@ -245,7 +245,7 @@ def contact_sheet_of_run(out: str | os.PathLike[str],
             raise ValueError(f"{path}: {error}; repair or remove it") from None
 
     seeds = np.stack([read(Path(real) / seed, (size[0], size[1]), fit) for _, seed, _ in picked])
-    blank = np.full_like(seeds[0], 255)  # a run that is going on has not made as many variants of every seed yet
+    blank = np.full_like(seeds[0], 255)  # in an unfinished run, some real images have fewer variants
     most = max(len(files) for _, _, files in picked)
     variants = np.stack([[read(Path(out) / files[i]) if i < len(files) else blank for i in range(most)]
                          for _, _, files in picked])

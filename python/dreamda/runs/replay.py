@@ -1,11 +1,11 @@
-"""`dreamda replay`: repeat a run from its records, and compare every image with them.
+"""`dreamda replay`: repeat a run from its records, and compare every image with the recorded one.
 
     run = RecordedRun.read("synthetic/run.json")
-    report = replay(run, pipe, "again")                   # the images once more, into a folder of their own
+    report = replay(run, pipe, "again")                   # makes the images again, in a new folder
     report.same, report.differing, report.changed
 
-run.json records the parameters, the model and the machine; metadata.jsonl records of every image the real image it was
-made from, its prompt, and the SHA-256 of both files. Nothing else is needed, no prompt file either.
+run.json records the parameters, the model and the machine. For every image, metadata.jsonl records its real image, its
+prompt, and the SHA-256 of both files. Nothing else is needed, not even the prompt file.
 """
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
 @dataclass(frozen=True, repr=False)
 class RecordedRun:
-    """What `dreamda generate` recorded of a run. Use `RecordedRun.read`.
+    """The records of a run of `dreamda generate`. Create it with `RecordedRun.read`.
 
     Attributes
     ----------
     out : Path
-        Its folder.
+        The folder of the run.
     run : dict
-        run.json, with the names that its fields have today.
+        run.json, with the current names of its fields.
     settings : GenerationOptions
     rows : list of dict
-        metadata.jsonl, a row an image.
+        metadata.jsonl, one row per image.
     recorded : dict
-        run.json as it is.
+        run.json, unchanged.
     """
 
     out: Path
@@ -68,7 +68,7 @@ class RecordedRun:
         Raises
         ------
         FileNotFoundError, ValueError
-            They are not there, not ours, of another version of dreamda, or say less than is needed.
+            The files are missing or incomplete, or were not written by this version of dreamda.
         """
         path = Path(path)
         path = path / "run.json" if path.is_dir() else path
@@ -112,18 +112,21 @@ class RecordedRun:
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        """What run.json says of the machine; empty where nothing."""
+        """The record of the machine in run.json; empty if there is none."""
         about = self.run.get("environment")
         return about if isinstance(about, dict) else {}
 
     @property
     def model(self) -> str:
-        """The model's folder where it is still there, else its name."""
+        """The model's folder if it still exists, else its name."""
         return self._place("model_folder", "model_index.json") or self.run["model"]
 
     @property
     def changes(self) -> dict[str, Any]:
-        """By which keywords of `dreamda.Pipeline.load` the model was changed; its files likewise."""
+        """The keywords of `dreamda.Pipeline.load` that changed the model.
+
+        Files are given by their recorded paths if they still exist there, else by name.
+        """
         found: dict[str, Any] = {}
         if named := self.run.get("vae", ""):
             found["vae"] = self._place("vae_folder", "config.json") or named
@@ -157,24 +160,24 @@ def _are_embeddings(value: Any) -> bool:
 
 @dataclass(repr=False)
 class ReplayReport:
-    """What `replay` found.
+    """The result of `replay`.
 
     Attributes
     ----------
     total, same : int
-        Images recorded, and repeated to the same bytes.
+        Number of recorded images, and of those repeated with the same bytes.
     differing : list of str
-        File names of images that came out differently, in the recorded order.
+        File names of images that differ from the record, in the recorded order.
     first : str
-        How the first of them differs.
+        The difference of the first one.
     changed : list of (str, str)
-        Real images that have changed, each with the reason; what was made from them is not repeated.
+        Real images that have changed, each with the reason. Their synthetic images are not repeated.
     altered : list of str
         Images in the run's own folder that have changed since they were recorded.
     environment : str
         Differences between this machine and the recorded one; empty if none can change pixels.
     signal : int or None
-        The signal that ended the repetition early; nothing was compared then.
+        The signal that ended the repetition early; then nothing was compared.
     """
 
     total: int = 0
@@ -202,8 +205,7 @@ def replay(recorded: RecordedRun,
            real: str | os.PathLike[str] | None = None,
            environment: Mapping[str, Any] | None = None,
            progress: Callable[[float, int], None] | None = None) -> ReplayReport:
-    """Make all images of a run again, into the folder `out`, and compare the SHA-256 of every file with the recorded
-    one.
+    """Make all images of a run again in the folder `out`, and compare the SHA-256 of every file with the record.
 
     Parameters
     ----------
@@ -211,18 +213,18 @@ def replay(recorded: RecordedRun,
     pipeline : dreamda.Pipeline
         The run's model, with its dtype and size.
     out : path
-        New, empty, or the folder of the same repetition, which is then resumed; not the run's own.
+        A new or empty folder, or the folder of the same repetition, which then resumes; not the run's own folder.
     real : path, optional
-        Where the real images are now; default: where they were.
+        The current folder of the real images; default: the recorded one.
     environment : mapping, optional
-        Of this machine, for `ReplayReport.environment` and the new run.json.
+        The environment of this machine, for `ReplayReport.environment` and the new run.json.
     progress : callable, optional
         As in `generate_dataset`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        The model or the folders are not the run's, or `out` is.
+        The model or the folder of real images is not that of the run, or `out` is the run's own folder.
     OutputError
         `out` could no longer be written.
     """
@@ -291,7 +293,7 @@ def replay(recorded: RecordedRun,
 
 
 def _stem(row: Mapping[str, Any]) -> str:
-    """The beginning of the file names of a seed's images; empty if `dreamda generate` cannot have written the row."""
+    """The stem of the files of a real image; empty if the row cannot have been written by `dreamda generate`."""
     label, slash, name = row["file_name"].partition("/")
     seed_label, _, seed_name = row["seed_file"].partition("/")
     ending = f"-{row['variant']:03d}.png"

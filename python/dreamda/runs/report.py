@@ -1,4 +1,4 @@
-"""`dreamda report`: how faithful and how diverse a synthetic data set is, as one self-contained HTML page.
+"""`dreamda report`: fidelity and diversity of a synthetic data set, as one self-contained HTML page.
 
     page, skipped = report_page("photos", "synthetic")
     page, skipped = report_page("photos", "synthetic", TrainedModel.load("run/model.safetensors"))   # with its features
@@ -35,25 +35,25 @@ from .manifest import read_manifest
 from .output import recorded_labels
 from .pictures import contact_sheet_of_run, labelled_sheet
 
-MOST = 4000              # images of each kind that are measured, evenly chosen if there are more
-SMALL = 32               # the most pixels a side that a network trained here sees
+MOST = 4000              # maximum number of images of each kind that are measured, evenly chosen
+SMALL = 32               # maximum side in pixels of the images for networks that are trained here
 STRIPS = 6
 STRIP_VARIANTS = 8
-SIDE = 96                # pixels of an image in a strip
-COLOURLESS = 0.1         # share of synthetic images in colour, below which they have none
-COPY = 0.1               # a mean distance to the seed, where two real images of the class are 1 apart
+SIDE = 96                # side in pixels of an image in a strip
+COLOURLESS = 0.1         # minimum share of coloured images; below it, synthetic images count as colourless
+COPY = 0.1               # mean distance to the real image; 1 is that of two real images of the class
 
 
 def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], network: TrainedModel | None = None, *,
                 threads: int | None = None) -> tuple[str, list[tuple[str, str]]]:
-    """Measure an output of `dreamda generate` against the data set it was made from.
+    """Compare an output of `dreamda generate` with the data set that it was made from.
 
     Parameters
     ----------
     real, out : path
         The data set, and the output.
     network : TrainedModel, optional
-        Gives the features. Default: small networks are trained on the real images.
+        Computes the features. Default: small networks that are trained on the real images.
     threads : int, optional
 
     Returns
@@ -66,7 +66,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     Raises
     ------
     ValueError
-        `out` has no usable metadata.jsonl, a seed is gone, or no image can be read.
+        `out` has no usable metadata.jsonl, a real image is missing, or no image can be read.
     """
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
@@ -81,7 +81,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)
     if gone := next((key for key in used if key not in known), None):
         raise ValueError(f"{out} was made from {gone}, which is not in {root}; give the data set it was made from")
-    all_seeds = [key for key in all_seeds if key in used]  # not what generate has skipped
+    all_seeds = [key for key in all_seeds if key in used]  # without those that generate has skipped
     seeds = _thinned(all_seeds)
     size = network.size if network is not None else _small_size(root, seeds)
     skipped: list[tuple[str, str]] = []
@@ -114,7 +114,7 @@ def _thinned(items: list[Any]) -> list[Any]:
 
 
 def _small_size(root: Path, keys: list[str]) -> tuple[int, int]:
-    """The size of the first image whose header can be read, if that suits a small network; else `SMALL`."""
+    """The size of the first readable image, if a small network can take it; else `SMALL`."""
     height, width = next(filter(None, (dimensions(root / key) for key in keys)), (0, 0))
     return (height, width) if 8 <= min(height, width) and max(height, width) <= SMALL else (SMALL, SMALL)
 
@@ -140,7 +140,7 @@ def _read(root: Path, names: list[str], size: tuple[int, int],
 
 
 def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64], verdict: list[Verdict]) -> list[str]:
-    """The whole in a few sentences."""
+    """A summary in a few sentences."""
     counts = {word: sum(v.word == word for v in verdict) for word in ("good", "mixed", "unlike", "unknown")}
     said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     sentences = [f"Of {len(verdict)} class{'es' * (len(verdict) > 1)}: {said}."]
@@ -160,8 +160,10 @@ def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64
 
 def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_of: NDArray[np.int64],
                classes: list[str], verdict: list[Verdict]) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
-    """A row of the table for each class, and for each seed its mean distance to its variants, in units of the class's
-    own spread."""
+    """One table row per class; and for each real image the mean distance to its variants.
+
+    The unit of the distance is the spread of the class.
+    """
     to_seed: dict[int, list[float]] = {}
     between: dict[int, list[float]] = {}
     near = []
@@ -268,7 +270,7 @@ alt="The first real images of each class beside the synthetic images made from t
 
 
 def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: str) -> str:
-    """The page of labelled images: what was made of how many objects, and a sheet with all labels drawn."""
+    """The page for labelled images: numbers of images and objects, and a sheet with all labels."""
     places = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "Annotations", "masks": "masks"}
     made = READERS[labels.format](out / places[labels.format], out / "images")
     counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
@@ -321,7 +323,7 @@ def _thumbnail(path: Path) -> str:
 
 
 def embedded(image: Any) -> str:
-    """A picture as the address of an HTML image."""
+    """A picture as the data URL of an HTML image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,14 +1,14 @@
-"""The run folder of `dreamda train`: checkpoints to resume from, a log, the model, its metrics and pictures.
+"""The run folder of `dreamda train`: checkpoints, a log, the model, its metrics and pictures.
 
     RUN/run.json                every parameter, the hashes of the data, the number of threads, and the machine
-    RUN/log.jsonl               a line for each epoch, stage and labelling
+    RUN/log.jsonl               one line per epoch, stage and labelling
     RUN/checkpoint.safetensors  arrays, and the position as JSON in its header; after every epoch and on Ctrl-C
     RUN/model.safetensors       the classifier of the best epoch on the validation split, else of the last one so far
     RUN/metrics.json, confusion.png, curves.png      when the run has ended (the first two with test images)
 
-Every file but the log is replaced as a whole. The same command resumes a run that was stopped or killed, from its last
-checkpoint. On the same machine, its model and checkpoints then have the same bytes as those of an undisturbed run. A
-run with other parameters, data or another number of threads is refused.
+Every file except the log is replaced as a whole. The same command resumes a run that was stopped or killed, from its
+last checkpoint. On the same machine, its model and checkpoints are then bitwise identical to those of an uninterrupted
+run. A run with other parameters, data or another number of threads is refused.
 """
 from __future__ import annotations
 
@@ -46,29 +46,29 @@ from .labelled import FolderImages, LabelledFolder, dimensions, read_folder, sca
 FILES = ("run.json", "log.jsonl", "checkpoint.safetensors", "model.safetensors", "metrics.json", "confusion.png",
          "curves.png")
 
-SAME_ASPECT = 0.02  # aspect ratios that differ by less are the same to people
+SAME_ASPECT = 0.02  # aspect ratios that differ by less count as the same
 
 Paths = str | os.PathLike[str]
 
 
 @dataclass(repr=False)
 class TrainReport:
-    """What `train_dataset` did.
+    """The result of `train_dataset`.
 
     Attributes
     ----------
     epochs : int
-        Epochs done, of `recipe.epochs`.
+        Number of finished epochs, of `recipe.epochs`.
     metrics : Metrics or None
-        On the test images, when the run has ended.
+        On the test images; None before the run has ended.
     best : dict or None
-        Epoch and accuracy of the best epoch on the validation split.
+        Number and accuracy of the best epoch on the validation split.
     events : list of dict
         The log.
     signal : int or None
         The signal that ended the run early.
     notes : list of str
-        What the user should know; other parameters are named in backticks (see `dreamda.options`).
+        Messages for the user; parameters in them are in backticks (see `dreamda.options`).
     skipped : list of (str, str)
         Files of the data sets that were left out, each with the reason.
     """
@@ -103,7 +103,7 @@ def train_dataset(real: Paths,
                   workers: int = 2,
                   tell: Callable[[str], None] = lambda text: None,
                   progress: Callable[[int, int], None] = lambda done, total: None) -> TrainReport:
-    """Train a classifier into the folder `out`, or resume where the last call stopped.
+    """Train a classifier and write it into the folder `out`, or resume from the end of the last call.
 
     On SIGINT or SIGTERM (in the main thread) the call finishes the current step, saves its state and returns; a second
     signal stops it at once.
@@ -113,14 +113,14 @@ def train_dataset(real: Paths,
     real, synthetic, test : paths
         Data sets; `synthetic` is None for method real-only.
     out : path
-        New, empty, or the folder of the same run.
+        A new or empty folder, or the folder of the same run.
     recipe : Recipe
     threads, workers : int
-        Threads of the core, and threads that make views. The number of the former can change the result slightly, so
-        a run can only be resumed with the same number.
+        Numbers of core threads, and of threads that make views. The number of core threads can change the result
+        slightly, so a run can only be resumed with the same number.
     tell, progress : callable
-        Called with lines to show to the user (parameters in backticks, see `dreamda.options`), and with the numbers of
-        steps done and in all.
+        Called with lines to show to the user (parameters in backticks, see `dreamda.options`), and with the number of
+        finished steps and the total.
 
     Raises
     ------
@@ -141,8 +141,7 @@ def train_dataset(real: Paths,
 
 
 class _Run:
-    """One call of `train_dataset`, phase by phase: `scan`, `read`, `prepare`, `train`. Before the last nothing is
-    written."""
+    """One call of `train_dataset`, in four phases: `scan`, `read`, `prepare`, `train`. Only the last one writes."""
 
     def __init__(self, recipe: Recipe, out: Path, tell: Callable[[str], None], threads: int | None,
                  workers: int) -> None:
@@ -168,11 +167,13 @@ class _Run:
         _check_out(self.out, [Path(p) for p in (real, synthetic, test) if p is not None])
         found = [dimensions(path) for path in self.real.paths] if recipe.image_size is None else []
         sizes = [size for size in found if size is not None]
-        self.size, self.why = natural_size(recipe.image_size, sizes or [(1, 1)])  # without any, `read` will refuse
+        self.size, self.why = natural_size(recipe.image_size, sizes or [(1, 1)])  # without sizes, `read` will fail
 
     def read(self) -> None:
-        """Decode every image once and leave out those that cannot be read, hold images back, and leave out synthetic
-        images that were made from images held back or tested on."""
+        """Decode every image once, leave out those that cannot be read, and hold images back.
+
+        Synthetic images that were made from held-back or test images are left out, too.
+        """
         self.real, self.images = read_folder(self.real, self.size, self.workers)
         for label in set(range(len(self.real.classes))) - set(self.real.labels.tolist()):
             raise ParameterError(
@@ -208,7 +209,7 @@ class _Run:
         return kept, held
 
     def prepare(self) -> None:
-        """Resolve the recipe, refuse a folder that holds another run, and take memory for the network."""
+        """Resolve the recipe, refuse the folder of another run, and allocate memory for the network."""
         from .. import __version__
         from ..networks.models import resolve_dtype
 
@@ -236,7 +237,7 @@ class _Run:
         return [skipped for part in parts for skipped in part.ignored]
 
     def header(self) -> list[str]:
-        """What is trained, on what, in a few lines."""
+        """A few lines about the network and its data."""
         recipe, training, setup = self.recipe, self.training, self.setup
         assert self.threads is not None  # `prepare` has chosen it
         held = f", {len(self.held)} of them held back for validation" if len(self.held) else ""
@@ -271,7 +272,7 @@ class _Run:
     # ---- in the folder
 
     def train(self, progress: Callable[[int, int], None]) -> TrainReport:
-        """Train in the folder, from its checkpoint if it has one."""
+        """Train in the run folder, starting from its checkpoint if there is one."""
         self.report = TrainReport(skipped=self._skipped())
         words = ("finishing the current step and saving; a second signal stops at once and loses what was done since "
                  "the last epoch")
@@ -294,7 +295,7 @@ class _Run:
         return self.report
 
     def _resume(self) -> None:
-        """Show the header, and load the checkpoint and the log up to it."""
+        """Show the header, and load the checkpoint and the part of the log before it."""
         kept = self.folder.checkpoint()
         path = self.folder.path("checkpoint.safetensors")
         if kept is not None:
@@ -327,7 +328,7 @@ class _Run:
         self.tell(describe(event))
 
     def _save(self, best: bool = False) -> None:
-        """Write the checkpoint; and the model, if this is the best epoch or none has been evaluated yet."""
+        """Write the checkpoint, and also the model if this is the best epoch or no epoch has been evaluated yet."""
         training, recipe = self.training, self.recipe
         if best or training.best is None:
             about: dict[str, Any] = {"epoch": training.epoch, "seed": recipe.random_state, "method": recipe.method}
@@ -372,12 +373,12 @@ def evaluate_dataset(model: TrainedModel,
                      dtype: str = "auto",
                      threads: int | None = None,
                      workers: int = 2) -> tuple[Metrics, list[tuple[str, str]]]:
-    """Test a model on a labelled folder, and list the files in it that were left out, each with the reason.
+    """Test a model on a labelled folder; also return the files that were left out, each with the reason.
 
     Raises
     ------
     ValueError
-        The folder has classes that the model does not know.
+        The folder has classes that the model does not have.
     """
     folder, images = read_folder(scan_labelled(data, [str(c) for c in model.classes], "DATA"), model.size, workers)
     metrics = evaluate_predictions(model.predict_proba(images, dtype=dtype, threads=threads, workers=workers),
@@ -409,7 +410,7 @@ def _check_out(out: Path, inputs: list[Path]) -> None:
 
 
 def _threads(threads: int | None, out: Path) -> tuple[int, str]:
-    """The given number of threads; else that of the run in `out`; else as many as are free now. And why not all."""
+    """The number of threads, and why it is not all: as given, as in the run in `out`, or as many as are free now."""
     from ..networks.threads import free_threads, resolve_threads
 
     if threads is None and (out / "run.json").is_file():
@@ -426,7 +427,7 @@ _TEMPORARY = {temporary_name(name) for name in FILES}  # a kill during a write m
 
 
 def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Raise ValueError unless `out` holds no run or this one; returns the run.json that holds."""
+    """Raise ValueError if `out` holds another run; return the run.json that applies."""
     path = out / "run.json"
     if not path.is_file():
         return identity
@@ -437,7 +438,7 @@ def _check_same(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if "epochs" not in there:
         raise ParameterError("out", f"{path} is not a run of dreamda train; give another folder")
     if "image_fit" not in there and max(identity["image_size"]) > SMALL:
-        there["image_fit"] = "crop"  # as large images were treated before there was the option
+        there["image_fit"] = "crop"  # the treatment of large images before the option existed
     for name, value in identity.items():
         if name == "image_fit" and name not in there:
             raise ParameterError(
@@ -485,7 +486,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 class _Folder:
-    """The run folder, locked; `begun` is what its run.json says."""
+    """The locked run folder; `begun` is the content of its run.json."""
 
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self.out, self.identity, self.begun = out, identity, identity
@@ -527,8 +528,10 @@ class _Folder:
         return arrays, about
 
     def log(self, count: int) -> list[Event]:
-        """The first `count` records of the log; later ones, from after the checkpoint, are dropped, as they are written
-        again."""
+        """The first `count` records of the log.
+
+        Later ones are dropped: they are newer than the checkpoint, and are written again.
+        """
         path = self.path("log.jsonl")
         lines = path.read_bytes().splitlines(keepends=True)[:count] if path.is_file() else []
         try:
@@ -548,7 +551,7 @@ class _Folder:
             os.fsync(file.fileno())
 
     def pictures(self, events: list[Event], metrics: Metrics | None) -> list[str]:
-        """Draw the pictures; without matplotlib, return a sentence that says so."""
+        """Draw the pictures; if matplotlib is missing, return a sentence that says so."""
         try:
             figures = {"curves.png": curves_picture(events)}
             if metrics is not None:

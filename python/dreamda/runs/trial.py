@@ -4,12 +4,12 @@
     result.verdict.word                                          # "helps", "hurts" or "unclear"
 
 The real images are divided into folds. Every row (the real images alone, with RandAugment, and with the synthetic
-images of each preset) trains on all folds but one and is tested on that one; what was made from an image that is held
-out is left out with it. All rows take the same number of optimiser steps and see the same images, so they are compared
-image by image. The folder keeps the images and every result, so that a trial that was stopped goes on.
+images of each preset) trains on all folds but one and is tested on that one; synthetic images of a held-out image are
+left out with it. All rows take the same number of optimiser steps and see the same images, so they are compared
+image by image. The folder keeps the images and every result, so that a stopped trial can resume.
 
     OUT/synthetic-<preset>/       as dreamda generate writes it
-    OUT/trial.json                the plan, and a result for every training
+    OUT/trial.json                the plan, and one result per training
     OUT/trial.html                the page
 """
 from __future__ import annotations
@@ -47,12 +47,12 @@ FORMAT = 1
 FOLDS = 4
 BATCH = 16
 EPOCHS = 20
-STEPS = (300, 200, 100)  # of a training: the most that fit into the time
+STEPS = (300, 200, 100)  # per training: the largest number that fits into the time
 VARIANTS = (4, 3, 2)
-LEAST_IMAGES = 4  # of a class that a trial is cut down to
-GENERATION_SHARE = 0.5  # of the time that generation may take
-AMST_COST = 2.5  # a step of AMST in steps of plain training
-ROUNDS = 10  # more would hardly narrow the answer: the real images stay the same
+LEAST_IMAGES = 4  # minimum number of images per class to which a trial is cut down
+GENERATION_SHARE = 0.5  # maximum share of the time for generation
+AMST_COST = 2.5  # cost of a step of AMST, in steps of plain training
+ROUNDS = 10  # more would hardly narrow the interval: the real images stay the same
 CONFIDENCE = 0.9
 
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -61,23 +61,23 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 class Watch(Protocol):
-    """Shows the progress of a part of the work: called with what is done and the total."""
+    """Shows the progress of a part of the work; called with the finished amount and the total."""
     def __call__(self, done: float, total: int) -> None:
         ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial does, decided once and kept in trial.json.
+    """The plan of a trial, made once and kept in trial.json.
 
     Attributes
     ----------
     per_class : int
-        Real images of a class that are used, at most.
+        Maximum number of real images used per class.
     variants, steps, folds : int
     presets : tuple of str
     seconds : float
-        What one round over all folds is expected to take, generation included.
+        Expected time of one round over all folds, including generation.
     """
 
     per_class: int
@@ -94,17 +94,17 @@ def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_se
     Parameters
     ----------
     counts : sequence of int
-        Real images of each class.
+        Number of real images of each class.
     image_seconds : mapping of str to float
-        What a synthetic image of each preset takes.
+        Time per synthetic image of each preset.
     step_seconds : float
-        What an optimiser step of plain training takes.
+        Time per optimiser step of plain training.
     minutes : float
 
     Raises
     ------
     ParameterError
-        Not even the smallest trial fits; names the minutes that it takes.
+        Not even the smallest trial fits; the message names the minutes that it takes.
     """
     if min(counts) < 2:
         raise ParameterError(
@@ -134,7 +134,7 @@ def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_se
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a preset does against the better of the rows without synthetic images.
+    """The comparison of a preset with the better one of the rows without synthetic images.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trial says: ``word`` is "helps", "hurts" or "unclear"; `sentence` says it for people."""
+    """The answer of a trial: `word` is "helps", "hurts" or "unclear", and `sentence` explains it."""
 
     word: str
     sentence: str
@@ -160,7 +160,7 @@ class Verdict:
 
 @dataclass
 class Trial:
-    """What `try_dataset` found.
+    """The result of `try_dataset`.
 
     Attributes
     ----------
@@ -169,14 +169,14 @@ class Trial:
         Of every row, over all real images that were held out.
     comparisons : list of Comparison
     verdict : Verdict or None
-        None where the trial was stopped before its first round was complete.
+        None if the trial was stopped before its first round was complete.
     rounds : int
-        How often all folds were gone through.
+        Number of finished rounds over all folds.
     skipped : list of (str, str)
         Files left out, each with the reason.
     page : Path or None
     signal : int or None
-        The signal that ended it early.
+        The signal that ended the trial early.
     """
 
     plan: Plan
@@ -190,7 +190,7 @@ class Trial:
 
 
 def default_presets(pipeline: Pipeline) -> tuple[str, ...]:
-    """The presets that suit a model: `fast` where it was distilled for few steps, else the other two."""
+    """The presets that suit a model: `fast` if it was distilled for few steps, else the other two."""
     return ("fast", ) if pipeline.schedule.few_steps else (BALANCED, "paper")
 
 
@@ -212,25 +212,25 @@ def try_dataset(real: str | Path,
     Parameters
     ----------
     real : path
-        The data set: a folder for each class.
+        The data set, with one folder per class.
     out : path
-        New or empty, or the folder of the same trial, which then goes on.
+        A new or empty folder, or the folder of the same trial, which then resumes.
     pipeline : dreamda.Pipeline
     model : str
-        Its name, for the records.
+        The model's name, for the records.
     minutes : float
-        How long it may work, in all its calls together. A training that has begun is finished.
+        Time limit for all calls of this trial together. A training that has begun is finished.
     presets : sequence of str
         Default: `default_presets`.
     seed : int
     threads, workers : int, optional
         For training.
     environment : mapping, optional
-        For run.json, see `generate_dataset`.
+        Recorded in run.json, see `generate_dataset`.
     watch : callable, optional
-        Makes the progress of a part of the work, which counts "image" or "training".
+        Creates a progress display for a part of the work, in units of "image" or "training".
     tell : callable, optional
-        Takes what is being done, in lines.
+        Called with lines that describe the current work.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def try_dataset(real: str | Path,
     ValueError
         The data set or `out` cannot be used, or the time is too short.
     OutputError
-        `out` could not be written any more.
+        `out` could no longer be written.
     """
     if not minutes > 0 or not math.isfinite(minutes):
         raise ParameterError("minutes", f"{minutes!r} is not possible; use a number above 0")
@@ -297,7 +297,7 @@ class _Trial:
     # ---- the folder
 
     def open(self, tell: Callable[[str], None]) -> Plan:
-        """The plan in the folder, or a new one."""
+        """Open the folder; return its plan, or a new one."""
         path = self.out / "trial.json"
         if path.exists():
             there = read_json(path)
@@ -324,7 +324,7 @@ class _Trial:
         return plan
 
     def taken_up(self, there: dict[str, Any]) -> Plan:
-        """The plan, and the results so far, of a trial.json."""
+        """Load the results so far from a trial.json, and return its plan."""
         plan = Plan(**there["plan"] | {"presets": tuple(there["plan"]["presets"])})
         for result in there["results"]:
             held, right = result["held"], result["right"]
@@ -366,7 +366,7 @@ class _Trial:
                               random_state=self.seed + round_)
 
     def step_seconds(self) -> float:
-        """What a step of plain training takes; the first steps, which also make the network, are left out."""
+        """Measure the time per step of plain training, without the first steps, which also create the network."""
         X, y = np.stack(self.pixels), self.labels
         times = []
         for steps in (EPOCHS, 3 * EPOCHS):
@@ -455,20 +455,20 @@ class _Trial:
                 round_ += 1
 
     def expected(self, each: int) -> int:
-        """Trainings that the time will do for, whole rounds of them."""
+        """The number of trainings for which the time is enough, in whole rounds."""
         mean = sum(r["seconds"] for r in self.results) / len(self.results)
         left = 60 * self.minutes - self.spent
         return min(ROUNDS * each, max(each, (len(self.results) + int(left / mean)) // each * each))
 
     def fits(self, each: int) -> bool:
-        """Whether another round still fits into the time."""
+        """Whether another round fits into the time."""
         mean = sum(r["seconds"] for r in self.results) / len(self.results)
         unfinished = len(self.results) % each  # of a round that was stopped
         return bool(unfinished) or self.spent + each * mean <= 60 * self.minutes
 
     def read(self, preset: str,
              chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """The synthetic images, their labels, and the positions of the real images that they were made from."""
+        """Read the synthetic images, their labels, and the positions of the real images that they were made from."""
         place = {self.names[i]: position for position, i in enumerate(chosen)}
         found = scan_labelled(self.out / f"synthetic-{preset}", self.classes, "SYNTHETIC")
         files = FolderImages(found.paths, self.size)
@@ -497,7 +497,7 @@ class _Trial:
         return trial
 
     def fold_gains(self, rows: Sequence[str], rounds: int) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """For every preset and row without synthetic images, the differences of the accuracies, a training each."""
+        """The differences in accuracy, one per training, between every preset and row without synthetic images."""
         scores = {(r["round"], r["fold"], r["row"]): float(np.mean(r["right"])) for r in self.results}
         places = [(round_, fold) for round_ in range(rounds) for fold in range(self.plan.folds)]
         return {(preset, row): np.array([scores[(*place, preset)] - scores[(*place, row)] for place in places])
@@ -507,7 +507,7 @@ class _Trial:
 
 def right_by_image(results: Sequence[Mapping[str, Any]], rows: Sequence[str], images: int,
                    rounds: int) -> dict[str, NDArray[np.float64]]:
-    """For every row, the share of the rounds in which each image was classified rightly."""
+    """For every row, the share of the rounds in which each image was classified correctly."""
     right = {row: np.zeros(images) for row in rows}
     for result in results:
         if result["round"] < rounds:
@@ -517,10 +517,10 @@ def right_by_image(results: Sequence[Mapping[str, Any]], rows: Sequence[str], im
 
 def judge(right: Mapping[str, NDArray[np.float64]], presets: Sequence[str],
           fold_gains: Mapping[tuple[str, str], NDArray[np.float64]]) -> tuple[list[Comparison], Verdict]:
-    """Compare every preset with the better of the rows without synthetic images, and say what follows.
+    """Compare every preset with the better one of the rows without synthetic images, and give a verdict.
 
-    The interval is the wider of two: from the differences image by image, and from the differences training by
-    training, which share images. It is wider still for several presets, so that the best of them is not the luckiest.
+    The interval is the wider one of two: from the differences per image, and from the differences per training, which
+    share images. With several presets it is wider, so that the best one is not merely the luckiest.
     """
     against = max(WITHOUT, key=lambda row: right[row].mean())
     z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(presets))
@@ -554,7 +554,7 @@ def _in_random_order(positions: NDArray[np.int64], seed: int, label: int) -> NDA
 
 
 def _folds(labels: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold of every image: those of a class are spread evenly."""
+    """The fold of every image; the images of a class are distributed evenly."""
     result = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         members = _in_random_order(np.flatnonzero(labels == label), seed, int(label))

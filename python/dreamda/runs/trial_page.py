@@ -29,13 +29,13 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
     model : str
     classes : sequence of str
     counts : sequence of int
-        Readable real images of each class.
+        Number of readable real images of each class.
     size : (height, width)
-        Of the images that the classifiers saw.
+        Size of the images for the classifiers.
     image_seconds : mapping of str to float
-        What a synthetic image of each preset took.
+        Time per synthetic image of each preset.
     seconds : float
-        What the trial took.
+        Time of the trial.
     """
     plan, verdict = trial.plan, trial.verdict
     assert verdict is not None

@@ -1,4 +1,4 @@
-"""Backbones: ResNets of the C core, made ready for training.
+"""Backbones: ResNets of the C core, ready for training.
 
     backbone = create_backbone("resnet18", size=(32, 32), batch=64, dtype="auto", threads=2, slots=2)
     initialise(backbone, seed=0)
@@ -25,7 +25,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50")
 STEMS = ("auto", "imagenet", "small")
 SMALLEST = {"imagenet": 32, "small": 8}  # pixels; smaller images vanish before the last stage
 LARGEST = 2048  # pixels; a batch of larger images would need tens of GiB
-STREAM = 17  # of the keyed normals: initial weights of backbones
+STREAM = 17  # stream of the keyed normals for the initial weights of backbones
 # blocks, bottlenecks
 ARCHITECTURES = {((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50"}
 _OTHER_HEADS = ("fc.", "head.", "classifier.")
@@ -35,7 +35,7 @@ Arrays = Mapping[str, Floats]
 
 
 class Backbone(Protocol):
-    """What `Training` needs of a ``dreamda._core.Trainer``."""
+    """The part of the interface of ``dreamda._core.Trainer`` that `Training` uses."""
 
     @property
     def features(self) -> int: ...
@@ -64,13 +64,14 @@ class Backbone(Protocol):
 
 
 def choose_stem(stem: str, size: tuple[int, int]) -> str:
-    """"small" (3 x 3, stride 1, no pooling) for images up to 64 pixels, "imagenet" for larger ones, unless the caller
-    chose.
+    """The stem to use; for "auto", the one that suits the size of the images.
+
+    That is "small" (3 x 3, stride 1, no pooling) up to 64 pixels, and "imagenet" for larger images.
 
     Raises
     ------
     ValueError
-        An unknown stem, or images too small for it, or larger than any batch could be.
+        The stem is unknown, or the images are too small for it or too large to train on.
     """
     if stem not in STEMS:
         raise ParameterError("stem", f"{stem!r} is not possible; use auto, imagenet or small")
@@ -112,9 +113,9 @@ def create_backbone(name: str,
     dtype : {"auto", "f32", "bf16"}
         bf16 is mixed precision: parameters, statistics and losses stay float32.
     threads : int, optional
-        Default: what `dreamda.networks.threads.thread_limits` leave.
+        Default: the number that `dreamda.networks.threads.thread_limits` leave.
     slots : int
-        Forward passes that may wait for their backward pass at the same time.
+        Number of forward passes that may wait for their backward pass at the same time.
     """
     from ..networks.models import resolve_dtype
     from ..networks.threads import resolve_threads
@@ -136,7 +137,7 @@ def _config(name: str, stem: str, size: tuple[int, int], width: int) -> dict[str
 
 
 class FoldedBackbone:
-    """A backbone for inference: every batch norm is folded into its convolution; no gradients, no momentum.
+    """A backbone for inference, without gradients or momentum: each batch norm is folded into its convolution.
 
     Its features are those of ``Backbone.evaluate``.
 
@@ -144,14 +145,15 @@ class FoldedBackbone:
     ----------
     name : {"resnet18", "resnet34", "resnet50"}
     weights : dict of str to float32 array
-        Parameters and running statistics, named as in torchvision; others are ignored. They are packed, not kept.
+        Parameters and running statistics, named as in torchvision; others are ignored. They are packed; the arrays
+        themselves are not kept.
     size, batch, stem, width, dtype, threads
         As for `create_backbone`.
 
     Raises
     ------
     ValueError
-        A tensor is missing, or its shape is not that of such a backbone; before memory is taken.
+        A tensor is missing or has the wrong shape. This is checked before memory is allocated.
     """
 
     def __init__(self,
@@ -191,8 +193,10 @@ class FoldedBackbone:
 
 
 def initialise(backbone: Backbone, seed: int) -> None:
-    """Initial weights as torchvision's: convolutions He-normal (fan out), norms 1 and 0. Equal seeds give bitwise
-    identical weights."""
+    """Set the initial weights as torchvision does: convolutions He-normal (fan out), norms 1 and 0.
+
+    Equal seeds give bitwise identical weights.
+    """
     for name, parameter in backbone.parameters.items():
         if parameter.ndim > 1:
             fan_out = parameter.shape[0] * math.prod(parameter.shape[2:])
@@ -212,8 +216,8 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ParameterError
-        The file is of another architecture (the message says which option fits it, or names tensors that differ), is no
-        safetensors file, or holds NaN or infinite values.
+        The file is of another architecture (the message names the option that fits it, or tensors that differ), is not
+        a safetensors file, or holds NaN or infinite values.
     FileNotFoundError
     """
     file = WeightFile(path, convert=CONVERT_TENSORS)
@@ -245,7 +249,7 @@ def load_pretrained(backbone: Backbone, path: str | os.PathLike[str]) -> None:
 
 
 def _advice(shapes: Mapping[str, tuple[int, ...]], wanted: Arrays) -> str:
-    """Which option would fit the file, as the end of a clause; empty if it is no known ResNet."""
+    """The option that would fit the file, as the end of a clause; empty if it is not a known ResNet."""
     def blocks(names: Iterable[str]) -> tuple[int, ...]:
         return tuple(len({n.split(".")[1] for n in names if n.startswith(f"layer{stage}.")}) for stage in (1, 2, 3, 4))
 

@@ -1,4 +1,4 @@
-"""The batches of a training run, each a function of (seed, round, step), and threads that prepare them in advance.
+"""The batches of a training run, and threads that prepare them in advance. Each is a function of (seed, round, step).
 
     batches = Batches(recipe, data, views, number=1, assigned=labels, n_classes=10, first=0)
     for batch in ahead(batches.train, 0, 100, workers=2): ...       # steps 0 to 99, in order
@@ -26,8 +26,10 @@ T = TypeVar("T")
 
 
 class Images(Protocol):
-    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3) and can be used from several threads: an array, a
-    list, or files."""
+    """Anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3): an array, a list, or files.
+
+    Several threads use it at the same time.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> NDArray[np.uint8]: ...
@@ -35,19 +37,19 @@ class Images(Protocol):
 
 @dataclass
 class Data:
-    """The images of a run. Images are anything with ``len`` and ``[i]`` that gives uint8 (H, W, 3), from several
-    threads.
+    """The images of a run; for the image types see `Images`.
 
     Attributes
     ----------
     real, labels : images, int64 (N,)
         Labels are 0 to n_classes - 1.
     synthetic, hints : images, int64 (M,), optional
-        Hints are the labels of the seeds, -1 where unknown; only method plain and ``hint="agree"`` need them.
+        Hints are the labels of the real images that the synthetic ones were made from, -1 where unknown. Method plain
+        and ``hint="agree"`` require all of them; ``hint="keep"`` uses those that are known.
     truth : int64 (M,), optional
         The true labels of the synthetic images, for the log only.
     validation, validation_labels : images, int64, optional
-        For choosing the best epoch.
+        Used to choose the best epoch.
     weights : float32 (N,), optional
         Weights of the real images' losses; those of synthetic images are 1.
     """
@@ -69,11 +71,11 @@ class Batch:
     images: Floats
     labels: NDArray[np.int64]
     real: int = 0                     # the number of real images, the first rows
-    strong: Floats | None = None      # pretrain: the strong views of `images`; train: of the unlabelled images
-    weak: Floats | None = None        # of the unlabelled images
+    strong: Floats | None = None      # pretrain: strong views of `images`; train: of the consistency loss's images
+    weak: Floats | None = None        # of the consistency loss's images
     mixed_labels: NDArray[np.int64] | None = None
     mixed: float = 0.0
-    weights: Floats | None = None     # of the rows' losses
+    weights: Floats | None = None     # weights of the rows' losses
 
 
 class Batches:
@@ -84,14 +86,14 @@ class Batches:
     recipe : Recipe
     data : Data
     views : Views
-        Are keyed with the round.
+        The round becomes a part of their key.
     number : int
-        The round: how many labellings there were. It is a part of the key of every draw.
+        The round, that is, the number of labellings so far. It is a part of the key of every draw.
     assigned : int (M,)
         Labels of the synthetic images; -1: unlabelled.
     n_classes : int
     first : int
-        Steps of the stage before this epoch.
+        Number of the stage's steps before this epoch.
     """
 
     def __init__(self, recipe: Recipe, data: Data, views: Views, *, number: int, assigned: NDArray[np.int32],
@@ -107,7 +109,7 @@ class Batches:
             size, max(math.ceil(size * recipe.real_share), round(size * real / (real + accepted))))
 
     def pretrain(self, step: int) -> Batch:
-        """Real images in a weak and a strong view."""
+        """A batch of real images, each in a weak and a strong view."""
         size, data = self.recipe.batch_size, self.data
         drawn = self._labelled.take((self.first + step) * size, size)
         which = [i for _, i in drawn]
@@ -117,14 +119,17 @@ class Batches:
                      weights=None if data.weights is None else data.weights[which])
 
     def train(self, step: int) -> Batch:
-        """Real and labelled synthetic images; for amst also unlabelled ones in a weak and a strong view."""
+        """A batch of real and labelled synthetic images.
+
+        For amst also the synthetic images of the consistency loss, each in a weak and a strong view.
+        """
         recipe, data, step = self.recipe, self.data, self.first + step
         size, real = recipe.batch_size, len(data.real)
         drawn = self._labelled.take(step * size, size)
         which = [i for _, i in drawn]
         labels, weights = data.labels[which], None if data.weights is None else data.weights[which]
         images = self._views(recipe.view, data.real, drawn[: self._n_real], 0)
-        # The other rows keep the class that was drawn, as synthetic images, which are accepted unevenly, must not shift
+        # The other rows keep the drawn class: some classes are accepted more often than others, and that must not shift
         # the balance of the classes
         random = _random(recipe.random_state, self.number, LABELLED_SYNTHETIC, step).random(size)
         for row in range(self._n_real, size):
@@ -157,7 +162,10 @@ class Pool:
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def take(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Entries start to start + count - 1, each with the number of its order, so that draws of an image differ."""
+        """Entries `start` to `start + count - 1`, each with the number of its order.
+
+        So two draws of the same image differ.
+        """
         drawn = []
         for position in range(start, start + count):
             order, place = divmod(position, self.n)
@@ -172,8 +180,10 @@ def _random(seed: int, number: int, stream: int, draw: int) -> np.random.Generat
 
 
 def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
-    """MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019) of the batch with a random order of itself; all rows are
-    mixed with the same share."""
+    """Mix the batch with a random order of itself: MixUp (Zhang et al., 2018) or CutMix (Yun et al., 2019).
+
+    All rows are mixed with the same share.
+    """
     share, y, x = random.random(3)
     partner = np.argsort(random.random(len(batch.images)), kind="stable")
     other = batch.images[partner]
@@ -191,10 +201,10 @@ def mix(batch: Batch, kind: str, random: np.random.Generator) -> None:
 
 
 def ahead(make: Callable[[int], T], start: int, stop: int, workers: int) -> Generator[T, None, None]:
-    """``make(start), ..., make(stop - 1)``, in order, made by threads up to ``workers + 1`` calls ahead.
+    """Yield ``make(start), ..., make(stop - 1)`` in order; threads make them up to ``workers + 1`` calls ahead.
 
-    With 0 `workers` each is made on demand. An exception of `make` is raised in its place. Closing the iterator waits
-    for calls that have begun and drops the others.
+    With 0 `workers` each is made on demand. An exception in `make` is raised in place of its result. Closing the
+    iterator waits for calls that have begun and drops the others.
     """
     if workers < 1:
         yield from map(make, range(start, stop))

@@ -1,4 +1,4 @@
-"""`AMSTClassifier`: the whole of AMST behind scikit-learn's conventions, without needing scikit-learn."""
+"""`AMSTClassifier`: all of AMST as a scikit-learn estimator. It does not need scikit-learn."""
 from __future__ import annotations
 
 import os
@@ -21,18 +21,20 @@ from .views import is_grey, reduced
 
 
 class NotFittedError(ValueError, AttributeError):
-    """The classifier is used before `fit`. Where scikit-learn is loaded, its own exception of this name is raised
-    instead."""
+    """The classifier is used before `fit`.
+
+    If scikit-learn is loaded, its own exception of this name is raised instead.
+    """
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ClassifierParameters(Recipe):
-    """The parameters of `AMSTClassifier`: a recipe, and how the work is done here."""
+    """The parameters of `AMSTClassifier`: a recipe, threads and printed output."""
 
-    threads: int | None = option(None, "Threads of the core.", group=RUNNING, low=1, shown_default="all cores")
-    workers: int = option(2, "Threads that make views. They do not change the result.", group=RUNNING, low=0)
-    verbose: bool = option(False, "Print a line per epoch on stderr.", group=RUNNING)
+    threads: int | None = option(None, "Threads of the C core.", group=RUNNING, low=1, shown_default="all cores")
+    workers: int = option(2, "Number of threads that make views. It does not change the result.", group=RUNNING, low=0)
+    verbose: bool = option(False, "Print one line per epoch on stderr.", group=RUNNING)
 
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ else:
 
 @accepts(ClassifierParameters)
 class AMSTClassifier(_Parameters):
-    """A ResNet trained on real and synthetic images with AMST, plainly, or on the real images alone.
+    """A ResNet trained on real and synthetic images, with AMST or plainly, or on the real images alone.
 
     Follows scikit-learn's estimator conventions: parameters are stored as given and checked by `fit`; what `fit` finds
     ends in an underscore; instances can be cloned and pickled. Two fits with the same arguments are bitwise identical
@@ -62,11 +64,12 @@ class AMSTClassifier(_Parameters):
     history_ : list of dict
         One record per epoch, stage and labelling, as in the log of ``dreamda train``.
     best_epoch_ : int
-        The epoch (from 1) that was taken.
+        The epoch (from 1) that `model_` comes from.
     pseudo_labels_ : array (M,) of int
-        Positions in `classes_` that the synthetic images ended with, -1 where they have no label or were left out.
+        Final labels of the synthetic images, as positions in `classes_`; -1 where they have none or were left out.
     left_out_ : array of int
-        Positions of the synthetic images that were left out, as they come from images that are held back (see `fit`).
+        Positions of the synthetic images that were left out, because they were made from images that are held back
+        (see `fit`).
 
     Examples
     --------
@@ -94,12 +97,12 @@ class AMSTClassifier(_Parameters):
             setattr(self, name, value)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's parameters as they are now.
+        """The current parameters.
 
         Parameters
         ----------
         deep : bool
-            There for scikit-learn; changes nothing.
+            Exists for scikit-learn; has no effect.
 
         Returns
         -------
@@ -113,12 +116,12 @@ class AMSTClassifier(_Parameters):
         Parameters
         ----------
         **params
-            By the names of the constructor.
+            The parameters of the constructor.
 
         Returns
         -------
         AMSTClassifier
-            This one.
+            This object.
 
         Raises
         ------
@@ -155,7 +158,7 @@ class AMSTClassifier(_Parameters):
             sample_weight: ArrayLike | None = None,
             groups: ArrayLike | None = None,
             groups_synthetic: ArrayLike | None = None) -> AMSTClassifier:
-        """Train.
+        """Train the classifier.
 
         Parameters
         ----------
@@ -175,13 +178,13 @@ class AMSTClassifier(_Parameters):
             `validation_fraction` a group is held back as a whole.
         groups_synthetic : (M,), optional
             The groups of the real images that the synthetic ones were made from. A synthetic image is left out unless
-            its group is among those of the real images that are trained on: so nothing made from an image that is held
-            back, here or by the cross-validation that calls this, can leak into training.
+            its group is among those of the real training images. So nothing made from a held-out image can leak into
+            training, whether it is held out here or by a cross-validation that calls this.
 
         Returns
         -------
         AMSTClassifier
-            This one.
+            This object.
 
         Raises
         ------
@@ -251,7 +254,7 @@ class AMSTClassifier(_Parameters):
         return self
 
     def _seed(self) -> int:
-        """`random_state` as a seed: scikit-learn's None and RandomState draw one."""
+        """`random_state` as a number; scikit-learn's None and RandomState draw one."""
         given: Any = self.random_state
         if given is None:
             return int(np.random.randint(2**31 - 1))
@@ -263,7 +266,7 @@ class AMSTClassifier(_Parameters):
         Parameters
         ----------
         X : uint8 (N, H, W, 3) or (N, H, W)
-            Resized where they are of another size than in `fit`.
+            Images of another size than in `fit` are resized.
 
         Returns
         -------
@@ -274,7 +277,7 @@ class AMSTClassifier(_Parameters):
         ------
         NotFittedError
         ValueError
-            `X` holds no such images.
+            `X` does not hold such images.
         """
         self._check_fitted()
         return self.model_.predict_proba(_images(X, "X"), dtype=self.dtype, threads=self.threads, workers=self.workers)
@@ -295,15 +298,15 @@ class AMSTClassifier(_Parameters):
         return self.classes_[probabilities.argmax(axis=1)]
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """The share of the images that are given their right label.
+        """The accuracy on labelled images.
 
         Parameters
         ----------
         X : uint8 (N, H, W, 3) or (N, H, W)
         y : (N,)
-            The right labels.
+            The true labels.
         sample_weight : (N,), optional
-            How much each image counts, 0 or more.
+            Weights of the images, 0 or more.
 
         Returns
         -------
@@ -314,7 +317,7 @@ class AMSTClassifier(_Parameters):
         ------
         NotFittedError
         ValueError
-            There is not one label for each image, or the labels are of another kind than those of `fit`.
+            The number of labels is not that of the images, or the labels are of another kind than those of `fit`.
         """
         predicted = self.predict(X)
         labels = _labels(y, "y", len(predicted), "X")
@@ -325,7 +328,7 @@ class AMSTClassifier(_Parameters):
         return float(np.average(predicted == labels, weights=weights))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted classifier as one safetensors file; `dreamda evaluate` and `predict` take it too.
+        """Write the fitted classifier to a safetensors file, which `dreamda evaluate` and `predict` also read.
 
         Parameters
         ----------
@@ -345,7 +348,7 @@ class AMSTClassifier(_Parameters):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AMSTClassifier:
-        """Read what `save` wrote, or a model of ``dreamda train``.
+        """Read a file of `save`, or a model of ``dreamda train``.
 
         Parameters
         ----------
@@ -358,7 +361,7 @@ class AMSTClassifier(_Parameters):
         Raises
         ------
         ValueError
-            The file is neither.
+            The file is neither of them.
         """
         model = TrainedModel.load(path)
         try:
@@ -381,7 +384,7 @@ class AMSTClassifier(_Parameters):
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as JSON knows it."""
+    """A parameter as a JSON value."""
     return value.tolist() if isinstance(value,
                                         (np.generic,
                                          np.ndarray)) else os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -23,13 +23,13 @@ from .. import _core
 
 NAMES = ("f1_w", "f2_w", "f1_s", "f2_s", "f5")
 LABELLING = NAMES[:4]
-STREAM = 16  # of the keyed normals: initial weights of heads (1 to 4 belong to the pipeline, 17 to backbones)
+STREAM = 16  # stream of the keyed normals for the initial weights of heads (1 to 4: the pipeline, 17: backbones)
 
 Floats = NDArray[np.float32]
 
 
 class TrainLoss(NamedTuple):
-    """What `AMSTHeads.train_loss` returns.
+    """The result of `AMSTHeads.train_loss`.
 
     Attributes
     ----------
@@ -38,9 +38,9 @@ class TrainLoss(NamedTuple):
     supervised, consistency : float
         The two losses. ``consistency`` is 0 without unlabelled features.
     used : int
-        Unlabelled rows whose weak view was confident.
+        Number of unlabelled rows whose weak view was confident.
     logits : float32 (N, n_classes)
-        Of f5 for the labelled rows.
+        Logits of f5 for the labelled rows.
     d_features : float32 (N, n_features)
         d total / d features of the labelled rows.
     d_strong : float32 (M, n_features) or None
@@ -59,17 +59,17 @@ class TrainLoss(NamedTuple):
 class AMSTHeads:
     """Linear heads f1_w, f2_w, f1_s, f2_s (labelling) and f5 (the classifier), their losses and their optimiser.
 
-    The loss methods add the heads' own gradients to `gradients` and return the gradients to the features, which the
-    caller back-propagates through the backbone; `step` applies and clears the former.
+    The loss methods add the heads' own gradients to `gradients`; `step` applies and clears them. They return the
+    gradients of the features, which the caller propagates back through the backbone.
 
     Parameters
     ----------
     n_features, n_classes : int
-        Width of the features, and number of classes, 2 or more.
+        Number of features, and number of classes, 2 or more.
     random_state : int
         Seed of the initial weights, 0 to 2^64 - 1. Weights are normal with variance 1 / (3 n_features), that of
-        PyTorch's `Linear`, and differ between the heads (or their agreement would mean nothing); biases are 0. Equal
-        seeds give bitwise identical weights on every machine.
+        PyTorch's `Linear`, and differ between the heads (otherwise their agreement would mean nothing); biases are 0.
+        Equal seeds give bitwise identical weights on every machine.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class AMSTHeads:
         if n_classes < 2:
             raise ValueError(f"n_classes has to be 2 or more, got {n_classes}")
         self.n_features, self.n_classes = int(n_features), int(n_classes)
-        # first all weights, then all biases: only the first decay
+        # first all weights, then all biases: only the weights decay
         weights = len(NAMES) * self.n_classes * self.n_features
         self._decayed = weights
         self._parameters, self._gradients, self._moments = np.zeros((3, weights + len(NAMES) * self.n_classes),
@@ -135,8 +135,8 @@ class AMSTHeads:
                       weights: ArrayLike | None = None) -> tuple[float, Floats, Floats]:
         """Stage 1: the sum of the four labelling heads' cross-entropies.
 
-        f1_w and f2_w see the weak view, f1_s and f2_s the strong one. No label smoothing (ours): smoothed heads would
-        never be as confident as the threshold of `label` asks.
+        f1_w and f2_w see the weak view, f1_s and f2_s the strong one. There is no label smoothing (ours): smoothed
+        heads would never reach the threshold of `label`.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class AMSTHeads:
         labels : int (N,)
             From 0 to n_classes - 1.
         weights : (N,), optional
-            Of the samples; the loss is the sum of weighted losses over N.
+            Weights of the samples; the loss is the sum of the weighted losses, divided by N.
 
         Returns
         -------
@@ -222,14 +222,14 @@ class AMSTHeads:
         unlabelled_weak, unlabelled_strong : (M, n_features), optional
             Two views of the same unlabelled images; both or neither.
         weight, threshold : float
-            lambda, and the confidence that the weak view needs.
+            lambda, and the minimum confidence of the weak view.
         weights : (N,), optional
-            Of the labelled samples.
+            Weights of the labelled samples.
         smoothing : float
             Label smoothing of the supervised loss.
         mixed_labels : int (N,), optional
         mixed : float
-            For MixUp and CutMix: the labels of the other image in each row, and its share, 0 to 1.
+            For MixUp and CutMix: the label of the other image in each row, and its share, 0 to 1.
 
         Returns
         -------
@@ -304,7 +304,7 @@ class AMSTHeads:
             Biases do not decay.
         nesterov : bool
         scale : float
-            Multiplies the gradients first (for clipping by the norm that heads and backbone have together).
+            Multiplies the gradients first (for clipping by the joint norm of heads and backbone).
         """
         for part, decay in ((slice(0, self._decayed), weight_decay), (slice(self._decayed, None), 0.0)):
             _core.sgd_step(self._parameters[part], self._gradients[part], self._moments[part], lr, momentum, decay,
@@ -326,7 +326,7 @@ class AMSTHeads:
         }
 
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
-        """Load what `state_dict` returned.
+        """Load the result of `state_dict`.
 
         Parameters
         ----------
@@ -336,7 +336,7 @@ class AMSTHeads:
         Raises
         ------
         ValueError
-            A parameter is missing or has another shape. Nothing is changed then.
+            A parameter is missing or has another shape. Then nothing has changed.
         """
         arrays = {}
         for name, own in self.parameters.items():

@@ -13,7 +13,9 @@ from .views import keyed
 
 def split(labels: NDArray[np.int64], fraction: float, seed: int, groups: NDArray[np.int64] | None = None
           ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to train on and to hold back: of every class `fraction` of the images, rounded, and never all of them.
+    """Positions of the images to train on and to hold back.
+
+    Of every class, `fraction` of the images are held back, rounded, and never all of them.
 
     Parameters
     ----------
@@ -22,7 +24,7 @@ def split(labels: NDArray[np.int64], fraction: float, seed: int, groups: NDArray
         0 to below 1.
     seed : int
     groups : int (N,), optional
-        Images of a group are held back together, or not at all; where groups are large, the fraction is kept roughly.
+        Images of a group are held back together or not at all. With large groups, the fraction is only approximate.
 
     Returns
     -------
@@ -53,7 +55,7 @@ def split(labels: NDArray[np.int64], fraction: float, seed: int, groups: NDArray
 
 
 def may_train(groups: NDArray[np.generic], trained: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Which synthetic images come from one of the groups that are trained on.
+    """Whether each synthetic image may be used: its group must be among those that are trained on.
 
     >>> may_train(np.array([3, 1, 2]), np.array([1, 3])).tolist()
     [True, True, False]

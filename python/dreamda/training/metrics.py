@@ -1,5 +1,6 @@
-"""How good a classifier is: accuracy, macro-F1, AUC, a table per class, the confusion matrix; and its pictures (extra:
-plot).
+"""Metrics of a classifier: accuracy, macro-F1, AUC, a table per class and the confusion matrix.
+
+Pictures need the extra "plot".
 
     metrics = evaluate_predictions(probabilities, labels, ["coat", "bag"])
     print(metrics.table())
@@ -24,13 +25,13 @@ MANY = 40  # with more classes, pictures have no names, and tables show the wors
 
 @dataclass(frozen=True, repr=False)
 class Metrics:
-    """What `evaluate_predictions` found.
+    """The result of `evaluate_predictions`.
 
     Attributes
     ----------
     classes : list of str
     confusion : int64 (C, C)
-        [i, j]: images of class i that were taken for j.
+        [i, j]: number of images of class i that were classified as j.
     accuracy, macro_f1 : float
         macro_f1 is the mean F1 over the classes that occur, among labels or predictions, as in scikit-learn.
     auc : float or None
@@ -38,9 +39,9 @@ class Metrics:
     precision, recall, f1 : float64 (C,)
         0 where undefined.
     support : int64 (C,)
-        Images of each class.
+        Number of images of each class.
     names : list of str
-        What the classes are called in tables and pictures.
+        Names of the classes in tables and pictures.
     """
 
     classes: list[str]
@@ -76,7 +77,7 @@ class Metrics:
         }
 
     def table(self) -> str:
-        """The numbers as text; of many classes, the worst."""
+        """The metrics as a text table; with many classes, only the worst ones."""
         order = [i for i in range(len(self.classes)) if self.support[i] or self.confusion[:, i].any()]
         if len(order) > MANY:
             order = sorted(order, key=lambda i: (self.f1[i], i))[:MANY]
@@ -95,17 +96,17 @@ class Metrics:
 
 def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[Any],
                          words: Mapping[str, str] | None = None) -> Metrics:
-    """Compare predictions with the truth.
+    """Compare predictions with the true labels.
 
     Parameters
     ----------
     probabilities : (N, C)
-        The largest of a row is the prediction; of equals, the first.
+        The largest probability of a row is the prediction; of equal ones, the first.
     labels : int (N,)
         0 to C - 1.
     classes : sequence of C names
     words : mapping, optional
-        What some of the classes are called in tables and pictures.
+        Other names for some of the classes, in tables and pictures.
     """
     scores, truth = np.asarray(probabilities), np.asarray(labels)
     if scores.ndim != 2 or truth.shape != scores.shape[:1] or scores.shape[1] != len(classes) or not len(truth):
@@ -123,7 +124,7 @@ def evaluate_predictions(probabilities: ArrayLike, labels: ArrayLike, classes: S
 
 
 def _auc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
-    """The chance that a positive scores higher than a negative, equals counting half (Mann-Whitney)."""
+    """The probability that a positive scores higher than a negative; ties count half (Mann-Whitney)."""
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positives = int((labels == 1).sum())
@@ -131,7 +132,7 @@ def _auc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
 
 
 def _line(name: str, longest: int = 80) -> str:
-    """A class as part of one line: folders may have any characters in their names, and 255 bytes."""
+    """A class name that fits into one line: names of folders may hold any characters, up to 255 bytes."""
     name = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
     return name if len(name) <= longest else name[: longest - 3] + "..."
 
@@ -169,7 +170,7 @@ def confusion_picture(metrics: Metrics, title: str = "") -> Figure:
 def curves_picture(events: Sequence[dict[str, Any]], title: str = "") -> Figure:
     """Losses, accuracies and learning rate by epoch as a matplotlib Figure, from the records of a log."""
     figure = _figure_type()(figsize=(11, 4), layout="constrained")
-    from matplotlib.ticker import MaxNLocator  # after the check that matplotlib is there
+    from matplotlib.ticker import MaxNLocator  # after the check that matplotlib is installed
 
     epochs = [e for e in events if e["event"] == "epoch"]
     # The total is drawn where it differs from the supervised loss, first and wide, so that it is seen below the others

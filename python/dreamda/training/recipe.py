@@ -1,4 +1,4 @@
-"""The options of training: `Recipe`, their one definition. `AMSTClassifier`, the command line and run.json use it.
+"""The options of training, all defined in `Recipe`. `AMSTClassifier`, the command line and run.json use it.
 
     recipe = Recipe(method="amst", epochs=30)
     recipe.stages()                                    # [("pretrain", 3), ("train", 27)]
@@ -16,7 +16,7 @@ import numpy as np
 from ..options import Options, ParameterError, documented, option
 from .views import SMALL
 
-MOST = 1_000_000  # of learning rates and the like, which the core takes in single precision
+MOST = 1_000_000  # upper limit of learning rates and similar options, which the core takes in single precision
 COMMON, AMST, OPTIMISER = "Options", "Synthetic images", "Optimiser"
 VIEWS, NETWORK, RUNNING = "Images", "Network", "Running"
 SMALL_WIDTH, PUBLISHED_WIDTH = 16, 64
@@ -28,8 +28,8 @@ LARGE_SIZE = 224
 class Recipe(Options):
     """Everything that a trained classifier depends on, besides the images.
 
-    The defaults for synthetic images, learning rate, batch size and width are those that did best on validation images
-    in benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
+    The defaults for synthetic images, learning rate, batch size and width did best on validation images in
+    benchmarks/EFFICACY.md. Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
     method: Literal["amst", "plain", "real-only"] = option(
@@ -37,11 +37,11 @@ class Recipe(Options):
         "amst (learn which synthetic images to trust), plain (trust the label of every one) or "
         "real-only (leave them out).",
         group=COMMON)
-    epochs: int = option(30, "Passes over the images, of all stages together.", group=COMMON, low=1, high=MOST)
+    epochs: int = option(30, "Passes over the images, in all stages together.", group=COMMON, low=1, high=MOST)
     validation_fraction: float = option(
         0.0,
-        "Share of the real images, of every class, that is held back to choose the best epoch. Synthetic images made "
-        "from them are left out. 0: the last epoch is taken.",
+        "Share of each class's real images that is held back to choose the best epoch. Synthetic images made "
+        "from them are left out. 0: use the last epoch.",
         group=COMMON,
         low=0,
         high=1,
@@ -59,7 +59,7 @@ class Recipe(Options):
         "Flip half of the training views from left to right. Wrong for digits, letters and chest X-rays.",
         group=COMMON)
     random_state: int = option(0,
-                               "Seed of initial weights, views, order and split.",
+                               "Random seed of the initial weights, views, order and split.",
                                group=COMMON,
                                low=0,
                                high=(1 << 64) - 1,
@@ -67,22 +67,22 @@ class Recipe(Options):
 
     hint: Literal["ignore", "agree", "keep"] = option(
         "keep",
-        "How to use the label of the real image that a synthetic one was made from. keep: the synthetic image "
-        "keeps it unless the network is confident of another. agree: both must agree. ignore: "
+        "How far to trust the label that a synthetic image inherits from its real image. keep: use it unless the "
+        "network is confident of another label. agree: use it only if the network is confident of it too. ignore: "
         "the network alone decides, as in the paper.",
         group=AMST)
     threshold: float = option(0.7,
-                              "Confidence, 0 to 1, that the network needs to label a synthetic image.",
+                              "Minimum confidence, 0 to 1, for the network's label of a synthetic image to count.",
                               group=AMST,
                               low=0,
                               high=1)
     relabel: int | None = option(None,
-                                 "Label the synthetic images again every so many epochs; 0: only once.",
+                                 "Label the synthetic images again every N epochs; 0: only once.",
                                  group=AMST,
                                  low=0,
                                  shown_default="3, and 0 with `mix`")
     pretrain_epochs: int | None = option(None,
-                                         "Epochs of the first stage, on real images alone (`method=amst`).",
+                                         "Epochs of the first stage, which uses only real images (`method=amst`).",
                                          group=AMST,
                                          low=1,
                                          shown_default="a tenth of `epochs`, at least 2")
@@ -94,41 +94,41 @@ class Recipe(Options):
         high=MOST)
     consistency_on: Literal["rest", "all"] = option(
         "all",
-        "Synthetic images that the consistency loss sees: all, or the rest, which has no label (as in the paper).",
+        "Synthetic images used in the consistency loss: all, or only the rest without a label (as in the paper).",
         group=AMST)
     real_share: float = option(0.5,
-                               "Least share of real images in a batch of labelled images.",
+                               "Minimum share of real images in each labelled batch.",
                                group=AMST,
                                low=0,
                                high=1)
 
-    batch_size: int = option(32, "Batch size: labelled images in a step.", group=OPTIMISER, low=2, high=MOST)
+    batch_size: int = option(32, "Batch size: labelled images per step.", group=OPTIMISER, low=2, high=MOST)
     learning_rate: float | None = option(None, "Highest learning rate.", group=OPTIMISER, above=0, high=MOST,
                                          shown_default="0.05, and 0.01 with `pretrained`")
     steps_per_epoch: int | None = option(None,
-                                         "Steps of an epoch. Set it to give methods the same number of steps.",
+                                         "Steps per epoch. Set it to compare methods at the same number of steps.",
                                          group=OPTIMISER,
                                          low=1,
                                          high=MOST,
                                          shown_default="images / batch size")
     warmup_epochs: float = option(
         1.0,
-        "Epochs in which the learning rate rises, at most a fifth of a stage; then it falls as a cosine.",
+        "Warm-up epochs (at most a fifth of a stage), followed by cosine decay.",
         group=OPTIMISER,
         low=0,
         high=MOST)
     momentum: float = option(0.9, "Nesterov momentum, below 1.", group=OPTIMISER, low=0, high=1)
-    weight_decay: float = option(1e-4, "Weight decay; not of norms and biases.", group=OPTIMISER, low=0, high=MOST)
-    clip_norm: float = option(0.0, "Largest norm of the gradient; 0: no clipping.", group=OPTIMISER, low=0, high=MOST)
+    weight_decay: float = option(1e-4, "Weight decay; not on norms and biases.", group=OPTIMISER, low=0, high=MOST)
+    clip_norm: float = option(0.0, "Maximum norm of the gradient; 0: no clipping.", group=OPTIMISER, low=0, high=MOST)
     smoothing: float = option(0.0, "Label smoothing of the classifier's loss.", group=OPTIMISER, low=0, high=1)
 
     view: Literal["weak", "randaugment", "strong"] = option(
         "weak",
-        "How labelled images are changed: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).",
+        "Augmentation of labelled images: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).",
         group=VIEWS)
     image_fit: Literal["crop", "pad", "squash"] = option(
         "crop",
-        "Images of another aspect ratio than the training's: crop (random crops for training, the centre for "
+        "Images of another aspect ratio than the training size: crop (random crops for training, the centre for "
         "testing), pad (keep all, and mirror it at the edges), or squash (change the aspect ratio).",
         group=VIEWS,
         spelling="--fit")
@@ -166,7 +166,7 @@ class Recipe(Options):
                                high=1024,
                                shown_default="16 with the small stem, else 64; 64 with `pretrained`")
     dtype: Literal["auto", "f32", "bf16"] = option("auto",
-                                                   "What is computed in; auto is bf16 where the CPU has it.",
+                                                   "Number format used for computing; auto: bf16 if the CPU has it.",
                                                    group=RUNNING)
 
     def __post_init__(self) -> None:
@@ -211,13 +211,17 @@ class Recipe(Options):
         return [("pretrain", first), ("train", self.epochs - first)]
 
     def width_for(self, stem: str) -> int:
-        """Channels of the first stage: small images get a small network, unless `width` or a pretrained one says
-        otherwise."""
+        """Channels of the first stage.
+
+        Small images get a small network, unless `width` is given or the network is pretrained.
+        """
         return self.width or (SMALL_WIDTH if stem == "small" and self.pretrained is None else PUBLISHED_WIDTH)
 
 
 def natural_size(given: int | tuple[int, int] | None, sizes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], str]:
-    """The size of the views, and why: as given; else the median of the images' sizes up to 64 pixels, and 224 beyond.
+    """The size of the views, and the reason for it.
+
+    It is the given size; else the median of the images' sizes up to 64 pixels, and 224 beyond.
 
     >>> natural_size(None, [(30, 40), (32, 32), (32, 32)])
     ((32, 32), 'the median of images from 30 x 40 to 32 x 32')
@@ -238,8 +242,10 @@ def natural_size(given: int | tuple[int, int] | None, sizes: Sequence[tuple[int,
 
 
 def rate_at(recipe: Recipe, step: int, steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step (from 0) of a stage of so many: linear warm-up, then half a cosine, which would reach
-    0 after the last."""
+    """The learning rate of one step (from 0) of a stage that has `steps` steps.
+
+    It rises linearly in the warm-up, then follows half a cosine, which would reach 0 after the last step.
+    """
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), steps // 5)
     if step < warmup:
         return recipe.rate * (step + 1) / warmup

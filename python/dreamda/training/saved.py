@@ -1,4 +1,4 @@
-"""The file that holds a finished classifier, and the arrays that a run saves.
+"""`TrainedModel`, the file of a finished classifier; and files for the arrays of a run.
 
     model = TrainedModel.load("run/model.safetensors")
     model.predict_proba(images)                                  # uint8 (N, H, W, 3) -> float32 (N, classes)
@@ -26,13 +26,13 @@ from .views import FITS, SMALL, Views
 if TYPE_CHECKING:
     from .stages import Network
 
-BATCH_PIXELS = 1 << 24  # of the images predicted together: 64 of up to 512 x 512
+BATCH_PIXELS = 1 << 24  # total of the images that are predicted together: 64 of up to 512 x 512
 FORMAT = 1
 
 
 @dataclass(repr=False)
 class TrainedModel:
-    """A finished classifier: f5 on its backbone, with everything that prediction needs.
+    """A finished classifier: f5, its backbone, and everything else that prediction needs.
 
     Attributes
     ----------
@@ -40,14 +40,14 @@ class TrainedModel:
     size : (int, int)
         Height and width that images are resized to.
     mean, std : tuples of three floats
-        Of the channels, in units of 0 to 1.
+        Of the channels, for values from 0 to 1.
     classes : list of str or int
     fit : {"crop", "pad", "squash"}
-        What happens to images of another aspect ratio; see `dreamda.training.views.Views`.
+        How images of another aspect ratio are treated; see `dreamda.training.views.Views`.
     weights : dict of str to float32 array
         Named as in torchvision and timm; f5 is ``fc``, so that PyTorch users can load the file into their own ResNet.
     about : dict
-        More about the run, as JSON values.
+        More information about the run, as JSON values.
     """
 
     backbone: str
@@ -121,12 +121,12 @@ class TrainedModel:
 
     def _evaluate(self, images: Images, dtype: str, threads: int | None, batch: int,
                   workers: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """The features of one batch after another, with the rows that they are of."""
+        """Yield the features of one batch after another, with their rows."""
         batch = max(1, min(batch, BATCH_PIXELS // (self.size[0] * self.size[1])))
         views = Views(self.size, self.mean, self.std, how=self.fit)
         with self._lock:
             if self._engine is None or self._engine[0] != (dtype, threads, batch):
-                self._engine = None  # frees the memory of the one before
+                self._engine = None  # frees the memory of the previous one
                 backbone = FoldedBackbone(self.backbone,
                                           self.weights,
                                           size=self.size,
@@ -146,25 +146,25 @@ class TrainedModel:
                 yield slice(number * batch, number * batch + len(part)), backbone.evaluate(part)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, whose header also holds the other attributes as JSON; all or nothing."""
+        """Write a safetensors file, as a whole or not at all. Its header holds the other attributes as JSON."""
         about = {k: v for k, v in asdict(self).items() if k != "weights"}
         save_arrays(path, self.weights, {"format": FORMAT, "kind": "model", **about})
 
     @property
     def words(self) -> dict[str, str]:
-        """What classes are called where people read them, if the data set's ``classes.json`` says so."""
+        """Names of classes to show to people, if the data set's ``classes.json`` has any."""
         words = self.about.get("words")
         return {k: v for k, v in words.items() if isinstance(v, str)} if isinstance(words, dict) else {}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TrainedModel:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises
         ------
         FileNotFoundError
         ValueError
-            It is not such a file, or a tensor of it holds NaN or infinite values.
+            It is not such a file, or one of its tensors holds NaN or infinite values.
         """
         weights, about = load_arrays(path, "model")
         known: dict[str, Any] = {"fit": "crop"} | {k: about.get(k) for k in cls.__dataclass_fields__
@@ -176,7 +176,7 @@ class TrainedModel:
         if problem is not None:
             raise ValueError(f"{path} is no model of dreamda train: {problem}")
         if "fit" not in about and max(known["size"]) <= SMALL:
-            known["fit"] = "squash"  # as was done with small images before a model said so
+            known["fit"] = "squash"  # earlier versions did this with small images, and did not record it
         for name, array in weights.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
                 raise ValueError(
@@ -187,7 +187,7 @@ class TrainedModel:
 
 def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any, classes: Any, fit: Any,
             about: Any) -> str | None:
-    """What is wrong with the attributes that a file gives a model."""
+    """The first problem of a model's attributes from a file; None if there is none."""
     def numbers(values: Any, count: int, low: float, kind: Any = (int, float)) -> bool:
         return (isinstance(values, list) and len(values) == count and not any(isinstance(v, bool) for v in values)
                 and all(isinstance(v, kind) and low <= v <= LARGEST for v in values))
@@ -210,7 +210,7 @@ def _misfit(backbone: Any, stem: Any, width: Any, size: Any, mean: Any, std: Any
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """A safetensors file with `about` as JSON in its header, all or nothing, and on disk when this returns."""
+    """Write a safetensors file with `about` as JSON in its header, as a whole or not at all, and sync it to disk."""
     from safetensors.numpy import save
 
     content = save({k: np.ascontiguousarray(v)
@@ -219,7 +219,7 @@ def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]
 
 
 def load_arrays(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """What `save_arrays` wrote; ValueError unless it is such a file of that kind."""
+    """Read a file of `save_arrays`; ValueError unless it is such a file, of that kind."""
     from safetensors import SafetensorError, safe_open
 
     if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""A `Recipe` applied to given images: size, network, statistics and views, and the `Training` made from them.
+"""`Setup` applies a `Recipe` to given images: size, network, statistics and views. It makes the `Training` from them.
 
     setup = Setup.of(recipe, (32, 32), images)
     run = setup.training(data, n_classes=10, threads=2, workers=2)
@@ -25,7 +25,7 @@ from .views import IMAGENET_MEAN, IMAGENET_STD, Views, channel_statistics
 
 @dataclass(frozen=True)
 class Setup:
-    """A recipe with everything resolved that depends on the images.
+    """A recipe, and all settings of it that depend on the images.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Setup:
            size: tuple[int, int],
            images: Iterable[NDArray[np.uint8]],
            grey: bool = False) -> Setup:
-        """Resolve a recipe.
+        """Resolve a recipe for given images.
 
         Parameters
         ----------
@@ -59,7 +59,7 @@ class Setup:
         size : (height, width)
             Of the views.
         images : iterable of uint8 (H, W, 3)
-            The real images that are trained on; read once, and only where the recipe does not give their statistics.
+            The real training images. They are read once, and only if the recipe does not give their mean and std.
         grey : bool
             Whether no image has colour.
         """
@@ -74,7 +74,7 @@ class Setup:
         return cls(recipe, views.size, stem, recipe.width_for(stem), mean, std, views)
 
     def resolved(self) -> dict[str, Any]:
-        """The fields of the recipe that the images decided, as JSON values."""
+        """The fields of the recipe that were derived from the images, as JSON values."""
         return {
             "image_size": list(self.size),
             "stem": self.stem,
@@ -85,12 +85,12 @@ class Setup:
         }
 
     def training(self, data: Data, n_classes: int, *, threads: int | None = None, workers: int = 2) -> Training:
-        """A new run.
+        """Create a new training run.
 
         Raises
         ------
         dreamda.options.ParameterError
-            The pretrained weights, or the data, do not fit.
+            The pretrained weights or the data do not fit the recipe.
         """
         recipe = self.recipe
         backbone = create_backbone(recipe.backbone,
@@ -112,7 +112,7 @@ class Setup:
                         workers=workers)
 
     def model(self, network: Network, classes: list[Any], *, pretraining: bool = False, **about: Any) -> TrainedModel:
-        """The classifier of a network in its current state; while `pretraining`, that of the labelling heads."""
+        """The classifier of a network in its current state; with `pretraining`, the mean of its labelling heads."""
         return TrainedModel.of(network,
                                pretraining,
                                backbone=self.recipe.backbone,

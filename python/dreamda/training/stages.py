@@ -1,26 +1,34 @@
-"""The three stages of AMST, and the methods it is compared with, on any backbone with the interface of
-``dreamda._core.Trainer``.
+"""The three stages of AMST, and the methods it is compared with.
+
+They run on any backbone with the interface of ``dreamda._core.Trainer``.
 
     data = Data(real, labels, synthetic, hints)
     run = Training(backbone, AMSTHeads(backbone.features, 10), Recipe(epochs=30), Views((32, 32), mean, std), data)
     run.run(on_event=print)
     probabilities = run.network.predict_proba(images, run.views)
 
-    stage     images                     what learns
-    pretrain  real, weak + strong view   backbone, f1_w, f2_w (weak), f1_s, f2_s (strong)
-    label     synthetic, plain view      nothing; images on which four heads agree with confidence get that label
-    train     labelled; the rest, weak + strong view    backbone, f5
+    stage     images                                          trained parts
+    pretrain  real, weak + strong view                        backbone, f1_w, f2_w (weak), f1_s, f2_s (strong)
+    label     synthetic, plain view                           none; an image gets a label, or stays without
+    train     labelled; synthetic in a weak + strong view     backbone, f5
+
+In the label stage, the four labelling heads agree on a class with enough confidence, or they predict none. With
+``hint="ignore"`` this class is the label. With ``hint="agree"`` it counts only if it is the label of the real image.
+With ``hint="keep"``, the default, the image keeps the label of its real image unless the heads agree on another class;
+then it has none. (If the real image's label is unknown, the class of the heads is the label.) In the train stage, the
+consistency loss sees all synthetic images, the default, or only those without a label (`consistency_on`).
 
 Every batch is a function of (seed, round, step); each labelling begins a round. So the state of a run is its arrays and
-its position, and a resumed run gives bitwise the same result as one that was never interrupted.
+its position. A resumed run and an uninterrupted one are bitwise identical.
 
 The paper (arXiv 2403.12803) leaves details open. The choices here:
 
-- Each stage has its own warm-up and cosine, and starts without momentum. A tenth of the epochs is pretraining.
-- At least half of a batch are real images, and its synthetic images have the classes of as many real ones. Otherwise
-  the classes that are easy to accept would crowd out the others.
-- The consistency loss is FixMatch's. With fewer unlabelled images than a batch there is none, as batch norm would see
-  the same few images over and over.
+- Each stage has its own warm-up and cosine, and starts without momentum. By default a tenth of the epochs is
+  pretraining.
+- By default at least half of a batch are real images. Its synthetic images replace real ones of the same classes.
+  Otherwise the classes that are easy to accept would crowd out the others.
+- The consistency loss is FixMatch's. It is left out if it would see fewer images than a batch has, as batch norm would
+  see the same few images over and over.
 - Batch norm's running statistics come from the labelled images' weak views (in the train stage, from their own views),
   which resemble the images to be predicted. All other batches use their own statistics and leave the running ones as
   they are.
@@ -54,8 +62,9 @@ Event = dict[str, Any]
 
 
 class DivergenceError(ArithmeticError):
-    """The loss or a gradient became NaN or infinite; `step` and `stage` say where. That step changed no parameter, only
-    running statistics.
+    """The loss or a gradient became NaN or infinite; `step` and `stage` say where.
+
+    That step changed no parameter, only running statistics.
 
     Parameters are in backticks in its message (see `dreamda.options`).
     """
@@ -71,7 +80,7 @@ class DivergenceError(ArithmeticError):
 
 
 class Network:
-    """A backbone that takes `batch` rows, and its heads: prediction, and the state to save."""
+    """A backbone for batches of `batch` rows, and its heads: predicts, and gives the state to save."""
 
     def __init__(self, backbone: Backbone, heads: AMSTHeads, batch: int) -> None:
         if heads.n_features != backbone.features:
@@ -96,7 +105,7 @@ class Network:
         return self.heads.predict_proba(self.features(images, views, workers))
 
     def reset_moments(self) -> None:
-        """Forget the momentum."""
+        """Set the momentum to 0."""
         for moment in (*self.backbone.moments.values(), *self.heads.moments.values()):
             moment[...] = 0
 
@@ -111,7 +120,7 @@ class Network:
         return state
 
     def load_state(self, state: Mapping[str, Floats]) -> None:
-        """Take over what `state` returned; ValueError names what is missing or has another shape."""
+        """Load the result of `state`; a ValueError names an array that is missing or has another shape."""
         for prefix, own, ending in (("backbone.", self.backbone.parameters, ""),
                                     ("backbone.", self.backbone.buffers, ""), ("backbone.", self.backbone.moments,
                                                                                ".moment")):
@@ -134,24 +143,24 @@ class Training:
     Parameters
     ----------
     backbone : Backbone
-        Initialised, made for the recipe's batch, with two slots for method amst.
+        Initialised, created with the recipe's batch size, and with two slots for method amst.
     heads : AMSTHeads
     recipe : Recipe
     views : Views
         Stage 0; later rounds take views keyed with their number.
     data : Data
     workers : int
-        Threads that make views; 0: none. Does not change the result.
+        Number of threads that make views; 0: none. It does not change the result.
 
     Attributes
     ----------
     network : Network
     assigned : int32 (M,)
-        The labels that the synthetic images have now; -1: unlabelled.
+        The current labels of the synthetic images; -1: unlabelled.
     epoch, step : int
-        Epochs done, and steps done of the next one.
+        Epochs finished, and steps finished of the next one.
     best : dict or None
-        Epoch and accuracy of the best epoch on the validation images so far, while there are any.
+        Number and accuracy of the best epoch so far on the validation images; None without them.
 
     Raises
     ------
@@ -197,18 +206,18 @@ class Training:
             on_epoch: Callable[[bool], None] = lambda best: None,
             stop: Callable[[], bool] = lambda: False,
             progress: Callable[[int, int], None] = lambda done, total: None) -> bool:
-        """Train from where the run is to its end; False if `stop` ended it early, between two steps.
+        """Train from the current position to the end; False if `stop` ended it early, between two steps.
 
         Parameters
         ----------
         on_event : callable
             Called with each record of the log: ``{"event": "epoch" | "labelling", ...}``.
         on_epoch : callable
-            Called after each epoch, when the state should be saved, with whether the epoch is the best so far.
+            Called after each epoch, to save the state, with True if the epoch is the best so far.
         stop : callable
             Asked after every step.
         progress : callable
-            Called with the steps done and their total.
+            Called with the number of steps finished and their total.
 
         Raises
         ------
@@ -240,7 +249,7 @@ class Training:
         return True
 
     def batches(self, epoch: int) -> Batches:
-        """The batches of an epoch of the stage, as the labels are now."""
+        """The batches of an epoch of the stage, with the current labels."""
         return Batches(self.recipe,
                        self.data,
                        self.views,
@@ -251,7 +260,7 @@ class Training:
 
     @property
     def is_pretraining(self) -> bool:
-        """Whether f5 has not begun to learn."""
+        """Whether the training of f5 has not begun yet."""
         return len(self.recipe.stages()) > 1 and self.epoch < self.recipe.stages()[0][1] + (self.step == 0)
 
     def _stage(self) -> tuple[str, int, int]:
@@ -395,7 +404,7 @@ class Training:
         return features
 
     def _forward_aside(self, images: Floats, lr: float) -> Floats:
-        """A pass through slot 1 that leaves the running statistics as they were."""
+        """A forward pass through slot 1 that does not change the running statistics."""
         kept = [(buffer, buffer.copy()) for buffer in self.network.backbone.buffers.values()]
         try:
             return self._forward(images, 1, lr)
@@ -426,12 +435,12 @@ class Training:
     # ---- state
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The arrays and the position (plain JSON values) from which `load_state` resumes."""
+        """The arrays and the position (as JSON values) from which `load_state` resumes."""
         position = {"epoch": self.epoch, "step": self.step, "round": self.round, "best": self.best, "sums": self._sums}
         return {**self.network.state(), "assigned": self.assigned.copy()}, position
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], position: Mapping[str, Any]) -> None:
-        """Resume from what `state` returned; ValueError if it does not belong to this run."""
+        """Resume from the result of `state`; ValueError if it does not belong to this run."""
         assigned = arrays.get("assigned")
         if assigned is None or assigned.shape != self.assigned.shape:
             raise ValueError(
@@ -464,7 +473,7 @@ def _numbers(values: Any, names: tuple[str, ...]) -> bool:
 
 
 def describe(event: Event) -> str:
-    """A record of the log as a readable line; parameters are in backticks (see `dreamda.options`)."""
+    """A record of the log as a line for people; parameters are in backticks (see `dreamda.options`)."""
     if event["event"] == "stage":
         return _STAGES[event["stage"]].format(counted(event["epochs"], "epoch"))
     if event["event"] == "labelling":

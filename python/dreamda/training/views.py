@@ -3,7 +3,7 @@
     views = Views((32, 32), *channel_statistics(images), seed=0, crop_scale=(0.5, 1.0))
     x = views.weak(image, draw=3, index=17)                      # float32 (3, 32, 32), normalised
 
-A view depends on (seed, stage, draw, index, kind) alone, the key of a counter-based generator. Workers, the order of
+A view depends only on (seed, stage, draw, index, kind), the key of a counter-based generator. Workers, the order of
 calls, batches and interruptions do not change it.
 """
 from __future__ import annotations
@@ -24,13 +24,13 @@ SMALL = 64                             # up to this many pixels an image is "sma
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATIO = (3 / 4, 4 / 3)
 EVAL_CROP = 224 / 256
-CUTOUT = 0.5                           # the largest side of the hole, as a part of the image's
+CUTOUT = 0.5                           # the largest side of the hole, as a share of the image's
 
 Pixels = NDArray[np.uint8]
 
 
 def keyed(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Generator:
-    """Random numbers that depend on these arguments alone."""
+    """A generator of random numbers that depends only on these arguments."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64), counter=counter))
 
 
@@ -42,25 +42,25 @@ class Views:
     size : (height, width)
         Of the views.
     mean, std : three floats each
-        Of the data set's channels, in units of 0 to 1; see `channel_statistics`.
+        Of the data set's channels, for values from 0 to 1; see `channel_statistics`.
     seed : int
         0 to 2^64 - 1.
     stage : int
         Part of the key, so that the stages of a training run see different views.
     crop_scale : (low, high), optional
-        Area of the random crop as a part of the image's. Default: (0.08, 1), the authors', for views of more than 64
-        pixels; (0.5, 1) for smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
+        Area of the random crop, as a share of the image. Default: (0.08, 1), as the authors have it, for views of more
+        than 64 pixels; (0.5, 1) for smaller ones (ours: 8 % of a 32 x 32 image is 9 x 9 pixels).
     flip : bool
         Flip half of the views horizontally. Wrong for chest X-rays, digits and the like.
     how : {"crop", "pad", "squash"}
-        What happens to images of another aspect ratio than the views'. crop: random crops anywhere for training, the
-        centre for evaluation. pad: the image is continued with its mirror image first. squash: it is brought to the
-        views' aspect ratio first.
+        How images with another aspect ratio than the views are treated. crop: random crops anywhere for training, the
+        centre for evaluation. pad: the image is first padded with its mirror image. squash: its aspect ratio is first
+        changed to that of the views.
     grey : bool
-        The images have no colour: RandAugment's Color, which would do nothing, is left out.
+        The images have no colour: RandAugment's Color, which would have no effect, is left out.
     operations, magnitude : int, float
-        RandAugment: operations per view, and their greatest strength, 0 to 1, drawn uniformly up to it (as in
-        FixMatch).
+        RandAugment: number of operations per view, and their maximum strength, 0 to 1. The strength is drawn uniformly
+        up to it (as in FixMatch).
 
     Notes
     -----
@@ -112,10 +112,10 @@ class Views:
         kind : {"weak", "randaugment", "strong"}
         image : uint8 (H, W, 3)
         draw, index, stream : int
-            How often this image was drawn before, its number in the data set, and which of several views at the same
-            time.
+            How often this image was drawn before, its number in the data set, and the number of the view if there are
+            several at the same time.
         """
-        # always 64 numbers, so that each choice has its own
+        # always 64 numbers, so that each choice has its own number
         random = keyed(self.seed, self.stage << 32 | stream, (0, draw, index, KINDS.index(kind))).random(64)
         picture = self._crop(Image.fromarray(self._fitted(image)), random[:4])
         if self.flip and random[4] < 0.5:
@@ -162,7 +162,7 @@ class Views:
         return self._normalise(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)))
 
     def _fitted(self, image: Pixels) -> Pixels:
-        """The image with the views' aspect ratio, where it is padded or squashed."""
+        """The image with the aspect ratio of the views, if images are padded or squashed."""
         (rows, columns), (height, width) = image.shape[:2], self.size
         if self.how == "crop" or rows * width == columns * height:
             return image
@@ -172,7 +172,7 @@ class Views:
         return fit(image, (rows, max(1, round(rows * width / height))), self.how, resample="bilinear")
 
     def _crop(self, picture: Image.Image, random: NDArray[np.float64]) -> Image.Image:
-        """Random resized crop: a random area, then a random aspect ratio, cut to what fits; then a random place."""
+        """Random resized crop: a random area and aspect ratio, limited to the image; then a random position."""
         low, high = self.crop_scale
         area = picture.width * picture.height * (low + (high - low) * random[0])
         ratio = math.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * random[1])
@@ -252,10 +252,10 @@ OPERATIONS = (_identity, _autocontrast, _equalize, _rotate, _solarize, _color, _
 # ---- the data set
 
 def reduce(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """An image whose sides are all more than twice those of the views, reduced to twice (Lanczos); others are returned
-    as they are.
+    """Reduce an image whose sides are both more than twice those of the views (Lanczos); return others unchanged.
 
-    So a small crop of a photograph is cheap, and training and evaluation begin with the same pixels.
+    It is reduced to twice the size of the views. So a small crop of a photograph is cheap, and training and evaluation
+    begin with the same pixels.
     """
     height, width = image.shape[:2]
     scale = max(2 * size[0] / height, 2 * size[1] / width)
@@ -273,7 +273,7 @@ def reduced(images: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def channel_statistics(images: Iterable[Pixels]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the three channels, in units of 0 to 1; every image has the same weight.
+    """Mean and standard deviation of the three channels, for values from 0 to 1; every image has the same weight.
 
     >>> channel_statistics([np.full((2, 2, 3), 51, np.uint8), np.full((4, 4, 3), 153, np.uint8)])
     ((0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
