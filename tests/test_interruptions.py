@@ -159,3 +159,22 @@ def test_a_second_process_on_the_same_folder_is_refused(data, tmp_path, name):
     _, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
     assert content(out) == content(data / f"whole-{name}")
+
+
+def test_a_lost_lock_of_tqdm_does_not_block_our_bars():
+    """tqdm's own lock is taken for ever here, as by a process that was killed while it held it."""
+    program = ("import threading\n"
+               "from tqdm import tqdm\n"
+               "from dreamda.progress import bar\n"
+               "tqdm.get_lock().acquire()  # by the main thread, which does not release it\n"
+               "ours = threading.Thread(target=lambda: bar(3, 'image', hidden=True).close(), daemon=True)\n"
+               "ours.start()\n"
+               "ours.join(30)\n"
+               "print(ours.is_alive())\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
+    ended = subprocess.run([sys.executable, "-c", program],
+                           env=environment,
+                           capture_output=True,
+                           text=True,
+                           timeout=120)
+    assert ended.returncode == 0 and ended.stdout == "False\n", ended.stderr
