@@ -63,7 +63,7 @@ def without_run(out):
 
 BAD = [
     (["--steps", "51"], "--steps: 51 exceeds the 50 of this model's schedule (LCMScheduler)"),
-    (["--strength", "0.03"], "--strength: 0.03 leaves 1 of the timesteps for 2 steps; "
+    (["--strength", "0.03"], "--strength: 0.03 leaves 1 timestep for 2 steps; "
                              "use at least 0.04, or fewer steps"),
     (["--model", "turbo", "--steps", "1"], "--strength: 0.8 of 1 steps leaves no step to run; use at least 1.0"),
     (["--guidance-scale", "0.5"], "--guidance-scale: 0.5 is not possible: this model takes the guidance as an input"),
