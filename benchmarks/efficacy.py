@@ -557,6 +557,10 @@ def plot(records: list[dict], path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("real images a class")
     axes.set_ylabel("% right on the test images")
+    save_plot(figure, axes, path)
+
+
+def save_plot(figure, axes, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()

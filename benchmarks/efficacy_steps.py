@@ -16,7 +16,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from efficacy import DATA, HERE, IMAGES, RESULTS, VARIANTS, Record, fashion_mnist, run_jobs, spread
+from efficacy import DATA, HERE, IMAGES, RESULTS, VARIANTS, Record, fashion_mnist, run_jobs, save_plot, spread
 
 SIZE, DRAWS, SWEEP_DRAWS = 10, 5, 2
 PLAIN = dict(method="plain")
@@ -141,11 +141,7 @@ def plot(records: list[dict], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("CPU minutes for 1,000 images, one thread (numbers: steps)")
     axes.set_ylabel("% right on 10,000 test images")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_plot(figure, axes, path)
 
 
 def report(arguments) -> None:

@@ -75,12 +75,10 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
 <h2>Accuracy</h2>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 <p>{counted(used, "real image")} of {counted(len(classes), "class")} in {plan.folds} folds; every image is tested
-{"once" if trial.rounds == 1 else f"{trial.rounds} times"}, by a classifier that has seen neither it nor what was made
-from
-it. Every row is a ResNet-18 trained from scratch for {plan.steps:,} steps at {size[0]} x {size[1]} pixels;
+{"once" if trial.rounds == 1 else f"{trial.rounds} times"}, by a classifier that has seen neither it nor what was
+made from it. Every row is a ResNet-18 trained from scratch for {plan.steps:,} steps at {size[0]} x {size[1]} pixels;
 {plan.variants} synthetic images for each real one. The interval is of the preset minus the better of the two rows
-without
-synthetic images.{cut}</p>
+without synthetic images.{cut}</p>
 <p>This is a small experiment: a larger or pretrained network, and longer trainings, can change the picture.</p>
 {sheets}
 </body></html>
