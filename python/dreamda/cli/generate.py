@@ -20,7 +20,7 @@ from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, 
                      only_out, out_option, parse_shard, parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
-    from ..data.annotations import LabelledFolder
+    from ..data.annotations import AnnotatedFolder
     from ..data.folders import ImageFolder
     from ..distributed import RayWorkers
     from ..generation.pipeline import Pipeline
@@ -180,7 +180,7 @@ def generate(
                      part, preview, changes, preset)
 
 
-def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> LabelledFolder | None:
+def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> AnnotatedFolder | None:
     """The data set of the given annotations; None if there are none."""
     from ..data.annotations import READERS
     from ..generation.regions import KEEPS
@@ -292,12 +292,12 @@ def _generate(folder: ImageFolder,
                                   engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
     if preview and report.made + report.present:
-        from ..data.annotations import LabelledFolder
+        from ..data.annotations import AnnotatedFolder
         from ..runs.pictures import contact_sheet_of_run, labelled_sheet
 
         sheet = out.absolute().with_name(f"{out.absolute().name}-preview.png")
         title = f"{model}: real images and what was made of them"
-        if isinstance(folder, LabelledFolder):
+        if isinstance(folder, AnnotatedFolder):
             labelled_sheet(out, folder.labels, title=title).save(sheet)
         else:
             contact_sheet_of_run(out, folder.root, title=title).save(sheet)
@@ -325,12 +325,12 @@ def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, i
 
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
     """One line about the images to be made: their number, their source, and some of the prompts."""
-    from ..data.annotations import LabelledFolder
+    from ..data.annotations import AnnotatedFolder
 
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     where = f" in {counted(len(folder.classes), 'class')}"
-    if isinstance(folder, LabelledFolder):
+    if isinstance(folder, AnnotatedFolder):
         where = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
     return (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
@@ -339,9 +339,9 @@ def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationO
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:
     """The size of the generated images; for labelled ones, a single row with the mean number of pixels."""
-    from ..data.annotations import LabelledFolder
+    from ..data.annotations import AnnotatedFolder
 
-    if not isinstance(folder, LabelledFolder):
+    if not isinstance(folder, AnnotatedFolder):
         return pipe.size
     return 1, round(sum(math.prod(folder.labels.size(image.name)) for image in folder.images) / len(folder.images))
 
@@ -364,7 +364,7 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
               part: tuple[int, int]) -> int:
     """Print the estimated cost of the run on this machine."""
-    from ..data.annotations import LabelledFolder
+    from ..data.annotations import AnnotatedFolder
     from ..runs.checks import check_model, disk_space, forecast
     from ..runs.inspection import describe_model
 
@@ -375,7 +375,7 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
     size = "{} x {}".format(*pipe.size)
-    if isinstance(folder, LabelledFolder):
+    if isinstance(folder, AnnotatedFolder):
         areas = [math.prod(pipe._canvas(folder.labels.size(image.name)).size) for image in folder.images]
         seconds *= sum(areas) / len(areas) / math.prod(pipe.size)
         size = "their own sizes"

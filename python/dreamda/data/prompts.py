@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..options import ParameterError
 from ..text import counted
-from .annotations import LabelledFolder
+from .annotations import AnnotatedFolder
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
@@ -86,7 +86,7 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
         raise ValueError("a template and a file of prompts exclude each other; give one of them")
     notes: list[str] = []
     files: list[Path] = []
-    if file is None and isinstance(folder, LabelledFolder):
+    if file is None and isinstance(folder, AnnotatedFolder):
         template = template or otherwise or DEFAULT_TEMPLATE
         return Prompts(folder.labels.prompts(template), {"template": template})
     if file is not None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..data.annotations import LabelledFolder
+from ..data.annotations import AnnotatedFolder
 from ..data.files import BrokenImageError, digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage, read_image
@@ -206,7 +206,7 @@ def generate_dataset(folder: ImageFolder,
     """
     part = Part(*shard)
     if prompts is None:
-        prompts = folder.labels.prompts() if isinstance(folder, LabelledFolder) else prompts_from_template(folder)
+        prompts = folder.labels.prompts() if isinstance(folder, AnnotatedFolder) else prompts_from_template(folder)
         prompt_source = {"template": DEFAULT_TEMPLATE}
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {
@@ -273,7 +273,7 @@ class WorkList:
                  together: bool = False,
                  most: int | None = None) -> None:
         self._folder, self._seeds, self._fit = folder, seeds, fit
-        self._size = None if isinstance(folder, LabelledFolder) else size
+        self._size = None if isinstance(folder, AnnotatedFolder) else size
         self._variants, self._visit, self._together = variants, visit, together
         self._made = made
         self.total = len(seeds) * variants if most is None else min(most, len(seeds) * variants)
@@ -309,7 +309,7 @@ class WorkList:
             except BrokenImageError as error:
                 self.skipped[job.image.key] = str(error)
                 continue
-            if isinstance(self._folder, LabelledFolder):
+            if isinstance(self._folder, AnnotatedFolder):
                 if seed.pixels.shape[:2] != self._folder.labels.size(job.image.name):
                     self.skipped[job.image.key] = "has another size than when its labels were read"
                     continue
@@ -411,7 +411,7 @@ class _Generation:
         visit = variants_a_visit(settings)
         if most is not None and not settings.diverse:
             visit = 1
-        elif isinstance(folder, LabelledFolder) and not pipeline.threads_matter:
+        elif isinstance(folder, AnnotatedFolder) and not pipeline.threads_matter:
             visit = settings.variants  # small images share a call of the U-Net if they have the same size
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
@@ -451,7 +451,7 @@ class _Generation:
         if piece is None:
             return None
         around: dict[str, Any] = {}
-        if isinstance(folder, LabelledFolder):
+        if isinstance(folder, AnnotatedFolder):
             masks = [folder.labels.mask(image.name, folder.keep) for image, _ in piece.seeds]
             around = {"masks": masks, "keep": folder.keep}
         return replace(piece, prompts=[self.prompts[key] for key in piece.keys], around=around)

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.annotations import READERS, LabelledFolder, Labels
+from ..data.annotations import READERS, AnnotatedFolder, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..generation.options import GenerationOptions, with_todays_options
@@ -65,7 +65,7 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
 
 def labels_identity(folder: ImageFolder) -> dict[str, str]:
     """The additional fields of run.json for a run of labelled images."""
-    if not isinstance(folder, LabelledFolder):
+    if not isinstance(folder, AnnotatedFolder):
         return {}
     labels = folder.labels
     return {
@@ -474,7 +474,7 @@ class RunFolder:
             content = "".join(map(format_row, rows)).encode()
             if content != path.read_bytes():
                 self._replace(MANIFEST, content, self._out)
-            if isinstance(self.folder, LabelledFolder):
+            if isinstance(self.folder, AnnotatedFolder):
                 self._write_labels(self.folder, rows)
         os.unlink(f"{self.part}.lock", dir_fd=self._work)
         self._tidy()
@@ -487,7 +487,7 @@ class RunFolder:
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
 
-    def _write_labels(self, folder: LabelledFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _write_labels(self, folder: AnnotatedFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write the annotations of the finished images."""
         names, made = set(folder.labels.names), []
         for row in rows:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.annotations import LabelledFolder
+from ..data.annotations import AnnotatedFolder
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
@@ -255,7 +255,7 @@ def replay(recorded: RecordedRun,
     labels = recorded_labels(run, recorded.out, root)
     folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
     if labels is not None:
-        folder = LabelledFolder(root, folder.classes, images, (), labels, run["keep"])
+        folder = AnnotatedFolder(root, folder.classes, images, (), labels, run["keep"])
     for image in images:
         try:
             now = digest_of_image(folder.path(image))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from .coco import CocoLabels
-from .common import Frame, LabelledFolder, Labels, Thing
+from .common import Frame, AnnotatedFolder, Labels, Thing
 from .masks import MaskLabels
 from .voc import VocLabels
 from .yolo import YoloLabels
@@ -108,4 +108,4 @@ READERS: dict[str, Callable[[str | os.PathLike[str], str | os.PathLike[str]], La
     "coco": coco, "yolo": yolo, "voc": voc, "masks": masks
 }
 
-__all__ = ["READERS", "Frame", "LabelledFolder", "Labels", "Thing", "coco", "masks", "voc", "yolo"]
+__all__ = ["READERS", "Frame", "AnnotatedFolder", "Labels", "Thing", "coco", "masks", "voc", "yolo"]

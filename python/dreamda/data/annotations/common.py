@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...text import counted
 from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
 from ..images import FORMATS, MAX_PIXELS
@@ -153,7 +154,7 @@ def read_frame(path: str | os.PathLike[str]) -> Frame:
 
 
 @dataclass(frozen=True)
-class LabelledFolder(ImageFolder):
+class AnnotatedFolder(ImageFolder):
     """Annotated images as a data set of one class, called images, with the files in `root` itself.
 
     Attributes
@@ -294,10 +295,10 @@ class Labels(ABC):
         """The categories in an image, each once, in order of appearance."""
         return list(dict.fromkeys(thing.category for thing in self.things(name) if not thing.ignored))
 
-    def folder(self, keep: str = "objects") -> LabelledFolder:
+    def folder(self, keep: str = "objects") -> AnnotatedFolder:
         """The images as a data set for `generate_dataset`, ordered by size; `keep` as in `Pipeline.augment`."""
         order = sorted(self.names, key=lambda name: (self.size(name), name))
-        return LabelledFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
+        return AnnotatedFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
                               tuple(self.problems), self, keep)
 
     def prompts(self, template: str = "a photo of {}") -> dict[str, str]:
@@ -356,8 +357,7 @@ def checked_polygon(values: Any) -> NDArray[np.float64] | str:
     if not (isinstance(values, (list, tuple)) and len(values) % 2 == 0 and all(map(is_number, values))):
         return "a polygon is not pairs of numbers"
     if len(values) < 6:
-        points = len(values) // 2
-        return f"a polygon has {points} point{'s' * (points != 1)}; it needs three"
+        return f"a polygon has {counted(len(values) // 2, 'point')}; it needs three"
     return np.array(values, np.float64).reshape(-1, 2)
 
 
