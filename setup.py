@@ -103,7 +103,8 @@ setup(
     options={"build_ext": {"force": True}},
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),
-    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "generation/recipes/*.json", "*.json"]},
+    package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "generation/recipes/*.json", "*.json",
+                              "runs/pages/*.html"]},
     ext_modules=[
         extension("dreamda._core", sources_of(FOUNDATION + ENGINE), include, library),
         extension("dreamda._selftest", [*sources_of(FOUNDATION), SELFTEST], None, None),

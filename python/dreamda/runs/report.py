@@ -9,9 +9,6 @@ precision and recall (Kynkäänniemi et al., 2019), density and coverage (Naeem 
 """
 from __future__ import annotations
 
-import base64
-import html
-import io
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +30,7 @@ from .labelled import dimensions
 from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
 from .manifest import read_manifest
 from .output import recorded_labels
+from .page import render
 from .pictures import contact_sheet_of_run, labelled_sheet
 
 MOST = 4000              # maximum number of images of each kind that are measured, evenly chosen
@@ -104,7 +102,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     colourless = colourful(synthetic_images) < COLOURLESS and colourful(real_images) > 0.5
     verdict = verdicts(found, labels, seed_of, classes, colourless)
     table, near = _per_class(found, labels, seeds, seed_of, classes, verdict)
-    page = _html(root, out, rows, len({row["seed_file"] for row in rows}), found,
+    page = _page(root, out, rows, len({row["seed_file"] for row in rows}), found,
                  _summary(found, labels, seed_of, verdict), table, near, len(seeds), len(names))
     return page, skipped
 
@@ -149,11 +147,11 @@ def _summary(found: Judged, labels: NDArray[np.int64], seed_of: NDArray[np.int64
     if found.real_guess is not None and found.synthetic_guess is not None:
         real, synthetic = (found.real_guess == labels).mean(), (found.synthetic_guess == labels[seed_of]).mean()
         sentences.append(
-            f"What knows other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} of the "
-            f"real ones; guessing would be right in {1 / len(verdict):.0%}.")
+            f"A network trained on other real images recognises {synthetic:.0%} of the synthetic images and {real:.0%} "
+            f"of the real ones; guessing would be right in {1 / len(verdict):.0%}.")
     if found.taught_guess is not None:
         sentences.append(
-            "What knows the synthetic images alone recognises "
+            "A network trained on the synthetic images alone recognises "
             f"{(found.taught_guess == labels).mean():.0%} of the real ones.")
     return sentences + found.notes
 
@@ -198,75 +196,45 @@ def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_
 
 # ---- the page
 
-STYLE = """
-:root { color-scheme: light; } * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #202124; background: #fff; }
-body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 70rem; }
-h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-p { max-width: 46rem; margin: .4rem 0; } .faint { color: #5f6368; }
-.tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
-.tile { border: 1px solid #dadce0; border-radius: 8px; padding: .7rem 1rem; flex: 1 1 12rem; }
-.tile b { display: block; font-size: 1.7rem; font-weight: 600; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }
-th { font-weight: 600; border-bottom: 1px solid #dadce0; }
-td { border-bottom: 1px solid #f1f3f4; font-variant-numeric: tabular-nums; }
-td:nth-child(2), th:nth-child(2) { text-align: left; min-width: 20rem; }
-.strip { display: flex; align-items: center; gap: 6px; margin: 6px 0; }
-.strip img { width: 72px; height: 72px; object-fit: contain; image-rendering: auto; }
-.strip img.seed { outline: 2px solid #1a73e8; margin-right: 10px; }
-.strip span { width: 15rem; flex: none; font-size: .85rem; overflow-wrap: anywhere; }
-.sheet { max-width: 100%; height: auto; }
-"""
 MEANING = {
     "precision": "of the synthetic images lie among the real ones (fidelity)",
     "recall": "of the real images lie among the synthetic ones (diversity)",
     "density": "how deep among the real ones; about 1 is alike",
     "coverage": "of the real images have a synthetic one in their neighbourhood",
 }
+CLOSEST = "Closest to the real image they were made from: are they copies?"
+FARTHEST = "Farthest from it: are they still of the class?"
 
 
-def _html(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: Judged, summary: list[str],
+def _page(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: Judged, summary: list[str],
           table: list[dict[str, Any]], near: list[tuple[float, str]], n_real: int, n_synthetic: int) -> str:
     first = with_todays_names(rows[0])
-    settings = ", ".join(f"{k.replace('_', ' ')} {first[k]}"
-                         for k in ("method", "steps", "strength", "noise_scale", "guidance_scale", "seed")
-                         if k in first)
-    best = found.best
-    tiles = "".join(f'<div class="tile">{name}<b>{value:.2f}</b><span class="faint">{MEANING[name]}'
-                    + (f"; two halves of the real images: {getattr(best, name):.2f}" if best else "") + "</span></div>"
-                    for name, value in (found.neighbours._asdict() if found.neighbours else {}).items())
     columns = list(dict.fromkeys(name for row in table for name in row))
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in table)
     by_seed: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_seed.setdefault(row["seed_file"], []).append(row)
-    strips = [(title, "".join(_strip(real, out, key, by_seed[key], distance) for distance, key in chosen))
-              for title, chosen in (("Closest to the real image they were made from: are they copies?", near[:STRIPS]),
-                                    ("Farthest from it: are they still of the class?", near[-STRIPS:][::-1]))]
-    sheet = contact_sheet_of_run(out, real, rows, per_class=2, max_classes=20, max_variants=6)
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {seeds:,} real ones</h1>
-<p class="faint">Model {html.escape(str(first.get("model", "unknown")))}; {html.escape(settings)}.</p>
-<h2>Verdict</h2>
-{"".join(f"<p>{html.escape(sentence)}</p>" for sentence in summary)}
-<h2>Classes</h2>
-<p>Recognised: the share that is taken for its class. A distance of 0 is a copy; two real images of the class are 1
-apart on average.</p>
-<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-<h2>Fidelity and diversity</h2>
-<p>Measured by the {NEIGHBOURS} nearest neighbours among {n_real:,} real and {n_synthetic:,} synthetic images,
-in {html.escape(found.space)}.</p>
-<div class="tiles">{tiles or "There are too few images."}</div>
-{"".join(f"<h2>{title}</h2>{content}" for title, content in strips)}
-<h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" src="{embedded(sheet)}"
-alt="The first real images of each class beside the synthetic images made from them"></div>
-</body></html>
-"""
+    return render(
+        "report",
+        name=out.name,
+        count=len(rows),
+        seeds=seeds,
+        model=first.get("model", "unknown"),
+        settings=", ".join(f"{k.replace('_', ' ')} {first[k]}"
+                           for k in ("method", "steps", "strength", "noise_scale", "guidance_scale", "seed")
+                           if k in first),
+        summary=summary,
+        columns=columns,
+        table=[[_cell(row.get(name)) for name in columns] for row in table],
+        neighbours=NEIGHBOURS,
+        real_measured=n_real,
+        synthetic_measured=n_synthetic,
+        space=found.space,
+        measures=[{"name": name, "value": value, "meaning": MEANING[name],
+                   "best": getattr(found.best, name) if found.best else None}
+                  for name, value in (found.neighbours._asdict() if found.neighbours else {}).items()],
+        strips=[(title, [_strip(real, out, key, by_seed[key], distance) for distance, key in chosen])
+                for title, chosen in ((CLOSEST, near[:STRIPS]), (FARTHEST, near[-STRIPS:][::-1]))],
+        sheet=contact_sheet_of_run(out, real, rows, per_class=2, max_classes=20, max_variants=6))
 
 
 def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: str) -> str:
@@ -274,56 +242,38 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
     places = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "Annotations", "masks": "masks"}
     made = READERS[labels.format](out / places[labels.format], out / "images")
     counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
-    body = "".join(f"<tr><td>{html.escape(category)}</td><td>{number:,}</td><td>{counts[1][category]:,}</td></tr>"
-                   for category, number in counts[0].most_common())
-    sheet, seeds = embedded(labelled_sheet(out, labels)), len({row["seed_file"] for row in rows})
     what = {
         "objects": "Objects are the real ones to the pixel, and backgrounds are new.", "background":
         "Backgrounds are the real ones to the pixel, and objects are new inside of their outlines or boxes.", "none":
         "Everything is new: look whether the labels are still true."
     }[keep]
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Synthetic images: {html.escape(out.name)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(out.name)}: {len(rows):,} synthetic images from {seeds:,} real ones</h1>
-<p class="faint">Model {html.escape(str(rows[0].get("model", "unknown")))}; annotations in the format
-{labels.format}.</p>
-<p>{what}</p>
-<h2>Objects</h2>
-<div class="wide"><table>
-<thead><tr><th>category</th><th>real</th><th>synthetic</th></tr></thead><tbody>{body}</tbody></table></div>
-<h2>Contact sheet</h2>
-<div class="wide"><img class="sheet" alt="Labelled real images beside the synthetic images made from them"
-src="{sheet}"></div>
-</body></html>
-"""
+    return render("labelled",
+                  name=out.name,
+                  count=len(rows),
+                  seeds=len({row["seed_file"] for row in rows}),
+                  model=rows[0].get("model", "unknown"),
+                  format=labels.format,
+                  what=what,
+                  objects=[(category, f"{number:,}", f"{counts[1][category]:,}")
+                           for category, number in counts[0].most_common()],
+                  sheet=labelled_sheet(out, labels))
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _strip(real: Path, out: Path, key: str, rows: list[dict[str, Any]], distance: float) -> str:
-    pictures = [(real / key, "seed", f"The real image {key}")]
-    pictures += [(out / row["file_name"], "variant", f"Variant {row.get('variant', '')} of {key}")
-                 for row in rows[:STRIP_VARIANTS]]
-    images = "".join(f'<img class="{kind}" alt="{html.escape(alt)}" src="{_thumbnail(path)}">'
-                     for path, kind, alt in pictures)
-    about = f'{html.escape(key)}<br><span class="faint">distance {distance:.2f}</span>'
-    return f'<div class="strip"><span>{about}</span>{images}</div>'
+def _strip(real: Path, out: Path, key: str, rows: list[dict[str, Any]], distance: float) -> dict[str, Any]:
+    pictures = [{"image": _thumbnail(real / key), "kind": "seed", "alt": f"The real image {key}"}]
+    pictures += [{"image": _thumbnail(out / row["file_name"]), "kind": "variant",
+                  "alt": f"Variant {row.get('variant', '')} of {key}"} for row in rows[:STRIP_VARIANTS]]
+    return {"name": key, "distance": distance, "pictures": pictures}
 
 
-def _thumbnail(path: Path) -> str:
+def _thumbnail(path: Path) -> Any:
     from PIL import Image
 
     image = Image.fromarray(read_image(path).pixels)
     factor = SIDE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return embedded(image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS))
-
-
-def embedded(image: Any) -> str:
-    """A picture as the data URL of an HTML image."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
