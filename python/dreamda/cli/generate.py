@@ -144,7 +144,7 @@ def generate(
     """
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
-    from ..runs.output import check_out, labels_identity, run_identity
+    from ..runs.output import check_out, run_identity
     from ..generation.recipes import load_recipe
 
     place = only_out(out_argument, out)
@@ -164,7 +164,7 @@ def generate(
     taken_prompts = choose_prompts(folder, template, prompts, words)
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
-    check_out(place, folder, run_identity(settings, source) | labels_identity(folder))
+    check_out(place, folder, run_identity(settings, source) | folder.identity())
     changes = common.changes(vae, loras, scheduler, embeddings)
     if dry_run:
         if engine == "ray":
@@ -292,15 +292,10 @@ def _generate(folder: ImageFolder,
                                   engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
     if preview and report.made + report.present:
-        from ..data.annotations import AnnotatedFolder
-        from ..runs.pictures import contact_sheet_of_run, labelled_sheet
+        from ..runs.pictures import sheet_of_run
 
         sheet = out.absolute().with_name(f"{out.absolute().name}-preview.png")
-        title = f"{model}: real images and what was made of them"
-        if isinstance(folder, AnnotatedFolder):
-            labelled_sheet(out, folder.labels, title=title).save(sheet)
-        else:
-            contact_sheet_of_run(out, folder.root, title=title).save(sheet)
+        sheet_of_run(out, folder, title=f"{model}: real images and what was made of them").save(sheet)
         print(printable(f"Look at: {sheet}"))
     return _summarise(report, out)
 
@@ -325,25 +320,18 @@ def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, i
 
 def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
     """One line about the images to be made: their number, their source, and some of the prompts."""
-    from ..data.annotations import AnnotatedFolder
-
     shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
-    where = f" in {counted(len(folder.classes), 'class')}"
-    if isinstance(folder, AnnotatedFolder):
-        where = {"objects": ", around their objects", "background": ", new objects in them"}.get(folder.keep, "")
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
+    prompted = ", ".join(f'"{text[:100]}"' for text in some)
     return (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
-            f"{len(folder.images):,}{where}; prompts: " + ", ".join(f'"{text[:100]}"' for text in some) + more)
+            f"{len(folder.images):,}{folder.describe()}; prompts: {prompted}{more}")
 
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:
     """The size of the generated images; for labelled ones, a single row with the mean number of pixels."""
-    from ..data.annotations import AnnotatedFolder
-
-    if not isinstance(folder, AnnotatedFolder):
-        return pipe.size
-    return 1, round(sum(math.prod(folder.labels.size(image.name)) for image in folder.images) / len(folder.images))
+    sizes = folder.sizes
+    return pipe.size if sizes is None else (1, round(sum(map(math.prod, sizes)) / len(sizes)))
 
 
 def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline | RayWorkers,
@@ -364,7 +352,6 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
               part: tuple[int, int]) -> int:
     """Print the estimated cost of the run on this machine."""
-    from ..data.annotations import AnnotatedFolder
     from ..runs.checks import check_model, disk_space, forecast
     from ..runs.inspection import describe_model
 
@@ -375,8 +362,8 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
     size = "{} x {}".format(*pipe.size)
-    if isinstance(folder, AnnotatedFolder):
-        areas = [math.prod(pipe._canvas(folder.labels.size(image.name)).size) for image in folder.images]
+    if folder.sizes is not None:
+        areas = [math.prod(pipe._canvas(image).size) for image in folder.sizes]
         seconds *= sum(areas) / len(areas) / math.prod(pipe.size)
         size = "their own sizes"
     print(f"{counted(images, 'image')} of {size} on {counted(pipe.threads, 'thread')} in {pipe.dtype}: "

@@ -12,14 +12,17 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..text import counted, in_brackets
 from .files import is_utf8, read_head
-from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, format_of
+from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, LoadedImage, format_of, read_image
+
+if TYPE_CHECKING:
+    from .annotations import Labels
 
 SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout",
           "unlabelled", "unlabeled")
@@ -44,6 +47,9 @@ class ImageRef(NamedTuple):
 class ImageFolder:
     """A data set laid out as ``root/<class>/<image>``.
 
+    It also says how images are made from it, so that `dreamda generate` need not know what kind of data set it is; see
+    `dreamda.data.annotations.AnnotatedFolder` for the other kind.
+
     Attributes
     ----------
     root : Path
@@ -53,7 +59,11 @@ class ImageFolder:
         Sorted by class, then by file name.
     ignored : tuple of (str, str)
         Paths that look like data but are not read, each with the reason.
+    captions : bool
+        Whether its metadata files and ``classes.json`` give prompts.
     """
+
+    captions: ClassVar[bool] = True
 
     root: Path
     classes: tuple[str, ...]
@@ -110,6 +120,43 @@ class ImageFolder:
     def path(self, image: ImageRef) -> Path:
         """The file of an image."""
         return self.root / image.label / image.name
+
+    # ---- how images are made from it
+
+    @property
+    def annotations(self) -> Labels | None:
+        """The annotations of the images, if they have any."""
+        return None
+
+    @property
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """The height and width of what is made from each image; None if it is the model's size."""
+        return None
+
+    def describe(self) -> str:
+        """What is made from the images, to continue a sentence that ends in their number."""
+        return f" in {counted(len(self.classes), 'class')}"
+
+    def prompts(self, template: str) -> dict[str, str]:
+        """A prompt for each image, by its key; ValueError unless `template` contains ``{}`` exactly once."""
+        from .prompts import prompts_from_template
+
+        return prompts_from_template(self, template)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that it adds to run.json."""
+        return {}
+
+    def read(self, image: ImageRef, size: tuple[int, int], fit: str) -> LoadedImage:
+        """Read an image for a model of this size; BrokenImageError if it cannot be used."""
+        return read_image(self.path(image), size, fit)
+
+    def around(self, images: Sequence[ImageRef]) -> dict[str, Any]:
+        """Further arguments of `Pipeline._augment` for these images."""
+        return {}
+
+    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef]]) -> None:
+        """Write the annotations of synthetic images: their files in `out`, each with its real image."""
 
 
 def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ..options import ParameterError
 from ..text import counted
-from .annotations import AnnotatedFolder
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
@@ -86,9 +85,9 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
         raise ValueError("a template and a file of prompts exclude each other; give one of them")
     notes: list[str] = []
     files: list[Path] = []
-    if file is None and isinstance(folder, AnnotatedFolder):
+    if file is None and not folder.captions:
         template = template or otherwise or DEFAULT_TEMPLATE
-        return Prompts(folder.labels.prompts(template), {"template": template})
+        return Prompts(folder.prompts(template), {"template": template})
     if file is not None:
         files = [Path(file)]
     elif template is None:

@@ -26,16 +26,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..data.annotations import AnnotatedFolder
 from ..data.files import BrokenImageError, digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
-from ..data.images import LoadedImage, read_image
-from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
+from ..data.images import LoadedImage
+from ..data.prompts import DEFAULT_TEMPLATE
 from ..generation.options import GenerationOptions
 from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
-from .output import (Finished, Part, RunFolder, check_out, labels_identity, output_stems, run_identity, sample_of)
+from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of
 
 MAX_BATCH = 512           # maximum number of images in a batch
 SECONDS_A_BATCH = 10.0    # approximate time per batch, and so the time from a signal to the end of the run
@@ -206,7 +205,7 @@ def generate_dataset(folder: ImageFolder,
     """
     part = Part(*shard)
     if prompts is None:
-        prompts = folder.labels.prompts() if isinstance(folder, AnnotatedFolder) else prompts_from_template(folder)
+        prompts = folder.prompts(DEFAULT_TEMPLATE)
         prompt_source = {"template": DEFAULT_TEMPLATE}
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {
@@ -214,7 +213,7 @@ def generate_dataset(folder: ImageFolder,
         "model_sha256": pipeline.fingerprint, "model": model, **(changes or {}),
         "seed_images": sample_of(folder)
     } if record is None else dict(record)
-    run |= place | labels_identity(folder)
+    run |= place | folder.identity()
     check_out(out, folder, run)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # checks that need the model
     notice = "finishing the images in hand; a second signal stops at once and loses those"
@@ -272,8 +271,7 @@ class WorkList:
                  made: dict[tuple[str, int], str],
                  together: bool = False,
                  most: int | None = None) -> None:
-        self._folder, self._seeds, self._fit = folder, seeds, fit
-        self._size = None if isinstance(folder, AnnotatedFolder) else size
+        self._folder, self._seeds, self._size, self._fit = folder, seeds, size, fit
         self._variants, self._visit, self._together = variants, visit, together
         self._made = made
         self.total = len(seeds) * variants if most is None else min(most, len(seeds) * variants)
@@ -305,17 +303,13 @@ class WorkList:
             if job.image.key in self.skipped:
                 continue
             try:
-                seed = read_image(self._folder.path(job.image), self._size, self._fit)
+                seed = self._folder.read(job.image, self._size, self._fit)
             except BrokenImageError as error:
                 self.skipped[job.image.key] = str(error)
                 continue
-            if isinstance(self._folder, AnnotatedFolder):
-                if seed.pixels.shape[:2] != self._folder.labels.size(job.image.name):
-                    self.skipped[job.image.key] = "has another size than when its labels were read"
-                    continue
-                if seeds and seed.pixels.shape != seeds[0][1].pixels.shape:
-                    self._first.appendleft(job)
-                    break
+            if seeds and seed.pixels.shape != seeds[0][1].pixels.shape:
+                self._first.appendleft(job)
+                break
             first, last = job.first, job.last
             seeds.append((job.image, seed))
             if self._now.get(job.image.key, seed.sha256) != seed.sha256:
@@ -411,7 +405,7 @@ class _Generation:
         visit = variants_a_visit(settings)
         if most is not None and not settings.diverse:
             visit = 1
-        elif isinstance(folder, AnnotatedFolder) and not pipeline.threads_matter:
+        elif folder.sizes is not None and not pipeline.threads_matter:
             visit = settings.variants  # small images share a call of the U-Net if they have the same size
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
@@ -450,11 +444,8 @@ class _Generation:
         piece, folder = self.work.take(images), self.run_folder.folder
         if piece is None:
             return None
-        around: dict[str, Any] = {}
-        if isinstance(folder, AnnotatedFolder):
-            masks = [folder.labels.mask(image.name, folder.keep) for image, _ in piece.seeds]
-            around = {"masks": masks, "keep": folder.keep}
-        return replace(piece, prompts=[self.prompts[key] for key in piece.keys], around=around)
+        return replace(piece, prompts=[self.prompts[key] for key in piece.keys],
+                       around=folder.around([image for image, _ in piece.seeds]))
 
     def _within(self, images: float) -> None:
         self.progress(min(self.computed + images, self.report.total), self.report.total)

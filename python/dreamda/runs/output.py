@@ -25,13 +25,13 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.annotations import READERS, AnnotatedFolder, Labels
+from ..data.annotations import READERS, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..generation.options import GenerationOptions, with_todays_options
@@ -63,17 +63,6 @@ def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | 
             "prompts_sha256": prompt_source.get("prompts_sha256"), **asdict(settings)}
 
 
-def labels_identity(folder: ImageFolder) -> dict[str, str]:
-    """The additional fields of run.json for a run of labelled images."""
-    if not isinstance(folder, AnnotatedFolder):
-        return {}
-    labels = folder.labels
-    return {
-        "labels": labels.format, "labels_path": str(labels.path.absolute()), "labels_sha256": labels.sha256, "keep":
-        folder.keep
-    }
-
-
 def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | None:
     """The annotations of the run in `out`, for the images in `root`; None for a run of class folders.
 
@@ -91,6 +80,14 @@ def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | N
     if labels.sha256 != run.get("labels_sha256"):
         raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
     return labels
+
+
+def recorded_folder(run: Mapping[str, Any], out: Path, root: Path, images: Sequence[ImageRef]) -> ImageFolder:
+    """The data set of the run in `out`, for these images in `root`; ValueError as in `recorded_labels`."""
+    labels = recorded_labels(run, out, root)
+    if labels is not None:
+        return replace(labels.folder(run["keep"]), images=tuple(images), ignored=())
+    return ImageFolder(root, tuple(sorted({image.label for image in images})), tuple(images), ())
 
 
 def sample_of(folder: ImageFolder) -> dict[str, str]:
@@ -474,8 +471,8 @@ class RunFolder:
             content = "".join(map(format_row, rows)).encode()
             if content != path.read_bytes():
                 self._replace(MANIFEST, content, self._out)
-            if isinstance(self.folder, AnnotatedFolder):
-                self._write_labels(self.folder, rows)
+            self.folder.write_annotations(self.out, ((row["file_name"], ImageRef(*row["seed_file"].split("/", 1)))
+                                                     for row in rows if (self.out / row["file_name"]).is_file()))
         os.unlink(f"{self.part}.lock", dir_fd=self._work)
         self._tidy()
         if not self._held():
@@ -486,15 +483,6 @@ class RunFolder:
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
-
-    def _write_labels(self, folder: AnnotatedFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the annotations of the finished images."""
-        names, made = set(folder.labels.names), []
-        for row in rows:
-            name = row["seed_file"].removeprefix(row["label"] + "/")
-            if name in names and (self.out / row["file_name"]).is_file():
-                made.append((row["file_name"].removeprefix(row["label"] + "/"), name))
-        folder.labels.write(self.out, made)
 
     def _held(self) -> list[Part]:
         """The parts that other processes work on; the caller holds the mutex."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..data.annotations import Labels, Thing
+    from ..data.folders import ImageFolder
 
 PAPER, INK, FAINT, FRAME = (255, 255, 255), (32, 33, 36), (110, 114, 120), (26, 115, 232)
 MARGIN, GAP, GROUP_GAP, TEXT = 24, 6, 28, 16
@@ -106,6 +107,13 @@ def contact_sheet(seeds: np.ndarray,
                 paste(pixels, x + (k + 1) * (cell_w + GAP) + 2 * GAP, y)
     return sheet
 
+
+
+def sheet_of_run(out: str | os.PathLike[str], folder: ImageFolder, *, title: str = "") -> Image:
+    """A contact sheet of a folder written by `dreamda generate` from this data set; with labels, if it has any."""
+    if folder.annotations is not None:
+        return labelled_sheet(out, folder.annotations, title=title)
+    return contact_sheet_of_run(out, folder.root, title=title)
 
 
 def labelled_sheet(out: str | os.PathLike[str],

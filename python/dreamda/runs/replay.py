@@ -20,9 +20,8 @@ import numpy as np
 
 from .. import __version__
 from ..networks.config import read_json
-from ..data.annotations import AnnotatedFolder
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
-from ..data.folders import ImageFolder, ImageRef
+from ..data.folders import ImageRef
 from ..data.images import read_image
 from ..generation.options import GenerationOptions, with_todays_options
 from ..options import options_of
@@ -30,7 +29,7 @@ from ..text import counted, in_brackets
 from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
 from .manifest import read_manifest
-from .output import FORMAT, recorded_labels
+from .output import FORMAT, recorded_folder
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
@@ -252,10 +251,7 @@ def replay(recorded: RecordedRun,
     for row in recorded.rows:
         made_from.setdefault(row["seed_file"], set()).add(row["seed_sha256"])
     images = tuple(sorted(ImageRef(*key.split("/", 1)) for key in wanted))
-    labels = recorded_labels(run, recorded.out, root)
-    folder = ImageFolder(root, tuple(sorted({image.label for image in images})), images, ())
-    if labels is not None:
-        folder = AnnotatedFolder(root, folder.classes, images, (), labels, run["keep"])
+    folder = recorded_folder(run, recorded.out, root, images)
     for image in images:
         try:
             now = digest_of_image(folder.path(image))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.annotations import READERS, Labels
+from ..data.annotations import Labels
 from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
 from ..data.images import read_image
@@ -239,8 +239,7 @@ def _page(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
 
 def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: str) -> str:
     """The page for labelled images: numbers of images and objects, and a sheet with all labels."""
-    places = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "Annotations", "masks": "masks"}
-    made = READERS[labels.format](out / places[labels.format], out / "images")
+    made = labels.read_back(out)
     counts = [Counter(thing.category for name in each.names for thing in each.things(name)) for each in (labels, made)]
     what = {
         "objects": "Objects are the real ones to the pixel, and backgrounds are new.", "background":

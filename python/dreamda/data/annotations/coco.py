@@ -17,6 +17,7 @@ class CocoLabels(Labels):
     """COCO instances; see `dreamda.data.coco`."""
 
     format = "coco"
+    place = "annotations.json"
 
     def _read(self) -> Iterator[bytes]:
         content = read_text_file(self.path)

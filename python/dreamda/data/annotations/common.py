@@ -12,7 +12,7 @@ import io
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ...text import counted
 from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
-from ..images import FORMATS, MAX_PIXELS
+from ..images import FORMATS, MAX_PIXELS, LoadedImage, read_image
 
 LABEL = "images"        # the folder of OUT that contains the images
 CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
@@ -165,12 +165,55 @@ class AnnotatedFolder(ImageFolder):
         The part of the images that is kept in the images made from them.
     """
 
+    captions: ClassVar[bool] = False
+
     labels: Labels
     keep: str
 
     def path(self, image: ImageRef) -> Path:
         """The file of an image."""
         return self.root / image.name
+
+    @property
+    def annotations(self) -> Labels:
+        """The annotations of the images."""
+        return self.labels
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The height and width of each image, which are also those of what is made from it."""
+        return [self.labels.size(image.name) for image in self.images]
+
+    def describe(self) -> str:
+        """What is made from the images, to continue a sentence that ends in their number."""
+        return {"objects": ", around their objects", "background": ", new objects in them"}.get(self.keep, "")
+
+    def prompts(self, template: str) -> dict[str, str]:
+        """A prompt for each image, by its key; see `Labels.prompts`."""
+        return self.labels.prompts(template)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that it adds to run.json."""
+        labels = self.labels
+        return {"labels": labels.format, "labels_path": str(labels.path.absolute()), "labels_sha256": labels.sha256,
+                "keep": self.keep}
+
+    def read(self, image: ImageRef, size: tuple[int, int], fit: str) -> LoadedImage:
+        """Read an image at its own size; BrokenImageError if that is no longer the size of its labels."""
+        loaded = read_image(self.path(image))
+        if loaded.pixels.shape[:2] != self.labels.size(image.name):
+            raise BrokenImageError("has another size than when its labels were read")
+        return loaded
+
+    def around(self, images: Sequence[ImageRef]) -> dict[str, Any]:
+        """Further arguments of `Pipeline._augment` for these images: the masks, and which part is kept."""
+        return {"masks": [self.labels.mask(image.name, self.keep) for image in images], "keep": self.keep}
+
+    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef]]) -> None:
+        """Write the annotations of synthetic images: their files in `out`, each with its real image."""
+        names = set(self.labels.names)
+        self.labels.write(out, [(file.removeprefix(f"{LABEL}/"), image.name) for file, image in made
+                                if image.name in names])
 
 
 class Labels(ABC):
@@ -193,6 +236,7 @@ class Labels(ABC):
     """
 
     format: ClassVar[str]
+    place: ClassVar[str]  # of the annotations in the folder that `write` fills
 
     def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
         self.path, self.root = Path(path), Path(root)
@@ -233,6 +277,10 @@ class Labels(ABC):
             File names in ``out/images``, each with the name of the real image from which it was made; it has the size
             and labels of that image.
         """
+
+    def read_back(self, out: Path) -> Labels:
+        """Read what `write` has written, with the images in ``out/images``."""
+        return type(self)(out / self.place, out / LABEL)
 
     def _image(self, name: str, where: str, size: tuple[int, int] | None) -> bool:
         """Add an image with annotations for this size; False if it cannot be used, which is recorded in `problems`."""

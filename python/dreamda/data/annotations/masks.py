@@ -22,6 +22,7 @@ class MaskLabels(Labels):
     """Masks; see `dreamda.data.masks`."""
 
     format = "masks"
+    place = "masks"
 
     def _read(self) -> Iterator[bytes]:
         if not self.path.is_dir():

@@ -19,6 +19,7 @@ class VocLabels(Labels):
     """Pascal VOC; see `dreamda.data.voc`."""
 
     format = "voc"
+    place = "Annotations"
 
     def _read(self) -> Iterator[bytes]:
         folder = self.path / "Annotations" if (self.path / "Annotations").is_dir() else self.path

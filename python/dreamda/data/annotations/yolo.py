@@ -21,6 +21,7 @@ class YoloLabels(Labels):
     """Ultralytics YOLO; see `dreamda.data.yolo`."""
 
     format = "yolo"
+    place = "data.yaml"
 
     def _read(self) -> Iterator[bytes]:
         content = read_text_file(self.path)
