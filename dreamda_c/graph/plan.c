@@ -16,9 +16,9 @@ static const dd_value_info *value(const dd_plan *p, dd_value v)
     return dd_graph_value(p->graph, v);
 }
 
-/* Finds the convolution into which each batch norm is folded: maker[v] (`folded` in order_steps) is the convolution
-   that computes v, if the only reader of v is a batch norm; else NULL. */
-static dd_status find_folded(const dd_plan *p, const dd_op **maker)
+/* Finds the convolution into which each batch norm is folded: folded[v] is the convolution that
+   computes v, if the only reader of v is a batch norm; else NULL. */
+static dd_status find_folded(const dd_plan *p, const dd_op **folded)
 {
     dd_status status = DD_OK;
     const int nops = dd_graph_ops(p->graph);
@@ -35,14 +35,14 @@ static dd_status find_folded(const dd_plan *p, const dd_op **maker)
     for (int i = 0; i < nops; i++) {
         const dd_op *op = dd_graph_op(p->graph, i);
         const dd_value src = op->src[DD_SRC].value;
-        for (int j = i - 1; op->kind == DD_OP_BATCH_NORM && !maker[src] && j >= 0; j--) {
+        for (int j = i - 1; op->kind == DD_OP_BATCH_NORM && !folded[src] && j >= 0; j--) {
             const dd_op *conv = dd_graph_op(p->graph, j);
             if (conv->dst == src && conv->kind == DD_OP_CONV && !conv->nbias && conv->act == DD_ACT_NONE &&
                 !conv->src[DD_SRC_ADD].value && readers[src] == 1 && !value(p, src)->name) {
-                maker[src] = conv;
+                folded[src] = conv;
             }
         }
-        if (op->kind == DD_OP_BATCH_NORM && !maker[src]) {
+        if (op->kind == DD_OP_BATCH_NORM && !folded[src]) {
             DD_FAIL(DD_INVALID, "'%s' does not follow a convolution without bias of its own", op->name);
         }
     }

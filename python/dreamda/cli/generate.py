@@ -412,7 +412,7 @@ def try_(
             print(printable(f"{row if gain is None else f'preset {row}':26} {accuracy:5.1%}{shown}"))
         print(printable(f"{trial.verdict.sentence}\nLook at: {trial.page}"))
     if trial.signal:
-        complain(f"stopped by {signal.Signals(trial.signal).name}; run the same command again to go on")
+        complain(f"stopped by {signal.Signals(trial.signal).name}; run the same command again to resume")
         return 128 + trial.signal
     return 1 if trial.skipped else 0
 
