@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamda.data.annotations.coco import CocoLabels
 from dreamda.data.bundled import load_bundled
 from dreamda.data.folders import ImageFolder, ImageRef
 from dreamda.data.importers import ImportReport
@@ -17,12 +18,23 @@ from dreamda.runs.labelled import LabelledFolder
 from dreamda.runs.measures import Judged, Neighbours
 from dreamda.runs.replay import RecordedRun, ReplayReport
 from dreamda.runs.train import TrainReport
+from dreamda.runs.trial import Comparison, Plan, Trial, Verdict
 from dreamda.training.metrics import evaluate_predictions
 from dreamda.training.saved import TrainedModel
 
 METRICS = evaluate_predictions(np.eye(2, dtype=np.float32)[[0, 1, 1]], np.array([0, 1, 0]), ["cat", "dog"])
 MANY = [("a/b.png", "truncated")] * 1000
 IMAGES = tuple(ImageRef("cat", f"{i}.png") for i in range(1200))
+
+PLAN = Plan(per_class=10, variants=5, steps=200, folds=5, presets=("fast", ), seconds=60.0)
+GAIN = Comparison("fast", 0.032, 0.011, 0.053)
+
+
+def annotations(path: str, names: list[str], problems: list[tuple[str, str]]) -> CocoLabels:
+    labels = object.__new__(CocoLabels)  # without reading a file
+    labels.path, labels.names, labels.problems = Path(path), names, problems
+    return labels
+
 
 SHOWN = {
     "Report(6 of 12 images made, 2 were there already, 1,000 files skipped, 1 note, stopped by SIGINT)":
@@ -63,6 +75,12 @@ SHOWN = {
     lambda: Judged("the features of a ResNet", Neighbours(0.5, 0.25, 1.0, 1.0), notes=["a note"]),
     "Judged(in the features of a ResNet, too few images to measure)":
     lambda: Judged("the features of a ResNet"),
+    "Trial(helps, fast +3.2 points (+1.1 to +5.3), 1,000 files skipped)":
+    lambda: Trial(PLAN, {}, [GAIN], Verdict("helps", "Synthetic images help.", GAIN), 1, MANY),
+    "Trial(no verdict, stopped by SIGINT)":
+    lambda: Trial(PLAN, signal=2),
+    "CocoLabels('instances.json': 1 image, 1,000 problems)":
+    lambda: annotations("instances.json", ["a.png"], MANY),
     "BundledImages(100 seeds, 1,000 test images, 10 classes)":
     load_bundled,
 }

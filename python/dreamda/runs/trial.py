@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ from ..generation.pipeline import Pipeline
 from ..networks.config import read_json
 from ..options import ParameterError
 from ..presets import BALANCED, load_preset
+from ..text import counted, in_brackets
 from ..training.classifier import AMSTClassifier
 from ..training.recipe import natural_size
 from ..training.views import SMALL, keyed
@@ -187,6 +189,15 @@ class Trial:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     page: Path | None = None
     signal: int | None = None
+
+    def __repr__(self) -> str:
+        gains = (f"{c.preset} {100 * c.gain:+.1f} points ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+                 for c in self.comparisons)
+        return in_brackets("Trial",
+                           self.verdict.word if self.verdict else "no verdict",
+                           *gains,
+                           self.skipped and f"{counted(len(self.skipped), 'file')} skipped",
+                           self.signal and f"stopped by {signal.Signals(self.signal).name}")
 
 
 def default_presets(pipeline: Pipeline) -> tuple[str, ...]:

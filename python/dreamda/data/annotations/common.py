@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...text import counted
+from ...text import counted, in_brackets
 from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
 from ..images import FORMATS, MAX_PIXELS, LoadedImage, read_image
@@ -365,7 +365,8 @@ class Labels(ABC):
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {str(self.path)!r}: {len(self)} images, {len(self.problems)} problems>"
+        return in_brackets(type(self).__name__, f"{str(self.path)!r}: {counted(len(self), 'image')}",
+                           self.problems and counted(len(self.problems), "problem"))
 
 
 def _filled(template: str, categories: Sequence[str]) -> str:
