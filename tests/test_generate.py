@@ -527,13 +527,13 @@ def test_a_data_set_may_grow_and_move(real, tmp_path):
 def as_earlier_version(out: Path) -> None:
     """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
     run = json.loads((out / "run.json").read_text())
-    del run["seed_images"], run["fit"], run["negative_prompt"]
+    del run["seed_images"], run["fit"], run["negative_prompt"], run["prompt_syntax"]
     run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
     (out / "run.json").write_text(json.dumps(run))
 
 
 def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
-    out, settings = tmp_path / "out", replace(SETTINGS, fit="squash")
+    out, settings = tmp_path / "out", replace(SETTINGS, fit="squash", prompt_syntax="plain")
     generate_dataset(real, out, FakePipeline(), settings, shard=(0, 6))
     as_earlier_version(out)
     shutil.rmtree(out / "ankle_boot")

@@ -909,7 +909,8 @@ def test_few_steps_do_not_depend_on_the_batch(pipe, lcm, z0, kind, options, meth
 def test_rows_of_few_steps(pipe, lcm, z0):
     """Guidance as an input, 0 or 1: one row a step; cycle needs another for the source, with share_source 1 / K."""
     def rows(made, **options):
-        process = recursions.ReverseProcess(made, z0[:1], [COAT], [0], GenerationOptions(**options))
+        prompts = [[COAT] * options["variants"]]
+        process = recursions.ReverseProcess(made, z0[:1], prompts, [0], GenerationOptions(**options))
         process.run()
         assert process.done == process.total
         return process.done

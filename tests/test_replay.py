@@ -193,7 +193,8 @@ def old(fake, real, tmp_path):  # noqa: F811
     (out / "run.json").write_text(json.dumps({**OLD_RUN, "real": str(real), "environment": {}}, indent=1) + "\n")
     pixels = np.asarray(Image.open(real / seed))
     made = fake._augment(pixels[None], ["a photo of a coat"], [seed],
-                         GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash", share_start=True))
+                         GenerationOptions(variants=2, steps=3, method="sdedit", fit="squash", share_start=True,
+                                           prompt_syntax="plain"))
     rows = []
     for variant in range(2):
         row = {
@@ -222,10 +223,10 @@ def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F8
     before = tree(old)
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
     err = capsys.readouterr().err
-    assert "another --fit 'squash' (now 'crop'), --noise-scale 0.0 (now 3.0), --method 'sdedit' (now 'cycle'), " in err
+    assert "another --fit 'squash' (now 'crop'), --prompt-syntax 'plain' (now 'a1111'), --noise-scale 0.0" in err
     assert "--share-start True (now False)" in err and tree(old) == before
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method",
-               "sdedit", "--fit", "squash", "--share-start") == 0
+               "sdedit", "--fit", "squash", "--share-start", "--prompt-syntax", "plain") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out
     assert tree(old)["run.json"] == before["run.json"] and {row["step"]
                                                             for row in lines(old)} == {"sdedit"} and len(

@@ -69,7 +69,7 @@ def test_the_part_of_a_text_that_is_not_read(tmp_path, side, cut):
     """On the side that the folder says."""
     folder = Path(shutil.copytree(FOLDER, tmp_path / "tokenizer"))
     text = "first second third fourth fifth sixth seventh eighth ninth tenth"
-    whole = len(Tokenizer(folder)._engine.encode(text).overflowing)
+    whole = len(Tokenizer(folder)._engine.encode(text).ids) > 14
     kept = text.removesuffix(cut) if side == "right" else text.removeprefix(cut)
     edit(folder / "tokenizer_config.json", truncation_side=side, model_max_length=500)
     length = int((Tokenizer(folder)([kept])[0] != Tokenizer(folder)([""])[0, -1]).sum()) + 1

@@ -100,8 +100,9 @@ class Augmenter:
         Parameters
         ----------
         batch : mapping of str to array
-            The image column is uint8 (N, H, W, 3), or N such images of any sizes; the prompt column N texts; the key
-            column N texts or whole numbers, a different one for each image of the data set. Arrays may be read-only.
+            The image column is uint8 (N, H, W, 3), or N such images of any sizes; the prompt column N texts, or N lists
+            with a text for each variant; the key column N texts or whole numbers, a different one for each image of the
+            data set. Arrays may be read-only.
 
         Returns
         -------
@@ -123,7 +124,8 @@ class Augmenter:
         column = batch[self.image]
         images, _ = as_pixels(list(column) if getattr(column, "dtype", None) == object else column)
         keys = [key.item() if isinstance(key, np.generic) else key for key in batch[self.key]]
-        made = self.pipeline._augment(images, [str(text) for text in batch[self.prompt]], keys, self.settings)
+        prompts = [str(each) if isinstance(each, str) else [str(text) for text in each] for each in batch[self.prompt]]
+        made = self.pipeline._augment(images, prompts, keys, self.settings)
         if not self.explode:
             return {**batch, self.image: made}
         variants = made.shape[1]
@@ -277,7 +279,7 @@ class RayWorkers:
                 "the last bits of its images may differ")
         self._idle.append(actor)
 
-    def _augment(self, images: np.ndarray, prompts: Sequence[str], keys: Sequence[str],
+    def _augment(self, images: np.ndarray, prompts: Sequence[str | Sequence[str]], keys: Sequence[str],
                  settings: GenerationOptions) -> np.ndarray:
         """`Pipeline._augment` on one worker."""
         return self._get(self._idle[0].augment.remote(images, list(prompts), list(keys), settings))
@@ -354,12 +356,12 @@ class _Worker:
             __version__, "environment": environment(), "host": socket.gethostname()
         }
 
-    def augment(self, images: np.ndarray, prompts: list[str], keys: list[str],
+    def augment(self, images: np.ndarray, prompts: list[str | Sequence[str]], keys: list[str],
                 settings: GenerationOptions) -> np.ndarray:
         return self._pipeline._augment(images, prompts, keys, settings)
 
-    def make(self, images: np.ndarray, prompts: list[str], keys: list[str], first: int, options: GenerationOptions,
-             around: dict[str, Any]) -> tuple[np.ndarray, float]:
+    def make(self, images: np.ndarray, prompts: list[str | Sequence[str]], keys: list[str], first: int,
+             options: GenerationOptions, around: dict[str, Any]) -> tuple[np.ndarray, float]:
         """The variants, and the seconds they took; for a single real image, as many as SECONDS_A_SAVE allows."""
         begun = time.monotonic()
         enough = (lambda: time.monotonic() > begun + SECONDS_A_SAVE) if len(images) == 1 else None

@@ -161,7 +161,7 @@ def generate(
     if template is not None and prompts is not None:
         raise ValueError("--template and --prompts exclude each other; give one of them")
     folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep) or ImageFolder.scan(real)
-    taken_prompts = choose_prompts(folder, template, prompts, words)
+    taken_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax)
     texts, source = taken_prompts.texts, taken_prompts.source
     complain_of([], list(taken_prompts.notes))
     check_out(place, folder, run_identity(settings, source) | folder.identity())
@@ -261,9 +261,8 @@ def _generate(folder: ImageFolder,
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
-    complain_of([],
-                [*_prompt_notes(folder, prompts, pipe, settings.negative_prompt),
-                 *check_model(folder, prompts, pipe.folder, pipe.size)])
+    complain_of([], [*_prompt_notes(folder, prompts, pipe, settings),
+                     *check_model(folder, prompts, pipe.folder, pipe.size)])
     space = disk_space(_images(folder, settings, part, preview), _size_made(folder, pipe))
     outline = f"{_outline(folder, prompts, settings)}; {space}"
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
@@ -335,7 +334,7 @@ def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, i
 
 
 def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline | RayWorkers,
-                  negative_prompt: str) -> list[str]:
+                  settings: GenerationOptions) -> list[str]:
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
     from ..runs.checks import check_prompts
@@ -346,7 +345,7 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
     tokenizer = Tokenizer(place)
     for embedding in pipe.embeddings:
         tokenizer.add(embedding.tokens)
-    return check_prompts(folder, prompts, tokenizer, negative_prompt)
+    return check_prompts(folder, prompts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
@@ -356,7 +355,7 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     from ..runs.inspection import describe_model
 
     complain_of(list(folder.ignored),
-                [*_prompt_notes(folder, prompts, pipe, settings.negative_prompt),
+                [*_prompt_notes(folder, prompts, pipe, settings),
                  *check_model(folder, prompts, pipe.folder, pipe.size)])
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), _outline(folder, prompts, settings)])))
     images = _images(folder, settings, part)

@@ -5,11 +5,13 @@ from .bundled import BundledImages, load_bundled
 from .files import BrokenImageError, LostImageError
 from .folders import ImageFolder, ImageRef
 from .images import decode_image, fit, read_image
+from .prompt_syntax import escape_prompt
 from .prompts import (Prompts, choose_prompts, class_names, class_words, fill_template, own_prompt_files,
                       prompts_from_file, prompts_from_template)
 
 __all__ = [
     "BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "Labels", "LostImageError", "Prompts",
-    "choose_prompts", "class_names", "class_words", "coco", "decode_image", "fill_template", "fit", "load_bundled",
-    "masks", "own_prompt_files", "prompts_from_file", "prompts_from_template", "read_image", "voc", "yolo"
+    "choose_prompts", "class_names", "class_words", "coco", "decode_image", "escape_prompt", "fill_template", "fit",
+    "load_bundled", "masks", "own_prompt_files", "prompts_from_file", "prompts_from_template", "read_image", "voc",
+    "yolo"
 ]

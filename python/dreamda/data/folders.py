@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from ..text import counted, in_brackets
 from .files import is_utf8, read_head
 from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, LoadedImage, format_of, read_image
+from .prompt_syntax import Syntax
 
 if TYPE_CHECKING:
     from .annotations import Labels
@@ -137,11 +138,11 @@ class ImageFolder:
         """What is made from the images, to continue a sentence that ends in their number."""
         return f" in {counted(len(self.classes), 'class')}"
 
-    def prompts(self, template: str) -> dict[str, str]:
+    def prompts(self, template: str, prompt_syntax: Syntax = "a1111") -> dict[str, str]:
         """A prompt for each image, by its key; ValueError unless `template` contains ``{}`` exactly once."""
         from .prompts import prompts_from_template
 
-        return prompts_from_template(self, template)
+        return prompts_from_template(self, template, prompt_syntax)
 
     def identity(self) -> dict[str, Any]:
         """The fields that it adds to run.json."""

@@ -21,6 +21,7 @@ from ..text import counted
 from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
+from .prompt_syntax import Syntax, escape_prompt
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 CLASSES_FILE = "classes.json"
@@ -53,7 +54,7 @@ class Prompts:
 
 
 def choose_prompts(folder: ImageFolder, template: str | None = None, file: str | os.PathLike[str] | None = None,
-                   otherwise: str | None = None) -> Prompts:
+                   otherwise: str | None = None, prompt_syntax: Syntax = "a1111") -> Prompts:
     """Choose the prompts of a data set.
 
     They come from `template` or `file`, else from the data set's own captions, else from the template `otherwise`. For
@@ -69,6 +70,9 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
         See `prompts_from_file`.
     otherwise : str, optional
         Default: "a photo of a {}".
+    prompt_syntax : {"a1111", "plain"}
+        With "a1111", templates may give words weight; class names and captions are read as they are, so brackets in
+        them are escaped.
 
     Returns
     -------
@@ -87,20 +91,20 @@ def choose_prompts(folder: ImageFolder, template: str | None = None, file: str |
     files: list[Path] = []
     if file is None and not folder.captions:
         template = template or otherwise or DEFAULT_TEMPLATE
-        return Prompts(folder.prompts(template), {"template": template})
+        return Prompts(folder.prompts(template, prompt_syntax), {"template": template})
     if file is not None:
         files = [Path(file)]
     elif template is None:
         files, notes = _own_captions(folder)
     if files:
-        texts = prompts_from_file(folder, *files)
+        texts = prompts_from_file(folder, *files, prompt_syntax=prompt_syntax)
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         digest = digests[0] if len(files) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
         return Prompts(texts, {"prompts_sha256": digest}, tuple(notes))
     template = DEFAULT_TEMPLATE if template is None and otherwise is None else template or otherwise or ""
     source = {"template": template}
     path = folder.root / CLASSES_FILE
-    texts = prompts_from_template(folder, template)
+    texts = prompts_from_template(folder, template, prompt_syntax)
     if path.exists():
         words = class_names(folder)
         source["prompts_sha256"] = hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
@@ -178,12 +182,16 @@ def fill_template(template: str, label: str) -> str:
     return _fill(template, class_words(label))
 
 
-def _fill(template: str, words: str) -> str:
+def _fill(template: str, words: str, prompt_syntax: Syntax = "plain") -> str:
     before, after = template.split("{}")
-    if match := re.search(r"\b([Aa])n?(\s+)$", before):
+    if match := re.search(r"\b([Aa])n?(\s+)([(\[]*)$", before):
         article = "" if _is_plural(words) else match[1] + ("n" if words[:1].lower() in "aeiou" else "") + match[2]
-        before = before[: match.start()] + article
-    return before + words + after
+        before = before[: match.start()] + article + match[3]
+    return before + _as_it_is(words, prompt_syntax) + after
+
+
+def _as_it_is(text: str, prompt_syntax: Syntax) -> str:
+    return text if prompt_syntax == "plain" else escape_prompt(text)
 
 
 def _is_plural(words: str) -> bool:
@@ -193,19 +201,21 @@ def _is_plural(words: str) -> bool:
         ("ss", "us", "is", "as", "os")) and last not in ("lens", "news", "mercedes"))
 
 
-def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE) -> dict[str, str]:
+def prompts_from_template(folder: ImageFolder, template: str = DEFAULT_TEMPLATE,
+                          prompt_syntax: Syntax = "a1111") -> dict[str, str]:
     """One prompt per image, ``{key: prompt}``; ValueError unless `template` contains ``{}`` exactly once."""
     if template.count("{}") != 1:
         raise ParameterError("template",
                              f'{template!r} must hold {{}} once, where the class name goes: "{DEFAULT_TEMPLATE}"')
     if not is_utf8(template):
         raise ParameterError("template", f"{template!r} is not UTF-8")
-    of_class = {label: _fill(template, words) for label, words in class_names(folder).items()}
+    of_class = {label: _fill(template, words, prompt_syntax) for label, words in class_names(folder).items()}
     return {image.key: of_class[image.label] for image in folder.images}
 
 
-def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> dict[str, str]:
-    """Prompts from JSON Lines or CSV files, as ``{key: prompt}``.
+def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str],
+                      prompt_syntax: Syntax = "a1111") -> dict[str, str]:
+    """Prompts from JSON Lines or CSV files, as ``{key: prompt}``. They are read as they are: brackets are escaped.
 
     Each line of JSON Lines is ``{"file_name": ..., "text": ...}``; CSV has these columns. A file name is relative to
     the data set root (``class/image.png``), relative to the file's own folder if that is inside the data set, or a bare
@@ -228,7 +238,7 @@ def prompts_from_file(folder: ImageFolder, *paths: str | os.PathLike[str]) -> di
         if not is_utf8(text):
             raise ValueError(
                 f'{path} line {number}: the "text" holds half of a surrogate pair; write the character itself')
-        if prompts.setdefault(key, text) != text:
+        if prompts.setdefault(key, _as_it_is(text, prompt_syntax)) != _as_it_is(text, prompt_syntax):
             raise ValueError(f"{path} line {number} gives {row['file_name']!r} a second text; keep one of the lines")
     missing = [image.key for image in folder.images if image.key not in prompts]
     if missing:

@@ -54,6 +54,11 @@ class GenerationOptions(Options):
                                   "Content that the new images should not show. It replaces the empty prompt that the "
                                   "guidance leads away from, for all images.",
                                   group=GUIDANCE)
+    prompt_syntax: Literal["a1111", "plain"] = option(
+        "a1111",
+        "a1111: (word), (word:1.3) and [word] in prompts are weights, and prompts of any length are read in chunks; "
+        "plain: prompts are read as they are, and cut after one chunk.",
+        group=GUIDANCE)
     source_prompt: str = option("",
                                 "Prompt of the real image's own trajectory; an empty one saves a quarter of the work.",
                                 group=METHOD)
@@ -136,6 +141,7 @@ class OptionKeywords(TypedDict, total=False):
     guidance_scale: float
     noise_scale: float | None
     negative_prompt: str
+    prompt_syntax: Literal["a1111", "plain"]
     source_prompt: str
     source_guidance_scale: float
     method: Literal["cycle", "asymmetric", "sdedit"]
@@ -159,6 +165,6 @@ def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run.json with the current names. Missing options get the value that corresponds to the former behaviour.
 
-    Images were squashed, and there was no negative prompt.
+    Images were squashed, there was no negative prompt, and prompts had no syntax.
     """
-    return {"fit": "squash", "negative_prompt": ""} | with_todays_names(dict(run))
+    return {"fit": "squash", "negative_prompt": "", "prompt_syntax": "plain"} | with_todays_names(dict(run))

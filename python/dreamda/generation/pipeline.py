@@ -18,6 +18,7 @@ import numpy as np
 from .. import _core
 from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
+from ..data.prompt_syntax import Syntax
 from ..networks.config import read_json, read_scheduler_config, read_vae_config
 from ..networks.hub import BUNDLED, find_model, part_folder
 from ..networks.embeddings import Embedding, EmbeddingLike, open_embeddings
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     OneImage = np.ndarray | Image.Image | str | os.PathLike[str]
     Images = OneImage | Sequence[OneImage]
 
+# One text for all images, or for each image a text, or a text for each of its variants
+Texts = str | Sequence[str | Sequence[str]]
 MAX_PROMPTS = 1024  # maximum number of cached text embeddings
 
 
@@ -108,7 +111,7 @@ class Pipeline:
         self.size = _check_size((h * vae.factor, w * vae.factor) if size is None else size, vae.factor)
         self.dtype, self.threads = unet.dtype, unet.threads
         self.threads_matter = not is_small(self.size[0] // vae.factor, self.size[1] // vae.factor)
-        self._contexts: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._contexts: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config[
                 "latent_channels"]:
@@ -240,7 +243,7 @@ class Pipeline:
     @overload
     def augment(self,
                 images: Images,
-                prompts: str | Sequence[str],
+                prompts: Texts,
                 *,
                 keys: int | str | Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | bool | None = None,
@@ -249,7 +252,7 @@ class Pipeline:
     @overload
     def augment(self,
                 images: Images,
-                prompts: str | Sequence[str],
+                prompts: Texts,
                 *,
                 masks: np.ndarray | Sequence[np.ndarray] | None = None,
                 keep: Keep,
@@ -262,7 +265,7 @@ class Pipeline:
     @accepts(GenerationOptions, variants=4)
     def augment(self,
                 images: Images,
-                prompts: str | Sequence[str],
+                prompts: Texts,
                 *,
                 masks: np.ndarray | Sequence[np.ndarray] | None = None,
                 keep: Keep | None = None,
@@ -277,8 +280,11 @@ class Pipeline:
         images : array, PIL image, path, or a sequence of them
             One image or several, of any sizes: arrays are uint8 (H, W, 3) or (N, H, W, 3). They are resized (bicubic)
             to the pipeline's ``size`` if they differ; `fit` says how another aspect ratio is treated.
-        prompts : str or sequence of N str
-            A description of each image, "a photo of a coat"; a single text is used for all images.
+        prompts : str or sequence of N (str or sequence of `variants` str)
+            A description of each image, "a photo of a coat"; a single text is used for all images. For an image it may
+            be a sequence with a text for each variant; for a single image, `prompts` itself may be that sequence.
+            ``(word:1.3)`` gives a word weight, see `prompt_syntax`; `dreamda.data.escape_prompt` makes a text with
+            brackets one that is read as it is.
         masks : sequence of N arrays (H, W), optional
             For `keep`: the objects in each image, bool, or float from 0 to 1.
         keep : {"objects", "background", "none"}, optional
@@ -309,6 +315,8 @@ class Pipeline:
         """
         pixels, single = as_pixels(images)
         chosen = from_keywords(GenerationOptions, Pipeline.augment, options)
+        if single and not isinstance(prompts, str) and len(prompts) == chosen.variants > 1:
+            prompts = [prompts]  # type: ignore[list-item]  # checked later
         made: np.ndarray | list[np.ndarray]
         if keep is None:
             if masks is not None:
@@ -320,13 +328,13 @@ class Pipeline:
             made = self._augment_around(pixels, prompts, masks, keep, keys, chosen, progress, callback_on_step_end)
         return made[0] if single else made
 
-    def _augment_around(self, pixels: list[np.ndarray], prompts: str | Sequence[str],
+    def _augment_around(self, pixels: list[np.ndarray], prompts: Texts,
                         masks: np.ndarray | Sequence[np.ndarray] | None, keep: Keep,
                         keys: int | str | Sequence[int | str] | None, options: GenerationOptions,
                         progress: Callable[[int, int], None] | bool | None,
                         callback: StepCallback | None) -> list[np.ndarray]:
         """`augment` with `keep`, which works on the images of one size at a time."""
-        texts, identities = _texts(prompts, len(pixels)), _identities(keys, pixels)
+        texts, identities = _texts(prompts, len(pixels), options.variants), _identities(keys, pixels)
         every = as_masks(masks, [(image.shape[0], image.shape[1]) for image in pixels], keep)
         if isinstance(progress, bool):
             progress = _bar(len(pixels) * options.variants) if progress and pixels else None
@@ -364,7 +372,7 @@ class Pipeline:
 
     def _augment(self,
                  images: Sequence[np.ndarray] | np.ndarray,
-                 prompts: str | Sequence[str],
+                 prompts: Texts,
                  keys: int | str | Sequence[int | str] | None,
                  options: GenerationOptions,
                  *,
@@ -387,7 +395,7 @@ class Pipeline:
             raise ParameterError("stop", f"works on one image at a time, not on {len(images)}")
         canvas = None if keep is None else self._canvas(images[0].shape[:2])
         height, width = self.size if canvas is None else canvas.size
-        texts, identities = _texts(prompts, len(images)), _identities(keys, images)
+        texts, identities = _texts(prompts, len(images), options.variants), _identities(keys, images)
         shape = (height, width) if canvas is None else canvas.image
         result = np.empty((len(images), options.variants - first, *shape, 3), np.uint8)
         if isinstance(progress, bool):
@@ -444,16 +452,18 @@ class Pipeline:
         if not is_small(*latent_size):
             part.close()
 
-    def _embed(self, prompts: Sequence[str], options: GenerationOptions, latent_size: tuple[int, int]) -> None:
+    def _embed(self, prompts: Sequence[Sequence[str]], options: GenerationOptions, latent_size: tuple[int,
+                                                                                                       int]) -> None:
         """Embed the prompts that are needed next.
 
         For large images, then free the memory of the text encoder: with Stable Diffusion 0.4 GiB, for the minutes that
         an image takes.
         """
-        needed = dict.fromkeys([*prompts, "", options.source_prompt, options.negative_prompt])
-        missing = [p for p in needed if p not in self._contexts]
+        texts = [text for variants in prompts for text in variants]
+        needed = dict.fromkeys([*texts, "", options.source_prompt, options.negative_prompt])
+        missing = [p for p in needed if (p, options.prompt_syntax) not in self._contexts]
         for prompt in missing:
-            self.context(prompt)
+            self.context(prompt, options.prompt_syntax)
         if missing and not is_small(*latent_size):
             self.text_encoder.unload()
 
@@ -513,7 +523,7 @@ class Pipeline:
     @accepts(GenerationOptions, variants=4)
     def augment_latents(self,
                         z0: np.ndarray,
-                        prompts: str | Sequence[str],
+                        prompts: Texts,
                         keys: int | str | Sequence[int | str] | None = None,
                         *,
                         progress: Callable[[int, int], None] | None = None,
@@ -546,7 +556,7 @@ class Pipeline:
         if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
             raise ParameterError("z0",
                                  f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
-        texts, identities = _texts(prompts, len(z0)), _identities(keys, z0)
+        texts, identities = _texts(prompts, len(z0), chosen.variants), _identities(keys, z0)
         self._check(chosen)
         latent = (z0.shape[2], z0.shape[3])
         result = np.empty((len(z0), chosen.variants, *z0.shape[1:]), np.float32)
@@ -557,23 +567,35 @@ class Pipeline:
                                           _renumbered(callback_on_step_end, range(part.start, len(z0)))).run()
         return result
 
-    def context(self, prompt: str) -> np.ndarray:
+    def context(self, prompt: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> np.ndarray:
         """The embedding of a prompt; recent ones are cached.
 
         Parameters
         ----------
         prompt : str
+        prompt_syntax : {"a1111", "plain"}
+            As in `augment`.
+        chunks : int
+            If the embedding has fewer chunks, those of empty prompts follow, as in A1111.
 
         Returns
         -------
         float32 array (tokens, context_dim)
+            Of a whole number of chunks, each ``text_encoder.tokenizer.length`` tokens.
         """
         with self._lock:
-            if prompt not in self._contexts:
-                self._contexts[prompt] = self.text_encoder([prompt])[0]
+            key = prompt, prompt_syntax
+            if key not in self._contexts:
+                try:
+                    self._contexts[key] = (self.text_encoder([prompt])[0] if prompt_syntax == "plain" else
+                                           self.text_encoder.embed(prompt))
+                except ValueError as error:
+                    raise ParameterError("prompts", str(error)) from error
                 if len(self._contexts) > MAX_PROMPTS:
                     self._contexts.popitem(last=False)
-            return self._contexts[prompt]
+            found = self._contexts[key]
+        missing = chunks - len(found) // self.text_encoder.tokenizer.length
+        return np.concatenate([found, *[self.context("", prompt_syntax)] * missing]) if missing > 0 else found
 
 
 def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:
@@ -606,12 +628,17 @@ def _one(image: OneImage, number: int) -> np.ndarray:
     return pixels
 
 
-def _texts(prompts: str | Sequence[str], count: int) -> list[str]:
+def _texts(prompts: Texts, count: int, variants: int) -> list[list[str]]:
+    """For every image, a prompt for each variant."""
     if isinstance(prompts, str):
-        return [prompts] * count
-    if len(prompts) != count or not all(isinstance(p, str) for p in prompts):
+        return [[prompts] * variants] * count
+    every = [[each] * variants if isinstance(each, str) else list(each) if isinstance(each, Sequence) else [each]
+             for each in prompts]
+    if len(every) != count or not all(isinstance(text, str) for texts in every for text in texts):
         raise ParameterError("prompts", f"expected a text for all, or {count} texts, one an image")
-    return list(prompts)
+    if odd := next((texts for texts in every if len(texts) != variants), None):
+        raise ParameterError("prompts", f"expected {variants} texts for an image, one a variant, got {len(odd)}")
+    return every
 
 
 def _identities(keys: int | str | Sequence[int | str] | None, arrays: Sequence[np.ndarray] | np.ndarray) -> list[int]:

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,7 +80,9 @@ class ReverseProcess:
     ----------
     pipe : dreamda.Pipeline
     z0 : float32 array (N, latent_channels, h, w)
-    prompts, keys : list
+    prompts : list of list of str
+        For each image, one for each variant.
+    keys : list of int
         One for each image.
     options : GenerationOptions
     progress : callable(done, total), optional
@@ -97,7 +100,7 @@ class ReverseProcess:
     def __init__(self,
                  pipe: Pipeline,
                  z0: np.ndarray,
-                 prompts: list[str],
+                 prompts: list[list[str]],
                  keys: list[int],
                  options: GenerationOptions,
                  progress: Callable[[int, int], None] | None = None,
@@ -119,6 +122,12 @@ class ReverseProcess:
         self.guided = [not pipe.unet.takes_guidance and g not in (0, 1) for g in self.guidances]
         self.target = 1 + any(self.guided)  # rows of a target, at most
         self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, options.variants)]
+        # For every unit, the length of its contexts in chunks. A longer prompt of another unit must not change it.
+        shared = [options.negative_prompt]
+        if options.method == "cycle" and not options.share_source:
+            shared.append(options.source_prompt)
+        least = max(map(self.chunks_of, shared))
+        self.chunks = {(i, k): max(least, self.chunks_of(prompts[i][k])) for i, k in self.units}
         self.stored: set[tuple[int, int]] = set()
         self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
         self.done = self.total = 0
@@ -134,10 +143,28 @@ class ReverseProcess:
         {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
         return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
 
-    def each(self, units: list[tuple[int, int]], rows: int, work: Callable[[list[tuple[int, int]], int | None],
-                                                                           None]) -> None:
+    def each(self, runs: list[list[tuple[int, int]]], rows: int,
+             work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
         """Call work(group, lane) for the units in groups, with `rows` U-Net rows per unit."""
-        work_through(self.groups(units, rows), work, self.pipe.threads, self.latent_size)
+        work_through(self.groups(runs, rows), work, self.pipe.threads, self.latent_size)
+
+    # ---- prompts
+
+    def context(self, prompt: str, chunks: int = 1) -> np.ndarray:
+        """The embedding of a prompt, of at least `chunks` chunks."""
+        return self.pipe.context(prompt, self.options.prompt_syntax, chunks)
+
+    def chunks_of(self, prompt: str) -> int:
+        """The number of chunks of a prompt's embedding."""
+        return len(self.context(prompt)) // len(self.context(""))
+
+    def variants(self) -> list[list[tuple[int, int]]]:
+        """All units, divided where the length of their contexts changes: a U-Net call has one length."""
+        return [list(run) for _, run in groupby(self.units, key=self.chunks.__getitem__)]
+
+    def sources(self) -> list[list[tuple[int, int]]]:
+        """The units of work that is done once per image."""
+        return [[(image, 0) for image in range(len(self.z0))]]
 
     # ---- noise
 
@@ -170,20 +197,22 @@ class ReverseProcess:
 
     # ---- U-Net calls
 
-    def groups(self, units: list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int, int]]]:
-        """The units in fixed-size groups; a short last one is filled up by repeating its last unit."""
+    def groups(self, runs: list[list[tuple[int, int]]], rows: int) -> Iterator[list[tuple[int, int]]]:
+        """The units in fixed-size groups; the short last one of a run is filled up by repeating its last unit."""
         size = group_size(rows, *self.latent_size)
-        for first in range(0, len(units), size):
-            if self.stop and self.stored and self.stop():
-                return
-            group = units[first : first + size]
-            yield group + [group[-1]] * (size - len(group))
+        for units in runs:
+            for first in range(0, len(units), size):
+                if self.stop and self.stored and self.stop():
+                    return
+                group = units[first : first + size]
+                yield group + [group[-1]] * (size - len(group))
 
-    def expect(self, units: int, rows: int, targets: bool = True) -> None:
-        """Add the U-Net rows that `units` units will need to the total of the progress."""
+    def expect(self, runs: list[list[tuple[int, int]]], rows: int, targets: bool = True) -> None:
+        """Add the U-Net rows that the units will need to the total of the progress."""
         size = group_size(rows, *self.latent_size)
         saved = self.guided.count(False) if targets and self.target > 1 else 0
-        self.total += -(-units // size) * size * (rows * len(self.steps) - saved)
+        groups = sum(-(-len(units) // size) for units in runs)
+        self.total += groups * size * (rows * len(self.steps) - saved)
 
     def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
                 lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
@@ -247,38 +276,42 @@ class ReverseProcess:
 
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
         """Rows of the negative prompt (if the step is guided), then text rows. Each is perturbed with its own draw."""
-        guidance = self.guidances[step.index]
-        text = [_Row(u, self.pipe.context(self.prompts[image]), 1, guidance) for u, (image, _) in enumerate(units)]
+        guidance, chunks = self.guidances[step.index], self.chunks[units[0]]
+        text = [_Row(u, self.context(self.prompts[image][variant], chunks), 1, guidance)
+                for u, (image, variant) in enumerate(units)]
         if not self.guided[step.index]:
             return text
-        return [_Row(u, self.pipe.context(self.options.negative_prompt), 0) for u in range(len(units))] + text
+        return [_Row(u, self.context(self.options.negative_prompt, chunks), 0) for u in range(len(units))] + text
 
-    def source_rows(self, count: int) -> list[_Row]:
+    def source_rows(self, count: int, chunks: int) -> list[_Row]:
         """Unconditional rows (if the source is guided), then text rows, all without perturbation."""
         guidance = self.options.source_guidance_scale
-        text = [_Row(u, self.pipe.context(self.options.source_prompt), guidance_scale=guidance) for u in range(count)]
+        text = [_Row(u, self.context(self.options.source_prompt, chunks), guidance_scale=guidance)
+                for u in range(count)]
         if self.options.source_prompt == "" or guidance in (0, 1) or self.pipe.unet.takes_guidance:
             return text
-        return [_Row(u, self.pipe.context("")) for u in range(count)] + text
+        return [_Row(u, self.context("", chunks)) for u in range(count)] + text
 
     # ---- the recursions
 
     def cycle(self) -> None:
         """The authors' code: the target follows the source's noise."""
         options = self.options
-        source = len(self.source_rows(1))
+        source, units = len(self.source_rows(1, 1)), self.variants()
         if options.share_source:
-            self.expect(len(self.z0), source, targets=False)
-            self.expect(len(self.units), self.target)
+            self.expect(self.sources(), source, targets=False)
+            self.expect(units, self.target)
             trajectories = self.source_trajectories(source)
         else:
-            self.expect(len(self.units), source + self.target)
+            self.expect(units, source + self.target)
             trajectories = None
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = x_source = np.stack([self.start(*unit) for unit in group])
             # Source rows follow the target rows in the same call, with the source's own latents.
-            sources = [replace(r, unit=r.unit + len(group)) for r in self.source_rows(len(group))]
+            sources = [
+                replace(r, unit=r.unit + len(group)) for r in self.source_rows(len(group), self.chunks[group[0]])
+            ]
             before: np.ndarray | None = None
             before_source: np.ndarray | None = None
             for step in self.steps:
@@ -299,7 +332,7 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(self.units, self.target if options.share_source else source + self.target, work)
+        self.each(units, self.target if options.share_source else source + self.target, work)
 
     def posterior(self, x: np.ndarray, units: list[tuple[int, int]], step: Step) -> np.ndarray:
         """x_p of the source: a sample of q(x_p | x_t, z0)."""
@@ -315,7 +348,7 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
-            sources = self.source_rows(len(group))
+            sources = self.source_rows(len(group), self.chunks_of(self.options.source_prompt))
             before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
@@ -326,14 +359,14 @@ class ReverseProcess:
                     if len(result[image]) == step.index:  # a filled-up group repeats its last image
                         result[image].append((mean[u], x[u]))
 
-        self.each([(image, 0) for image in result], rows, work)
+        self.each(self.sources(), rows, work)
         return result
 
     def asymmetric(self) -> None:
         """The paper's figure: inversion, then perturbed images and clean directions."""
         options = self.options
-        self.expect(len(self.z0), 1, targets=False)
-        self.expect(len(self.units), self.target)
+        self.expect(self.sources(), 1, targets=False)
+        self.expect(self.variants(), self.target)
         starts = self.inversions()
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
@@ -352,7 +385,7 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(self.units, self.target, work)
+        self.each(self.variants(), self.target, work)
 
     def inversions(self) -> list[np.ndarray]:
         """x_T of every image by DDIM inversion, without noise or guidance.
@@ -360,7 +393,7 @@ class ReverseProcess:
         Each step is undone with the prediction for the less noisy latent at the noisier timestep.
         """
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
-        context = self.pipe.context(self.options.source_prompt)
+        context = self.context(self.options.source_prompt)
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = self.z0[[image for image, _ in group]]
@@ -370,12 +403,12 @@ class ReverseProcess:
             for u, (image_index, _) in enumerate(group):
                 result[image_index] = x[u]
 
-        self.each([(image, 0) for image in range(len(self.z0))], 1, work)
+        self.each(self.sources(), 1, work)
         return result
 
     def sdedit(self) -> None:
         """Plain img2img."""
-        self.expect(len(self.units), self.target)
+        self.expect(self.variants(), self.target)
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
@@ -388,7 +421,7 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(self.units, self.target, work)
+        self.each(self.variants(), self.target, work)
 
     def step_done(self, group: list[tuple[int, int]], step: Step, x: np.ndarray) -> None:
         """Call the callback, without the units that only fill up the group."""

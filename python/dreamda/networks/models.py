@@ -599,7 +599,47 @@ class TextEncoder(Part):
         ValueError
             The text encoder was loaded without a tokenizer.
         """
+        self._need_tokenizer()
+        return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])
+
+    def embed(self, prompt: str) -> np.ndarray:
+        """Embedding of a prompt with weights and of any length, as A1111 computes it.
+
+        Each chunk of tokens is encoded by itself. Its embeddings are multiplied by the weights of their tokens, then
+        scaled so that the chunk has the same mean as without weights.
+
+        Parameters
+        ----------
+        prompt : str
+            In the syntax of `dreamda.data.prompt_syntax`.
+
+        Returns
+        -------
+        float32 array (chunks * tokenizer.length, hidden_size)
+
+        Raises
+        ------
+        ValueError
+            The text encoder was loaded without a tokenizer, or the prompt cannot be read.
+        """
+        self._need_tokenizer()
+        every = [apply_weights(self.encode_tokens(ids[None])[0], weights)
+                 for ids, weights in zip(*self.tokenizer.chunks(prompt))]
+        if not all(np.isfinite(each).all() for each in every):
+            raise ValueError(f"the weights of the prompt {prompt[:100]!r} cancel each other or are too large; write "
+                             "weights of about 0.5 to 1.5")
+        return np.concatenate(every)
+
+    def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise ValueError(
                 "prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
-        return np.concatenate([self.encode_tokens(ids[None]) for ids in self.tokenizer(list(prompts))])
+
+
+def apply_weights(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Embeddings of the tokens of a chunk, (tokens, channels), times their weights, with the mean of all restored."""
+    if (weights == 1).all():
+        return hidden
+    weighted = hidden * weights[:, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return weighted * np.float32(hidden.mean(dtype=np.float64) / weighted.mean(dtype=np.float64))

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ..data.prompt_syntax import parse_prompt
 from .config import read_json, shown
 
 MAX_MERGES_BYTES = 64 << 20
 MAX_ADDED_TOKENS = 10_000
 MAX_TOKEN_LENGTH = 1000
+MAX_CHUNKS = 16  # of a prompt; more are a mistake, and the U-Net's attention to them costs time and memory
 CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", "PreTrainedTokenizerFast")
 _MARKS = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
 # In transformers' order.
@@ -27,6 +29,8 @@ _PRE_TOKENIZERS: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": words}, "behavior": "Removed", "invert": True},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True} | regex]}
     for words in (_WORDS, _MARKS_OR_WORDS) for regex in ({}, {"use_regex": True})]
+
+T = TypeVar("T")
 
 
 class Tokenizer:
@@ -55,7 +59,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        from tokenizers import Regex, Tokenizer as Engine, models, normalizers, pre_tokenizers, processors
+        from tokenizers import Regex, Tokenizer as Engine, models, normalizers, pre_tokenizers
 
         folder = Path(folder)
         source, vocab, merges, listed = _read_vocabulary(folder)
@@ -85,11 +89,9 @@ class Tokenizer:
                     f"{options.path}: the added token {token.content[:100]!r} has id {number}, but it would get "
                     f"{actual}; the ids of added tokens continue those of {source.name} without a gap")
         ids = engine.get_vocab(with_added_tokens=True)
-        engine.post_processor = processors.RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), trim_offsets=False,
-                                                             add_prefix_space=False)
         engine.encode_special_tokens = options.split_special_tokens
-        engine.enable_truncation(options.length, direction=options.truncation_side)
-        engine.enable_padding(direction=options.padding_side, pad_id=ids[pad], pad_token=pad, length=options.length)
+        self._bos, self._eos, self._pad = ids[bos], ids[eos], ids[pad]
+        self._pads_left = options.padding_side == "left"
         self.length, self.truncation_side = options.length, options.truncation_side
         self.vocab_size: int = max(ids.values()) + 1
         self._engine = engine
@@ -106,8 +108,46 @@ class Tokenizer:
         -------
         int32 array (len(texts), length)
         """
-        encodings = self._engine.encode_batch(self._spelled_out(texts))
-        return np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(encodings), self.length)
+        rows = [self._framed(self._kept(encoding.ids), self._bos, self._eos, self._pad)
+                for encoding in self._encoded(texts)]
+        return np.array(rows, np.int32).reshape(len(rows), self.length)
+
+    def chunks(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
+        """The token ids of a prompt of any length, and their weights, in rows of `length` tokens.
+
+        As in A1111, the parts between the marks of the syntax become tokens each for themselves, a row is filled before
+        the next one begins, and each has a start and an end token.
+
+        Parameters
+        ----------
+        prompt : str
+            In the syntax of `dreamda.data.prompt_syntax`.
+
+        Returns
+        -------
+        ids : int32 array (chunks, length)
+        weights : float32 array (chunks, length)
+
+        Raises
+        ------
+        ValueError
+            A weight is not a number, or there are more than `MAX_CHUNKS` rows.
+        """
+        rows: list[list[tuple[int, float]]] = []
+        size = self.length - 2
+        parts = parse_prompt(prompt)
+        for number, pieces in enumerate(parts):
+            encoded = self._encoded([piece.text for piece in pieces])
+            tokens = [(token, piece.weight) for piece, each in zip(pieces, encoded) for token in each.ids]
+            if tokens or number + 1 < len(parts) or not rows:
+                rows += [tokens[i : i + size] for i in range(0, max(len(tokens), 1), size)]
+        if len(rows) > MAX_CHUNKS:
+            raise ValueError(f"the prompt {prompt[:100]!r} has {len(rows)} chunks of {size} tokens, and at most "
+                             f"{MAX_CHUNKS} are read; shorten it")
+        ids = [self._framed([token for token, _ in row], self._bos, self._eos, self._pad) for row in rows]
+        weights = [self._framed([weight for _, weight in row], 1.0, 1.0, 1.0) for row in rows]
+        with np.errstate(over="ignore"):
+            return np.array(ids, np.int32), np.array(weights, np.float32)
 
     def unread(self, texts: list[str]) -> list[str]:
         """The part of each text that is truncated; "" if none is.
@@ -123,15 +163,29 @@ class Tokenizer:
         list of str
         """
         lost = []
-        texts = self._spelled_out(texts)
-        for text, encoding in zip(texts, self._engine.encode_batch(texts)):
-            read = [span for span, special in zip(encoding.offsets, encoding.special_tokens_mask) if not special]
+        for text, encoding in zip(self._spelled_out(texts), self._encoded(texts)):
+            read = self._kept(encoding.offsets)
             first, last = min((start for start, _ in read), default=len(text)), max((end for _, end in read), default=0)
             cut = text[:first] if self.truncation_side == "left" else text[last:]
             for token, series in self._series.items():
                 cut = cut.replace(series, token)
-            lost.append(cut if encoding.overflowing else "")
+            lost.append(cut if len(encoding.ids) > len(read) else "")
         return lost
+
+    def _encoded(self, texts: list[str]) -> list[Any]:
+        """The library's encodings of texts: all their tokens, without start and end."""
+        return self._engine.encode_batch(self._spelled_out(texts), add_special_tokens=False)
+
+    def _kept(self, values: list[T]) -> list[T]:
+        """The values of the tokens that are read; the others are truncated."""
+        size = self.length - 2
+        return values[max(0, len(values) - size) :] if self.truncation_side == "left" else values[:size]
+
+    def _framed(self, values: list[T], first: T, last: T, pad: T) -> list[T]:
+        """The values of a row's tokens, between those of the start and the end token, padded to `length`."""
+        row = [first, *values, last]
+        padding = [pad] * (self.length - len(row))
+        return padding + row if self._pads_left else row + padding
 
     def add(self, tokens: list[str]) -> list[int]:
         """Add tokens; in texts, the first one stands for all of them.

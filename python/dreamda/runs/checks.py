@@ -20,8 +20,10 @@ import numpy as np
 from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
 from ..data.images import read_image
+from ..data.prompt_syntax import Syntax, plain_text, unclosed
 from ..data.prompts import class_names
 from ..networks.config import read_json
+from ..text import counted
 
 if TYPE_CHECKING:
     from ..networks.tokenizer import Tokenizer
@@ -34,8 +36,8 @@ OTHER_SIZE = 3.0           # warn of images larger or smaller than the training 
 
 
 def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer,
-                  negative_prompt: str = "") -> list[str]:
-    """Warnings about prompts that are too long for the text encoder.
+                  negative_prompt: str = "", prompt_syntax: Syntax = "a1111") -> list[str]:
+    """Notes about prompts that are longer than one chunk, or that may not mean what was meant.
 
     Parameters
     ----------
@@ -43,34 +45,55 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     prompts : mapping of key to prompt
     tokenizer : Tokenizer
     negative_prompt : str
+    prompt_syntax : {"a1111", "plain"}
 
     Raises
     ------
     ValueError
-        The class name is in the part of the prompt that is cut off.
+        A prompt cannot be read; or, with "plain", the class name is in the part that is cut off.
     """
-    names, labels = class_names(folder), {image.key: image.label for image in folder.images}
-    first: dict[str, str] = {}
+    first = {negative_prompt: "the negative prompt"} if negative_prompt else {}
     for key, prompt in prompts.items():
-        first.setdefault(prompt, key)
+        first.setdefault(prompt, f"that for {key}")
+    if prompt_syntax == "plain":
+        return _cut_off(folder, prompts, first, tokenizer)
+    chunks = {}
+    for prompt, whose in first.items():
+        try:
+            chunks[prompt] = len(tokenizer.chunks(prompt)[0])
+        except ValueError as error:
+            raise ValueError(f"{whose}: {error}") from None
+    notes = []
+    if long := [prompt for prompt in first if chunks[prompt] > 1]:
+        most = max(long, key=chunks.__getitem__)
+        notes.append(f"{len(long)} of {counted(len(first), 'prompt')} have more than the {tokenizer.length - 2} tokens "
+                     f"of a chunk and are read in several, {first[most]} in {chunks[most]}; models learned with one")
+    if left := next((prompt for prompt in first if unclosed(prompt)), None):
+        notes.append(f"{first[left]} has a bracket that is never closed, {(unclosed(left) or '')[:80]!r}: its weight "
+                     "goes to the end; write \\( or \\[ for the character itself")
+    return notes
+
+
+def _cut_off(folder: ImageFolder, prompts: Mapping[str, str], first: Mapping[str, str],
+             tokenizer: Tokenizer) -> list[str]:
+    """Notes about plain prompts of which a part is not read; `first` names each."""
+    names, labels = class_names(folder), {image.key: image.label for image in folder.images}
     cut = {prompt: lost for prompt, lost in zip(first, tokenizer.unread(list(first))) if lost}
-    for prompt, lost in cut.items():
-        key = first[prompt]
-        left = tokenizer.truncation_side == "left"
+    left = tokenizer.truncation_side == "left"
+    for key, prompt in prompts.items():
+        if not (lost := cut.get(prompt)):
+            continue
         words, read = names[labels[key]].lower(), (prompt[len(lost):] if left else prompt[:-len(lost)]).lower()
         if words in prompt.lower() and words not in read:
             raise ValueError(
                 f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
                 f"{names[labels[key]]!r} is in the part that is cut off; put it {'last' if left else 'first'}, or "
                 "shorten the prompt")
-    lost = tokenizer.unread([negative_prompt])[0]
-    notes = [f"the negative prompt is longer than the {tokenizer.length} tokens that the model reads; of it the model "
-             f"does not read {lost.strip()[:80]!r}"] if lost else []
     if not cut:
-        return notes
+        return []
     prompt, lost = next(iter(cut.items()))
-    return notes + [f"{len(cut)} of {len(first)} prompts are longer than the {tokenizer.length} tokens that the model "
-                    f"reads; of that for {first[prompt]} it does not read {lost.strip()[:80]!r}"]
+    return [f"{len(cut)} of {counted(len(first), 'prompt')} are longer than the {tokenizer.length} tokens that the "
+            f"model reads; of {first[prompt]} it does not read {lost.strip()[:80]!r}"]
 
 
 def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:

@@ -205,7 +205,7 @@ def generate_dataset(folder: ImageFolder,
     """
     part = Part(*shard)
     if prompts is None:
-        prompts = folder.prompts(DEFAULT_TEMPLATE)
+        prompts = folder.prompts(DEFAULT_TEMPLATE, settings.prompt_syntax)
         prompt_source = {"template": DEFAULT_TEMPLATE}
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {

@@ -24,6 +24,7 @@ from ...text import counted, in_brackets
 from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
 from ..images import FORMATS, MAX_PIXELS, LoadedImage, read_image
+from ..prompt_syntax import Syntax, escape_prompt
 
 LABEL = "images"        # the folder of OUT that contains the images
 CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
@@ -188,9 +189,9 @@ class AnnotatedFolder(ImageFolder):
         """What is made from the images, to continue a sentence that ends in their number."""
         return {"objects": ", around their objects", "background": ", new objects in them"}.get(self.keep, "")
 
-    def prompts(self, template: str) -> dict[str, str]:
+    def prompts(self, template: str, prompt_syntax: Syntax = "a1111") -> dict[str, str]:
         """A prompt for each image, by its key; see `Labels.prompts`."""
-        return self.labels.prompts(template)
+        return self.labels.prompts(template, prompt_syntax)
 
     def identity(self) -> dict[str, Any]:
         """The fields that it adds to run.json."""
@@ -349,8 +350,10 @@ class Labels(ABC):
         return AnnotatedFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
                               tuple(self.problems), self, keep)
 
-    def prompts(self, template: str = "a photo of {}") -> dict[str, str]:
+    def prompts(self, template: str = "a photo of {}", prompt_syntax: Syntax = "a1111") -> dict[str, str]:
         """A prompt for each image of `folder`, by its key: the template with the categories in the image.
+
+        Brackets in the names of categories are escaped, unless `prompt_syntax` is "plain".
 
         Raises
         ------
@@ -359,7 +362,7 @@ class Labels(ABC):
         """
         if template.count("{}") != 1:
             raise ValueError(f'{template!r} must hold {{}} once, where the categories go: "a photo of {{}}"')
-        return {f"{LABEL}/{name}": _filled(template, self.categories(name)) for name in self.names}
+        return {f"{LABEL}/{name}": _filled(template, self.categories(name), prompt_syntax) for name in self.names}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -369,13 +372,15 @@ class Labels(ABC):
                            self.problems and counted(len(self.problems), "problem"))
 
 
-def _filled(template: str, categories: Sequence[str]) -> str:
+def _filled(template: str, categories: Sequence[str], prompt_syntax: Syntax) -> str:
     from ..prompts import fill_template
 
     if not categories:
         return " ".join(template.replace(" of a {}", "").replace(" of {}", "").replace("{}", "").split())
     words = [fill_template("a {}", category) for category in categories]
     listed = ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+    if prompt_syntax == "a1111":
+        listed = escape_prompt(listed)
     return template.replace("a {}", "{}").replace("{}", listed)
 
 
