@@ -20,6 +20,8 @@ UNET = dict(
     down_attention=[True, False],
     up_attention=[False, True],
     transformer_layers=[1, 1],
+    mid_transformer_layers=1,
+    up_transformer_layers=[1] * 4,
     heads=[2, 4],
     context_dim=24,
     norm_num_groups=8,
@@ -28,6 +30,8 @@ UNET = dict(
     flip_sin_to_cos=True,
     freq_shift=0.0,
     time_cond_proj_dim=0,
+    text_embeds_dim=0,
+    time_ids_dim=0,
 )
 VAE = dict(
     in_channels=3,
@@ -56,6 +60,7 @@ CLIP = dict(
     num_hidden_layers=2,
     num_attention_heads=4,
     max_position_embeddings=12,
+    projection_dim=0,
     hidden_act="quick_gelu",
     layer_norm_eps=1e-5,
 )
@@ -154,6 +159,38 @@ def write_model(folder, scheduler=(), **changes):
     shutil.copy(bundled / "model_index.json", folder)
     file = folder / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(scheduler)))
+    return folder
+
+
+XL_UNET = dict(cross_attention_dim=32 + 24,
+               use_linear_projection=True,
+               transformer_layers_per_block=[2, 1],
+               addition_embed_type="text_time",
+               addition_time_embed_dim=4,
+               projection_class_embeddings_input_dim=20 + 6 * 4)
+XL_TEXT = FOLDER_TEXT | dict(architectures=["CLIPTextModelWithProjection"],
+                             hidden_size=24,
+                             hidden_act="gelu",
+                             num_hidden_layers=2,
+                             projection_dim=20,
+                             eos_token_id=2)
+
+
+def write_sdxl(folder, scheduler=(), index=(), **changes):
+    """The folder of an SDXL: `changes` as in `write_model`, `index` those of model_index.json."""
+    write_model(folder, scheduler, **XL_UNET | changes)
+    write_network(folder / "text_encoder_2", XL_TEXT, ["clip_text"], read_text_config, "model.safetensors")
+    shutil.copytree(folder / "tokenizer", folder / "tokenizer_2")
+    for part, change in (("tokenizer", {}), ("tokenizer_2", {"pad_token": "!"})):
+        file = folder / part / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        (folder / part / "special_tokens_map.json").unlink(missing_ok=True)
+    file = folder / "model_index.json"
+    parts = dict(_class_name="StableDiffusionXLPipeline",
+                 force_zeros_for_empty_prompt=True,
+                 text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+                 tokenizer_2=["transformers", "CLIPTokenizer"])
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts | dict(index)))
     return folder
 
 

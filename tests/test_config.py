@@ -25,7 +25,15 @@ SD21 = SD15 | {
     "only_cross_attention": False, "sample_size": 96, "upcast_attention": True, "use_linear_projection": True,
 }
 SDXL = SD15 | {
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816
+    "addition_embed_type": "text_time", "addition_embed_type_num_heads": 64, "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20], "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2, "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "projection_class_embeddings_input_dim": 2816, "sample_size": 128, "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"], "use_linear_projection": True,
+}
+SSD1B = SDXL | {
+    "mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
 }
 
 
@@ -36,9 +44,8 @@ def write(folder, content, name="config.json"):
 
 def test_stable_diffusion_1(tmp_path):
     config = read_unet_config(write(tmp_path, SD15))
-    assert config["heads"] == [8] * 4 and config["transformer_layers"] == [1] * 4 and config["layers_per_block"] == [
-        2
-    ] * 4
+    assert config["heads"] == [8] * 4 and config["layers_per_block"] == [2] * 4
+    assert config["transformer_layers"] == [1] * 8 and config["up_transformer_layers"] == [1] * 12
     assert config["down_attention"] == [True, True, True, False] and config["up_attention"] == [False, True, True, True]
     assert config["sample_size"] == (64, 64) and config["linear_projection"] is False
     parameters = _core.Model("unet", config).parameters()
@@ -50,6 +57,43 @@ def test_stable_diffusion_2(tmp_path):
     config = read_unet_config(write(tmp_path, SD21))
     assert config["heads"] == [5, 10, 20, 20] and config["linear_projection"] is True
     assert sum(_count(shape) for _, shape in _core.Model("unet", config).parameters()) == 865_910_724
+
+
+def test_stable_diffusion_xl(tmp_path):
+    config = read_unet_config(write(tmp_path, SDXL))
+    assert config["transformer_layers"] == [1, 1, 2, 2, 10, 10] and config["mid_transformer_layers"] == 10
+    assert config["up_transformer_layers"] == [10, 10, 10, 2, 2, 2, 1, 1, 1]
+    assert config["text_embeds_dim"] == 1280 and config["time_ids_dim"] == 256 and config["sample_size"] == (128, 128)
+    parameters = dict(_core.Model("unet", config).parameters())
+    assert parameters["add_embedding.linear_1.weight"] == (1280, 2816)
+    assert sum(map(_count, parameters.values())) == 2_567_463_684
+
+
+def test_a_cut_stable_diffusion_xl(tmp_path):
+    config = read_unet_config(write(tmp_path, SSD1B))
+    assert config["transformer_layers"] == [1, 1, 2, 2, 4, 4] and config["mid_transformer_layers"] == 0
+    assert config["up_transformer_layers"] == [4, 4, 10, 2, 1, 1, 1, 1, 1]
+    names = [name for name, _ in _core.Model("unet", config).parameters()]
+    assert not any(name.startswith(("mid_block.attentions", "mid_block.resnets.1")) for name in names)
+    assert "up_blocks.0.attentions.2.transformer_blocks.9.norm1.weight" in names
+
+
+def test_sdxls_second_text_encoder(tmp_path):
+    config = read_text_config(
+        write(
+            tmp_path, dict(architectures=["CLIPTextModelWithProjection"],
+                           eos_token_id=2,
+                           hidden_act="gelu",
+                           hidden_size=1280,
+                           intermediate_size=5120,
+                           max_position_embeddings=77,
+                           model_type="clip_text_model",
+                           num_attention_heads=20,
+                           num_hidden_layers=32,
+                           projection_dim=1280,
+                           vocab_size=49408)))
+    assert config["projection_dim"] == 1280
+    assert sum(_count(shape) for _, shape in _core.Model("clip_text", config).parameters()) == 694_659_840
 
 
 def test_a_latent_consistency_model(tmp_path):
@@ -85,7 +129,7 @@ def test_the_bundled_model():
     [
         ({"_class_name": "UNet2DModel"}, "'_class_name' is 'UNet2DModel'"),
         ({"mid_block_type": None}, "'mid_block_type' is null: without a mid block there is no bottleneck to perturb"),
-        ({"mid_block_type": "UNetMidBlock2D"}, "'mid_block_type' is 'UNetMidBlock2D'"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "is 'UNetMidBlock2DSimpleCrossAttn', but only"),
         ({"block_out_channels": []}, "'block_out_channels' has to be a list of 1 to 8"),
         ({"block_out_channels": [320, -1]}, "'block_out_channels'"),
         ({"down_block_types": ["DownBlock2D"]}, "'down_block_types' has to be a list of 4"),
@@ -102,7 +146,17 @@ def test_the_bundled_model():
         ({"brand_new_feature": 3}, "'brand_new_feature' is unknown"),
         ({"time_cond_proj_dim": 255}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),
         ({"time_cond_proj_dim": "256"}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),
-        (SDXL, "'addition_embed_type' is 'text_time'"),
+        ({"addition_embed_type": "image"}, "'addition_embed_type' is 'image', but only 'text_time' is supported"),
+        ({"addition_time_embed_dim": 256}, "'addition_time_embed_dim' is 256, but only None is supported"),
+        (SDXL | {"addition_time_embed_dim": None}, "'addition_time_embed_dim' has to be a whole number"),
+        (SDXL | {"projection_class_embeddings_input_dim": 1536}, "is 1536, but has to be more than 6 x"),
+        (SDXL | {"transformer_layers_per_block": [1, 2]}, "has to be a whole number, or a list of 3"),
+        (SDXL | {"transformer_layers_per_block": [1, 2, 0]}, "has at level 2 to be a whole number of 1 or more"),
+        (SDXL | {"transformer_layers_per_block": [1, 2, [3]]}, "has at level 2 to be a whole number of 1 or"),
+        (SDXL | {"transformer_layers_per_block": [1, [2, 2], 3]}, "'reverse_transformer_layers_per_block' is missing"),
+        (SSD1B | {"reverse_transformer_layers_per_block": [[4, 4], [2, 1, 1], 1]}, "has at level 0 to be"),
+        (SSD1B | {"reverse_transformer_layers_per_block": 1 << 30}, "has at level 0 to be a whole number"),
+        ({"layers_per_block": 100_000}, "'layers_per_block' makes 400004 skip connections, but at most 128"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path, change, message):

@@ -17,7 +17,7 @@ from dreamda import _core, normals
 CALLS = 1_000 if os.environ.get("DREAMDA_SANITIZED") else 10_000  # under two seconds; sanitizers are ten times slower
 SMALL_UNET = UNET | {
     "block_out_channels": [8], "layers_per_block": [1], "down_attention": [True], "up_attention": [True],
-    "transformer_layers": [1], "heads": [1], "context_dim": 4, "norm_num_groups": 2
+    "transformer_layers": [1], "up_transformer_layers": [1, 1], "heads": [1], "context_dim": 4, "norm_num_groups": 2
 }
 SMALL_VAE = VAE | {"block_out_channels": [8], "norm_num_groups": 2}
 SMALL_CLIP = CLIP | {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -61,12 +61,15 @@ def losses():
 ENTRIES = {
     "unet": lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=1), "unet, two decoders":
     lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=2), "guided unet":
-    lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3), "tiny_vae_encoder":
+    lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3), "sdxl unet":
+    lambda: model_run("unet", SMALL_UNET | {"text_embeds_dim": 3, "time_ids_dim": 2}, height=4, width=4, tokens=3),
+    "tiny_vae_encoder":
     lambda: model_run("tiny_vae_encoder", TINY_VAE, height=4, width=4), "tiny_vae_decoder":
     lambda: model_run("tiny_vae_decoder", TINY_VAE, height=4, width=4), "vae_encoder":
     lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder":
     lambda: model_run("vae_decoder", SMALL_VAE, height=4, width=4), "clip_text":
-    lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "resnet":
+    lambda: model_run("clip_text", SMALL_CLIP, tokens=4), "projected clip_text":
+    lambda: model_run("clip_text", SMALL_CLIP | {"projection_dim": 4}, tokens=4), "resnet":
     lambda: model_run("resnet", TRAINER, height=8, width=8),
     "replaced plan": replaced_plan, "trainer": trainer_run, "losses": losses
 }

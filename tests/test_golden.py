@@ -16,7 +16,7 @@ from random_weights import weight  # noqa: E402
 
 from dreamda import _core  # noqa: E402
 from dreamda.networks.config import read_text_config, read_unet_config, read_vae_config  # noqa: E402
-from dreamda.networks.models import UNet, VAE, guidance_input, resolve_dtype  # noqa: E402
+from dreamda.networks.models import UNet, VAE, TextEncoder, guidance_input, resolve_dtype  # noqa: E402
 
 GOLDEN = np.load(HERE / "networks.npz")
 HAS_BF16 = resolve_dtype("auto") == "bf16"
@@ -35,6 +35,13 @@ def plan(family, config, dtype, **shape):
     return result
 
 
+def stored(folder, family, read):
+    """The folder of a configuration, with its weights."""
+    save_file({key: weight(key, shape) for key, shape in _core.Model(family, read(folder)).parameters()},
+              folder / "model.safetensors")
+    return folder
+
+
 def networks(name, folder, dtype):
     """A function from inputs to the outputs that the golden file names."""
     kind, config, shape = CASES[name]
@@ -42,6 +49,10 @@ def networks(name, folder, dtype):
     if kind == "clip":
         text = plan("clip_text", read_text_config(folder), dtype, rows=shape[0], tokens=shape[1])
         return text.run
+    if kind == "clip_projection":
+        text = TextEncoder.load(stored(folder, "clip_text", read_text_config), dtype=dtype, threads=2)
+        return lambda x: dict(zip(("hidden", "penultimate", "text_embeds"),
+                                  (text.encode_tokens(x["tokens"]), *text.encode_for_xl(x["tokens"]))))
     if kind == "vae":
         rows, height, width = shape
         read = read_vae_config(folder)

@@ -472,6 +472,7 @@ WIDE = {
                                  down_attention=[True],
                                  up_attention=[True],
                                  transformer_layers=[1],
+                                 up_transformer_layers=[1, 1],
                                  heads=[4]), dict(rows=1, height=4, width=4, tokens=5)),
     **{
         f"text, {size}": ("clip_text", CLIP | dict(hidden_size=size, num_hidden_layers=1, num_attention_heads=8),

@@ -108,6 +108,24 @@ static bool read_bools(PyObject *config, const char *key, int levels, bool *out)
     return true;
 }
 
+/* The numbers of transformer layers, one for every ResNet block on the way down and on the way up. */
+static bool read_transformer_layers(PyObject *config, dd_unet_config *c)
+{
+    int down = 0, up = 0;
+    for (int i = 0; i < c->levels; i++) {
+        down += c->layers_per_block[i];
+        up += c->layers_per_block[i] + 1; /* as many as skip connections */
+        if (c->layers_per_block[i] > DD_MAX_SKIPS || up > DD_MAX_SKIPS) {
+            PyErr_Format(PyExc_ValueError, "config: 'layers_per_block' makes more than %d skip connections",
+                         DD_MAX_SKIPS);
+            return false;
+        }
+    }
+    return read_ints(config, "transformer_layers", 1, &down, c->transformer_layers) &&
+           read_ints(config, "up_transformer_layers", 1, &up, c->up_transformer_layers) &&
+           read_optional_int(config, "mid_transformer_layers", &c->mid_transformer_layers);
+}
+
 static bool read_unet(PyObject *config, dd_config *out)
 {
     dd_unet_config *c = &out->unet;
@@ -116,13 +134,15 @@ static bool read_unet(PyObject *config, dd_config *out)
            read_ints(config, "layers_per_block", 1, &c->levels, c->layers_per_block) &&
            read_bools(config, "down_attention", c->levels, c->down_attention) &&
            read_bools(config, "up_attention", c->levels, c->up_attention) &&
-           read_ints(config, "transformer_layers", 1, &c->levels, c->transformer_layers) &&
+           read_transformer_layers(config, c) &&
            read_ints(config, "heads", 1, &c->levels, c->heads) && read_int(config, "context_dim", &c->context_dim) &&
            read_int(config, "norm_num_groups", &c->norm_num_groups) && read_float(config, "norm_eps", &c->norm_eps) &&
            read_bool(config, "linear_projection", &c->linear_projection) &&
            read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) &&
            read_float(config, "freq_shift", &c->freq_shift) &&
-           read_optional_int(config, "time_cond_proj_dim", &c->time_cond_proj_dim);
+           read_optional_int(config, "time_cond_proj_dim", &c->time_cond_proj_dim) &&
+           read_optional_int(config, "text_embeds_dim", &c->text_embeds_dim) &&
+           read_optional_int(config, "time_ids_dim", &c->time_ids_dim);
 }
 
 static bool read_vae(PyObject *config, dd_config *out)
@@ -170,6 +190,7 @@ static bool read_clip(PyObject *config, dd_config *out)
            read_int(config, "num_hidden_layers", &c->num_hidden_layers) &&
            read_int(config, "num_attention_heads", &c->num_attention_heads) &&
            read_int(config, "max_position_embeddings", &c->max_position_embeddings) &&
+           read_optional_int(config, "projection_dim", &c->projection_dim) &&
            read_float(config, "layer_norm_eps", &c->layer_norm_eps);
 }
 

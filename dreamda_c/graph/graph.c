@@ -270,7 +270,7 @@ dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_si
                 .nsrc = 1,
                 .flip_sin_to_cos = flip_sin_to_cos,
                 .freq_shift = freq_shift};
-    return add_op(g, &op, "time_proj", info(g, timestep)->n, 1, 1, dim, DD_ACTIVATION);
+    return add_op(g, &op, "time_proj", info(g, timestep)->n, 1, 1, info(g, timestep)->c * dim, DD_ACTIVATION);
 }
 
 dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, const char *position_table,
@@ -335,6 +335,7 @@ dd_value dd_graph_linear(dd_graph *g, const dd_linear *l)
         .kind = DD_OP_LINEAR,
         .nsrc = 3,
         .act = l->act,
+        .act_of_sum = l->act_of_sum,
         .nweights = names,
         .nbias = l->no_bias ? 0 : names,
         .src = {[DD_SRC] = l->src, [DD_SRC_MULTIPLY] = {.value = l->multiply}, [DD_SRC_ADD] = {.value = l->add}}};

@@ -54,6 +54,7 @@ dd_value dd_graph_from_nchw(dd_graph *g, dd_value src);                  /* (n, 
 dd_value dd_graph_to_nchw(dd_graph *g, dd_value src);                    /* activation -> (n, c, h, w) f32 */
 dd_value dd_graph_from_rows(dd_graph *g, dd_value src);                  /* (n, t, c) f32 -> activation */
 dd_value dd_graph_to_rows(dd_graph *g, dd_value src);                    /* activation -> (n, t, c) f32 */
+/* (n, c) f32 -> (n, c * dim): the sinusoids of each number, one after the other. */
 dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_sin_to_cos, float freq_shift);
 dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, const char *position_table,
                         int vocabulary, int positions, int channels);
@@ -86,6 +87,7 @@ typedef struct {
     bool no_bias, pointwise_conv; /* the latter: the weight's shape is (o, i, 1, 1) */
     bool f32;                     /* dst stays f32 (for the row bias of a norm) */
     dd_activation act;
+    bool act_of_sum; /* the activation comes after `add` */
     dd_value multiply, add;
 } dd_linear;
 dd_value dd_graph_linear(dd_graph *g, const dd_linear *linear);
@@ -180,7 +182,7 @@ typedef struct {
     dd_activation act;
     int kernel, stride, pad_before, pad_after, groups, heads;
     float eps, freq_shift;
-    bool silu, causal, flip_sin_to_cos;
+    bool silu, causal, flip_sin_to_cos, act_of_sum;
 } dd_op;
 
 int dd_graph_ops(const dd_graph *g);

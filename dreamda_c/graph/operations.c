@@ -14,14 +14,14 @@ static dd_engine *engine_of(const dd_plan *p)
     return dd_weights_engine(dd_graph_weights(p->graph));
 }
 
-/* A residual is added after an activation, but before a ReLU. */
+/* A residual is added after an activation, but before a ReLU, and where the operation says so. */
 static dd_epilogue epilogue(const dd_plan *p, const dd_op *op)
 {
     const dd_value multiply = op->src[DD_SRC_MULTIPLY].value, add = op->src[DD_SRC_ADD].value;
-    const bool relu_last = op->act == DD_ACT_RELU && add;
+    const bool act_of_sum = add && (op->act == DD_ACT_RELU || op->act_of_sum);
     return (dd_epilogue){.bias = op->nbias > 0,
-                         .act = relu_last ? DD_ACT_NONE : op->act,
-                         .relu_last = relu_last,
+                         .act = act_of_sum ? DD_ACT_NONE : op->act,
+                         .act_last = act_of_sum ? op->act : DD_ACT_NONE,
                          .multiply = multiply != DD_NONE,
                          .multiply_ld = multiply ? (size_t)dd_step_value(p, multiply)->c : 0,
                          .add = add != DD_NONE,
@@ -323,7 +323,8 @@ static dd_status run_add_noise(const dd_plan *p, const dd_step *s, const dd_call
 
 static dd_status run_timestep(const dd_plan *p, const dd_step *s, const dd_call *c)
 {
-    dd_timestep_embedding(p->dtype, c->dst, c->src, c->out->n, c->out->c, s->op->flip_sin_to_cos, s->op->freq_shift);
+    dd_timestep_embedding(p->dtype, c->dst, c->src, c->in->n * c->in->c, c->out->c / c->in->c, s->op->flip_sin_to_cos,
+                          s->op->freq_shift);
     return DD_OK;
 }
 

@@ -30,8 +30,10 @@ dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int
     dd_graph_push(g, "text_model");
     dd_value x = dd_graph_embed(g, ids, "embeddings.token_embedding", "embeddings.position_embedding",
                                 config->vocab_size, config->max_position_embeddings, config->hidden_size);
+    dd_value penultimate = x;
     for (int i = 0; i < config->num_hidden_layers && dd_graph_status(g) == DD_OK; i++) {
         dd_graph_push(g, "encoder.layers.%d", i);
+        penultimate = x;
         x = self_attention(g, config, x);
         x = mlp(g, config, x);
         dd_graph_pop(g);
@@ -39,5 +41,13 @@ dd_status dd_clip_build(dd_graph *g, const dd_clip_config *config, int rows, int
     x = dd_graph_layer_norm(g, "final_layer_norm", x, config->layer_norm_eps);
     dd_graph_pop(g);
     dd_graph_output(g, "hidden", dd_graph_to_rows(g, x));
+    dd_graph_output(g, "penultimate", dd_graph_to_rows(g, penultimate));
+    if (config->projection_dim) {
+        x = dd_graph_linear(g, &(dd_linear){.name = {"text_projection"},
+                                            .src = {.value = x},
+                                            .out = config->projection_dim,
+                                            .no_bias = true});
+        dd_graph_output(g, "projected", dd_graph_to_rows(g, x));
+    }
     return dd_graph_status(g);
 }

@@ -13,17 +13,22 @@
 
 #include "graph/graph.h"
 
-enum { DD_MAX_LEVELS = 8 };
+enum { DD_MAX_LEVELS = 8, DD_MAX_SKIPS = 128, DD_TIME_IDS = 6 };
 
-/* UNet2DConditionModel. */
+/* UNet2DConditionModel. `transformer_layers` and `up_transformer_layers` have an entry for every ResNet block on the
+   way down and on the way up; those of levels without attention are unused. All levels make at most DD_MAX_SKIPS skip
+   connections. */
 typedef struct {
     int in_channels, out_channels, levels;
     int block_out_channels[DD_MAX_LEVELS], layers_per_block[DD_MAX_LEVELS];
     bool down_attention[DD_MAX_LEVELS], up_attention[DD_MAX_LEVELS]; /* each in its own order */
-    int transformer_layers[DD_MAX_LEVELS], heads[DD_MAX_LEVELS];
+    int transformer_layers[DD_MAX_SKIPS], up_transformer_layers[DD_MAX_SKIPS];
+    int mid_transformer_layers; /* 0: the mid block is one ResNet block */
+    int heads[DD_MAX_LEVELS];
     int context_dim, norm_num_groups;
     float norm_eps, freq_shift;
     int time_cond_proj_dim; /* of the guidance embedding; 0: the model has none */
+    int text_embeds_dim, time_ids_dim; /* of SDXL's "text_time" condition, the latter of each id; 0: it has none */
     bool linear_projection, flip_sin_to_cos;
 } dd_unet_config;
 
@@ -32,8 +37,8 @@ typedef struct {
     int decoders;                    /* 2: both the clean and the perturbed bottleneck are decoded */
 } dd_unet_shape;
 
-/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row]; optional noise_scale,
-   noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
+/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row], [text_embeds and time_ids
+   (constant)]; optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape);
 
 /* AutoencoderKL, one half at a time. */
@@ -61,9 +66,11 @@ dd_status dd_tiny_vae_encoder_build(dd_graph *g, const dd_tiny_vae_config *confi
 /* Input latent (already clamped by tanh), output image. */
 dd_status dd_tiny_vae_decoder_build(dd_graph *g, const dd_tiny_vae_config *config, int rows, int height, int width);
 
-/* CLIPTextModel. Input tokens, output hidden (after the final norm). */
+/* CLIPTextModel. Input tokens; outputs hidden (after the final norm), penultimate (the last layer's input), and for a
+   CLIPTextModelWithProjection, projected (the projection of hidden). */
 typedef struct {
     int vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings;
+    int projection_dim; /* 0: the model has no projection */
     dd_activation hidden_act;
     float layer_norm_eps;
 } dd_clip_config;

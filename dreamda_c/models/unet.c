@@ -3,13 +3,11 @@
 #include "models/layers.h"
 #include "models/models.h"
 
-enum { MAX_SKIPS = 128 };
-
 /* What is carried down the U and up again. */
 typedef struct {
     const dd_unet_config *config;
     dd_value time, context;
-    dd_value skips[MAX_SKIPS];
+    dd_value skips[DD_MAX_SKIPS];
     int nskips;
 } unet_state;
 
@@ -21,7 +19,7 @@ static dd_value resnet(dd_graph *g, const unet_state *u, int index, dd_value src
                                                  .groups = u->config->norm_num_groups, .eps = u->config->norm_eps});
 }
 
-static dd_value transformer(dd_graph *g, const unet_state *u, int index, dd_value src, int level)
+static dd_value transformer(dd_graph *g, const unet_state *u, int index, dd_value src, int level, int layers)
 {
     char name[32];
     snprintf(name, sizeof name, "attentions.%d", index);
@@ -29,32 +27,24 @@ static dd_value transformer(dd_graph *g, const unet_state *u, int index, dd_valu
                                 &(dd_transformer){.src = src,
                                                   .context = u->context,
                                                   .heads = u->config->heads[level],
-                                                  .layers = u->config->transformer_layers[level],
+                                                  .layers = layers,
                                                   .groups = u->config->norm_num_groups,
                                                   .linear_projection = u->config->linear_projection});
-}
-
-static void save_skip(dd_graph *g, unet_state *u, dd_value x)
-{
-    if (u->nskips == MAX_SKIPS) {
-        dd_graph_fail(g, DD_INVALID, "layers_per_block makes more than %d skip connections", MAX_SKIPS);
-        return;
-    }
-    u->skips[u->nskips++] = x;
 }
 
 static dd_value down(dd_graph *g, unet_state *u, dd_value x)
 {
     const dd_unet_config *config = u->config;
-    save_skip(g, u, x);
+    const int *layers = config->transformer_layers;
+    u->skips[u->nskips++] = x;
     for (int level = 0; level < config->levels; level++) {
         dd_graph_push(g, "down_blocks.%d", level);
-        for (int i = 0; i < config->layers_per_block[level] && dd_graph_status(g) == DD_OK; i++) {
+        for (int i = 0; i < config->layers_per_block[level]; i++, layers++) {
             x = resnet(g, u, i, x, DD_NONE, config->block_out_channels[level]);
             if (config->down_attention[level]) {
-                x = transformer(g, u, i, x, level);
+                x = transformer(g, u, i, x, level, *layers);
             }
-            save_skip(g, u, x);
+            u->skips[u->nskips++] = x;
         }
         if (level + 1 < config->levels) {
             x = dd_graph_conv(g, &(dd_conv){.name = "downsamplers.0.conv",
@@ -64,7 +54,7 @@ static dd_value down(dd_graph *g, unet_state *u, dd_value x)
                                             .stride = 2,
                                             .pad_before = 1,
                                             .pad_after = 1});
-            save_skip(g, u, x);
+            u->skips[u->nskips++] = x;
         }
         dd_graph_pop(g);
     }
@@ -76,8 +66,10 @@ static dd_value middle(dd_graph *g, const unet_state *u, dd_value x)
     int last = u->config->levels - 1, channels = u->config->block_out_channels[last];
     dd_graph_push(g, "mid_block");
     x = resnet(g, u, 0, x, DD_NONE, channels);
-    x = transformer(g, u, 0, x, last);
-    x = resnet(g, u, 1, x, DD_NONE, channels);
+    if (u->config->mid_transformer_layers) {
+        x = transformer(g, u, 0, x, last, u->config->mid_transformer_layers);
+        x = resnet(g, u, 1, x, DD_NONE, channels);
+    }
     dd_graph_pop(g);
     return x;
 }
@@ -85,17 +77,18 @@ static dd_value middle(dd_graph *g, const unet_state *u, dd_value x)
 static dd_value up(dd_graph *g, const unet_state *u, dd_value x)
 {
     const dd_unet_config *config = u->config;
+    const int *layers = config->up_transformer_layers;
     int nskips = u->nskips;
     for (int i = 0; i < config->levels; i++) {
         int level = config->levels - 1 - i;
         dd_graph_push(g, "up_blocks.%d", i);
-        for (int j = 0; j <= config->layers_per_block[level] && nskips > 0 && dd_graph_status(g) == DD_OK; j++) {
+        for (int j = 0; j <= config->layers_per_block[level]; j++, layers++) {
             x = resnet(g, u, j, x, u->skips[--nskips], config->block_out_channels[level]);
             if (config->up_attention[i]) {
-                x = transformer(g, u, j, x, level);
+                x = transformer(g, u, j, x, level, *layers);
             }
         }
-        if (level > 0 && nskips > 0) {
+        if (level > 0) {
             dd_value next = u->skips[nskips - 1]; /* odd sizes were rounded on the way down */
             x = dd_graph_upsample(g, x, dd_graph_height(g, next), dd_graph_width(g, next));
             x = dd_conv3x3(g, "upsamplers.0.conv", x, config->block_out_channels[level]);
@@ -108,6 +101,32 @@ static dd_value up(dd_graph *g, const unet_state *u, dd_value x)
                                                      .eps = config->norm_eps,
                                                      .silu = true});
     return dd_graph_to_nchw(g, dd_conv3x3(g, "conv_out", x, config->out_channels));
+}
+
+/* SDXL's "text_time" condition, which is added to the timestep embedding: an MLP of the pooled text beside the
+   sinusoids of six numbers. */
+static dd_value text_time(dd_graph *g, const dd_unet_config *config, int rows, int embedding)
+{
+    const int text_dim = config->text_embeds_dim, all = text_dim + DD_TIME_IDS * config->time_ids_dim;
+    dd_value text = dd_graph_input(g, "text_embeds", DD_F32, DD_INPUT_CONSTANT, 2, (int64_t[]){rows, text_dim});
+    dd_value ids = dd_graph_input(g, "time_ids", DD_F32, DD_INPUT_CONSTANT, 2, (int64_t[]){rows, DD_TIME_IDS});
+    dd_value times = dd_graph_timestep(g, ids, config->time_ids_dim, config->flip_sin_to_cos, config->freq_shift);
+    dd_linear of_text = {.name = {"add_embedding.linear_1"},
+                         .src = {.value = dd_graph_from_rows(g, text)},
+                         .out = embedding,
+                         .weight_cols = all};
+    dd_linear of_times = {.name = {"add_embedding.linear_1"},
+                          .src = {.value = times},
+                          .out = embedding,
+                          .first_col = text_dim,
+                          .weight_cols = all,
+                          .no_bias = true,
+                          .add = dd_graph_linear(g, &of_text),
+                          .act = DD_ACT_SILU,
+                          .act_of_sum = true};
+    return dd_graph_linear(g, &(dd_linear){.name = {"add_embedding.linear_2"},
+                                           .src = {.value = dd_graph_linear(g, &of_times)},
+                                           .out = embedding});
 }
 
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape)
@@ -139,11 +158,14 @@ dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet
                                            .src = {.value = time},
                                            .out = embedding,
                                            .act = DD_ACT_SILU});
+    dd_value added = config->text_embeds_dim ? text_time(g, config, rows, embedding) : DD_NONE;
     /* Every reader of the embedding applies SiLU first, so it is stored that way. */
     u.time = dd_graph_linear(g, &(dd_linear){.name = {"time_embedding.linear_2"},
                                              .src = {.value = time},
                                              .out = embedding,
-                                             .act = DD_ACT_SILU});
+                                             .add = added,
+                                             .act = DD_ACT_SILU,
+                                             .act_of_sum = true});
 
     dd_value x = dd_conv3x3(g, "conv_in", dd_graph_from_nchw(g, sample), channels);
     x = down(g, &u, x);

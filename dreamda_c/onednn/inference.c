@@ -38,9 +38,7 @@ static dd_status make_attributes(dnnl_primitive_attr_t *out, const dd_epilogue *
     if (epilogue->add) {
         CHECK(dnnl_post_ops_append_binary(ops, dnnl_binary_add, add));
     }
-    if (epilogue->relu_last) {
-        DD_TRY(append_activation(ops, DD_ACT_RELU));
-    }
+    DD_TRY(append_activation(ops, epilogue->act_last));
     CHECK(dnnl_primitive_attr_set_post_ops(attr, ops));
     dnnl_post_ops_destroy(ops);
     *out = attr;

@@ -48,7 +48,7 @@ typedef struct {
     dd_activation act;
     bool multiply;         /* by DD_ARG_MULTIPLY, laid out like dst with row stride multiply_ld */
     bool add;              /* DD_ARG_ADD, the same with add_ld */
-    bool relu_last;        /* ReLU of the sum */
+    dd_activation act_last; /* of the sum */
     size_t multiply_ld, add_ld;
 } dd_epilogue;
 

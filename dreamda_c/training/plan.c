@@ -190,7 +190,10 @@ static dd_status create_evaluation(dd_trainer *t, step *s, size_t *packed)
     dd_conv_desc d = dd_trainer_conv(t, t->steps[s->convolution].op);
     bool relu = s->op->act == DD_ACT_RELU, add = s->op->src[DD_SRC_ADD].value != DD_NONE;
     d.epilogue = (dd_epilogue){
-        .bias = true, .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE, .add = add, .relu_last = relu && add};
+        .bias = true,
+        .act = relu && !add ? DD_ACT_RELU : DD_ACT_NONE,
+        .add = add,
+        .act_last = relu && add ? DD_ACT_RELU : DD_ACT_NONE};
     s->bias_evaluate = take(packed, (size_t)d.oc * sizeof(float));
     s->winograd_evaluate = dd_convolution_by_winograd(&d, t->isa, DD_PER_BATCH, false);
     if (s->winograd_evaluate) {

@@ -522,19 +522,26 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         if n.byte() < 200:
             heads = [h if 0 < h and w % h == 0 else 1 for h, w in zip(heads, widths, strict=True)]
         hidden, head = n.size(40), n.size(4)
+        layers = [n.size(2) for _ in range(levels)]
+        down, up = sum(layers), sum(layers) + levels
+        if down > 100:  # refused whatever else there is
+            down, up = 1, 1
         config = {
             "in_channels": n.size(5), "out_channels": n.size(5), "latent_channels": n.size(5), "block_out_channels":
-            widths, "layers_per_block": [n.size(2) for _ in range(levels)] if family == "unet" else n.size(2),
+            widths, "layers_per_block": layers if family == "unet" else n.size(2),
             "norm_num_groups": groups, "down_attention": [bool(n.below(2)) for _ in range(levels)], "up_attention":
-            [bool(n.below(2)) for _ in range(levels)], "transformer_layers": [n.size(2)
-                                                                              for _ in range(levels)], "heads": heads,
+            [bool(n.below(2)) for _ in range(levels)], "transformer_layers": [n.size(2) for _ in range(down)],
+            "up_transformer_layers": [n.size(2) for _ in range(up)], "mid_transformer_layers": n.below(3),
+            "heads": heads,
             "context_dim": n.size(30), "norm_eps": (1e-5, 0.0, 1e-30, 1.0, 1e6)[n.below(5)], "linear_projection":
             bool(n.below(2)), "flip_sin_to_cos": bool(n.below(2)), "freq_shift": (0.0, 1.0, 0.5, 8.0)[n.below(4)],
             "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)), "mid_attention": bool(n.below(2)),
             "vocab_size": n.size(50), "hidden_size": hidden * head if hidden < 1 << 16 and n.byte() < 220 else hidden,
             "intermediate_size": n.size(60), "num_hidden_layers": n.size(2), "num_attention_heads": head,
             "max_position_embeddings": n.size(12), "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps":
-            (1e-5, 0.0)[n.below(2)], "time_cond_proj_dim": (0, 0, 4, 2, 7)[n.below(5)], "encoder_channels": n.size(40),
+            (1e-5, 0.0)[n.below(2)], "time_cond_proj_dim": (0, 0, 4, 2, 7)[n.below(5)],
+            "text_embeds_dim": (0, 0, n.size(9))[n.below(3)], "time_ids_dim": n.size(5),
+            "projection_dim": (0, n.size(9))[n.below(2)], "encoder_channels": n.size(40),
             "decoder_channels": n.size(40), "encoder_blocks": [n.size(2) for _ in range(levels)
                                                                ], "decoder_blocks": [n.size(2) for _ in range(levels)]
         }

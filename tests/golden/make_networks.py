@@ -73,6 +73,32 @@ CASES = {
                  cross_attention_dim=24,
                  attention_head_dim=4,
                  time_cond_proj_dim=32), (3, 8, 8, 7)),
+    # SDXL: the pooled text and the size of the image as conditions, several transformer layers
+    "sdxl": ("unet",
+             unet((16, 24, 32), (0, ),
+                  layers_per_block=2,
+                  cross_attention_dim=40,
+                  attention_head_dim=[2, 3, 4],
+                  use_linear_projection=True,
+                  transformer_layers_per_block=[1, 2, 3],
+                  addition_embed_type="text_time",
+                  addition_time_embed_dim=8,
+                  projection_class_embeddings_input_dim=20 + 6 * 8), (2, 8, 12, 5)),
+    # SSD-1B: other numbers of transformer layers for each ResNet block, a mid block of one ResNet block
+    "ssd": ("unet",
+            unet((16, 24, 32), (0, ),
+                 layers_per_block=[1, 2, 1],
+                 cross_attention_dim=40,
+                 attention_head_dim=[2, 3, 4],
+                 use_linear_projection=True,
+                 mid_block_type="UNetMidBlock2D",
+                 transformer_layers_per_block=[0, [2, 1], [3]],
+                 reverse_transformer_layers_per_block=[[1, 3], [2, 1, 2], 1],
+                 addition_embed_type="text_time",
+                 addition_time_embed_dim=6,
+                 projection_class_embeddings_input_dim=16 + 6 * 6,
+                 flip_sin_to_cos=False,
+                 freq_shift=1), (3, 9, 7, 5)),
     # spatial attention, padding at one side, quantisation convolutions
     "vae": ("vae", vae((16, 32)), (2, 12, 8)),
     "vae-plain":
@@ -88,6 +114,14 @@ CASES = {
     # causal attention, both activations
     "clip-quick-gelu": ("clip", clip("quick_gelu"), (2, 12)),
     "clip-gelu": ("clip", clip("gelu"), (3, 5)),
+    # SDXL's second: the input of the last layer, and the projection of the end token, wherever that stands
+    "clip-projection": ("clip_projection",
+                        clip("gelu") | dict(architectures=["CLIPTextModelWithProjection"],
+                                            projection_dim=24), (4, 12)),
+    "clip-old-projection": ("clip_projection",
+                            clip("gelu") | dict(architectures=["CLIPTextModelWithProjection"],
+                                                projection_dim=24,
+                                                eos_token_id=2), (4, 12)),
 }
 
 
@@ -98,6 +132,10 @@ def inputs(name, turn):
     normals = lambda *s: rng.standard_normal(s).astype(np.float32)  # noqa: E731
     if kind == "clip":
         return dict(tokens=rng.randint(0, config["vocab_size"], shape).astype(np.int32))
+    if kind == "clip_projection":
+        tokens = rng.randint(0, config["vocab_size"] - 1, shape).astype(np.int32)
+        tokens[np.arange(len(tokens)), rng.randint(0, shape[1], len(tokens))] = config["vocab_size"] - 1
+        return dict(tokens=tokens)
     if kind in ("vae", "tiny_vae"):
         factor = 2 ** (len(config["block_out_channels" if kind == "vae" else "num_encoder_blocks"]) - 1)
         rows, h, w = shape
@@ -107,9 +145,11 @@ def inputs(name, turn):
     bottom = [h, w]
     for _ in config["block_out_channels"][1:]:
         bottom = [(s + 1) // 2 for s in bottom]
-    guidance = {"guidance_scale": rng.uniform(1, 8, rows).astype(np.float32)
-                } if config.get("time_cond_proj_dim") else {}
-    return guidance | dict(sample=normals(rows, 4, h, w),
+    more = {"guidance_scale": rng.uniform(1, 8, rows).astype(np.float32)} if config.get("time_cond_proj_dim") else {}
+    if config.get("addition_embed_type"):
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        more = dict(text_embeds=normals(rows, pooled), time_ids=rng.randint(0, 1200, (rows, 6)).astype(np.float32))
+    return more | dict(sample=normals(rows, 4, h, w),
                            timestep=rng.randint(0, 1000, rows).astype(np.float32),
                            context=normals(rows, tokens, config["cross_attention_dim"]),
                            noise=normals(rows, config["block_out_channels"][-1], *bottom))
@@ -132,8 +172,9 @@ def main():
         ])
     }
     for name, (kind, config, _) in CASES.items():
-        if kind == "clip":
-            model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+        if kind.startswith("clip"):
+            architecture = getattr(transformers, config.get("architectures", ["CLIPTextModel"])[0])
+            model = architecture(transformers.CLIPTextConfig(**config))
         else:
             kinds = {
                 "unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "tiny_vae":
@@ -142,13 +183,17 @@ def main():
             model = kinds[kind].from_config(config)
         model.eval()
         for parameter_name, parameter in model.named_parameters():
-            canonical = parameter_name if kind != "clip" or parameter_name.startswith(
-                "text_model.") else f"text_model.{parameter_name}"
+            named = not kind.startswith("clip") or parameter_name.startswith(("text_model.", "text_projection."))
+            canonical = parameter_name if named else f"text_model.{parameter_name}"
             parameter.copy_(torch.from_numpy(weight(canonical, tuple(parameter.shape))))
         for turn in (0, 1):
             x = {k: torch.from_numpy(v) for k, v in inputs(name, turn).items()}
             if kind == "clip":
                 results = dict(hidden=model(x["tokens"].long()).last_hidden_state)
+            elif kind == "clip_projection":
+                encoded = model(x["tokens"].long(), output_hidden_states=True)
+                results = dict(hidden=encoded.last_hidden_state, penultimate=encoded.hidden_states[-2],
+                               text_embeds=encoded.text_embeds)
             elif kind == "vae":
                 results = dict(moments=model.encode(x["image"]).latent_dist.parameters,
                                image=model.decode(x["latent"]).sample)
@@ -158,13 +203,15 @@ def main():
                 embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
                 guidance = embed(None, x["guidance_scale"]
                                  - 1, config["time_cond_proj_dim"]) if "guidance_scale" in x else None
+                given = dict(timestep_cond=guidance,
+                             added_cond_kwargs={key: x[key] for key in ("text_embeds", "time_ids") if key in x})
                 seen = []
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: seen.append(o))
-                results = dict(sample=model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample,
+                results = dict(sample=model(x["sample"], x["timestep"], x["context"], **given).sample,
                                bottleneck=seen[0])
                 hook.remove()
                 hook = model.mid_block.register_forward_hook(lambda m, a, o: o + x["noise"])
-                results["perturbed"] = model(x["sample"], x["timestep"], x["context"], timestep_cond=guidance).sample
+                results["perturbed"] = model(x["sample"], x["timestep"], x["context"], **given).sample
                 hook.remove()
             out |= {f"{name}.{turn}.{k}": v.numpy() for k, v in results.items()}
     np.savez_compressed(HERE / "networks.npz", **out)

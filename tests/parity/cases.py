@@ -25,6 +25,16 @@ _SMALL = _unet((32, 64), (1, ),
                attention_head_dim=4,
                norm_num_groups=8,
                sample_size=16)
+_SDXL = _unet((64, 128, 256), (0, ),
+              layers_per_block=2,
+              transformer_layers_per_block=[1, 2, 10],
+              cross_attention_dim=112,
+              attention_head_dim=(1, 2, 4),
+              use_linear_projection=True,
+              addition_embed_type="text_time",
+              addition_time_embed_dim=32,
+              projection_class_embeddings_input_dim=72 + 6 * 32,
+              sample_size=32)
 _TEXT = dict(vocab_size=1000, max_position_embeddings=77, bos_token_id=998, eos_token_id=999, pad_token_id=999)
 
 # name -> family, configuration, and the shape of the inputs. `file` is what the weights are saved as; `norms` makes the
@@ -108,6 +118,22 @@ CASES: dict[str, dict] = {
                       norm_num_groups=16,
                       sample_size=16),
          ),
+    # SDXL at a fifth of its width: the pooled text and the size of the image as conditions.
+    "sdxl":
+    dict(family="unet", rows=2, height=32, width=24, tokens=77, norms=True, config=_SDXL),
+    # SSD-1B's numbers of transformer layers, and its mid block without attention.
+    "ssd1b":
+    dict(family="unet",
+         rows=3,
+         height=16,
+         width=16,
+         tokens=77,
+         norms=True,
+         file="bfloat16",
+         config=_SDXL | dict(mid_block_type="UNetMidBlock2D",
+                             transformer_layers_per_block=[1, [2, 2], [4, 4]],
+                             reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1]),
+         ),
     "fp16-file":
     dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="float16", config=_SMALL),
     "bf16-file":
@@ -180,6 +206,21 @@ CASES: dict[str, dict] = {
          config=_TEXT | dict(
              hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=16, hidden_act="gelu"),
          ),
+    # SDXL's second text encoder at 6 of 32 layers and a quarter of its width.
+    "clip-g":
+    dict(family="clip_projection",
+         rows=3,
+         lengths=(77, 9),
+         norms=True,
+         config=_TEXT | dict(architectures=["CLIPTextModelWithProjection"],
+                             hidden_size=320,
+                             intermediate_size=1280,
+                             num_hidden_layers=6,
+                             num_attention_heads=5,
+                             projection_dim=256,
+                             hidden_act="gelu",
+                             eos_token_id=2),
+         ),
 }
 NOISE_SCALE = 3.0
 
@@ -192,8 +233,11 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
         return rng.standard_normal(shape).astype(np.float32)
 
     config, rows = case["config"], case["rows"]
-    if case["family"] == "clip":
-        return dict(tokens=rng.randint(0, config["vocab_size"], (rows, case["lengths"][turn])).astype(np.int32))
+    if case["family"].startswith("clip"):
+        tokens = rng.randint(0, config["vocab_size"] - 1, (rows, case["lengths"][turn])).astype(np.int32)
+        if case["family"] == "clip_projection":  # an end token somewhere
+            tokens[np.arange(rows), rng.randint(0, case["lengths"][turn], rows)] = config["vocab_size"] - 1
+        return dict(tokens=tokens)
     height, width = case["height"], case["width"]
     if case["family"] in ("vae", "tiny_vae"):
         levels = config.get("block_out_channels") or config.get("num_encoder_blocks", (1, 3, 3, 3))
@@ -205,9 +249,11 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
         bottom = [(size + 1) // 2 for size in bottom]
     scale = np.full(rows, NOISE_SCALE, np.float32)
     scale[: rows - 1 : 2] = 0  # some rows stay clean
-    guidance = dict(
-        guidance_scale=rng.uniform(1, 8, rows).astype(np.float32)) if config.get("time_cond_proj_dim") else {}
-    return guidance | dict(
+    more = dict(guidance_scale=rng.uniform(1, 8, rows).astype(np.float32)) if config.get("time_cond_proj_dim") else {}
+    if ids := config.get("addition_time_embed_dim"):
+        more = dict(text_embeds=normals(rows, config["projection_class_embeddings_input_dim"] - 6 * ids),
+                    time_ids=rng.randint(0, 1200, (rows, 6)).astype(np.float32))
+    return more | dict(
         sample=normals(rows, config["in_channels"], height, width),
         timestep=rng.randint(1, 1000, rows).astype(np.float32),
         context=normals(rows, case["tokens"], config["cross_attention_dim"]),

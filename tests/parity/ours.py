@@ -30,11 +30,11 @@ def unet(folder: Path, dtype: str) -> Callable[[dict], dict]:
         rows, _, height, width = given["sample"].shape
         noise = given["noise_scale"][:, None, None, None] * given["noise"]
         triple = given["sample"], given["timestep"], given["context"]
-        guidance = given.get("guidance_scale")
-        sample, bottleneck = network(*triple, return_bottleneck=True, guidance_scale=guidance)
+        more = {name: given.get(name) for name in ("guidance_scale", "text_embeds", "time_ids")}
+        sample, bottleneck = network(*triple, return_bottleneck=True, **more)
         outputs = dict(sample=sample,
                        bottleneck=bottleneck,
-                       perturbed=network(*triple, bottleneck_noise=noise, guidance_scale=guidance))
+                       perturbed=network(*triple, bottleneck_noise=noise, **more))
         named = {
             "guidance" if k == "guidance_scale" else k: guidance_input(v, rows) if k == "guidance_scale" else v
             for k, v in given.items()
@@ -71,14 +71,21 @@ def clip(folder: Path, dtype: str) -> Callable[[dict], dict]:
     return lambda given: dict(hidden=network.encode_tokens(given["tokens"]))
 
 
+def clip_projection(folder: Path, dtype: str) -> Callable[[dict], dict]:
+    network = dreamda.TextEncoder.load(folder, dtype=dtype, threads=THREADS)
+    return lambda given: dict(
+        zip(("hidden", "penultimate", "text_embeds"),
+            (network.encode_tokens(given["tokens"]), *network.encode_for_xl(given["tokens"]))))
+
+
 def main(work: Path, names: list[str]) -> None:
     for name in names:
         case, folder = CASES[name], work / name
         print(f"dreamda {dreamda.__version__}: {name}", flush=True)
         results = {}
         for dtype in dtypes():
-            run = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip}[case["family"]](folder / "model",
-                                                                                                 dtype)
+            kinds = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip, "clip_projection": clip_projection}
+            run = kinds[case["family"]](folder / "model", dtype)
             first, second, again = (run(inputs(case, turn)) for turn in (0, 1, 0))
             for turn, outputs in enumerate((first, second)):
                 results |= {f"{dtype}.{turn}.{key}": value for key, value in outputs.items()}

@@ -15,7 +15,7 @@ import torch
 from cases import CASES, inputs
 from diffusers import AutoencoderKL, AutoencoderTiny, LatentConsistencyModelPipeline, UNet2DConditionModel
 from diffusers.utils import logging
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 torch.set_num_threads(2)
 logging.set_verbosity_error()
@@ -24,8 +24,9 @@ logging.set_verbosity_error()
 def make(case: dict, folder: Path) -> torch.nn.Module:
     """A network with random weights, saved; returned as the saved file holds it, in float32."""
     torch.manual_seed(0)
-    if case["family"] == "clip":
-        model = CLIPTextModel(CLIPTextConfig(**case["config"]))
+    if case["family"].startswith("clip"):
+        kind = CLIPTextModel if case["family"] == "clip" else CLIPTextModelWithProjection
+        model = kind(CLIPTextConfig(**case["config"]))
     else:
         model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "tiny_vae":
                  AutoencoderTiny}[case["family"]](**case["config"])
@@ -48,6 +49,9 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray],
     cast = {name: array.to(dtype) if array.is_floating_point() else array for name, array in x.items()}
     if case["family"] == "clip":
         return dict(hidden=model(x["tokens"].long()).last_hidden_state)
+    if case["family"] == "clip_projection":
+        out = model(x["tokens"].long(), output_hidden_states=True)
+        return dict(hidden=out.last_hidden_state, penultimate=out.hidden_states[-2], text_embeds=out.text_embeds)
     if case["family"] == "vae":
         return dict(moments=model.encode(cast["image"]).latent_dist.parameters,
                     image=model.decode(cast["latent"]).sample)
@@ -58,6 +62,8 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray],
     if "guidance_scale" in x:
         embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
         guidance = embed(None, x["guidance_scale"] - 1, case["config"]["time_cond_proj_dim"]).to(dtype)
+    given = dict(timestep_cond=guidance,
+                 added_cond_kwargs={name: cast[name] for name in ("text_embeds", "time_ids") if name in cast})
     noise = None
 
     def bottleneck(module, arguments, output):
@@ -65,9 +71,9 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray],
         return output if noise is None else output + noise
 
     hook = model.mid_block.register_forward_hook(bottleneck)
-    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"], timestep_cond=guidance).sample
+    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"], **given).sample
     noise = cast["noise_scale"][:, None, None, None] * cast["noise"]
-    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"], timestep_cond=guidance).sample
+    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"], **given).sample
     hook.remove()
     return outputs
 
@@ -96,7 +102,7 @@ def main(work: Path, names: list[str]) -> None:
         results = {}
         for label, dtype in dtypes().items():
             model.to(dtype)
-            if case["family"] != "clip":
+            if not case["family"].startswith("clip"):
                 model.to(memory_format=torch.channels_last)
             for turn in (0, 1):
                 for key, value in run(case, model, inputs(case, turn), dtype).items():

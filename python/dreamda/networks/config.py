@@ -21,8 +21,6 @@ shown = _shown.repr
 # Features of diffusers' UNet2DConditionModel that change the network, and the only values we compute.
 _UNET_FIXED: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
-    "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -38,24 +36,26 @@ _UNET_FIXED: dict[str, tuple] = {
     "mid_block_scale_factor": (1,),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
-    "projection_class_embeddings_input_dim": (None,),
     "resnet_out_scale_factor": (1, 1.0),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+_MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+_ADDED = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+MAX_SKIPS = 128  # skip connections of a U-Net
+TIME_IDS = 6  # numbers about the size of an image, for SDXL: original height and width, top and left, target size
 # Keys that change nothing here: training-time ones, and `addition_embed_type_num_heads` and `upcast_attention` (softmax
 # is f32 anyway).
 _UNET_IGNORED = {"dropout", "addition_embed_type_num_heads", "upcast_attention", "sample_size"}
 _VAE_FIXED: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
-    "latents_mean": (None,),
-    "latents_std": (None,),
 }
+_STATISTICS = ("latents_mean", "latents_std")
+# `force_upcast` asks for float32 instead of float16; bfloat16 has the range of float32.
 _VAE_IGNORED = {"force_upcast", "sample_size", "scaling_factor", "shift_factor"}
 _TINY_VAE_FIXED: dict[str, tuple] = {
     "act_fn": ("relu",),
@@ -180,6 +180,26 @@ class _Reader:
                 key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
         return values
 
+    def depths(self, key: str, value: Any, blocks: list[int], attention: list[bool]) -> list[list[int]]:
+        """Numbers of transformer layers for `blocks` ResNet blocks at each level: a number a level, or a list of them.
+
+        The numbers of levels without `attention` are unused and may be 0.
+        """
+        values = value if isinstance(value, list) else [value] * len(blocks)
+        if len(values) != len(blocks):
+            raise self.refuse(key, f"has to be a whole number, or a list of {len(blocks)} (one a level), "
+                              f"got {_shown.repr(value)}")
+        result = []
+        for level, (count, attends, depth) in enumerate(zip(blocks, attention, values)):
+            each = depth if isinstance(depth, list) else [depth] * count
+            if not attends:
+                each = [1 if number == 0 else number for number in each]
+            if len(each) != count or not all(map(_is_positive, each)):
+                raise self.refuse(key, f"has at level {level} to be a whole number of 1 or more, or a list of {count} "
+                                  f"(one a ResNet block), got {_shown.repr(depth)}")
+            result.append(each)
+        return result
+
     def channels(self) -> list[int]:
         value = self.get("block_out_channels")
         if not _is_list_of_levels(value):
@@ -235,7 +255,7 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Parameters
     ----------
     folder : path
-        The `unet` folder of a diffusers model (Stable Diffusion 1.x or 2.x shaped; any number of levels and layers).
+        The `unet` folder of a diffusers model (Stable Diffusion 1.x, 2.x or XL; any number of levels and layers).
 
     Returns
     -------
@@ -250,24 +270,34 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     r = _Reader(Path(folder) / "config.json", ("UNet2DConditionModel",))
     channels = r.channels()
     levels = len(channels)
-    mid = r.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    layers = r.per_level("layers_per_block", levels, 2)
+    if sum(layers) + levels > MAX_SKIPS:
+        raise r.refuse("layers_per_block",
+                       f"makes {sum(layers) + levels} skip connections, but at most {MAX_SKIPS} are possible")
+    down = r.block_types("down_block_types", levels, {"CrossAttnDownBlock2D": True, "DownBlock2D": False})
+    up = r.block_types("up_block_types", levels, {"CrossAttnUpBlock2D": True, "UpBlock2D": False})
+    mid = r.get("mid_block_type", _MID_BLOCKS[0])
     if mid is None:
         raise r.refuse("mid_block_type",
                        "is null: without a mid block there is no bottleneck to perturb; use another model")
-    if mid != "UNetMidBlock2DCrossAttn":
-        raise r.refuse("mid_block_type", f"is {_shown.repr(mid)}, but only 'UNetMidBlock2DCrossAttn' is supported")
+    if mid not in _MID_BLOCKS:
+        raise r.refuse("mid_block_type",
+                       f"is {_shown.repr(mid)}, but only {' and '.join(map(repr, _MID_BLOCKS))} are supported")
+    depth = r.get("transformer_layers_per_block", 1)
+    depths = r.depths("transformer_layers_per_block", depth, layers,
+                      [*down[:-1], down[-1] or mid == _MID_BLOCKS[0]])
     # diffusers has always read `attention_head_dim` as the number of heads, unless that is given separately.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
     config: dict[str, Any] = dict(in_channels=r.integer("in_channels"),
                                   out_channels=r.integer("out_channels"),
                                   block_out_channels=channels,
-                                  layers_per_block=r.per_level("layers_per_block", levels, 2),
-                                  down_attention=r.block_types("down_block_types", levels,
-                                                               {"CrossAttnDownBlock2D": True, "DownBlock2D": False}),
-                                  up_attention=r.block_types("up_block_types", levels,
-                                                             {"CrossAttnUpBlock2D": True, "UpBlock2D": False}),
-                                  transformer_layers=r.per_level("transformer_layers_per_block", levels, 1),
+                                  layers_per_block=layers,
+                                  down_attention=down,
+                                  up_attention=up,
+                                  transformer_layers=sum(depths, []),
+                                  mid_transformer_layers=depths[-1][0] if mid == _MID_BLOCKS[0] else 0,
+                                  up_transformer_layers=sum(_up_depths(r, layers[::-1], up), []),
                                   heads=r.per_level(key, levels, 8),
                                   context_dim=r.integer("cross_attention_dim"),
                                   norm_num_groups=r.integer("norm_num_groups", 32),
@@ -277,6 +307,7 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
                                   freq_shift=r.number("freq_shift", 0, low=0),
                                   time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width,
                                                              "null or an even number of 4 or more", None) or 0,
+                                  **_text_time(r),
                                   sample_size=_sample_size(r),
                                   )
     r.fixed(_UNET_FIXED, _UNET_IGNORED)
@@ -284,6 +315,35 @@ def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         if width % heads:
             raise r.refuse(key, f"asks for {heads} heads at level {level}, which do not divide its {width} channels")
     return config
+
+
+def _up_depths(r: _Reader, layers: list[int], attention: list[bool]) -> list[list[int]]:
+    """The numbers of transformer layers on the way up; by default, those of the levels on the way down."""
+    key, blocks = "reverse_transformer_layers_per_block", [count + 1 for count in layers]
+    if (up := r.get(key, None)) is not None:
+        return r.depths(key, up, blocks, attention)
+    down = r.get("transformer_layers_per_block", 1)
+    if isinstance(down, list) and any(isinstance(depth, list) for depth in down):
+        raise r.refuse(key, "is missing, but 'transformer_layers_per_block' has a list for a level, which does not say "
+                       "how the way up is made")
+    return r.depths("transformer_layers_per_block", down[::-1] if isinstance(down, list) else down, blocks, attention)
+
+
+def _text_time(r: _Reader) -> dict[str, int]:
+    """The widths of SDXL's condition on the pooled text and on six numbers about the size of the image; 0 if none."""
+    kind, ids, every = (r.get(key, None) for key in _ADDED)
+    if kind not in (None, "text_time"):
+        raise r.refuse(_ADDED[0], f"is {_shown.repr(kind)}, but only 'text_time' is supported")
+    if kind is None:
+        for key, value in zip(_ADDED, (kind, ids, every)):
+            if value is not None:
+                raise r.refuse(key, f"is {_shown.repr(value)}, but only None is supported without {_ADDED[0]!r}")
+        return dict(text_embeds_dim=0, time_ids_dim=0)
+    ids, every = r.integer(_ADDED[1]), r.integer(_ADDED[2])
+    if every <= TIME_IDS * ids:
+        raise r.refuse(_ADDED[2], f"is {every}, but has to be more than {TIME_IDS} x {_ADDED[1]!r} {ids}: it counts "
+                       "the pooled text beside them")
+    return dict(text_embeds_dim=every - TIME_IDS * ids, time_ids_dim=ids)
 
 
 def _sample_size(r: _Reader) -> tuple[int, int]:
@@ -325,11 +385,28 @@ def _read_vae(r: _Reader) -> dict[str, Any]:
         mid_attention=r.boolean("mid_block_add_attention", True),
         scaling_factor=r.number("scaling_factor", 0.18215),
         shift_factor=r.number("shift_factor", 0.0, null=0.0),
+        **_latents_statistics(r),
     )
     r.block_types("down_block_types", levels, {"DownEncoderBlock2D": False})
     r.block_types("up_block_types", levels, {"UpDecoderBlock2D": False})
     r.fixed(_VAE_FIXED, _VAE_IGNORED)
     return config
+
+
+def _latents_statistics(r: _Reader) -> dict[str, list[float]]:
+    """Mean and standard deviation of each latent channel; empty lists if the latents are not normalized by them."""
+    count = r.integer("latent_channels", 4)
+    found: dict[str, list[float]] = {}
+    for key in _STATISTICS:
+        value = r.get(key, None)
+        if value is not None and not (isinstance(value, list) and len(value) == count and all(map(_is_number, value))
+                                      and (key == "latents_mean" or min(value) > 0)):
+            raise r.refuse(key, f"has to be null or a list of {count} numbers (one a latent channel), "
+                           f"{'above 0, ' if key == 'latents_std' else ''}got {_shown.repr(value)}")
+        found[key] = [float(number) for number in value or []]
+    if (there := [key for key, value in found.items() if value]) and len(there) < 2:
+        raise r.refuse(there[0], f"is given without {' or '.join(set(_STATISTICS) - set(there))!r}")
+    return found
 
 
 def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
@@ -355,6 +432,8 @@ def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
         **halves,
         scaling_factor=r.number("scaling_factor", 1.0),
         shift_factor=r.number("shift_factor", 0.0, null=0.0),
+        latents_mean=[],
+        latents_std=[],
     )
     r.fixed(_TINY_VAE_FIXED, _TINY_VAE_IGNORED)
     return config
@@ -369,6 +448,8 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if r.get("use_attention_mask", False) not in (False, None):
         raise r.refuse("use_attention_mask",
                        "is on: padding would have to be masked, which is not supported; use another text encoder")
+    architectures = r.get("architectures", None)
+    projects = isinstance(architectures, list) and "CLIPTextModelWithProjection" in architectures
     config: dict[str, Any] = dict(
         vocab_size=r.integer("vocab_size"),
         hidden_size=r.integer("hidden_size"),
@@ -376,6 +457,8 @@ def read_text_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         num_hidden_layers=r.integer("num_hidden_layers"),
         num_attention_heads=r.integer("num_attention_heads"),
         max_position_embeddings=r.integer("max_position_embeddings", 77),
+        projection_dim=r.integer("projection_dim", 512) if projects else 0,
+        eos_token_id=r.integer("eos_token_id", 49407) if projects else 0,
         hidden_act=r.typed("hidden_act", lambda v: v in ("quick_gelu", "gelu"), '"quick_gelu" or "gelu"', "quick_gelu"),
         layer_norm_eps=r.number("layer_norm_eps", 1e-5, low=0),
     )

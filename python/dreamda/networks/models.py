@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from .. import _core
 from ..options import ParameterError
 from ..text import counted
-from .config import read_text_config, read_unet_config, read_vae_config
+from .config import TIME_IDS, read_text_config, read_unet_config, read_vae_config
 from .embeddings import Embedding, EmbeddingLike, open_embeddings
 from .lora import TEXT_ENCODER, UNET, Lora, LoraLike, opened
 from .threads import resolve_threads
@@ -162,6 +162,14 @@ def guidance_input(guidance_scale: ArrayLike, rows: int) -> np.ndarray:
     return np.broadcast_to((1000 * (scales - 1)).astype(np.float32), (rows,))
 
 
+def size_input(height: int, width: int, rows: int) -> np.ndarray:
+    """The ``time_ids`` of an SDXL U-Net for whole images of a size: original size, corner, target size.
+
+    The same as those of diffusers' img2img pipeline: an image counts as made at its own size and not cropped.
+    """
+    return np.tile(np.float32([height, width, 0, 0, height, width]), (rows, 1))
+
+
 class Part:
     """Base class of `UNet`, `VAE` and `TextEncoder`: a configuration, and networks that run on the same threads.
 
@@ -204,10 +212,11 @@ class Part:
 
 
 class UNet(Part):
-    """UNet2DConditionModel (Stable Diffusion 1.x and 2.x): predicts the noise or the velocity in a latent image.
+    """UNet2DConditionModel (Stable Diffusion 1.x, 2.x and XL): predicts the noise or the velocity in a latent image.
 
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
-    (bool: the guidance scale is an input, as in latent consistency models).
+    (bool: the guidance scale is an input, as in latent consistency models), ``takes_size`` (bool: the pooled text and
+    the size of the image are inputs, as in SDXL).
 
     Parameters
     ----------
@@ -229,6 +238,7 @@ class UNet(Part):
         super().__init__(config, weights, network)
         self.plan = network.plan
         self.takes_guidance = config["time_cond_proj_dim"] > 0
+        self.takes_size = config["text_embeds_dim"] > 0
 
     @classmethod
     def load(cls,
@@ -269,7 +279,9 @@ class UNet(Part):
                  context: ArrayLike,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: Literal[False] = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray: ...
+                 guidance_scale: ArrayLike | None = None,
+                 text_embeds: ArrayLike | None = None,
+                 time_ids: ArrayLike | None = None) -> np.ndarray: ...
     @overload
     def __call__(self,
                  sample: ArrayLike,
@@ -278,7 +290,9 @@ class UNet(Part):
                  bottleneck_noise: ArrayLike | None = None,
                  *,
                  return_bottleneck: Literal[True],
-                 guidance_scale: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+                 guidance_scale: ArrayLike | None = None,
+                 text_embeds: ArrayLike | None = None,
+                 time_ids: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
         ...
     @overload
     def __call__(self,
@@ -287,7 +301,9 @@ class UNet(Part):
                  context: ArrayLike,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+                 guidance_scale: ArrayLike | None = None,
+                 text_embeds: ArrayLike | None = None,
+                 time_ids: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
 
     def __call__(self,
                  sample: ArrayLike,
@@ -295,7 +311,9 @@ class UNet(Part):
                  context: ArrayLike,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
-                 guidance_scale: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+                 guidance_scale: ArrayLike | None = None,
+                 text_embeds: ArrayLike | None = None,
+                 time_ids: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Run the network.
 
         Parameters
@@ -312,6 +330,11 @@ class UNet(Part):
         guidance_scale : float or array (rows,), optional
             Required by a latent consistency model that takes the guidance as an input (``takes_guidance``), and not
             allowed otherwise.
+        text_embeds : array (rows, text_embeds_dim), optional
+            The pooled text. Required by SDXL (``takes_size``), and not allowed otherwise.
+        time_ids : array (rows, 6), optional
+            Original height and width, top and left of the crop, target height and width, in pixels. Required and
+            allowed as `text_embeds` is.
 
         Returns
         -------
@@ -340,6 +363,14 @@ class UNet(Part):
             raise ValueError(
                 "guidance_scale: this model does not take the guidance as an input; guide by a "
                 "second row without the prompt")
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        if self.takes_size:
+            if missing := [name for name, value in added.items() if value is None]:
+                raise ValueError(f"{missing[0]}: this model takes it as an input; give text_embeds "
+                                 f"(rows, {self.config['text_embeds_dim']}) and time_ids (rows, {TIME_IDS})")
+            inputs |= {name: np.asarray(value, np.float32) for name, value in added.items()}
+        elif given := [name for name, value in added.items() if value is not None]:
+            raise ValueError(f"{given[0]}: this model does not take it as an input; leave it out")
         if bottleneck_noise is not None:
             inputs |= {"noise": bottleneck_noise, "noise_scale": np.ones(rows, np.float32)}
         out = plan.run(inputs)
@@ -442,6 +473,9 @@ class VAE(Part):
         """
         mean, std = self.moments(images, lane)
         z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
+        if self.config["latents_mean"]:
+            centre, scale = (np.float32(self.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+            return (z - centre) * np.float32(self.config["scaling_factor"]) / scale
         return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
 
     def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
@@ -459,7 +493,11 @@ class VAE(Part):
             About in [-1, 1], not clipped.
         """
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
-        z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
+        if self.config["latents_mean"]:
+            centre, scale = (np.float32(self.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+            z = latents * scale / np.float32(self.config["scaling_factor"]) + centre
+        else:
+            z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
         rows, _, h, w = z.shape
         plan = self._decoder.plan(lane, rows=rows, height=h * self.factor, width=w * self.factor)
         if self._tiny:
@@ -468,7 +506,9 @@ class VAE(Part):
 
 
 class TextEncoder(Part):
-    """CLIPTextModel and its tokenizer: encodes prompts as embeddings. Use `TextEncoder.load`.
+    """CLIPTextModel or CLIPTextModelWithProjection, and its tokenizer: encodes prompts as embeddings.
+
+    Use `TextEncoder.load`.
 
     Attributes: ``config`` (dict), ``tokenizer`` (`dreamda.networks.tokenizer.Tokenizer` or None), ``parameters``,
     ``dtype``, ``threads``.
@@ -521,7 +561,8 @@ class TextEncoder(Part):
             except ValueError as error:
                 raise ValueError(f"{embedding.path}: {error}; give the embedding another name, as "
                                  f"{embedding.path.name}:NAME or (file, name)") from None
-        self._network = Network("clip_text", config, weights, dtype, threads, ("text_projection", ), loras, new_tokens)
+        ignore = () if config["projection_dim"] else ("text_projection",)
+        self._network = Network("clip_text", config, weights, dtype, threads, ignore, loras, new_tokens)
         super().__init__(config, weights, self._network)
 
     @classmethod
@@ -539,7 +580,7 @@ class TextEncoder(Part):
         folder, dtype, threads
             As in `UNet.load`.
         tokenizer : path, optional
-            Default: the folder `tokenizer` beside `folder`, if there is one.
+            Default: the folder `tokenizer` beside `folder` (`tokenizer_2` for `text_encoder_2`), if there is one.
         loras : sequence of (path, float)
             As in `UNet.load`; layers for the U-Net are ignored.
         embeddings : sequence of path or (path, str)
@@ -556,7 +597,7 @@ class TextEncoder(Part):
         """
         from .tokenizer import Tokenizer
 
-        beside = Path(folder).parent / "tokenizer"
+        beside = Path(folder).parent / ("tokenizer_2" if Path(folder).name == "text_encoder_2" else "tokenizer")
         where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
         weights = WeightFile(folder, "text_model.", ("text_projection.",), CONVERT_TRANSFORMERS)
         with opened(loras) as found:
@@ -579,9 +620,45 @@ class TextEncoder(Part):
         ValueError
             An id is outside the vocabulary, or there are more tokens than the model has positions.
         """
+        return self._run(tokens)["hidden"]
+
+    def _run(self, tokens: ArrayLike) -> dict[str, np.ndarray]:
         tokens = _array(tokens, "tokens", 2, "(rows, tokens)")
-        plan = self._network.plan(rows=tokens.shape[0], tokens=tokens.shape[1])
-        return plan.run({"tokens": tokens})["hidden"]
+        return self._network.plan(rows=tokens.shape[0], tokens=tokens.shape[1]).run({"tokens": tokens})
+
+    def encode_for_xl(self, tokens: ArrayLike) -> tuple[np.ndarray, np.ndarray | None]:
+        """Embeddings of token ids as SDXL takes them.
+
+        Parameters
+        ----------
+        tokens : int array (rows, T)
+
+        Returns
+        -------
+        hidden : float32 array (rows, T, hidden_size)
+            The input of the last layer, without the final norm.
+        text_embeds : float32 array (rows, projection_dim) or None
+            The pooled text: the projection of the end token. None if the model has no projection.
+
+        Raises
+        ------
+        ValueError
+            As in `encode_tokens`.
+        """
+        out = self._run(tokens)
+        if not self.config["projection_dim"]:
+            return out["penultimate"], None
+        return out["penultimate"], out["projected"][np.arange(len(out["projected"])), self._ends(np.asarray(tokens))]
+
+    def _ends(self, tokens: np.ndarray) -> np.ndarray:
+        """The position of each row's end token.
+
+        Older configurations have a wrong `eos_token_id` of 2. As the end token is the last of the vocabulary, it is
+        then the highest id, apart from tokens that were added to the vocabulary.
+        """
+        if self.config["eos_token_id"] == 2:
+            return np.where(tokens < self.config["vocab_size"], tokens, -1).argmax(axis=1)
+        return (tokens == self.config["eos_token_id"]).argmax(axis=1)
 
     def __call__(self, prompts: list[str]) -> np.ndarray:
         """Embeddings of prompts, computed one prompt at a time, so that they do not depend on each other.
