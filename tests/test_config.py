@@ -127,9 +127,10 @@ def test_the_bundled_model():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"_class_name": "UNet2DModel"}, "'_class_name' is 'UNet2DModel'"),
-        ({"mid_block_type": None}, "'mid_block_type' is null: without a mid block there is no bottleneck to perturb"),
-        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "is 'UNetMidBlock2DSimpleCrossAttn', but only"),
+        ({"_class_name": "UNet1DModel"}, "'_class_name' is 'UNet1DModel'"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"},
+         "'mid_block_type' is 'UNetMidBlock2DSimpleCrossAttn', but only 'UNetMidBlock2DCrossAttn' and 'UNetMidBlock2D' "
+         "and null are supported"),
         ({"block_out_channels": []}, "'block_out_channels' has to be a list of 1 to 8"),
         ({"block_out_channels": [320, -1]}, "'block_out_channels'"),
         ({"down_block_types": ["DownBlock2D"]}, "'down_block_types' has to be a list of 4"),
@@ -142,7 +143,11 @@ def test_the_bundled_model():
         ({"sample_size": [64, 64, 64]}, "'sample_size'"),
         ({"act_fn": "gelu"}, "'act_fn' is 'gelu', but only 'silu' is supported"),
         ({"only_cross_attention": [True, True, True, False]}, "'only_cross_attention'"),
-        ({"class_embed_type": "timestep"}, "'class_embed_type' is 'timestep'"),
+        ({"class_embed_type": "projection"}, "'class_embed_type' is 'projection', but only null and 'timestep' and"),
+        ({"num_class_embeds": 0}, "'num_class_embeds' has to be null or a whole number of 1 or more"),
+        ({"resnet_time_scale_shift": "ada_group"}, "'resnet_time_scale_shift' is 'ada_group'"),
+        ({"downsample_padding": 2}, "'downsample_padding' is 2, but only 1 and 0 are supported"),
+        ({"center_input_sample": "yes"}, "'center_input_sample' has to be true or false"),
         ({"brand_new_feature": 3}, "'brand_new_feature' is unknown"),
         ({"time_cond_proj_dim": 255}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),
         ({"time_cond_proj_dim": "256"}, "'time_cond_proj_dim' has to be null or an even number of 4 or more"),

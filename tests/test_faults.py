@@ -19,6 +19,11 @@ SMALL_UNET = UNET | {
     "block_out_channels": [8], "layers_per_block": [1], "down_attention": [True], "up_attention": [True],
     "transformer_layers": [1], "up_transformer_layers": [1, 1], "heads": [1], "context_dim": 4, "norm_num_groups": 2
 }
+# Self-attention, norms that the timestep scales, and a table of classes
+PIXEL_UNET = SMALL_UNET | {
+    "down_attention": [2], "up_attention": [2], "mid_attention": 2, "context_dim": 0, "class_embedding": 1,
+    "num_class_embeds": 3, "scale_shift": True, "downsample_one_sided": True
+}
 SMALL_VAE = VAE | {"block_out_channels": [8], "norm_num_groups": 2}
 SMALL_CLIP = CLIP | {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 TRAINER = {"backbone": "resnet18", "stem": "small", "in_channels": 3, "width": 2}
@@ -63,7 +68,7 @@ ENTRIES = {
     lambda: model_run("unet", SMALL_UNET, height=4, width=4, tokens=3, decoders=2), "guided unet":
     lambda: model_run("unet", SMALL_UNET | {"time_cond_proj_dim": 4}, height=4, width=4, tokens=3), "sdxl unet":
     lambda: model_run("unet", SMALL_UNET | {"text_embeds_dim": 3, "time_ids_dim": 2}, height=4, width=4, tokens=3),
-    "tiny_vae_encoder":
+    "pixel unet": lambda: model_run("unet", PIXEL_UNET, height=4, width=4), "tiny_vae_encoder":
     lambda: model_run("tiny_vae_encoder", TINY_VAE, height=4, width=4), "tiny_vae_decoder":
     lambda: model_run("tiny_vae_decoder", TINY_VAE, height=4, width=4), "vae_encoder":
     lambda: model_run("vae_encoder", SMALL_VAE, height=4, width=4), "vae_decoder":

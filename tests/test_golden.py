@@ -67,20 +67,16 @@ def networks(name, folder, dtype):
         save_file({key: weight(key, shape) for key, shape in shapes}, folder / "diffusion_pytorch_model.safetensors")
         tiny = VAE.load(folder, dtype, 2)
         return lambda x: dict(encoded=tiny.moments(x["image"])[0], image=tiny.decode(x["latent"]))
-    rows, height, width, tokens = shape
-    unet = plan("unet",
-                read_unet_config(folder),
-                dtype,
-                rows=rows,
-                height=height,
-                width=width,
-                tokens=tokens,
-                decoders=2)
+    rows, height, width, *tokens = shape
+    read = read_unet_config(folder)
+    length = {"tokens": tokens[0]} if tokens else {}
+    unet = plan("unet", read, dtype, rows=rows, height=height, width=width, decoders=2, **length)
 
     def run(x):
         guidance = {"guidance": guidance_input(x["guidance_scale"], rows)} if "guidance_scale" in x else {}
+        sample = {"sample": 2 * x["sample"] - 1} if read["center_input_sample"] else {}
         return unet.run({k: v
-                         for k, v in x.items() if k != "guidance_scale"} | guidance
+                         for k, v in x.items() if k != "guidance_scale"} | guidance | sample
                         | {"noise_scale": np.ones(rows, np.float32)})
 
     return run

@@ -50,7 +50,7 @@ def bound(dtype, f32=1e-12, bf16=1e-5):
 # ---- GroupNorm -------------------------------------------------------------------------------------------------------
 
 
-def group_norm_reference(x, row_bias, gamma, beta, groups, eps, silu):
+def group_norm_reference(x, row_bias, gamma, beta, groups, eps, silu, scale_shift=None):
     x = np.asarray(x, np.float64)
     if row_bias is not None:
         x = x + row_bias[:, None, :x.shape[2]]
@@ -59,11 +59,15 @@ def group_norm_reference(x, row_bias, gamma, beta, groups, eps, silu):
     mean = y.mean((1, 3), keepdims=True)
     y = (y - mean) / np.sqrt(((y - mean) ** 2).mean((1, 3), keepdims=True) + eps)
     y = y.reshape(n, hw, c) * gamma + beta
+    if scale_shift is not None:
+        y = y * (1 + scale_shift[:, None, :c]) + scale_shift[:, None, c : 2 * c]
     return y / (1 + np.exp(-y)) if silu else y
 
 
-def group_norm(src0, src1, row_bias, gamma, beta, groups, isa, silu=True, eps=1e-5, in_place=False, threads=2):
-    return _selftest.group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads)
+def group_norm(src0, src1, row_bias, gamma, beta, groups, isa, silu=True, eps=1e-5, in_place=False, threads=2,
+               scale_shift=None):
+    return _selftest.group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads,
+                                scale_shift)
 
 
 @pytest.mark.parametrize("silu", [False, True])
@@ -79,9 +83,10 @@ def test_group_norm(isa, dtype, n, hw, c0, c1, groups, silu):
     src1 = cast(normal(rng, n, hw, c1, scale=0.5, mean=-1), dtype) if c1 else None
     gamma, beta, bias = normal(rng, c0 + c1), normal(rng, c0 + c1), normal(rng, n, c0 + c1 + 5)
     whole = to_f32(src0) if src1 is None else np.concatenate([to_f32(src0), to_f32(src1)], 2)
-    for row_bias in (None, bias):
-        result = group_norm(src0, src1, row_bias, gamma, beta, groups, isa, silu)
-        reference = group_norm_reference(whole, row_bias, gamma, beta, groups, 1e-5, silu)
+    scales = normal(rng, n, 2 * (c0 + c1) + 3)
+    for row_bias, scale_shift in ((None, None), (bias, None), (None, scales), (bias, scales)):
+        result = group_norm(src0, src1, row_bias, gamma, beta, groups, isa, silu, scale_shift=scale_shift)
+        reference = group_norm_reference(whole, row_bias, gamma, beta, groups, 1e-5, silu, scale_shift)
         # A lone value per group is exactly beta: eps hides the rounding of its mean only on the scale of sqrt(eps).
         assert nmse(result, reference) <= bound(dtype)
 
@@ -125,11 +130,14 @@ def test_group_norm_rows_do_not_see_each_other(isa, dtype):
     n, hw, c0, c1 = 3, 1500, 40, 24
     src0, src1 = cast(normal(rng, n, hw, c0), dtype), cast(normal(rng, n, hw, c1), dtype)
     gamma, beta, bias = normal(rng, c0 + c1), normal(rng, c0 + c1), normal(rng, n, c0 + c1)
-    whole = group_norm(src0, src1, bias, gamma, beta, 8, isa, threads=2)
-    assert np.array_equal(whole, group_norm(src0, src1, bias, gamma, beta, 8, isa, threads=1))
-    for i in range(n):
-        one = slice(i, i + 1)
-        assert np.array_equal(whole[one], group_norm(src0[one], src1[one], bias[one], gamma, beta, 8, isa))
+    for scales in (None, normal(rng, n, 2 * (c0 + c1))):
+        whole = group_norm(src0, src1, bias, gamma, beta, 8, isa, threads=2, scale_shift=scales)
+        assert np.array_equal(whole, group_norm(src0, src1, bias, gamma, beta, 8, isa, threads=1, scale_shift=scales))
+        for i in range(n):
+            one = slice(i, i + 1)
+            alone = group_norm(src0[one], src1[one], bias[one], gamma, beta, 8, isa,
+                               scale_shift=None if scales is None else scales[one])
+            assert np.array_equal(whole[one], alone)
 
 
 # ---- LayerNorm -------------------------------------------------------------------------------------------------------

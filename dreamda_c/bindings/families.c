@@ -96,14 +96,48 @@ static bool read_ints(PyObject *config, const char *key, int low, int *levels, i
     return fits;
 }
 
-static bool read_bools(PyObject *config, const char *key, int levels, bool *out)
+/* A list of `levels` kinds, each below `count`. */
+static bool read_kinds(PyObject *config, const char *key, int count, int levels, int *out)
 {
-    int values[DD_MAX_LEVELS] = {0};
-    if (!read_ints(config, key, 0, &levels, values)) {
+    if (!read_ints(config, key, 0, &levels, out)) {
         return false;
     }
     for (int i = 0; i < levels; i++) {
-        out[i] = values[i] != 0;
+        if (out[i] >= count) {
+            PyErr_Format(PyExc_ValueError, "config: '%s' has %d, but only 0 to %d are possible", key, out[i],
+                         count - 1);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool read_kind(PyObject *config, const char *key, int count, int *out)
+{
+    if (!read_optional_int(config, key, out)) {
+        return false;
+    }
+    if (*out >= count) {
+        PyErr_Format(PyExc_ValueError, "config: '%s' is %d, but only 0 to %d are possible", key, *out, count - 1);
+        return false;
+    }
+    return true;
+}
+
+/* Whether the parts that read a context or a class have one. */
+static bool check_inputs(const dd_unet_config *c)
+{
+    bool reads = c->mid_attention == DD_CROSS_ATTENTION;
+    for (int i = 0; i < c->levels; i++) {
+        reads = reads || c->down_attention[i] == DD_CROSS_ATTENTION || c->up_attention[i] == DD_CROSS_ATTENTION;
+    }
+    if (reads && !c->context_dim) {
+        PyErr_SetString(PyExc_ValueError, "config: 'context_dim' is 0, but there is cross-attention");
+        return false;
+    }
+    if (c->class_embedding == DD_CLASS_TABLE && !c->num_class_embeds) {
+        PyErr_SetString(PyExc_ValueError, "config: 'num_class_embeds' is 0, but there is a table of classes");
+        return false;
     }
     return true;
 }
@@ -132,17 +166,25 @@ static bool read_unet(PyObject *config, dd_config *out)
     return read_int(config, "in_channels", &c->in_channels) && read_int(config, "out_channels", &c->out_channels) &&
            read_ints(config, "block_out_channels", 1, &c->levels, c->block_out_channels) &&
            read_ints(config, "layers_per_block", 1, &c->levels, c->layers_per_block) &&
-           read_bools(config, "down_attention", c->levels, c->down_attention) &&
-           read_bools(config, "up_attention", c->levels, c->up_attention) &&
+           read_kinds(config, "down_attention", DD_ATTENTIONS, c->levels, c->down_attention) &&
+           read_kinds(config, "up_attention", DD_ATTENTIONS, c->levels, c->up_attention) &&
+           read_kind(config, "mid_resnets", 3, &c->mid_resnets) &&
+           read_kind(config, "mid_attention", DD_ATTENTIONS, &c->mid_attention) &&
+           read_optional_int(config, "mid_attention_groups", &c->mid_attention_groups) &&
            read_transformer_layers(config, c) &&
-           read_ints(config, "heads", 1, &c->levels, c->heads) && read_int(config, "context_dim", &c->context_dim) &&
+           read_ints(config, "heads", 1, &c->levels, c->heads) &&
+           read_optional_int(config, "context_dim", &c->context_dim) &&
            read_int(config, "norm_num_groups", &c->norm_num_groups) && read_float(config, "norm_eps", &c->norm_eps) &&
            read_bool(config, "linear_projection", &c->linear_projection) &&
            read_bool(config, "flip_sin_to_cos", &c->flip_sin_to_cos) &&
            read_float(config, "freq_shift", &c->freq_shift) &&
            read_optional_int(config, "time_cond_proj_dim", &c->time_cond_proj_dim) &&
            read_optional_int(config, "text_embeds_dim", &c->text_embeds_dim) &&
-           read_optional_int(config, "time_ids_dim", &c->time_ids_dim);
+           read_optional_int(config, "time_ids_dim", &c->time_ids_dim) &&
+           read_kind(config, "class_embedding", DD_CLASS_EMBEDDINGS, &c->class_embedding) &&
+           read_optional_int(config, "num_class_embeds", &c->num_class_embeds) &&
+           read_bool(config, "scale_shift", &c->scale_shift) &&
+           read_bool(config, "downsample_one_sided", &c->downsample_one_sided) && check_inputs(c);
 }
 
 static bool read_vae(PyObject *config, dd_config *out)
@@ -301,12 +343,13 @@ static int one(const dd_config *c)
     return 1;
 }
 
+static int of_unet(const dd_config *c) { return c->unet.downsample_one_sided ? 1 << (c->unet.levels - 1) : 1; }
 static int of_vae(const dd_config *c) { return 1 << (c->vae.levels - 1); }
 static int of_tiny_vae(const dd_config *c) { return 1 << (c->tiny_vae.levels - 1); }
 static int of_resnet(const dd_config *c) { return c->resnet.small_stem ? 8 : 32; }
 
 const dd_family dd_families[] = {
-    {"unet", read_unet, build_unet, one},
+    {"unet", read_unet, build_unet, of_unet},
     {"vae_encoder", read_vae, build_vae_encoder, of_vae},
     {"vae_decoder", read_vae, build_vae_decoder, of_vae},
     {"tiny_vae_encoder", read_tiny_vae, build_tiny_vae_encoder, of_tiny_vae},

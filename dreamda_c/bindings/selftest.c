@@ -136,27 +136,29 @@ done:
 static PyObject *selftest_group_norm(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"src0", "src1", "row_bias", "gamma", "beta", "groups", "eps", "silu", "in_place", "isa",
-                            "threads", NULL};
-    PyObject *o0, *o1, *o_bias, *o_gamma, *o_beta;
+                            "threads", "scale_shift", NULL};
+    PyObject *o0, *o1, *o_bias, *o_gamma, *o_beta, *o_scales = Py_None;
     int groups, silu, in_place, isa, threads;
     float eps;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOifppii", names, &o0, &o1, &o_bias, &o_gamma, &o_beta, &groups,
-                                     &eps, &silu, &in_place, &isa, &threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOifppii|O", names, &o0, &o1, &o_bias, &o_gamma, &o_beta,
+                                     &groups, &eps, &silu, &in_place, &isa, &threads, &o_scales)) {
         return NULL;
     }
     dd_dtype dtype, dtype1;
     PyArrayObject *src0 = activations(o0, 3, &dtype, "src0"), *src1 = NULL, *bias = NULL, *gamma = NULL, *beta = NULL;
-    PyArrayObject *dst = NULL;
+    PyArrayObject *scales = NULL, *dst = NULL;
     if (!src0 || !check_isa(isa) || (o1 != Py_None && !(src1 = activations(o1, 3, &dtype1, "src1"))) ||
         (o_bias != Py_None && !(bias = array_of(o_bias, NPY_FLOAT32, 2, "row_bias"))) ||
+        (o_scales != Py_None && !(scales = array_of(o_scales, NPY_FLOAT32, 2, "scale_shift"))) ||
         !(gamma = array_of(o_gamma, NPY_FLOAT32, 1, "gamma")) || !(beta = array_of(o_beta, NPY_FLOAT32, 1, "beta"))) {
         goto done;
     }
     const int n = dim(src0, 0), hw = dim(src0, 1), c0 = dim(src0, 2), c1 = src1 ? dim(src1, 2) : 0, c = c0 + c1;
     if (!check(!src1 || (dtype1 == dtype && dim(src1, 0) == n && dim(src1, 1) == hw), "src1") ||
-        !check(!bias || (dim(bias, 0) == n && dim(bias, 1) >= c), "row_bias") || !check(dim(gamma, 0) == c, "gamma") ||
-        !check(dim(beta, 0) == c, "beta") || !check(groups > 0 && c % groups == 0, "groups") ||
-        !check(!in_place || !src1, "in_place")) {
+        !check(!bias || (dim(bias, 0) == n && dim(bias, 1) >= c), "row_bias") ||
+        !check(!scales || (dim(scales, 0) == n && dim(scales, 1) >= 2 * c), "scale_shift") ||
+        !check(dim(gamma, 0) == c, "gamma") || !check(dim(beta, 0) == c, "beta") ||
+        !check(groups > 0 && c % groups == 0, "groups") || !check(!in_place || !src1, "in_place")) {
         goto done;
     }
     void *scratch = scratch_of(dd_group_norm_scratch(n, hw, c));
@@ -170,6 +172,8 @@ static PyObject *selftest_group_norm(PyObject *Py_UNUSED(module), PyObject *args
                                          .beside = src1 ? PyArray_DATA(src1) : NULL,
                                          .row_bias = bias ? PyArray_DATA(bias) : NULL,
                                          .row_bias_ld = bias ? (size_t)dim(bias, 1) : 0,
+                                         .scale_shift = scales ? PyArray_DATA(scales) : NULL,
+                                         .scale_shift_ld = scales ? (size_t)dim(scales, 1) : 0,
                                          .gamma = PyArray_DATA(gamma),
                                          .beta = PyArray_DATA(beta),
                                          .n = n,
@@ -187,6 +191,7 @@ done:
     Py_XDECREF(src0);
     Py_XDECREF(src1);
     Py_XDECREF(bias);
+    Py_XDECREF(scales);
     Py_XDECREF(gamma);
     Py_XDECREF(beta);
     return (PyObject *)dst;
@@ -635,7 +640,8 @@ static PyMethodDef methods[] = {
     {"philox", selftest_philox, METH_VARARGS, "philox(counter, key) -> four words; tuples of 4 and 2 words"},
     {"normals", KEYWORDS(selftest_normals), "normals(key, first, count, threads=1); key: (8,) uint32"},
     {"group_norm", KEYWORDS(selftest_group_norm),
-     "group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads); src (n, hw, c)"},
+     "group_norm(src0, src1, row_bias, gamma, beta, groups, eps, silu, in_place, isa, threads, scale_shift=None); "
+     "src (n, hw, c)"},
     {"layer_norm", KEYWORDS(selftest_layer_norm), "layer_norm(src, gamma, beta, eps, isa, threads); src (rows, c)"},
     {"weight_gradient", KEYWORDS(selftest_weight_gradient),
      "weight_gradient(src, d_dst, kernel, stride, pad, isa, threads); (n, h, w, ic), (n, oh, ow, oc) -> "

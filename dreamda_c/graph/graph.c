@@ -281,14 +281,16 @@ dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, c
     int n = s->n, t = s->c;
     op.token_table = (dd_slice){.parameter = parameter(g, token_table, ".weight", 2, (int64_t[]){vocabulary, channels}),
                                 .rows = vocabulary, .cols = channels};
-    op.position_table = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2,
-                                                          (int64_t[]){positions, channels}),
-                                   .rows = positions,
-                                   .cols = channels};
-    if (t > positions) {
-        dd_graph_fail(g, DD_SHAPE, "%d tokens, but the model has only %d positions", t, positions);
+    if (position_table) {
+        op.position_table = (dd_slice){.parameter = parameter(g, position_table, ".weight", 2,
+                                                              (int64_t[]){positions, channels}),
+                                       .rows = positions,
+                                       .cols = channels};
+        if (t > positions) {
+            dd_graph_fail(g, DD_SHAPE, "%d tokens, but the model has only %d positions", t, positions);
+        }
     }
-    return add_op(g, &op, "embeddings", n, t, 1, channels, DD_ACTIVATION);
+    return add_op(g, &op, position_table ? "embeddings" : token_table, n, t, 1, channels, DD_ACTIVATION);
 }
 
 dd_value dd_graph_upsample(dd_graph *g, dd_value src, int h, int w)
@@ -368,7 +370,7 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *a)
         return DD_NONE;
     }
     dd_op op = {.kind = DD_OP_GROUP_NORM,
-                .nsrc = 3,
+                .nsrc = 4,
                 .groups = a->groups,
                 .eps = a->eps,
                 .silu = a->silu,
@@ -376,7 +378,8 @@ dd_value dd_graph_group_norm(dd_graph *g, const dd_group_norm_args *a)
                 .nbias = 1,
                 .src = {[DD_SRC] = {.value = a->src},
                         [DD_SRC_BESIDE] = {.value = a->beside},
-                        [DD_SRC_ROW_BIAS] = {.value = a->row_bias}}};
+                        [DD_SRC_ROW_BIAS] = {.value = a->row_bias},
+                        [DD_SRC_SCALE_SHIFT] = {.value = a->scale_shift}}};
     op.weights[0] = vector(g, a->name, ".weight", c);
     op.bias[0] = vector(g, a->name, ".bias", c);
     return add_op(g, &op, a->name, n, h, w, c, DD_ACTIVATION);

@@ -56,6 +56,7 @@ dd_value dd_graph_from_rows(dd_graph *g, dd_value src);                  /* (n, 
 dd_value dd_graph_to_rows(dd_graph *g, dd_value src);                    /* activation -> (n, t, c) f32 */
 /* (n, c) f32 -> (n, c * dim): the sinusoids of each number, one after the other. */
 dd_value dd_graph_timestep(dd_graph *g, dd_value timestep, int dim, bool flip_sin_to_cos, float freq_shift);
+/* Rows of a table, with those of a table of positions unless that is NULL. */
 dd_value dd_graph_embed(dd_graph *g, dd_value tokens, const char *token_table, const char *position_table,
                         int vocabulary, int positions, int channels);
 dd_value dd_graph_upsample(dd_graph *g, dd_value src, int h, int w);     /* nearest, to h x w */
@@ -92,10 +93,11 @@ typedef struct {
 } dd_linear;
 dd_value dd_graph_linear(dd_graph *g, const dd_linear *linear);
 
-/* GroupNorm of src (and `beside`, its right-hand neighbour in a virtual concatenation), with `row_bias` added first. */
+/* GroupNorm of src (and `beside`, its right-hand neighbour in a virtual concatenation), with `row_bias` added first.
+   `scale_shift` has a scale and then a shift for every channel of a row: the norm times 1 + scale, plus shift. */
 typedef struct {
     const char *name;
-    dd_value src, beside, row_bias;
+    dd_value src, beside, row_bias, scale_shift;
     int groups;
     float eps;
     bool silu;
@@ -160,6 +162,7 @@ enum {
     DD_SRC_ADD = 2,        /* linear, conv, batch norm: a residual */
     DD_SRC_BESIDE = 1,     /* group norm */
     DD_SRC_ROW_BIAS = 2,   /* group norm */
+    DD_SRC_SCALE_SHIFT = 3, /* group norm */
     DD_SRC_QUERY = DD_SRC, /* attention */
     DD_SRC_KEY = 1,
     DD_SRC_VALUE = 2,
@@ -177,7 +180,7 @@ typedef struct {
     dd_value dst;
     dd_slice weights[DD_MAX_STACK], bias[DD_MAX_STACK]; /* linear: stacked by rows; norms: gamma and beta */
     dd_slice mean, variance;                            /* batch norm: the running statistics */
-    dd_slice token_table, position_table;               /* embed */
+    dd_slice token_table, position_table;               /* embed; the latter without rows: absent */
     int nweights, nbias;
     dd_activation act;
     int kernel, stride, pad_before, pad_after, groups, heads;

@@ -220,13 +220,15 @@ static dd_status create_group_norm(dd_plan *p, dd_step *s)
 static dd_status run_group_norm(const dd_plan *p, const dd_step *s, const dd_call *c)
 {
     const dd_op *op = s->op;
-    const dd_value row_bias = op->src[DD_SRC_ROW_BIAS].value;
+    const dd_value row_bias = op->src[DD_SRC_ROW_BIAS].value, scale_shift = op->src[DD_SRC_SCALE_SHIFT].value;
     dd_group_norm(p->isa, p->dtype,
                   &(dd_group_norm_call){.dst = c->dst,
                                         .src = c->src,
                                         .beside = dd_step_data(p, s, DD_SRC_BESIDE),
                                         .row_bias = dd_step_data(p, s, DD_SRC_ROW_BIAS),
                                         .row_bias_ld = row_bias ? (size_t)dd_step_value(p, row_bias)->c : 0,
+                                        .scale_shift = dd_step_data(p, s, DD_SRC_SCALE_SHIFT),
+                                        .scale_shift_ld = scale_shift ? (size_t)dd_step_value(p, scale_shift)->c : 0,
                                         .gamma = c->weights,
                                         .beta = c->bias,
                                         .n = c->in->n,
@@ -333,7 +335,9 @@ static dd_status create_embed(dd_plan *p, dd_step *s)
     dd_status status = DD_OK;
     dd_weights *weights = dd_graph_weights(p->graph);
     DD_TRY(dd_weights_pack(weights, &s->op->token_table, 1, NULL, &s->weights));
-    DD_TRY(dd_weights_pack(weights, &s->op->position_table, 1, NULL, &s->bias));
+    if (s->op->position_table.rows) {
+        DD_TRY(dd_weights_pack(weights, &s->op->position_table, 1, NULL, &s->bias));
+    }
 fail:
     return status;
 }
@@ -343,7 +347,9 @@ static dd_status run_embed(const dd_plan *p, const dd_step *s, const dd_call *c)
     const int32_t *ids = c->src;
     for (int64_t i = 0; i < (int64_t)c->in->n * c->in->c; i++) {
         if (ids[i] < 0 || ids[i] >= s->op->token_table.rows) { /* they index a table */
-            return dd_fail(DD_INVALID, "token id %d is outside the vocabulary (0 to %lld)", ids[i],
+            return dd_fail(DD_INVALID, "%s %d is outside %s (0 to %lld)",
+                           s->op->position_table.rows ? "token id" : "class label", ids[i],
+                           s->op->position_table.rows ? "the vocabulary" : "the model's classes",
                            (long long)s->op->token_table.rows - 1);
         }
     }

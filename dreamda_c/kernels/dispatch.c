@@ -41,7 +41,7 @@ dd_isa dd_best_isa(void)
 size_t dd_group_norm_scratch(int n, int hw, int c)
 {
     const size_t chunk = (size_t)dd_group_norm_chunk(c), chunks = ((size_t)hw + chunk - 1) / chunk;
-    return (size_t)n * (chunks + 1) * 2 * dd_group_norm_channels(c) * sizeof(float);
+    return (size_t)n * (2 * chunks + 3) * dd_group_norm_channels(c) * sizeof(float);
 }
 
 void dd_group_norm(dd_isa isa, dd_dtype dtype, const dd_group_norm_call *call)
@@ -231,9 +231,10 @@ void dd_embed(dd_dtype dtype, void *dst, const int32_t *ids, const float *tokens
 {
 #pragma omp parallel for schedule(static)
     for (int i = 0; i < n * t; i++) {
-        const float *token = tokens + (size_t)ids[i] * (size_t)c, *position = positions + (size_t)(i % t) * (size_t)c;
+        const float *token = tokens + (size_t)ids[i] * (size_t)c;
+        const float *position = positions ? positions + (size_t)(i % t) * (size_t)c : NULL;
         for (int ch = 0; ch < c; ch++) {
-            put(dtype, dst, (size_t)i * (size_t)c + (size_t)ch, token[ch] + position[ch]);
+            put(dtype, dst, (size_t)i * (size_t)c + (size_t)ch, position ? token[ch] + position[ch] : token[ch]);
         }
     }
 }

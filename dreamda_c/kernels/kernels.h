@@ -22,13 +22,17 @@ bool dd_cpu_supported(void);
 dd_isa dd_best_isa(void);
 
 /* dst (n, hw, c + beside_c) = GroupNorm(concatenation of src (n, hw, c) and beside (n, hw, beside_c) along channels)
-   [then SiLU]. Statistics are two-pass or Chan-combined in chunks whose size does not depend on the thread count. */
+   [times 1 + scale, plus shift] [then SiLU]. Statistics are two-pass or Chan-combined in chunks whose size does not
+   depend on the thread count. */
 typedef struct {
     void *dst; /* may be src where there is no `beside` */
     const void *src, *beside; /* beside may be NULL, with beside_c 0 */
     const float
         *row_bias; /* if not NULL, added to the input first: channel i of row r at row_bias[r * row_bias_ld + i] */
     size_t row_bias_ld;
+    /* If not NULL: of row r, the scales of all channels from scale_shift[r * scale_shift_ld], then their shifts. */
+    const float *scale_shift;
+    size_t scale_shift_ld;
     const float *gamma, *beta; /* c + beside_c each */
     int n, hw, c, beside_c;
     int groups; /* divides c + beside_c; a group may straddle the two sources */
@@ -104,7 +108,7 @@ void dd_add_noise(dd_dtype dtype, void *dst, const void *src, const float *scale
                   const dd_noise_key *keys, int n, int c, int hw, void *scratch);
 size_t dd_add_noise_scratch(int n, int c, int hw);
 
-/* dst (n, t, c) = tokens[ids[i]] + positions[i % t]; tables f32; ids already checked. */
+/* dst (n, t, c) = tokens[ids[i]] [+ positions[i % t]]; tables f32, positions may be NULL; ids already checked. */
 void dd_embed(dd_dtype dtype, void *dst, const int32_t *ids, const float *tokens, const float *positions, int n, int t,
               int c);
 

@@ -98,15 +98,16 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
 {
     const int n = call->n, hw = call->hw, groups = call->groups, c0 = call->c, c1 = call->beside ? call->beside_c : 0;
     const void *src0 = call->src, *src1 = call->beside;
-    const float *row_bias = call->row_bias, *gamma = call->gamma, *beta = call->beta, eps = call->eps;
-    const size_t row_bias_ld = call->row_bias_ld;
+    const float *row_bias = call->row_bias, *scale_shift = call->scale_shift, eps = call->eps;
+    const float *gamma = call->gamma, *beta = call->beta;
+    const size_t row_bias_ld = call->row_bias_ld, scale_shift_ld = call->scale_shift_ld;
     const bool silu = call->silu;
     void *dst = call->dst;
     const int c = c0 + c1, chunk = dd_group_norm_chunk(c), chunks = (hw + chunk - 1) / chunk;
     const size_t pad = dd_group_norm_channels(c);
     float *partial = call->scratch; /* (n, chunks, 2, pad): mean, sum of squared deviations */
-    float *shift = partial + (size_t)n * (size_t)chunks * 2 * pad; /* (n, 2, pad): first the image's statistics, then */
-                                                                /* what to subtract and to multiply by */
+    /* (n, 3, pad): first the image's statistics, then what to subtract, to multiply by and, with scales, to add */
+    float *shift = partial + (size_t)n * (size_t)chunks * 2 * pad;
     const ptrdiff_t tasks = (ptrdiff_t)n * chunks;
 
 #pragma omp parallel
@@ -132,7 +133,7 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
         for (int i = 0; i < n; i++) {
             for (int tile = 0; tile < (c + 63) / 64; tile++) {
                 const int ch0 = tile * 64, ch1 = ch0 + 64 < c ? ch0 + 64 : c;
-                float *mean = shift + (size_t)i * 2 * pad, *m2 = mean + pad;
+                float *mean = shift + (size_t)i * 3 * pad, *m2 = mean + pad;
                 for (int k = 0, done = 0; k < chunks; k++) {
                     const float *part = partial + ((size_t)i * (size_t)chunks + (size_t)k) * 2 * pad;
                     const int rows = hw - done < chunk ? hw - done : chunk;
@@ -153,7 +154,8 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
             for (int g = 0; g < groups; g++) {
                 const int size = c / groups, ch0 = g * size;
                 const float *bias = row_bias ? row_bias + (size_t)i * row_bias_ld : NULL;
-                float *mean = shift + (size_t)i * 2 * pad, *m2 = mean + pad;
+                const float *scales = scale_shift ? scale_shift + (size_t)i * scale_shift_ld : NULL;
+                float *mean = shift + (size_t)i * 3 * pad, *m2 = mean + pad, *added = m2 + pad;
                 double centre = 0, squares = 0;
                 for (int ch = ch0; ch < ch0 + size; ch++) {
                     centre += (double)mean[ch] + (bias ? (double)bias[ch] : 0.0);
@@ -167,17 +169,23 @@ static void group_norm(dd_dtype t, const dd_group_norm_call *call)
                 for (int ch = ch0; ch < ch0 + size; ch++) {
                     mean[ch] = (float)(centre - (bias ? (double)bias[ch] : 0.0));
                     m2[ch] = (float)((double)gamma[ch] * scale);
+                    if (scales) {
+                        const double factor = 1.0 + (double)scales[ch];
+                        m2[ch] = (float)((double)gamma[ch] * scale * factor);
+                        added[ch] = (float)((double)beta[ch] * factor + (double)scales[c + ch]);
+                    }
                 }
             }
         }
         for (ptrdiff_t i = end - 1; i >= begin; i--) {
             const int start = (int)(i % chunks) * chunk, rows = hw - start < chunk ? hw - start : chunk;
             const size_t base = (size_t)(i / chunks) * (size_t)hw + (size_t)start;
-            const float *shifts = shift + (size_t)(i / chunks) * 2 * pad, *gain = shifts + pad;
-            apply_rows(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, beta);
+            const float *shifts = shift + (size_t)(i / chunks) * 3 * pad, *gain = shifts + pad;
+            const float *added = scale_shift ? gain + pad : beta;
+            apply_rows(t, silu, dst, (size_t)c, src0, (size_t)c0, base, rows, 0, shifts, gain, added);
             if (c1) {
                 apply_rows(t, silu, dst, (size_t)c, src1, (size_t)c1, base, rows, (size_t)c0, shifts + c0, gain + c0,
-                           beta + c0);
+                           added + c0);
             }
         }
     }

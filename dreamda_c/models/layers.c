@@ -37,11 +37,18 @@ dd_value dd_resnet_block(dd_graph *g, const char *name, const dd_resnet *r)
     x = dd_conv3x3(g, "conv1", x, r->out);
     dd_value time = DD_NONE;
     if (r->time) {
-        time = dd_graph_linear(
-            g, &(dd_linear){.name = {"time_emb_proj"}, .src = {.value = r->time}, .out = r->out, .f32 = true});
+        time = dd_graph_linear(g, &(dd_linear){.name = {"time_emb_proj"},
+                                               .src = {.value = r->time},
+                                               .out = (r->scale_shift ? 2 : 1) * r->out,
+                                               .f32 = true});
     }
-    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "norm2", .src = x, .row_bias = time, .groups = r->groups,
-                                                     .eps = r->eps, .silu = true});
+    x = dd_graph_group_norm(g, &(dd_group_norm_args){.name = "norm2",
+                                                     .src = x,
+                                                     .row_bias = r->scale_shift ? DD_NONE : time,
+                                                     .scale_shift = r->scale_shift ? time : DD_NONE,
+                                                     .groups = r->groups,
+                                                     .eps = r->eps,
+                                                     .silu = true});
     x = dd_graph_conv(g, &(dd_conv){.name = "conv2", .src = x, .out = r->out, .kernel = 3, .stride = 1, .pad_before = 1,
                                     .pad_after = 1, .add = residual});
     dd_graph_pop(g);
@@ -105,15 +112,18 @@ dd_value dd_transformer_block(dd_graph *g, const char *name, const dd_transforme
     return x;
 }
 
-dd_value dd_spatial_attention(dd_graph *g, const char *name, dd_value src, int groups, float eps)
+dd_value dd_spatial_attention(dd_graph *g, const char *name, dd_value src, int heads, int groups, float eps)
 {
     int c = dd_graph_channels(g, src);
     dd_graph_push(g, "%s", name);
-    dd_value x = dd_graph_group_norm(
-        g, &(dd_group_norm_args){.name = "group_norm", .src = src, .groups = groups, .eps = eps});
+    dd_value x = src;
+    if (groups) {
+        x = dd_graph_group_norm(
+            g, &(dd_group_norm_args){.name = "group_norm", .src = src, .groups = groups, .eps = eps});
+    }
     dd_value qkv = dd_graph_linear(
         g, &(dd_linear){.name = {"to_q", "to_k", "to_v"}, .names = 3, .src = {.value = x}, .out = c});
-    x = dd_graph_attention(g, (dd_view){qkv, 0, c}, (dd_view){qkv, c, c}, (dd_view){qkv, 2 * c, c}, 1, false);
+    x = dd_graph_attention(g, (dd_view){qkv, 0, c}, (dd_view){qkv, c, c}, (dd_view){qkv, 2 * c, c}, heads, false);
     x = dd_graph_linear(g, &(dd_linear){.name = {"to_out.0"}, .src = {.value = x}, .out = c, .add = src});
     dd_graph_pop(g);
     return x;

@@ -7,13 +7,14 @@
 
 #include "graph/graph.h"
 
-/* norm1, SiLU, conv1 [+ time_emb_proj(time)], norm2, SiLU, conv2, + (conv_shortcut of) the input. `beside` is
-   concatenated to src without a copy: the norm reads both, and the shortcut's weight is split between them. `time` is
-   SiLU(embedding). */
+/* norm1, SiLU, conv1 [+ time_emb_proj(time)], norm2, SiLU, conv2, + (conv_shortcut of) the input. With `scale_shift`,
+   time_emb_proj(time) scales and shifts norm2 instead. `beside` is concatenated to src without a copy: the norm reads
+   both, and the shortcut's weight is split between them. `time` is SiLU(embedding). */
 typedef struct {
     dd_value src, beside, time;
     int out, groups;
     float eps;
+    bool scale_shift;
 } dd_resnet;
 dd_value dd_resnet_block(dd_graph *g, const char *name, const dd_resnet *r);
 
@@ -29,7 +30,7 @@ typedef struct {
 } dd_transformer;
 dd_value dd_transformer_block(dd_graph *g, const char *name, const dd_transformer *t);
 
-/* The VAE's single-head attention over positions, + src. */
-dd_value dd_spatial_attention(dd_graph *g, const char *name, dd_value src, int groups, float eps);
+/* Attention over positions, + src; without its norm if `groups` is 0. */
+dd_value dd_spatial_attention(dd_graph *g, const char *name, dd_value src, int heads, int groups, float eps);
 
 #endif

@@ -15,21 +15,40 @@
 
 enum { DD_MAX_LEVELS = 8, DD_MAX_SKIPS = 128, DD_TIME_IDS = 6 };
 
-/* UNet2DConditionModel. `transformer_layers` and `up_transformer_layers` have an entry for every ResNet block on the
-   way down and on the way up; those of levels without attention are unused. All levels make at most DD_MAX_SKIPS skip
-   connections. */
+/* What follows a ResNet block: transformer layers that read the context, or attention over positions. */
+typedef enum { DD_NO_ATTENTION, DD_CROSS_ATTENTION, DD_SELF_ATTENTION, DD_ATTENTIONS } dd_attention_kind;
+
+/* What is added to the timestep embedding: nothing, a row of a table, an embedded number, or the input itself. */
+typedef enum {
+    DD_NO_CLASSES,
+    DD_CLASS_TABLE,
+    DD_CLASS_TIMESTEP,
+    DD_CLASS_IDENTITY,
+    DD_CLASS_EMBEDDINGS
+} dd_class_embedding;
+
+/* UNet2DConditionModel and, with a context_dim of 0, UNet2DModel. `transformer_layers` and `up_transformer_layers` have
+   an entry for every ResNet block on the way down and on the way up; those of levels without cross-attention are
+   unused. All levels make at most DD_MAX_SKIPS skip connections. */
 typedef struct {
     int in_channels, out_channels, levels;
     int block_out_channels[DD_MAX_LEVELS], layers_per_block[DD_MAX_LEVELS];
-    bool down_attention[DD_MAX_LEVELS], up_attention[DD_MAX_LEVELS]; /* each in its own order */
+    int down_attention[DD_MAX_LEVELS], up_attention[DD_MAX_LEVELS]; /* dd_attention_kind, each in its own order */
+    int mid_resnets;                                                /* 0: no mid block */
+    int mid_attention;                                              /* dd_attention_kind, between two of them */
+    int mid_attention_groups;                                       /* of DD_SELF_ATTENTION's norm; 0: it has none */
     int transformer_layers[DD_MAX_SKIPS], up_transformer_layers[DD_MAX_SKIPS];
-    int mid_transformer_layers; /* 0: the mid block is one ResNet block */
+    int mid_transformer_layers; /* of DD_CROSS_ATTENTION */
     int heads[DD_MAX_LEVELS];
     int context_dim, norm_num_groups;
     float norm_eps, freq_shift;
     int time_cond_proj_dim; /* of the guidance embedding; 0: the model has none */
     int text_embeds_dim, time_ids_dim; /* of SDXL's "text_time" condition, the latter of each id; 0: it has none */
+    int class_embedding;    /* dd_class_embedding */
+    int num_class_embeds;   /* rows of DD_CLASS_TABLE */
     bool linear_projection, flip_sin_to_cos;
+    bool scale_shift;          /* the timestep scales and shifts norms instead of being added */
+    bool downsample_one_sided; /* padding at the right and the bottom only */
 } dd_unet_config;
 
 typedef struct {
@@ -37,8 +56,9 @@ typedef struct {
     int decoders;                    /* 2: both the clean and the perturbed bottleneck are decoded */
 } dd_unet_shape;
 
-/* Inputs: sample, timestep, context (constant), [guidance: 1000 (guidance_scale - 1) a row], [text_embeds and time_ids
-   (constant)]; optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,] bottleneck. */
+/* Inputs: sample, timestep, [context (constant)], [class_labels], [guidance: 1000 (guidance_scale - 1) a row],
+   [text_embeds and time_ids (constant)]; optional noise_scale, noise, noise_key. Outputs: sample, [perturbed,]
+   bottleneck: what the mid block makes or, if there is none, the last down block. */
 dd_status dd_unet_build(dd_graph *g, const dd_unet_config *config, const dd_unet_shape *shape);
 
 /* AutoencoderKL, one half at a time. */

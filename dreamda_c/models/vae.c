@@ -22,7 +22,7 @@ static dd_value middle(dd_graph *g, const dd_vae_config *config, dd_value x)
     dd_graph_push(g, "mid_block");
     block.src = dd_resnet_block(g, "resnets.0", &block);
     if (config->mid_attention) {
-        block.src = dd_spatial_attention(g, "attentions.0", block.src, config->norm_num_groups, eps);
+        block.src = dd_spatial_attention(g, "attentions.0", block.src, 1, config->norm_num_groups, eps);
     }
     x = dd_resnet_block(g, "resnets.1", &block);
     dd_graph_pop(g);

@@ -529,13 +529,15 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
         config = {
             "in_channels": n.size(5), "out_channels": n.size(5), "latent_channels": n.size(5), "block_out_channels":
             widths, "layers_per_block": layers if family == "unet" else n.size(2),
-            "norm_num_groups": groups, "down_attention": [bool(n.below(2)) for _ in range(levels)], "up_attention":
-            [bool(n.below(2)) for _ in range(levels)], "transformer_layers": [n.size(2) for _ in range(down)],
+            "norm_num_groups": groups, "down_attention": [n.below(3) for _ in range(levels)], "up_attention":
+            [n.below(3) for _ in range(levels)], "transformer_layers": [n.size(2) for _ in range(down)],
             "up_transformer_layers": [n.size(2) for _ in range(up)], "mid_transformer_layers": n.below(3),
             "heads": heads,
             "context_dim": n.size(30), "norm_eps": (1e-5, 0.0, 1e-30, 1.0, 1e6)[n.below(5)], "linear_projection":
             bool(n.below(2)), "flip_sin_to_cos": bool(n.below(2)), "freq_shift": (0.0, 1.0, 0.5, 8.0)[n.below(4)],
-            "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)), "mid_attention": bool(n.below(2)),
+            "quant_conv": bool(n.below(2)), "post_quant_conv": bool(n.below(2)), "mid_attention": n.below(3),
+            "mid_resnets": n.below(3), "mid_attention_groups": (0, groups)[n.below(2)], "class_embedding": n.below(4),
+            "num_class_embeds": n.size(9), "scale_shift": bool(n.below(2)), "downsample_one_sided": bool(n.below(2)),
             "vocab_size": n.size(50), "hidden_size": hidden * head if hidden < 1 << 16 and n.byte() < 220 else hidden,
             "intermediate_size": n.size(60), "num_hidden_layers": n.size(2), "num_attention_heads": head,
             "max_position_embeddings": n.size(12), "hidden_act": ("quick_gelu", "gelu")[n.below(2)], "layer_norm_eps":
@@ -561,7 +563,7 @@ def graphs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
             if sys.exc_info()[0] is None:
                 assert after == before, f"{after - before} bytes stay"
 
-    return [rng.randbytes(160) for _ in range(64)], run
+    return [rng.randbytes(180) for _ in range(64)], run
 
 
 def _run_graph(np: Any, model: Any, shape: dict[str, Any], attention: int, rng: random.Random) -> None:

@@ -28,6 +28,18 @@ def unet(channels, plain, **options):
                 sample_size=8) | options
 
 
+def pixel_unet(channels, attention, **options):
+    levels = range(len(channels))
+    return dict(_class_name="UNet2DModel",
+                block_out_channels=list(channels),
+                down_block_types=["AttnDownBlock2D" if level in attention else "DownBlock2D" for level in levels],
+                up_block_types=["AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(levels)],
+                in_channels=3,
+                out_channels=3,
+                norm_num_groups=8,
+                sample_size=8) | options
+
+
 def vae(channels, **options):
     levels = len(channels)
     return dict(block_out_channels=list(channels),
@@ -99,6 +111,22 @@ CASES = {
                  projection_class_embeddings_input_dim=16 + 6 * 6,
                  flip_sin_to_cos=False,
                  freq_shift=1), (3, 9, 7, 5)),
+    # without a mid block, as in BK-SDM-tiny
+    "cut": ("unet", unet((16, 32), (), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
+                         mid_block_type=None), (2, 8, 8, 7)),
+    # classes from a table, norms that the timestep scales, a mid block of one ResNet block
+    "classes": ("unet", unet((16, 32), (1, ), layers_per_block=1, cross_attention_dim=24, attention_head_dim=4,
+                             num_class_embeds=5, resnet_time_scale_shift="scale_shift",
+                             mid_block_type="UNetMidBlock2D"), (2, 8, 8, 7)),
+    # a model in pixel space, as google/ddpm-cifar10-32: attention over positions, padding at one side
+    "pixel": ("unet", pixel_unet((16, 24, 32), (1, ), layers_per_block=1, attention_head_dim=None,
+                                 downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6), (2, 12, 8)),
+    # several heads, classes as timesteps, norms that the timestep scales, so attention in the mid block without a norm
+    "pixel-classes": ("unet", pixel_unet((16, 32), (0, 1), layers_per_block=2, attention_head_dim=8,
+                                         class_embed_type="timestep", center_input_sample=True,
+                                         resnet_time_scale_shift="scale_shift"), (3, 4, 8)),
+    "pixel-cut": ("unet", pixel_unet((16, 32), (), layers_per_block=1, class_embed_type="identity",
+                                     mid_block_type=None), (2, 8, 8)),
     # spatial attention, padding at one side, quantisation convolutions
     "vae": ("vae", vae((16, 32)), (2, 12, 8)),
     "vae-plain":
@@ -141,7 +169,7 @@ def inputs(name, turn):
         rows, h, w = shape
         return dict(image=rng.uniform(-1, 1, (rows, 3, h, w)).astype(np.float32),
                     latent=normals(rows, 4, h // factor, w // factor))
-    rows, h, w, tokens = shape
+    rows, h, w, *tokens = shape
     bottom = [h, w]
     for _ in config["block_out_channels"][1:]:
         bottom = [(s + 1) // 2 for s in bottom]
@@ -149,10 +177,21 @@ def inputs(name, turn):
     if config.get("addition_embed_type"):
         pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
         more = dict(text_embeds=normals(rows, pooled), time_ids=rng.randint(0, 1200, (rows, 6)).astype(np.float32))
-    return more | dict(sample=normals(rows, 4, h, w),
-                           timestep=rng.randint(0, 1000, rows).astype(np.float32),
-                           context=normals(rows, tokens, config["cross_attention_dim"]),
-                           noise=normals(rows, config["block_out_channels"][-1], *bottom))
+    more |= dict(sample=normals(rows, config["in_channels"], h, w),
+                 timestep=rng.randint(0, 1000, rows).astype(np.float32))
+    if tokens:
+        more["context"] = normals(rows, *tokens, config["cross_attention_dim"])
+    more["noise"] = normals(rows, config["block_out_channels"][-1], *bottom)
+    return more | class_labels(config, rows, rng)
+
+
+def class_labels(config, rows, rng):
+    kind, classes = config.get("class_embed_type"), config.get("num_class_embeds")
+    if kind == "identity":
+        return dict(class_labels=rng.standard_normal((rows, 4 * config["block_out_channels"][0])).astype(np.float32))
+    if kind == "timestep":
+        return dict(class_labels=rng.randint(0, 9, rows).astype(np.float32))
+    return dict(class_labels=rng.randint(0, classes, rows).astype(np.int32)) if classes else {}
 
 
 def main():
@@ -176,11 +215,8 @@ def main():
             architecture = getattr(transformers, config.get("architectures", ["CLIPTextModel"])[0])
             model = architecture(transformers.CLIPTextConfig(**config))
         else:
-            kinds = {
-                "unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL, "tiny_vae":
-                diffusers.AutoencoderTiny
-            }
-            model = kinds[kind].from_config(config)
+            kinds = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "tiny_vae": "AutoencoderTiny"}
+            model = getattr(diffusers, config.get("_class_name", kinds[kind])).from_config(config)
         model.eval()
         for parameter_name, parameter in model.named_parameters():
             named = not kind.startswith("clip") or parameter_name.startswith(("text_model.", "text_projection."))
@@ -203,15 +239,23 @@ def main():
                 embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
                 guidance = embed(None, x["guidance_scale"]
                                  - 1, config["time_cond_proj_dim"]) if "guidance_scale" in x else None
-                given = dict(timestep_cond=guidance,
-                             added_cond_kwargs={key: x[key] for key in ("text_embeds", "time_ids") if key in x})
-                seen = []
-                hook = model.mid_block.register_forward_hook(lambda m, a, o: seen.append(o))
-                results = dict(sample=model(x["sample"], x["timestep"], x["context"], **given).sample,
-                               bottleneck=seen[0])
-                hook.remove()
-                hook = model.mid_block.register_forward_hook(lambda m, a, o: o + x["noise"])
-                results["perturbed"] = model(x["sample"], x["timestep"], x["context"], **given).sample
+                given = {"class_labels": x["class_labels"]} if "class_labels" in x else {}
+                if "context" in x:
+                    added = {key: x[key] for key in ("text_embeds", "time_ids") if key in x}
+                    given |= {"encoder_hidden_states": x["context"], "timestep_cond": guidance,
+                              "added_cond_kwargs": added}
+                seen, noise = [], None
+
+                def bottleneck(module, arguments, output):
+                    last, skips = output if isinstance(output, tuple) else (output, None)
+                    seen.append(last)
+                    last = last if noise is None else last + noise
+                    return last if skips is None else (last, skips)
+
+                hook = (model.mid_block or model.down_blocks[-1]).register_forward_hook(bottleneck)
+                results = dict(sample=model(x["sample"], x["timestep"], **given).sample, bottleneck=seen[0])
+                noise = x["noise"]
+                results["perturbed"] = model(x["sample"], x["timestep"], **given).sample
                 hook.remove()
             out |= {f"{name}.{turn}.{k}": v.numpy() for k, v in results.items()}
     np.savez_compressed(HERE / "networks.npz", **out)

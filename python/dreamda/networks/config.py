@@ -18,39 +18,48 @@ _shown = reprlib.Repr()  # shortens values from untrusted files for messages
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 shown = _shown.repr
 
+# The numbers of the core's dd_attention_kind and dd_class_embedding
+_NO_ATTENTION, _CROSS_ATTENTION, _SELF_ATTENTION = range(3)
+_CLASS_EMBEDDINGS = {"none": 0, "table": 1, "timestep": 2, "identity": 3}
 # Features of diffusers' UNet2DConditionModel that change the network, and the only values we compute.
 _UNET_FIXED: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
     "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
     "class_embeddings_concat": (False,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "cross_attention_norm": (None,),
-    "downsample_padding": (1,),
     "dual_cross_attention": (False,),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
-    "num_class_embeds": (None,),
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1, 1.0),
     "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-_MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+# The number of ResNet blocks in a mid block
+_MID_BLOCKS = {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1}
 _ADDED = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 MAX_SKIPS = 128  # skip connections of a U-Net
 TIME_IDS = 6  # numbers about the size of an image, for SDXL: original height and width, top and left, target size
 # Keys that change nothing here: training-time ones, and `addition_embed_type_num_heads` and `upcast_attention` (softmax
 # is f32 anyway).
 _UNET_IGNORED = {"dropout", "addition_embed_type_num_heads", "upcast_attention", "sample_size"}
+# The same for UNet2DModel
+_PIXEL_UNET_FIXED: dict[str, tuple] = {
+    "act_fn": ("silu", "swish"),
+    "downsample_type": ("conv",),
+    "mid_block_scale_factor": (1,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "upsample_type": ("conv",),
+}
+_PIXEL_UNET_IGNORED = {"dropout", "num_train_timesteps", "sample_size"}
 _VAE_FIXED: dict[str, tuple] = {
     "act_fn": ("silu", "swish"),
 }
@@ -207,7 +216,14 @@ class _Reader:
                               f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
         return value
 
-    def block_types(self, key: str, levels: int, known: Mapping[str, bool]) -> list[bool]:
+    def choice(self, key: str, known: tuple[Any, ...], default: Any) -> Any:
+        value = self.get(key, default)
+        if value not in known:
+            raise self.refuse(key, f"is {_shown.repr(value)}, but only "
+                              f"{' and '.join('null' if v is None else repr(v) for v in known)} are supported")
+        return value
+
+    def block_types(self, key: str, levels: int, known: Mapping[str, int]) -> list[int]:
         value = self.get(key)
         if not (isinstance(value, list) and len(value) == levels):
             raise self.refuse(
@@ -250,66 +266,63 @@ def _is_number(value: Any) -> bool:
 
 
 def read_unet_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the `config.json` of a UNet2DConditionModel folder, for `_core.Model("unet", ...)`, plus ``sample_size``.
+    """Read the `config.json` of a UNet2DConditionModel or UNet2DModel folder, for `_core.Model("unet", ...)`.
 
     Parameters
     ----------
     folder : path
-        The `unet` folder of a diffusers model (Stable Diffusion 1.x, 2.x or XL; any number of levels and layers).
+        The `unet` folder of a diffusers model: Stable Diffusion 1.x, 2.x or XL shaped, with any number of levels and
+        layers, or a model in pixel space.
 
     Returns
     -------
     dict
-        Plain numbers, booleans and lists. ``sample_size`` is (height, width) of the latent image.
+        Plain numbers, booleans and lists. There are also ``sample_size``, (height, width) of the latent image,
+        ``size_multiple``, of which an image's sides are multiples, and ``center_input_sample``. A UNet2DModel has the
+        ``context_dim`` 0.
 
     Raises
     ------
     FileNotFoundError, ValueError
         The message names the file, the key, and the possible values.
     """
-    r = _Reader(Path(folder) / "config.json", ("UNet2DConditionModel",))
+    r = _Reader(Path(folder) / "config.json", ("UNet2DConditionModel", "UNet2DModel"))
+    return _read_pixel_unet(r) if r.get("_class_name", None) == "UNet2DModel" else _read_unet(r)
+
+
+def _read_unet(r: _Reader) -> dict[str, Any]:
     channels = r.channels()
     levels = len(channels)
-    layers = r.per_level("layers_per_block", levels, 2)
-    if sum(layers) + levels > MAX_SKIPS:
-        raise r.refuse("layers_per_block",
-                       f"makes {sum(layers) + levels} skip connections, but at most {MAX_SKIPS} are possible")
-    down = r.block_types("down_block_types", levels, {"CrossAttnDownBlock2D": True, "DownBlock2D": False})
-    up = r.block_types("up_block_types", levels, {"CrossAttnUpBlock2D": True, "UpBlock2D": False})
-    mid = r.get("mid_block_type", _MID_BLOCKS[0])
-    if mid is None:
-        raise r.refuse("mid_block_type",
-                       "is null: without a mid block there is no bottleneck to perturb; use another model")
-    if mid not in _MID_BLOCKS:
-        raise r.refuse("mid_block_type",
-                       f"is {_shown.repr(mid)}, but only {' and '.join(map(repr, _MID_BLOCKS))} are supported")
-    depth = r.get("transformer_layers_per_block", 1)
-    depths = r.depths("transformer_layers_per_block", depth, layers,
-                      [*down[:-1], down[-1] or mid == _MID_BLOCKS[0]])
+    layers = _layers(r, levels)
+    down = r.block_types("down_block_types", levels, {"CrossAttnDownBlock2D": _CROSS_ATTENTION,
+                                                      "DownBlock2D": _NO_ATTENTION})
+    up = r.block_types("up_block_types", levels, {"CrossAttnUpBlock2D": _CROSS_ATTENTION, "UpBlock2D": _NO_ATTENTION})
+    mid = r.choice("mid_block_type", (*_MID_BLOCKS, None), "UNetMidBlock2DCrossAttn")
+    attends = mid == "UNetMidBlock2DCrossAttn"
+    depths = r.depths("transformer_layers_per_block", r.get("transformer_layers_per_block", 1), layers,
+                      [*map(bool, down[:-1]), bool(down[-1]) or attends])
     # diffusers has always read `attention_head_dim` as the number of heads, unless that is given separately.
     key = "attention_head_dim" if r.get("num_attention_heads", None) is None else "num_attention_heads"
     r.get("attention_head_dim", 8)
-    config: dict[str, Any] = dict(in_channels=r.integer("in_channels"),
-                                  out_channels=r.integer("out_channels"),
-                                  block_out_channels=channels,
-                                  layers_per_block=layers,
-                                  down_attention=down,
-                                  up_attention=up,
-                                  transformer_layers=sum(depths, []),
-                                  mid_transformer_layers=depths[-1][0] if mid == _MID_BLOCKS[0] else 0,
-                                  up_transformer_layers=sum(_up_depths(r, layers[::-1], up), []),
-                                  heads=r.per_level(key, levels, 8),
-                                  context_dim=r.integer("cross_attention_dim"),
-                                  norm_num_groups=r.integer("norm_num_groups", 32),
-                                  norm_eps=r.number("norm_eps", 1e-5, low=0),
-                                  linear_projection=r.boolean("use_linear_projection", False),
-                                  flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
-                                  freq_shift=r.number("freq_shift", 0, low=0),
-                                  time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width,
-                                                             "null or an even number of 4 or more", None) or 0,
-                                  **_text_time(r),
-                                  sample_size=_sample_size(r),
-                                  )
+    config = _common_unet(r, channels) | dict(
+        layers_per_block=layers,
+        down_attention=down,
+        up_attention=up,
+        mid_resnets=_MID_BLOCKS.get(mid, 0),
+        mid_attention=_CROSS_ATTENTION if attends else _NO_ATTENTION,
+        mid_attention_groups=0,
+        transformer_layers=sum(depths, []),
+        mid_transformer_layers=depths[-1][0] if attends else 0,
+        up_transformer_layers=sum(_up_depths(r, layers[::-1], [bool(kind) for kind in up]), []),
+        heads=r.per_level(key, levels, 8),
+        context_dim=r.integer("cross_attention_dim"),
+        linear_projection=r.boolean("use_linear_projection", False),
+        time_cond_proj_dim=r.typed("time_cond_proj_dim", _is_embedding_width, "null or an even number of 4 or more",
+                                   None) or 0,
+        **_text_time(r),
+        sample_size=_sample_size(r, 64),
+        size_multiple=1,
+    )
     r.fixed(_UNET_FIXED, _UNET_IGNORED)
     for level, (width, heads) in enumerate(zip(channels, config["heads"])):
         if width % heads:
@@ -346,8 +359,80 @@ def _text_time(r: _Reader) -> dict[str, int]:
     return dict(text_embeds_dim=every - TIME_IDS * ids, time_ids_dim=ids)
 
 
-def _sample_size(r: _Reader) -> tuple[int, int]:
-    value = r.get("sample_size", 64)
+def _read_pixel_unet(r: _Reader) -> dict[str, Any]:
+    channels = r.channels()
+    levels = len(channels)
+    mid = r.choice("mid_block_type", ("UNetMidBlock2D", None), "UNetMidBlock2D")
+    attends = r.boolean("add_attention", True) and mid is not None
+    head = r.typed("attention_head_dim", lambda v: v is None or _is_positive(v), "null or a whole number of 1 or more",
+                   8)
+    layers = _layers(r, levels)
+    config = _common_unet(r, channels)
+    groups = r.typed("attn_norm_num_groups", lambda v: v is None or _is_positive(v),
+                     "null or a whole number of 1 or more", None)
+    config |= dict(
+        layers_per_block=layers,
+        down_attention=r.block_types("down_block_types", levels, {"AttnDownBlock2D": _SELF_ATTENTION,
+                                                                  "DownBlock2D": _NO_ATTENTION}),
+        up_attention=r.block_types("up_block_types", levels, {"AttnUpBlock2D": _SELF_ATTENTION,
+                                                              "UpBlock2D": _NO_ATTENTION}),
+        mid_resnets=0 if mid is None else 2,
+        mid_attention=_SELF_ATTENTION if attends else _NO_ATTENTION,
+        mid_attention_groups=groups or (0 if config["scale_shift"] else config["norm_num_groups"]),
+        transformer_layers=[1] * sum(layers),
+        mid_transformer_layers=0,
+        up_transformer_layers=[1] * (sum(layers) + levels),
+        heads=[1 if head is None else max(1, width // head) for width in channels],
+        context_dim=0,
+        linear_projection=False,
+        time_cond_proj_dim=0,
+        text_embeds_dim=0,
+        time_ids_dim=0,
+        sample_size=_sample_size(r),
+        size_multiple=2 ** (levels - 1),
+    )
+    r.fixed(_PIXEL_UNET_FIXED, _PIXEL_UNET_IGNORED)
+    for level, width in enumerate(channels):
+        attention = (config["down_attention"][level], config["up_attention"][levels - 1 - level],
+                     config["mid_attention"] if level == levels - 1 else _NO_ATTENTION)
+        if head is not None and width % head and any(attention):
+            raise r.refuse("attention_head_dim",
+                           f"is {head}, which does not divide the {width} channels of level {level}")
+    return config
+
+
+def _layers(r: _Reader, levels: int) -> list[int]:
+    layers = r.per_level("layers_per_block", levels, 2)
+    if sum(layers) + levels > MAX_SKIPS:
+        raise r.refuse("layers_per_block",
+                       f"makes {sum(layers) + levels} skip connections, but at most {MAX_SKIPS} are possible")
+    return layers
+
+
+def _common_unet(r: _Reader, channels: list[int]) -> dict[str, Any]:
+    kind = r.choice("class_embed_type", (None, "timestep", "identity"), None)
+    # diffusers ignores the number of classes where there is a type.
+    classes = r.typed("num_class_embeds", lambda v: v is None or _is_positive(v), "null or a whole number of 1 or more",
+                      None)
+    kind = kind or ("none" if classes is None else "table")
+    return dict(
+        in_channels=r.integer("in_channels"),
+        out_channels=r.integer("out_channels"),
+        block_out_channels=channels,
+        norm_num_groups=r.integer("norm_num_groups", 32),
+        norm_eps=r.number("norm_eps", 1e-5, low=0),
+        flip_sin_to_cos=r.boolean("flip_sin_to_cos", True),
+        freq_shift=r.number("freq_shift", 0, low=0),
+        class_embedding=_CLASS_EMBEDDINGS[kind],
+        num_class_embeds=classes if kind == "table" else 0,
+        scale_shift=r.choice("resnet_time_scale_shift", ("default", "scale_shift"), "default") == "scale_shift",
+        downsample_one_sided=r.choice("downsample_padding", (1, 0), 1) == 0,
+        center_input_sample=r.boolean("center_input_sample", False),
+    )
+
+
+def _sample_size(r: _Reader, default: Any = _ABSENT) -> tuple[int, int]:
+    value = r.get("sample_size", default)
     size = [value, value] if _is_positive(value) else value
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_positive, size))):
         raise r.refuse("sample_size", f"has to be a whole number or [height, width], got {_shown.repr(value)}")

@@ -212,11 +212,12 @@ class Part:
 
 
 class UNet(Part):
-    """UNet2DConditionModel (Stable Diffusion 1.x, 2.x and XL): predicts the noise or the velocity in a latent image.
+    """UNet2DConditionModel (Stable Diffusion 1.x, 2.x and XL) or UNet2DModel (pixels): predicts the noise in an image.
 
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
     (bool: the guidance scale is an input, as in latent consistency models), ``takes_size`` (bool: the pooled text and
-    the size of the image are inputs, as in SDXL).
+    the size of the image are inputs, as in SDXL), ``takes_context`` (bool: it reads text embeddings),
+    ``takes_class_labels`` (bool: it is class-conditional).
 
     Parameters
     ----------
@@ -239,6 +240,8 @@ class UNet(Part):
         self.plan = network.plan
         self.takes_guidance = config["time_cond_proj_dim"] > 0
         self.takes_size = config["text_embeds_dim"] > 0
+        self.takes_context = config["context_dim"] > 0
+        self.takes_class_labels = config["class_embedding"] > 0
 
     @classmethod
     def load(cls,
@@ -272,48 +275,80 @@ class UNet(Part):
         with opened(loras) as found:
             return cls(read_unet_config(folder), WeightFile(folder), dtype, threads, found)
 
+    def centred(self, sample: np.ndarray) -> np.ndarray:
+        """A sample as the network reads it: 2 x - 1 if its configuration says so (``center_input_sample``)."""
+        return 2 * sample - 1 if self.config["center_input_sample"] else sample
+
+    def class_input(self, class_labels: ArrayLike, rows: int) -> np.ndarray:
+        """Class labels as inputs of the network's graph, one per row.
+
+        Raises
+        ------
+        ValueError
+            They are not such labels, or not one or one per row.
+        """
+        labels, classes = np.asarray(class_labels), self.config["num_class_embeds"]
+        if classes:
+            if labels.dtype.kind not in "iu" or not ((0 <= labels) & (labels < classes)).all():
+                raise ValueError(f"class_labels: expected whole numbers from 0 to {classes - 1}, got "
+                                 f"{reprlib.repr(class_labels)}")
+            labels = labels.astype(np.int32)
+        else:
+            labels = labels.astype(np.float32)
+        width = () if labels.ndim < 2 else labels.shape[1:]
+        if labels.shape not in ((), (1,), (rows,), (rows, *width)):
+            raise ValueError(f"class_labels: expected one, or one for each of {rows} rows, got shape {labels.shape}")
+        return np.broadcast_to(labels, (rows, *width))
+
     @overload
     def __call__(self,
                  sample: ArrayLike,
                  timestep: ArrayLike,
-                 context: ArrayLike,
+                 context: ArrayLike | None = None,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: Literal[False] = False,
                  guidance_scale: ArrayLike | None = None,
                  text_embeds: ArrayLike | None = None,
-                 time_ids: ArrayLike | None = None) -> np.ndarray: ...
+                 time_ids: ArrayLike | None = None,
+                 *,
+                 class_labels: ArrayLike | None = None) -> np.ndarray: ...
     @overload
     def __call__(self,
                  sample: ArrayLike,
                  timestep: ArrayLike,
-                 context: ArrayLike,
+                 context: ArrayLike | None = None,
                  bottleneck_noise: ArrayLike | None = None,
                  *,
                  return_bottleneck: Literal[True],
                  guidance_scale: ArrayLike | None = None,
                  text_embeds: ArrayLike | None = None,
-                 time_ids: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+                 time_ids: ArrayLike | None = None,
+                 class_labels: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
         ...
     @overload
     def __call__(self,
                  sample: ArrayLike,
                  timestep: ArrayLike,
-                 context: ArrayLike,
+                 context: ArrayLike | None = None,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
                  guidance_scale: ArrayLike | None = None,
                  text_embeds: ArrayLike | None = None,
-                 time_ids: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+                 time_ids: ArrayLike | None = None,
+                 *,
+                 class_labels: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
 
     def __call__(self,
                  sample: ArrayLike,
                  timestep: ArrayLike,
-                 context: ArrayLike,
+                 context: ArrayLike | None = None,
                  bottleneck_noise: ArrayLike | None = None,
                  return_bottleneck: bool = False,
                  guidance_scale: ArrayLike | None = None,
                  text_embeds: ArrayLike | None = None,
-                 time_ids: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+                 time_ids: ArrayLike | None = None,
+                 *,
+                 class_labels: ArrayLike | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Run the network.
 
         Parameters
@@ -321,12 +356,13 @@ class UNet(Part):
         sample : array (rows, in_channels, H, W)
             Noisy latents.
         timestep : float or array (rows,)
-        context : array (rows, tokens, context_dim)
-            Text embeddings.
+        context : array (rows, tokens, context_dim), optional
+            Text embeddings, for a UNet2DConditionModel.
         bottleneck_noise : array (rows, C, h, w), optional
-            Added to the output of the mid block; the skip connections stay clean (DreamDA, arXiv 2403.12803).
+            Added to the output of the mid block, or of the last down block if there is no mid block; the skip
+            connections stay clean (DreamDA, arXiv 2403.12803).
         return_bottleneck : bool
-            Also return the clean mid-block output.
+            Also return that output, without noise.
         guidance_scale : float or array (rows,), optional
             Required by a latent consistency model that takes the guidance as an input (``takes_guidance``), and not
             allowed otherwise.
@@ -335,6 +371,9 @@ class UNet(Part):
         time_ids : array (rows, 6), optional
             Original height and width, top and left of the crop, target height and width, in pixels. Required and
             allowed as `text_embeds` is.
+        class_labels : int or array (rows,), optional
+            Required by a class-conditional model (``takes_class_labels``), and not allowed otherwise. For
+            ``class_embed_type`` "timestep", any numbers; for "identity", an array (rows, embedding channels).
 
         Returns
         -------
@@ -346,14 +385,29 @@ class UNet(Part):
             The shapes do not fit each other or the model.
         """
         sample = _array(sample, "sample", 4, "(rows, channels, height, width)")
-        context = _array(context, "context", 3, "(rows, tokens, channels)")
         rows, _, height, width = sample.shape
-        plan = self.plan(rows=rows, height=height, width=width, tokens=context.shape[1])
+        multiple = self.config["size_multiple"]
+        if height % multiple or width % multiple:
+            raise ValueError(f"sample: {height} x {width} is not a multiple of {multiple}, as this model needs")
         inputs: dict[str, ArrayLike] = {
-            "sample": sample,
+            "sample": self.centred(sample),
             "timestep": np.broadcast_to(np.asarray(timestep, np.float32), (rows,)),
-            "context": context,
         }
+        shape = dict(rows=rows, height=height, width=width)
+        if self.takes_context:
+            if context is None:
+                raise ValueError("context: this model needs text embeddings; give an array (rows, tokens, channels)")
+            inputs["context"] = context = _array(context, "context", 3, "(rows, tokens, channels)")
+            shape["tokens"] = context.shape[1]
+        elif context is not None:
+            raise ValueError("context: this model takes no text embeddings; leave it out")
+        if self.takes_class_labels:
+            if class_labels is None:
+                raise ValueError("class_labels: this model is class-conditional; give a class, or one a row")
+            inputs["class_labels"] = self.class_input(class_labels, rows)
+        elif class_labels is not None:
+            raise ValueError("class_labels: this model has no class embedding; leave them out")
+        plan = self.plan(**shape)
         if self.takes_guidance:
             if guidance_scale is None:
                 raise ValueError(
