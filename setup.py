@@ -104,7 +104,7 @@ setup(
     package_dir={"": "python"},
     packages=find_packages(where="python", include=["dreamda*"]),
     package_data={"dreamda": ["*.pyi", "py.typed", "bundled/**/*", "bundled/*", "generation/recipes/*.json", "*.json",
-                              "runs/pages/*.html"]},
+                              "data/prompt_sets/*.json", "runs/pages/*.html"]},
     ext_modules=[
         extension("dreamda._core", sources_of(FOUNDATION + ENGINE), include, library),
         extension("dreamda._selftest", [*sources_of(FOUNDATION), SELFTEST], None, None),

@@ -54,7 +54,8 @@ class FakePipeline:
             for k in range(first, variants):
                 if self.variant_by_variant and stop and k > first and stop():
                     return out[:, : k - first]
-                text = f"{image.tobytes()!r} {prompt} {key} {k} {sorted(parameters.items())}"
+                own = prompt if isinstance(prompt, str) else prompt[k]
+                text = f"{image.tobytes()!r} {own} {key} {k} {sorted(parameters.items())}"
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
                 out[n, k - first] = np.frombuffer(digest * 6, np.uint8).reshape(*self.size, 3)
             if progress:

@@ -9,7 +9,7 @@ from test_cli import FAST, fake, real, run  # noqa: F401  (fixtures)
 from test_generate import make_real
 
 from dreamda import Pipeline
-from dreamda.data import ImageFolder, load_bundled, prompts_from_template
+from dreamda.data import ImageFolder, choose_prompts, load_bundled
 from dreamda.networks.hub import BUNDLED
 from dreamda.runs.checks import check_model
 
@@ -34,14 +34,15 @@ def test_a_model_for_something_else_is_named(tmp_path, change, warnings):
     bundled.write(bundled.folder(tmp_path))
     change(tmp_path)
     folder = ImageFolder.scan(tmp_path)
-    found = check_model(folder, prompts_from_template(folder), MODEL, (32, 32))
+    found = check_model(folder, choose_prompts(folder).distinct(1), MODEL, (32, 32))
     assert len(found) == len(warnings) and all(text in note for text, note in zip(warnings, found))
 
 
 def test_a_size_that_the_model_was_not_made_for(tmp_path):
     folder = make_real(tmp_path / "real", labels=("coat",))
-    assert "asked for 128 x 128" in check_model(folder, prompts_from_template(folder), MODEL, (128, 128))[-1]
-    assert check_model(folder, prompts_from_template(folder), tmp_path, (128, 128)) == []  # a model that does not say
+    assert "asked for 128 x 128" in check_model(folder, choose_prompts(folder).distinct(1), MODEL, (128, 128))[-1]
+    # a model that does not say
+    assert check_model(folder, choose_prompts(folder).distinct(1), tmp_path, (128, 128)) == []
 
 
 @pytest.mark.parametrize("about, message", [('{"training_size": 3}', "'training_size'"),
@@ -51,7 +52,7 @@ def test_a_damaged_purpose_is_refused(tmp_path, about, message):
     folder = make_real(tmp_path / "real", labels=("coat",))
     (tmp_path / "dreamda.json").write_text(about)
     with pytest.raises(ValueError, match=message):
-        check_model(folder, prompts_from_template(folder), tmp_path, (32, 32))
+        check_model(folder, choose_prompts(folder).distinct(1), tmp_path, (32, 32))
 
 
 def test_the_warnings_come_before_the_run_and_do_not_stop_it(fake, real, tmp_path, capsys):  # noqa: F811

@@ -221,6 +221,23 @@ Size = Annotated[str, typer.Option(metavar="N|HxW", rich_help_panel=RUNNING,
                                    help="Image size in pixels, N or HEIGHTxWIDTH.  [default: the model's own]")]
 
 
+Templates = Annotated[
+    Optional[list[str]],
+    typer.Option("--template", metavar="TEXT", rich_help_panel=PROMPTS,
+                 help="Prompt of a class, {} being its name. It may have fields, as in 'a {style} of a {}, {view}', "
+                 "{caption}, and {red|blue}; repeat the option for more prompts, from which an image's variants are "
+                 'made in turn.  [default: "a photo of a {}"]')]
+FieldsOption = Annotated[
+    Optional[str],
+    typer.Option("--fields", metavar="SET|FILE|FOLDER", rich_help_panel=PROMPTS,
+                 help="Values for the fields: a JSON or YAML file with a list for each, a folder of wildcards "
+                 "(style.txt with a value on each line), or one of the sets fine-grained, medical, natural and "
+                 "satellite. The variants of an image get the values evenly.")]
+PromptFile = Annotated[
+    Optional[Path],
+    typer.Option("--prompts", metavar="FILE", rich_help_panel=PROMPTS,
+                 help="JSON Lines or CSV with file_name and text for every image; or .json, an object with a prompt or "
+                 "a list of prompts for each class.  [default: the captions in REAL, where there are any]")]
 Preset = Annotated[
     str,
     typer.Option("--preset",

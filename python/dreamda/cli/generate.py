@@ -14,14 +14,15 @@ from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
 from ..text import counted
 from . import common, train
-from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, Loras, OutArgument, Preset, Progress,
-                     Scheduler, Size, Threads, Vae, accepts_options, add_command, chosen, complain, complain_of,
-                     not_negative,
-                     only_out, out_option, parse_shard, parse_size, printable, with_preset)
+from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, FieldsOption, Loras, OutArgument, Preset,
+                     Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, accepts_options, add_command,
+                     chosen, complain, complain_of, not_negative, only_out, out_option, parse_shard, parse_size,
+                     printable, with_preset)
 
 if TYPE_CHECKING:
     from ..data.annotations import AnnotatedFolder
     from ..data.folders import ImageFolder
+    from ..data.prompts import Prompts
     from ..distributed import RayWorkers
     from ..generation.pipeline import Pipeline
     from ..runs.generate import Report
@@ -68,14 +69,9 @@ def generate(
                      help="Template and options for a kind of data: caltech101, stanford-cars, oxford-pets, "
                      "shenzhen-tb, or a JSON file. Options given beside it take precedence.")] = None,
     preset: Preset = BALANCED,
-    template: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=PROMPTS, help='Prompt of a class.  [default: "a photo of a {}"]')] = None,
-    prompts: Annotated[Path | None,
-                       typer.Option(rich_help_panel=PROMPTS,
-                                    metavar="FILE",
-                                    help="JSON Lines with file_name and text for every image."
-                                    "  [default: the captions in REAL, where there are any]")] = None,
+    template: Templates = None,
+    fields: FieldsOption = None,
+    prompts: PromptFile = None,
     coco: Annotated[Path | None,
                     typer.Option(rich_help_panel=LABELS,
                                  metavar="FILE",
@@ -137,7 +133,7 @@ def generate(
 
     Run the same command again to resume. OUT/metadata.jsonl lists every image with its label. Prompts come from
     --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe,
-    else from the class names: the folder names, or the words for them in REAL/classes.json.
+    else from the class names: the folder names, or the words for them in REAL/classes.json. dreamda prompts shows them.
 
     With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: the images have the sizes of the real
     ones, and their annotations remain valid.
@@ -158,26 +154,23 @@ def generate(
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
-    if template is not None and prompts is not None:
-        raise ValueError("--template and --prompts exclude each other; give one of them")
     folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep) or ImageFolder.scan(real)
-    taken_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax)
-    texts, source = taken_prompts.texts, taken_prompts.source
-    complain_of([], list(taken_prompts.notes))
-    check_out(place, folder, run_identity(settings, source) | folder.identity())
+    chosen_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
+    complain_of([], list(chosen_prompts.notes))
+    check_out(place, folder, run_identity(settings, chosen_prompts.source) | folder.identity())
     changes = common.changes(vae, loras, scheduler, embeddings)
     if dry_run:
         if engine == "ray":
             raise ValueError("--dry-run measures on this machine; leave --engine ray off")
-        return _estimate(folder, common.load(model, dtype, threads, size, **changes), settings, texts, part)
+        return _estimate(folder, common.load(model, dtype, threads, size, **changes), settings, chosen_prompts, part)
     if engine == "ray":
         from ..distributed import RayWorkers
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
                         size=parse_size(size), **changes) as workers:
-            return _generate(folder, place, workers, model, settings, texts, source, part, preview, changes, preset)
-    return _generate(folder, place, common.load(model, dtype, threads, size, **changes), model, settings, texts, source,
-                     part, preview, changes, preset)
+            return _generate(folder, place, workers, model, settings, chosen_prompts, part, preview, changes, preset)
+    return _generate(folder, place, common.load(model, dtype, threads, size, **changes), model, settings,
+                     chosen_prompts, part, preview, changes, preset)
 
 
 def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> AnnotatedFolder | None:
@@ -213,11 +206,11 @@ def demo(
     One classifier is trained on real and synthetic images, and one on the real images alone.
     """
     from ..data.bundled import load_bundled
-    from ..data.prompts import DEFAULT_TEMPLATE, prompts_from_template
+    from ..data.prompts import DEFAULT_TEMPLATE, choose_prompts
     from ..runs.generate import check_out, run_identity
     from ..runs.pictures import contact_sheet_of_run
 
-    settings, source = GenerationOptions(variants=variants, steps=steps, **DEMO_OPTIONS), {"template": DEFAULT_TEMPLATE}
+    settings = GenerationOptions(variants=variants, steps=steps, **DEMO_OPTIONS)
     if out.is_dir() and (
             others := {p.name
                        for p in out.iterdir() if p.name[0] != "."}
@@ -226,11 +219,11 @@ def demo(
             f"--out {out} holds {min(others)!r}, which is nothing of the demo's; give a new or an empty folder")
     bundled = load_bundled()
     folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
-    check_out(out / "synthetic", folder, run_identity(settings, source))
+    prompts = choose_prompts(folder, DEFAULT_TEMPLATE)
+    check_out(out / "synthetic", folder, run_identity(settings, prompts.source))
     pipe = common.load(DEMO_MODEL, dtype, threads, "")
     bundled.write(folder)
-    code = _generate(folder, out / "synthetic", pipe, DEMO_MODEL, settings, prompts_from_template(folder), source,
-                     (0, 1))
+    code = _generate(folder, out / "synthetic", pipe, DEMO_MODEL, settings, prompts, (0, 1))
     if code == 0:
         sheet = out / "contact-sheet.png"
         contact_sheet_of_run(out / "synthetic",
@@ -250,8 +243,7 @@ def _generate(folder: ImageFolder,
               pipe: Pipeline | RayWorkers,
               model: str,
               settings: GenerationOptions,
-              prompts: dict[str, str],
-              source: dict[str, str],
+              prompts: Prompts,
               part: tuple[int, int],
               preview: int = 0,
               changes: Mapping[str, Any] | None = None,
@@ -262,7 +254,7 @@ def _generate(folder: ImageFolder,
     from ..runs.inspection import environment
 
     complain_of([], [*_prompt_notes(folder, prompts, pipe, settings),
-                     *check_model(folder, prompts, pipe.folder, pipe.size)])
+                     *check_model(folder, prompts.distinct(settings.variants), pipe.folder, pipe.size)])
     space = disk_space(_images(folder, settings, part, preview), _size_made(folder, pipe))
     outline = f"{_outline(folder, prompts, settings)}; {space}"
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
@@ -281,7 +273,6 @@ def _generate(folder: ImageFolder,
                                   pipe,
                                   settings,
                                   prompts=prompts,
-                                  prompt_source=source,
                                   model=model,
                                   changes=changes,
                                   shard=part,
@@ -317,9 +308,9 @@ def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, i
     return min(preview, images) if preview else images
 
 
-def _outline(folder: ImageFolder, prompts: dict[str, str], settings: GenerationOptions) -> str:
+def _outline(folder: ImageFolder, prompts: Prompts, settings: GenerationOptions) -> str:
     """One line about the images to be made: their number, their source, and some of the prompts."""
-    shown = list(dict.fromkeys(prompts[image.key] for image in folder.images))
+    shown = list(prompts.distinct(settings.variants))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
     prompted = ", ".join(f'"{text[:100]}"' for text in some)
@@ -333,7 +324,7 @@ def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, i
     return pipe.size if sizes is None else (1, round(sum(map(math.prod, sizes)) / len(sizes)))
 
 
-def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline | RayWorkers,
+def _prompt_notes(folder: ImageFolder, prompts: Prompts, pipe: Pipeline | RayWorkers,
                   settings: GenerationOptions) -> list[str]:
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
@@ -345,10 +336,11 @@ def _prompt_notes(folder: ImageFolder, prompts: dict[str, str], pipe: Pipeline |
     tokenizer = Tokenizer(place)
     for embedding in pipe.embeddings:
         tokenizer.add(embedding.tokens)
-    return check_prompts(folder, prompts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
+    return check_prompts(folder, prompts.distinct(settings.variants), tokenizer, settings.negative_prompt,
+                         settings.prompt_syntax)
 
 
-def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: dict[str, str],
+def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: Prompts,
               part: tuple[int, int]) -> int:
     """Print the estimated cost of the run on this machine."""
     from ..runs.checks import check_model, disk_space, forecast
@@ -356,7 +348,7 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
 
     complain_of(list(folder.ignored),
                 [*_prompt_notes(folder, prompts, pipe, settings),
-                 *check_model(folder, prompts, pipe.folder, pipe.size)])
+                 *check_model(folder, prompts.distinct(settings.variants), pipe.folder, pipe.size)])
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), _outline(folder, prompts, settings)])))
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]

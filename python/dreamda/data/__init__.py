@@ -6,8 +6,9 @@ from .files import BrokenImageError, LostImageError
 from .folders import ImageFolder, ImageRef
 from .images import decode_image, fit, read_image
 from .prompt_syntax import escape_prompt
-from .prompts import (Prompts, choose_prompts, class_names, class_words, fill_template, own_prompt_files,
-                      prompts_from_file, prompts_from_template)
+from .prompts import (Prompts, choose_prompts, class_names, fill_template, own_prompt_files, prompts_from_file,
+                      prompts_from_template)
+from .templates import class_words
 
 __all__ = [
     "BrokenImageError", "BundledImages", "ImageFolder", "ImageRef", "Labels", "LostImageError", "Prompts",

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -21,6 +22,7 @@ from ..text import counted, in_brackets
 from .files import is_utf8, read_head
 from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, LoadedImage, format_of, read_image
 from .prompt_syntax import Syntax
+from .templates import placed
 
 if TYPE_CHECKING:
     from .annotations import Labels
@@ -138,11 +140,13 @@ class ImageFolder:
         """What is made from the images, to continue a sentence that ends in their number."""
         return f" in {counted(len(self.classes), 'class')}"
 
-    def prompts(self, template: str, prompt_syntax: Syntax = "a1111") -> dict[str, str]:
-        """A prompt for each image, by its key; ValueError unless `template` contains ``{}`` exactly once."""
-        from .prompts import prompts_from_template
+    def placing(self, prompt_syntax: Syntax = "a1111") -> dict[str, Callable[[str], str]]:
+        """For each image, by its key, a function that puts the words of its class after a text; see `placed`."""
+        from .prompts import class_names
 
-        return prompts_from_template(self, template, prompt_syntax)
+        names = {label: partial(placed, words=words, prompt_syntax=prompt_syntax)
+                 for label, words in class_names(self).items()}
+        return {image.key: names[image.label] for image in self.images}
 
     def identity(self) -> dict[str, Any]:
         """The fields that it adds to run.json."""

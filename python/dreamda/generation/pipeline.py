@@ -582,6 +582,11 @@ class Pipeline:
         -------
         float32 array (tokens, context_dim)
             Of a whole number of chunks, each ``text_encoder.tokenizer.length`` tokens.
+
+        Raises
+        ------
+        ParameterError
+            A weight is not a number or too large, or the prompt is too long.
         """
         with self._lock:
             key = prompt, prompt_syntax

@@ -42,7 +42,8 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     Parameters
     ----------
     folder : ImageFolder
-    prompts : mapping of key to prompt
+    prompts : mapping of prompt to key
+        The different prompts, each with the key of an image that has it (`dreamda.data.Prompts.distinct`).
     tokenizer : Tokenizer
     negative_prompt : str
     prompt_syntax : {"a1111", "plain"}
@@ -53,7 +54,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
         A prompt cannot be read; or, with "plain", the class name is in the part that is cut off.
     """
     first = {negative_prompt: "the negative prompt"} if negative_prompt else {}
-    for key, prompt in prompts.items():
+    for prompt, key in prompts.items():
         first.setdefault(prompt, f"that for {key}")
     if prompt_syntax == "plain":
         return _cut_off(folder, prompts, first, tokenizer)
@@ -80,7 +81,7 @@ def _cut_off(folder: ImageFolder, prompts: Mapping[str, str], first: Mapping[str
     names, labels = class_names(folder), {image.key: image.label for image in folder.images}
     cut = {prompt: lost for prompt, lost in zip(first, tokenizer.unread(list(first))) if lost}
     left = tokenizer.truncation_side == "left"
-    for key, prompt in prompts.items():
+    for prompt, key in prompts.items():
         if not (lost := cut.get(prompt)):
             continue
         words, read = names[labels[key]].lower(), (prompt[len(lost):] if left else prompt[:-len(lost)]).lower()
@@ -118,10 +119,10 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
     if words := about.get("words"):
         known = {word.lower() for word in words}
         unknown: dict[str, str] = {}
-        for image in folder.images:
-            for word in _words(prompts[image.key]):
+        for prompt, key in prompts.items():
+            for word in _words(prompt):
                 if word.lower() not in known:
-                    unknown.setdefault(word, image.label)
+                    unknown.setdefault(word, key.split("/")[0])
         if unknown:
             more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])

@@ -29,7 +29,8 @@ import numpy as np
 from ..data.files import BrokenImageError, digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..data.images import LoadedImage
-from ..data.prompts import DEFAULT_TEMPLATE
+from ..data.prompts import DEFAULT_TEMPLATE, Listed, Prompts, as_prompts, choose_prompts
+from ..data.templates import Prompt
 from ..generation.options import GenerationOptions
 from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
@@ -63,11 +64,12 @@ class PipelineLike(Protocol):
 class Piece:
     """Real images whose variants `first` to `last` (exclusive) are made in one call.
 
-    For labelled images, `around` holds further arguments of `Pipeline._augment`.
+    A prompt may be a list with one for each variant up to `last`. For labelled images, `around` holds further arguments
+    of `Pipeline._augment`.
     """
 
     seeds: list[tuple[ImageRef, LoadedImage]]
-    prompts: list[str]
+    prompts: list[str | list[str]]
     first: int
     last: int
     around: dict[str, Any] = field(default_factory=dict)
@@ -143,8 +145,8 @@ def generate_dataset(folder: ImageFolder,
                      pipeline: PipelineLike,
                      settings: GenerationOptions = GenerationOptions(),
                      *,
-                     prompts: Mapping[str, str] | None = None,
-                     prompt_source: Mapping[str, str | None] | None = None,
+                     prompts: Prompts | Mapping[str, str | Sequence[str | Prompt]] | None = None,
+                     prompt_source: Mapping[str, Any] | None = None,
                      model: str = "",
                      changes: Mapping[str, Any] | None = None,
                      shard: tuple[int, int] = (0, 1),
@@ -169,11 +171,12 @@ def generate_dataset(folder: ImageFolder,
         A new or empty folder, or the folder of the same run, which may have had fewer variants.
     pipeline : dreamda.Pipeline
     settings : GenerationOptions
-    prompts : mapping of key to prompt, optional
-        For every image of `folder`; default: the template "a photo of a {}".
+    prompts : Prompts, or mapping of key to a prompt or to a sequence of prompts, optional
+        For every image of `folder`, one for all variants or one for each; default:
+        the template "a photo of a {}".
     prompt_source : mapping, optional
         The record of the prompts in run.json, ``{"template": ...}`` or ``{"prompts_sha256": ...}``; a run with
-        another source is refused.
+        another source is refused. Default: that of the `Prompts`.
     model, changes, environment : optional
         Recorded in run.json, not compared: the model's name, the keywords of `Pipeline.load` that changed it (``vae``,
         ``loras``, ``scheduler``, ``embeddings``), and other information for repeating the run. Differences from the
@@ -205,11 +208,15 @@ def generate_dataset(folder: ImageFolder,
     """
     part = Part(*shard)
     if prompts is None:
-        prompts = folder.prompts(DEFAULT_TEMPLATE, settings.prompt_syntax)
-        prompt_source = {"template": DEFAULT_TEMPLATE}
+        prompts = choose_prompts(folder, DEFAULT_TEMPLATE, prompt_syntax=settings.prompt_syntax)
+    prompts = as_prompts(prompts)
+    prompt_source = prompts.source if prompt_source is None else prompt_source
+    if isinstance(prompts.choice, Listed):
+        for image in folder.images:
+            prompts.of(image.key, settings.variants - 1)  # refuses too few prompts before the work
     place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
     run = {
-        **run_identity(settings, prompt_source or {}), "dtype": pipeline.dtype, "size": list(pipeline.size),
+        **run_identity(settings, prompt_source), "dtype": pipeline.dtype, "size": list(pipeline.size),
         "model_sha256": pipeline.fingerprint, "model": model, **(changes or {}),
         "seed_images": sample_of(folder)
     } if record is None else dict(record)
@@ -396,7 +403,7 @@ class _Generation:
     """One call of `generate_dataset` on an open run folder: lists, makes, writes and reports the missing images."""
 
     def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
-                 prompts: Mapping[str, str], stems: Mapping[str, str], most: int | None,
+                 prompts: Prompts, stems: Mapping[str, str], most: int | None,
                  progress: Callable[[float, int], None]) -> None:
         self.run_folder, self.settings, self.prompts = run_folder, settings, prompts
         self.stems, self.progress = stems, progress
@@ -444,14 +451,16 @@ class _Generation:
         piece, folder = self.work.take(images), self.run_folder.folder
         if piece is None:
             return None
-        return replace(piece, prompts=[self.prompts[key] for key in piece.keys],
+        return replace(piece, prompts=[self.prompts.variants(key, piece.last) for key in piece.keys],
                        around=folder.around([image for image, _ in piece.seeds]))
 
     def _within(self, images: float) -> None:
         self.progress(min(self.computed + images, self.report.total), self.report.total)
 
     def _finished(self, piece: Piece, made: np.ndarray) -> list[Finished]:
-        return [Finished(image, self.stems[image.key], seed.sha256, self.prompts[image.key], piece.first, pixels)
+        return [Finished(image, self.stems[image.key], seed.sha256,
+                         [self.prompts.of(image.key, piece.first + number) for number in range(len(pixels))],
+                         piece.first, pixels)
                 for (image, seed), pixels in zip(piece.seeds, made, strict=True)]
 
 

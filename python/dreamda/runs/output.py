@@ -34,6 +34,7 @@ import numpy as np
 from ..data.annotations import READERS, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
+from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..generation.regions import KEEPS
 from ..networks.config import read_json
@@ -47,7 +48,8 @@ FORMAT = 2
 # fields of run.json that may differ in a resumed run; separate functions check the last two
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
-NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "seed_images")
+NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
+               "seed_images")
 SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # maximum length of a file name in bytes
@@ -55,12 +57,13 @@ NAME_MAX = 255            # maximum length of a file name in bytes
 
 # ---- run.json
 
-def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, str | None]) -> dict[str, Any]:
+def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of run.json that are known before the model is loaded."""
     from .. import __version__
 
     return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
-            "prompts_sha256": prompt_source.get("prompts_sha256"), **asdict(settings)}
+            "prompts_sha256": prompt_source.get("prompts_sha256"),
+            "fields_sha256": prompt_source.get("fields_sha256"), **asdict(settings)}
 
 
 def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | None:
@@ -143,7 +146,7 @@ _OPTIONS = {
     "labels": ("format of annotations", True), "labels_sha256": ("content of the annotations", False),
     "format": ("format of run.json", True), "dreamda": ("version of dreamda", True),
     "model_sha256": ("--model, --vae, --lora, --scheduler or --embedding", False),
-    "prompts_sha256": ("--prompts file", False)
+    "prompts_sha256": ("--prompts file", False), "fields_sha256": ("--fields", False)
 }
 
 
@@ -272,12 +275,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Finished:
-    """Synthetic images of one real image: the variants from `first` on, uint8 (K, H, W, 3)."""
+    """Synthetic images of one real image, with their prompts: the variants from `first` on, uint8 (K, H, W, 3)."""
 
     image: ImageRef
     stem: str
     seed_sha256: str
-    prompt: str
+    prompts: list[Prompt]
     first: int
     pixels: np.ndarray
 
@@ -399,11 +402,12 @@ class RunFolder:
             os.fsync(self._out)
         with contextlib.ExitStack() as stack:
             target = open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
-            for variant, pixels in enumerate(each.pixels, each.first):
+            for variant, (pixels, prompt) in enumerate(zip(each.pixels, each.prompts, strict=True), each.first):
                 name = f"{each.stem}-{variant:03d}.png"
                 row = {
                     "file_name": f"{label}/{name}", "label": label, "seed_file": each.image.key, "seed_sha256":
-                    each.seed_sha256, "variant": variant, "prompt": each.prompt, **self._in_rows()
+                    each.seed_sha256, "variant": variant, "prompt": prompt.text,
+                    **({"fields": prompt.fields} if prompt.fields else {}), **self._in_rows()
                 }
                 png = encode_png(pixels, row)
                 self._replace(name, png, target, sync_folder=False)

@@ -23,6 +23,7 @@ from ..networks.config import read_json
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
 from ..data.folders import ImageRef
 from ..data.images import read_image
+from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..options import options_of
 from ..text import counted, in_brackets
@@ -105,7 +106,9 @@ class RecordedRun:
                 f"{metadata}: no such file, so nothing is recorded to compare with; resume the run until it ends")
         rows = read_manifest(path.parent)
         for row in rows:
-            if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)):
+            fields = row.get("fields", {})
+            if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)
+                    and isinstance(fields, dict) and all(isinstance(value, str) for value in fields.values())):
                 raise ValueError(f"{metadata}: what it says of {row['file_name']} is not a line of dreamda generate")
         return cls(path.parent, run, settings, rows, recorded)
 
@@ -266,10 +269,7 @@ def replay(recorded: RecordedRun,
                             out,
                             pipeline,
                             recorded.settings,
-                            prompts={key: row["prompt"]
-                                     for key, row in wanted.items()},
-                            prompt_source={k: run.get(k)
-                                           for k in ("template", "prompts_sha256")},
+                            prompts=_prompts(recorded),
                             model=run["model"],
                             environment=environment,
                             stems={key: _stem(row)
@@ -286,6 +286,17 @@ def replay(recorded: RecordedRun,
             report.first = report.first or _how(out / row["file_name"], recorded.out / row["file_name"])
             report.differing.append(row["file_name"])
     return report
+
+
+def _prompts(recorded: RecordedRun) -> dict[str, list[Prompt]]:
+    """The prompts of every variant of the recorded images; one that was not made gets another one's."""
+    found: dict[str, dict[int, Prompt]] = {}
+    for row in recorded.rows:
+        found.setdefault(row["seed_file"], {})[row["variant"]] = Prompt(row["prompt"], row.get("fields", {}))
+    return {
+        key: [made.get(variant, next(iter(made.values()))) for variant in range(recorded.settings.variants)]
+        for key, made in found.items()
+    }
 
 
 def _stem(row: Mapping[str, Any]) -> str:

@@ -419,8 +419,7 @@ class _Trial:
                                       self.out / f"synthetic-{preset}",
                                       self.pipeline,
                                       self.options(preset, plan.variants),
-                                      prompts=self.prompts.texts,
-                                      prompt_source=self.prompts.source,
+                                      prompts=self.prompts,
                                       model=self.model,
                                       environment={**self.environment, "preset": preset},
                                       progress=progress)

@@ -11,9 +11,11 @@ import hashlib
 import io
 import math
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +26,8 @@ from ...text import counted, in_brackets
 from ..files import BrokenImageError, read_bounded, write_atomically
 from ..folders import ImageFolder, ImageRef, list_images
 from ..images import FORMATS, MAX_PIXELS, LoadedImage, read_image
-from ..prompt_syntax import Syntax, escape_prompt
+from ..prompt_syntax import Syntax
+from ..templates import class_words, placed
 
 LABEL = "images"        # the folder of OUT that contains the images
 CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
@@ -189,9 +192,9 @@ class AnnotatedFolder(ImageFolder):
         """What is made from the images, to continue a sentence that ends in their number."""
         return {"objects": ", around their objects", "background": ", new objects in them"}.get(self.keep, "")
 
-    def prompts(self, template: str, prompt_syntax: Syntax = "a1111") -> dict[str, str]:
-        """A prompt for each image, by its key; see `Labels.prompts`."""
-        return self.labels.prompts(template, prompt_syntax)
+    def placing(self, prompt_syntax: Syntax = "a1111") -> dict[str, Callable[[str], str]]:
+        """For each image, by its key, a function that puts the categories in it after a text."""
+        return {image.key: self.labels.placing(image.name, prompt_syntax) for image in self.images}
 
     def identity(self) -> dict[str, Any]:
         """The fields that it adds to run.json."""
@@ -362,7 +365,15 @@ class Labels(ABC):
         """
         if template.count("{}") != 1:
             raise ValueError(f'{template!r} must hold {{}} once, where the categories go: "a photo of {{}}"')
-        return {f"{LABEL}/{name}": _filled(template, self.categories(name), prompt_syntax) for name in self.names}
+        before, after = template.split("{}")
+        return {f"{LABEL}/{name}": (self.placing(name, prompt_syntax)(before) + after).strip() for name in self.names}
+
+    def placing(self, name: str, prompt_syntax: Syntax = "a1111") -> Callable[[str], str]:
+        """A function that puts the categories in an image after a text: ``photo of a cat and a dog``.
+
+        If there are none, it removes ``of a`` from the end of the text.
+        """
+        return partial(_with_categories, categories=self.categories(name), prompt_syntax=prompt_syntax)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -372,16 +383,12 @@ class Labels(ABC):
                            self.problems and counted(len(self.problems), "problem"))
 
 
-def _filled(template: str, categories: Sequence[str], prompt_syntax: Syntax) -> str:
-    from ..prompts import fill_template
-
+def _with_categories(before: str, categories: Sequence[str], prompt_syntax: Syntax) -> str:
     if not categories:
-        return " ".join(template.replace(" of a {}", "").replace(" of {}", "").replace("{}", "").split())
-    words = [fill_template("a {}", category) for category in categories]
+        return re.sub(r"(\bof\s+)?(\ban?\s+)?$", "", before).rstrip()
+    words = [placed("a ", class_words(category), prompt_syntax) for category in categories]
     listed = ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
-    if prompt_syntax == "a1111":
-        listed = escape_prompt(listed)
-    return template.replace("a {}", "{}").replace("{}", listed)
+    return re.sub(r"\ban?\s+([(\[]*)$", r"\1", before) + listed
 
 
 # ---- helpers of the readers and writers

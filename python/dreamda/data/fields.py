@@ -1,0 +1,218 @@
+"""Values for the fields of prompt templates: from a JSON or YAML file, a folder of wildcards, or a set of ours.
+
+    style: [photo, sketch, oil painting]          # fields.yaml
+    view:
+      - from above
+      - seen from the side, at some distance
+
+A file may also hold ``templates``, the prompts that use its fields, and ``about``. A folder of wildcards has a text
+file for each field, ``style.txt``, with a value on each line; lines that begin with # are comments.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..options import ParameterError
+from .files import BrokenImageError, is_utf8, read_bounded
+from .templates import CAPTION, CLASS, Template
+
+SETS = Path(__file__).with_name("prompt_sets")
+TEMPLATES, ABOUT = "templates", "about"
+MAX_BYTES = 1 << 20
+_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
+_FIRST = r"""[^\s\[\]{},:#&*!|>'"%@`-]"""
+_LINE = re.compile(rf"""{_QUOTED}|{_FIRST}(?:[^\n:#]|(?<=\S)#|:(?=\S))*""")  # a scalar in a line of its own
+_ITEM = re.compile(rf"""{_QUOTED}|{_FIRST}(?:[^\n\[\]{{}},:#]|(?<=\S)#|:(?=\S))*""")  # and one in brackets
+_GAP = re.compile(r"\s*(,?)\s*")  # after it
+_COMMENT = re.compile(rf"({_QUOTED})|(?:^|\s)#[^\n]*")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The values of fields, and where they are from.
+
+    Attributes
+    ----------
+    origin : str
+        The file, folder or set.
+    values : dict of str to tuple of str
+    templates : tuple of Template
+        Those of the file.
+    """
+
+    origin: str
+    values: dict[str, tuple[str, ...]]
+    templates: tuple[Template, ...] = ()
+
+    def missing(self, name: str) -> str:
+        """Why a field has no values, and the fix."""
+        if Path(self.origin).is_dir():
+            return f"there is no file {Path(self.origin) / name}.txt; add it, or correct the name"
+        return f"{self.origin} has none of that name, only {', '.join(self.values)}; add it, or correct the name"
+
+
+def set_names() -> list[str]:
+    """The sets that come with the package."""
+    return sorted(path.stem for path in SETS.glob("*.json"))
+
+
+def read_fields(source: str | os.PathLike[str]) -> Fields:
+    """Read the values of fields.
+
+    Parameters
+    ----------
+    source : str or path
+        A name of `set_names`, a JSON or YAML file, or a folder of wildcards.
+
+    Raises
+    ------
+    ParameterError
+        There is no such file, or it holds something else.
+    """
+    path = SETS / f"{source}.json" if str(source) in set_names() else Path(source)
+    if path.is_dir():
+        values = {file.relative_to(path).with_suffix("").as_posix(): _lines(file)
+                  for file in sorted(path.rglob("*.txt")) if file.is_file()}
+        if not values:
+            raise ParameterError("fields", f"the folder {source} has no .txt files; write a file for each field, with "
+                                 "a value on each line")
+        return Fields(str(source), values)
+    if not path.is_file():
+        raise ParameterError("fields", f"{source}: no such file or folder; give one, or a set that comes with dreamda: "
+                             + ", ".join(set_names()))
+    content = _read(path)
+    found = dict(_yaml_lists(path, content)) if path.suffix.lower() in (".yaml", ".yml") else _json(path, content)
+    found.pop(ABOUT, None)
+    lists = {name: _values(path, name, value) for name, value in found.items()}
+    try:
+        templates = tuple(Template(text) for text in lists.pop(TEMPLATES, ()))
+    except ParameterError as error:
+        raise ParameterError("fields", f"{path}: the template {error.reason}") from None
+    if reserved := next((name for name in (CLASS, CAPTION) if name in lists), None):
+        raise ParameterError("fields", f"{path} gives values to {reserved!r}, which depends on the image; rename it")
+    return Fields(str(source), lists, templates)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ParameterError("fields", f"{path} is larger than the {MAX_BYTES >> 20} MiB that are read")
+        return read_bounded(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ParameterError("fields", f"{path} is not UTF-8 text; save it as such") from None
+    except BrokenImageError as error:
+        raise ParameterError("fields", f"{path}: {error}") from None
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The values in a file of a folder of wildcards."""
+    values = [line.strip() for line in _read(path).splitlines()]
+    return _values(path, path.stem, [value for value in values if value and not value.startswith("#")])
+
+
+def _json(path: Path, content: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ParameterError("fields", f'{path} is no JSON object of lists; write {{"style": ["photo", "sketch"]}}')
+    return found
+
+
+def _values(path: Path, name: str, given: Any) -> tuple[str, ...]:
+    values = [given] if isinstance(given, str) else given
+    if not (isinstance(values, list) and values and all(isinstance(v, str) and is_utf8(v) for v in values)):
+        raise ParameterError("fields", f"{path}: {name!r} must be a list of at least one text")
+    if twice := next((value for value, count in Counter(values).items() if count > 1), ""):
+        raise ParameterError("fields", f"{path}: {name!r} has the value {twice[:80]!r} twice; remove one")
+    return tuple(values)
+
+
+def _yaml_lists(path: Path, content: str) -> Iterator[tuple[str, list[str]]]:
+    """The entries of a YAML file in the usual forms: ``name: [one, two]``, or ``name:`` and a line ``- one`` for each.
+
+    All values are texts. Anything else is refused; tags and references are not read.
+    """
+    lines = enumerate(content.splitlines(), 1)
+    name, values, seen = "", [], set()
+    for number, line in lines:
+        def scalar(text: str, number: int = number) -> str:
+            found = _scalar(text.strip()) if _LINE.fullmatch(text.strip()) else None
+            if found is None:
+                raise _refused(path, number)
+            return found
+
+        line = _uncommented(line)
+        if not line.strip():
+            continue
+        if item := re.match(r"\s*-\s", line):
+            if not name:
+                raise _refused(path, number)
+            values.append(scalar(line[item.end() :]))
+            continue
+        key = re.match(rf"({_QUOTED}|[^\W\d][\w/-]*)\s*:(?=\s|$)", line)
+        if not key or scalar(key[1]) in seen:
+            raise _refused(path, number)
+        if name:
+            yield name, values
+        name, rest = scalar(key[1]), line[key.end() :].strip()
+        seen.add(name)
+        values = []
+        if rest.startswith("["):
+            text, closed = rest[1:], False
+            while not closed:
+                found, closed = _items(text)
+                values += found or []
+                following = (0, "") if closed else next(lines, None)
+                if found is None or following is None:
+                    raise _refused(path, number)
+                text = _uncommented(following[1])
+        elif rest:
+            values = [scalar(rest)]
+    if name:
+        yield name, values
+
+
+def _refused(path: Path, number: int) -> ParameterError:
+    return ParameterError("fields", f"{path} line {number} is in none of the forms of YAML that are read; write "
+                          "name: [one, two], or a line - one for each value below name:, with quotes around special "
+                          "characters")
+
+
+def _uncommented(line: str) -> str:
+    return _COMMENT.sub(lambda found: found[1] or "", line)
+
+
+def _items(line: str) -> tuple[list[str] | None, bool]:
+    """The values in a line of a list in brackets, None if it is not one; and whether the list ends there."""
+    values: list[str] = []
+    place, line = 0, line.strip()
+    while place < len(line) and (line[place] != "]" or place + 1 < len(line)):
+        found = _ITEM.match(line, place)
+        value = _scalar(found[0].strip()) if found else None
+        if found is None or value is None:
+            return None, True
+        values.append(value)
+        end = _GAP.match(line, found.end())
+        place = end.end() if end else place
+        if end is None or not end[1] and line[place : place + 1] not in ("", "]"):
+            return None, True
+    return values, place < len(line)
+
+
+def _scalar(text: str) -> str | None:
+    """The text of a scalar; None if its quotes hold what is none."""
+    if text.startswith('"'):
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return None
+    return text[1:-1].replace("''", "'") if text.startswith("'") else text
