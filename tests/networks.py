@@ -201,6 +201,6 @@ def write_sdxl(folder, scheduler=(), index=(), **changes):
     return folder
 
 
-def write_lcm(folder):
+def write_lcm(folder, **changes):
     """A latent consistency model, which takes the guidance as an input."""
-    return write_model(folder, {"_class_name": "LCMScheduler"}, time_cond_proj_dim=8)
+    return write_model(folder, {"_class_name": "LCMScheduler"}, time_cond_proj_dim=8, **changes)

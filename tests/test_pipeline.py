@@ -781,7 +781,7 @@ def test_misfits_are_all_listed(folder):
 @pytest.mark.parametrize(
     "part, changes, message",
     [
-        ("unet", dict(in_channels=9), "have to be the VAE's latent_channels 4; inpainting"),
+        ("unet", dict(in_channels=5), "in_channels 5 and out_channels 4 do not fit the VAE's latent_channels 4"),
         ("unet", dict(cross_attention_dim=32), "weights do not fit"),
         ("unet", dict(mid_block_type=None), "no bottleneck to perturb"),
         ("text_encoder", dict(max_position_embeddings=8), "model_max_length 16 exceeds"),
@@ -792,7 +792,7 @@ def test_contradictory_folders(folder, part, changes, message):
     if "in_channels" in changes:
         file = folder / "unet" / "diffusion_pytorch_model.safetensors"
         tensors = load_file(file)
-        tensors["conv_in.weight"] = np.zeros((64, 9, 3, 3), np.float16)
+        tensors["conv_in.weight"] = np.zeros((64, 5, 3, 3), np.float16)
         save_file(tensors, file)
     with pytest.raises(ValueError, match=message):
         Pipeline.load(folder)

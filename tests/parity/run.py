@@ -7,8 +7,8 @@ is 1 if anything failed. With --work the networks (6 GB) and PyTorch's outputs a
 next run.
 
 The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. With LoRA: NMSE at most 1e-9.
-bfloat16: NMSE against PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of 80 steps: NMSE
-at most 1e-7. Tokens: equal.
+bfloat16: NMSE against PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of trajectories and
+of inpainting: NMSE at most 1e-7. Tokens: equal.
 """
 
 import argparse
@@ -83,6 +83,13 @@ def compare_loras(report: Report, work: Path) -> None:
         report.line("loras", name, error <= F32_NMSE, f"NMSE {error:.1e}")
 
 
+def compare_inpainting(report: Report, work: Path) -> None:
+    ours, reference = (np.load(work / "inpaint" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        error = nmse(ours[f"{name}.latents"], reference[name])
+        report.line("inpaint", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
+
+
 def compare_tokens(report: Report, work: Path) -> None:
     ours, reference = (np.load(work / "tokens" / f"{side}.npz") for side in ("ours", "reference"))
     for name in reference.files:
@@ -100,7 +107,7 @@ def main() -> int:
                         help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "loras", "trajectories", "tokens"]
+    names = [*CASES, "loras", "trajectories", "inpaint", "tokens"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -126,6 +133,10 @@ def main() -> int:
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
             run(options.reference_python, "trajectory_reference.py", str(work / "trajectories"), str(MODEL))
             compare_trajectories(report, work)
+        if "inpaint" in options.cases:
+            run(options.ours_python, "inpaint_ours.py", str(work / "inpaint"))
+            run(options.reference_python, "inpaint_reference.py", str(work / "inpaint"), str(MODEL))
+            compare_inpainting(report, work)
         if "tokens" in options.cases:
             run(options.ours_python, "token_ours.py", str(work / "tokens"))
             run(options.reference_python, "token_reference.py", str(work / "tokens"))

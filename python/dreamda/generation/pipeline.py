@@ -113,10 +113,12 @@ class Pipeline:
         self.threads_matter = not is_small(self.size[0] // vae.factor, self.size[1] // vae.factor)
         self._contexts: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        if unet.config["in_channels"] != vae.config["latent_channels"] or unet.config["out_channels"] != vae.config[
-                "latent_channels"]:
-            raise ValueError(f"{folder}: the U-Net's in_channels and out_channels have to be the VAE's latent_channels "
-                             f"{vae.config['latent_channels']}; inpainting and depth models are not supported")
+        channels, latent = (unet.config["in_channels"], unet.config["out_channels"]), vae.config["latent_channels"]
+        if channels not in ((latent, latent), (2 * latent + 1, latent)):
+            raise ValueError(
+                f"{folder}: the U-Net's in_channels {channels[0]} and out_channels {channels[1]} do not fit the VAE's "
+                f"latent_channels {latent}; both have to be {latent}, or in_channels {2 * latent + 1} for inpainting: "
+                "depth and instruction models are not supported")
         if unet.config["context_dim"] != text_encoder.config["hidden_size"]:
             raise ValueError(
                 f"{folder}: the U-Net's cross_attention_dim {unet.config['context_dim']} is not the text encoder's "
@@ -408,13 +410,15 @@ class Pipeline:
             real = images[part] if canvas is None else [canvas.place(image) for image in images[part]]
             z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit,
                               (height, width))
-            self._free_plans(latent, self.vae)
             weights, kept = None, None
             if canvas is not None and masks is not None and keep is not None:
                 weights = [kept_weight(mask, keep, canvas.edge) for mask in masks[part]]
                 kept = np.stack([canvas.kept_latents(weight, keep, self.vae.factor) for weight in weights])
+            beside = self._beside(real, kept, identities[part], options, (height, width))
+            self._free_plans(latent, self.vae)
             latents = ReverseProcess(self, z0, texts[part], identities[part], options, report,
-                                     _renumbered(callback, range(part.start, len(images))), first, stop, kept).run()
+                                     _renumbered(callback, range(part.start, len(images))), first, stop, kept,
+                                     beside).run()
             self._free_plans(latent, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -491,8 +495,30 @@ class Pipeline:
         made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop", self.size)
         return made[0] if single else made
 
-    def _encode(self, images: Sequence[np.ndarray] | np.ndarray, keys: list[int], seed: int, sample: bool,
-                how: str, size: tuple[int, int]) -> np.ndarray:
+    def _beside(self, images: Sequence[np.ndarray] | np.ndarray, kept: np.ndarray | None, keys: list[int],
+                options: GenerationOptions, size: tuple[int, int]) -> np.ndarray | None:
+        """The inputs of an inpainting U-Net beside the latents, (N, 1 + latent_channels, h, w); None for others.
+
+        These are the mask, 1 where the image is made anew, and the latents of the image with grey pixels there. Without
+        kept positions, all of the image is made anew.
+        """
+        if not self.unet.takes_mask:
+            return None
+        height, width = size
+        shape = (len(images), height // self.vae.factor, width // self.vae.factor)
+        new = np.ones(shape, np.bool_) if kept is None else ~kept
+        latents = self._encode(images, keys, options.seed, options.method != "asymmetric", options.fit, size, new)
+        return np.concatenate([new[:, None].astype(np.float32), latents], axis=1)
+
+    def _encode(self,
+                images: Sequence[np.ndarray] | np.ndarray,
+                keys: list[int],
+                seed: int,
+                sample: bool,
+                how: str,
+                size: tuple[int, int],
+                hidden: np.ndarray | None = None) -> np.ndarray:
+        """`encode`; of the images without their `hidden` latent positions, bool (N, h, w), where those are given."""
         height, width = size
         shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
         batch = group_size(1, *shape[1:])
@@ -502,9 +528,14 @@ class Pipeline:
             part = images[first : first + batch]
             x = np.stack([fit(image, size, how) for image in part]).astype(np.float32)
             x = x.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
-            noise = None
+            noise, row = None, 0
+            if hidden is not None:
+                grey = hidden[first : first + batch, None].repeat(self.vae.factor, 2).repeat(self.vae.factor, 3)
+                x, row = np.where(grey, np.float32(0), x), 1
             if sample:
-                drawn = [_core.normals(seed, k, 0, 0, STREAM_POSTERIOR, 0, shape) for k in keys[first : first + batch]]
+                drawn = [
+                    _core.normals(seed, k, 0, 0, STREAM_POSTERIOR, row, shape) for k in keys[first : first + batch]
+                ]
                 noise = filled_up(np.stack(drawn), batch)
             result[first : first + batch] = self.vae.encode(filled_up(x, batch), noise, lane)[: len(part)]
 
@@ -563,8 +594,12 @@ class Pipeline:
         for part in self._blocks(len(z0), chosen.variants, *latent):
             self._embed(texts[part], chosen, latent)
             report = _section(progress, part.start, len(z0[part]), len(z0))
+            size = (latent[0] * self.vae.factor, latent[1] * self.vae.factor)
+            hidden = np.broadcast_to(np.uint8(0), (len(z0[part]), *size, 3))  # nothing of the images is seen
+            beside = self._beside(hidden, None, identities[part], chosen, size)
             result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report,
-                                          _renumbered(callback_on_step_end, range(part.start, len(z0)))).run()
+                                          _renumbered(callback_on_step_end, range(part.start, len(z0))),
+                                          beside=beside).run()
         return result
 
     def context(self, prompt: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> np.ndarray:

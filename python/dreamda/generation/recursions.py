@@ -95,6 +95,8 @@ class ReverseProcess:
         Called before every group of variants except the first; True ends the work early.
     kept : bool array (N, h, w), optional
         Latent positions that stay the image's own.
+    beside : float32 array (N, 1 + latent_channels, h, w), optional
+        For an inpainting U-Net: the mask and the latents of the masked image, its inputs beside the latents.
     """
 
     def __init__(self,
@@ -107,10 +109,11 @@ class ReverseProcess:
                  callback: StepCallback | None = None,
                  first: int = 0,
                  stop: Callable[[], bool] | None = None,
-                 kept: np.ndarray | None = None) -> None:
+                 kept: np.ndarray | None = None,
+                 beside: np.ndarray | None = None) -> None:
         self.pipe, self.z0, self.prompts, self.keys = pipe, z0, prompts, keys
         self.options, self.progress = options, progress
-        self.callback, self.first, self.stop, self.kept = callback, first, stop, kept
+        self.callback, self.first, self.stop, self.kept, self.beside = callback, first, stop, kept, beside
         self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
         within = [
@@ -220,8 +223,11 @@ class ReverseProcess:
         h, w = self.latent_size
         tokens = rows[0].context.shape[0]
         plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
+        sample = x[[r.unit for r in rows]]
+        if self.beside is not None:
+            sample = np.concatenate([sample, self.beside[[units[r.unit][0] for r in rows]]], axis=1)
         inputs = {
-            "sample": x[[r.unit for r in rows]],
+            "sample": sample,
             "timestep": np.full(len(rows), t, np.float32),
             "context": np.stack([r.context for r in rows]),
         }

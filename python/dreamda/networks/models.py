@@ -217,7 +217,8 @@ class UNet(Part):
     Use `UNet.load`. Attributes: ``config`` (dict), ``parameters`` (int), ``dtype``, ``threads``, ``takes_guidance``
     (bool: the guidance scale is an input, as in latent consistency models), ``takes_size`` (bool: the pooled text and
     the size of the image are inputs, as in SDXL), ``takes_context`` (bool: it reads text embeddings),
-    ``takes_class_labels`` (bool: it is class-conditional).
+    ``takes_class_labels`` (bool: it is class-conditional), ``takes_mask`` (bool: an inpainting
+    model, whose input channels are the latents, the mask, and the latents of the masked image).
 
     Parameters
     ----------
@@ -242,6 +243,7 @@ class UNet(Part):
         self.takes_size = config["text_embeds_dim"] > 0
         self.takes_context = config["context_dim"] > 0
         self.takes_class_labels = config["class_embedding"] > 0
+        self.takes_mask = config["in_channels"] == 2 * config["out_channels"] + 1
 
     @classmethod
     def load(cls,
