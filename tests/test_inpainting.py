@@ -54,7 +54,8 @@ def test_every_call_sees_the_mask_and_the_latents_of_the_masked_image(pipe, monk
     assert 0 < new.sum() < new.size
     grey = image.astype(np.float32) / np.float32(127.5) - 1
     grey[new.repeat(FACTOR, 0).repeat(FACTOR, 1)] = 0
-    noise = None if method == "asymmetric" else dreamda.normals(2, 5, 0, 0, 0, 1, (1, 4, SIZE // FACTOR, SIZE // FACTOR))
+    shape = (1, 4, SIZE // FACTOR, SIZE // FACTOR)
+    noise = None if method == "asymmetric" else dreamda.normals(2, 5, 0, 0, 0, 1, shape)
     masked = pipe.vae.encode(grey.transpose(2, 0, 1)[None], noise)[0]
     for sample in seen:  # also those of source trajectories and of inversions
         assert sample.shape[1] == 9

@@ -29,6 +29,7 @@ from dreamda.generation.recursions import (CANDIDATES, STREAM_BOTTLENECK, STREAM
                                            STREAM_START, STREAM_STEP, choose_diverse)
 from dreamda.generation.lanes import group_size
 from dreamda.generation.schedulers import Schedule
+from dreamda.generation.tiles import Tiles
 from dreamda.options import ParameterError
 
 HAS_BF16 = resolve_dtype("auto") == "bf16"
@@ -475,7 +476,7 @@ def test_a_callback_after_every_step(pipe, seeds, mode, monkeypatch):
     made = pipe.augment(seeds, COAT, callback_on_step_end=callback, **options)
     assert np.array_equal(made, pipe.augment(seeds, COAT, **options))
     assert seen == {(i, k): [(0, 501), (1, 251), (2, 1)] for i in range(3) for k in range(2)}
-    decoded = pipe._decode(np.stack([last[2, 1]]), group_size(1, 16, 16), None)
+    decoded = pipe._decode(np.stack([last[2, 1]]), group_size(1, 16, 16), Tiles.whole((16, 16)), None)
     assert np.array_equal(decoded[0], made[2, 1])
 
 

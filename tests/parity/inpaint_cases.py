@@ -5,7 +5,7 @@ kept ones after every step, as `Pipeline.augment` does; diffusers does it with 4
 """
 
 PROMPT = "a photo of an ankle boot"
-COMMON = dict(method="sdedit", steps=20, strength=0.8, eta=1.0, noise_scale=0.0, share_start=True, seed=12345)
+COMMON = dict(method="sdedit", steps=10, strength=0.8, eta=1.0, noise_scale=0.0, share_start=True, seed=12345)
 DISC, WHOLE = "disc", "whole"  # what is made anew
 
 CASES: dict[str, dict] = {

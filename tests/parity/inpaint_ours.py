@@ -58,8 +58,9 @@ def run(pipe: dreamda.Pipeline, case: dict, steps: int) -> dict[str, np.ndarray]
         last = latents[max(latents)][0]
     else:
         z0 = pipe.encode(image[None], keys=[0], seed=options.seed)
-        beside = pipe._beside(image[None], ~blocks[None], [0], options, pipe.size)
-        last = ReverseProcess(pipe, z0, [PROMPT], [0], options, beside=beside).run()[0, 0]
+        tiles = pipe._tiles(pipe.size, 0)
+        beside = pipe._beside(image[None], ~blocks[None], [0], options, tiles)
+        last = ReverseProcess(pipe, z0, [[PROMPT]], [0], options, beside=beside).run()[0, 0]
 
     def draw(stream: int, step: int = 0, row: int = 0) -> np.ndarray:
         return dreamda.normals(options.seed, 0, 0, step, stream, row, shape)

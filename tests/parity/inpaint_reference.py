@@ -38,13 +38,22 @@ def run(pipe: StableDiffusionInpaintPipeline, folder: Path, case: dict, given: d
     steps = iter(torch.from_numpy(given["steps"])[:, None])
     kind = getattr(diffusers, case.get("kind", "DDIMScheduler"))
     pipe.scheduler = kind.from_pretrained(folder / "scheduler", **case.get("scheduler", {}))
-    posteriors = iter([noise["posterior"], noise["masked"]])
+    chosen = dict(strength=COMMON["strength"], num_inference_steps=len(given["steps"]))
+    posteriors = [noise["posterior"], noise["masked"]]
     image, hidden = Image.fromarray(given["image"]), Image.fromarray(given["hidden"].astype(np.uint8) * 255)
     keep = torch.from_numpy(~given["hidden"]).float()[None, None]
     keep = torch.nn.functional.interpolate(keep, size=given["start"].shape[1:])
     pixels = torch.from_numpy(given["image"]).permute(2, 0, 1)[None].float() / 127.5 - 1
     moments = pipe.vae.encode(pixels).latent_dist
     z0 = (moments.mean + moments.std * noise["posterior"]) * pipe.vae.config.scaling_factor
+
+    if "kind" in case:  # the pipeline cuts a consistency model's timesteps off, instead of spacing them by the strength
+        pipe.scheduler.set_timesteps(chosen["num_inference_steps"], strength=chosen["strength"])
+        timesteps = pipe.scheduler.timesteps
+        chosen = dict(strength=1.0, timesteps=timesteps.tolist(),
+                      latents=pipe.scheduler.add_noise(z0, noise["start"], timesteps[:1]))
+        del posteriors[0]  # of the image itself, which it does not encode then
+    drawn = iter(posteriors)
 
     def blend(pipe, i, t, values):
         left, timesteps = values["latents"], pipe.scheduler.timesteps
@@ -53,13 +62,11 @@ def run(pipe: StableDiffusionInpaintPipeline, folder: Path, case: dict, given: d
         return {"latents": keep * known + (1 - keep) * left}
 
     with mock.patch(f"{type(pipe.scheduler).__module__}.randn_tensor", lambda shape, **_: next(steps)), \
-            mock.patch.object(autoencoder, "randn_tensor", lambda shape, **_: next(posteriors)), \
+            mock.patch.object(autoencoder, "randn_tensor", lambda shape, **_: next(drawn)), \
             mock.patch.object(inpainting, "randn_tensor", lambda shape, **_: noise["start"]):
-        count = len(given["steps"])
-        made = pipe(PROMPT, image, hidden, height=image.height, width=image.width, strength=COMMON["strength"],
-                    num_inference_steps=count, guidance_scale=case["guidance_scale"], eta=COMMON["eta"],
-                    output_type="latent", callback_on_step_end=blend if case["blended"] and case["channels"] == 9
-                    else None)
+        made = pipe(PROMPT, image, hidden, height=image.height, width=image.width, eta=COMMON["eta"],
+                    guidance_scale=case["guidance_scale"], output_type="latent", **chosen,
+                    callback_on_step_end=blend if case["blended"] and case["channels"] == 9 else None)
     return made.images[0].numpy()
 
 
@@ -71,10 +78,14 @@ def main(work: Path, plain: Path, inpaint: Path) -> None:
     for channels, folder in ((9, inpaint), (4, plain)):
         names = [name for name, case in CASES.items() if case["channels"] == channels and given[name]]
         pipe = pipeline(folder) if names else None
+        if names:
+            pipe.set_progress_bar_config(disable=True)
         for name in names:
             results[name] = run(pipe, folder, CASES[name], given[name])
     np.savez(work / "reference.npz", **results)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 3:
+        torch.set_num_threads(1)  # networks this small gain nothing from more
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3] if len(sys.argv) > 3 else f"{sys.argv[1]}/9"))

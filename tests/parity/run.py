@@ -7,8 +7,8 @@ is 1 if anything failed. With --work the networks (6 GB) and PyTorch's outputs a
 next run.
 
 The bars. float32: NMSE at most 1e-9, and no element off by more than 1e-3 of the largest. With LoRA: NMSE at most 1e-9.
-bfloat16: NMSE against PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of trajectories and
-of inpainting: NMSE at most 1e-7. Tokens: equal.
+bfloat16: NMSE against PyTorch in float32 at most 1.5 times that of PyTorch in bfloat16. Final latents of trajectories
+and of inpainting: NMSE at most 1e-7. Tokens: equal.
 """
 
 import argparse

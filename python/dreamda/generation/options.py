@@ -101,6 +101,13 @@ class GenerationOptions(Options):
         "Real images of another aspect ratio than the model's: crop (keep the centre), pad (keep all, and mirror it "
         "at the edges), or squash (change the aspect ratio, as the authors do).",
         group=COMMON)
+    tile_size: int = option(
+        0,
+        "Side in pixels of the overlapping tiles in which large images are made. 0: images of at most four times the "
+        "area of the model's own are made whole, and larger ones in tiles of the model's own size.",
+        group=METHOD,
+        low=0,
+        high=8192)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,6 +159,7 @@ class OptionKeywords(TypedDict, total=False):
     guidance_low: float
     guidance_high: float
     fit: Literal["crop", "pad", "squash"]
+    tile_size: int
 
 
 OLD_NAMES = {"step": "method"}  # in run.json and recipes written before the field was renamed
@@ -165,6 +173,8 @@ def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run.json with the current names. Missing options get the value that corresponds to the former behaviour.
 
-    Images were squashed, there was no negative prompt, and prompts had no syntax.
+    Images were squashed, there was no negative prompt, prompts had no syntax, and few images were large enough for
+    tiles.
     """
-    return {"fit": "squash", "negative_prompt": "", "prompt_syntax": "plain"} | with_todays_names(dict(run))
+    missing = {"fit": "squash", "negative_prompt": "", "prompt_syntax": "plain", "tile_size": 0}
+    return missing | with_todays_names(dict(run))

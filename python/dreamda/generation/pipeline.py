@@ -33,6 +33,7 @@ from .options import GenerationOptions, OptionKeywords
 from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
 from .regions import Canvas, Keep, as_masks, kept_weight, laid_over
 from .schedulers import Schedule
+from .tiles import WHOLE, Tiles, scaled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -402,32 +403,31 @@ class Pipeline:
         result = np.empty((len(images), options.variants - first, *shape, 3), np.uint8)
         if isinstance(progress, bool):
             progress = _bar(result.shape[0] * result.shape[1]) if progress and result.size else None
-        latent = height // self.vae.factor, width // self.vae.factor
-        batch = group_size(1, *latent)
-        for part in self._blocks(len(images), options.variants, *latent):
-            self._embed(texts[part], options, latent)
+        tiles = self._tiles((height, width), options.tile_size)
+        batch = group_size(1, *tiles.tile)
+        for part in self._blocks(len(images), options.variants, *tiles.tile):
+            self._embed(texts[part], options, tiles.tile)
             report = _section(progress, part.start, len(images[part]), len(images))
             real = images[part] if canvas is None else [canvas.place(image) for image in images[part]]
-            z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit,
-                              (height, width))
+            z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit, tiles)
             weights, kept = None, None
             if canvas is not None and masks is not None and keep is not None:
                 weights = [kept_weight(mask, keep, canvas.edge) for mask in masks[part]]
                 kept = np.stack([canvas.kept_latents(weight, keep, self.vae.factor) for weight in weights])
-            beside = self._beside(real, kept, identities[part], options, (height, width))
-            self._free_plans(latent, self.vae)
+            beside = self._beside(real, kept, identities[part], options, tiles)
+            self._free_plans(tiles.tile, self.vae)
             latents = ReverseProcess(self, z0, texts[part], identities[part], options, report,
                                      _renumbered(callback, range(part.start, len(images))), first, stop, kept,
-                                     beside).run()
-            self._free_plans(latent, self.unet)
+                                     beside, tiles).run()
+            self._free_plans(tiles.tile, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
 
             def decode(i: int, lane: int | None) -> None:
-                pixels[i : i + batch] = self._decode(flat[i : i + batch], batch, lane)
+                pixels[i : i + batch] = self._decode(flat[i : i + batch], batch, tiles, lane)
 
-            work_through(range(0, len(flat), batch), decode, self.threads, latent)
-            self._free_plans(latent, self.vae)
+            work_through(range(0, len(flat), batch), decode, self.threads, tiles.tile)
+            self._free_plans(tiles.tile, self.vae)
             result = result[:, : latents.shape[1]]
             made = pixels.reshape(*latents.shape[:2], height, width, 3)
             if canvas is None or weights is None:
@@ -440,7 +440,31 @@ class Pipeline:
 
     def _canvas(self, image: tuple[int, int]) -> Canvas:
         """The canvas for an image of this height and width."""
-        return Canvas.of(image, self.size, self.vae.factor << (len(self.unet.config["block_out_channels"]) - 1))
+        return Canvas.of(image, self.size, self._multiple)
+
+    @property
+    def _multiple(self) -> int:
+        """The pixels on a side of a position of the U-Net's coarsest level."""
+        return self.vae.factor << (len(self.unet.config["block_out_channels"]) - 1)
+
+    def _tiles(self, size: tuple[int, int], tile_size: int) -> Tiles:
+        """The tiles of the latents of images of this height and width."""
+        height, width = size[0] // self.vae.factor, size[1] // self.vae.factor
+        multiple = self._multiple // self.vae.factor
+        if tile_size % self._multiple:
+            raise ParameterError("tile_size", f"{tile_size} is not possible; use a multiple of {self._multiple}, or 0")
+        own = [-(-side // multiple) * multiple for side in self.unet.config["sample_size"]]
+        if tile_size:
+            tile = (tile_size // self.vae.factor, tile_size // self.vae.factor)
+        elif height * width <= WHOLE * own[0] * own[1]:
+            tile = (height, width)
+        else:
+            tile = (own[0], own[1])
+        if any(side > part and side % multiple for side, part in zip((height, width), tile)):
+            raise ParameterError(
+                "size", f"{size[0]} x {size[1]} is too large to be made whole, and tiles need multiples of "
+                f"{self._multiple}; use these, or a smaller size")
+        return Tiles.of((height, width), tile, multiple)
 
     def _blocks(self, images: int, variants: int, h: int, w: int) -> Iterator[slice]:
         """Blocks of images, so that memory does not grow with their number.
@@ -492,11 +516,11 @@ class Pipeline:
             Without the first axis if a single image was given.
         """
         pixels, single = as_pixels(images)
-        made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop", self.size)
+        made = self._encode(pixels, _identities(keys, pixels), seed, sample, "crop", self._tiles(self.size, 0))
         return made[0] if single else made
 
     def _beside(self, images: Sequence[np.ndarray] | np.ndarray, kept: np.ndarray | None, keys: list[int],
-                options: GenerationOptions, size: tuple[int, int]) -> np.ndarray | None:
+                options: GenerationOptions, tiles: Tiles) -> np.ndarray | None:
         """The inputs of an inpainting U-Net beside the latents, (N, 1 + latent_channels, h, w); None for others.
 
         These are the mask, 1 where the image is made anew, and the latents of the image with grey pixels there. Without
@@ -504,10 +528,8 @@ class Pipeline:
         """
         if not self.unet.takes_mask:
             return None
-        height, width = size
-        shape = (len(images), height // self.vae.factor, width // self.vae.factor)
-        new = np.ones(shape, np.bool_) if kept is None else ~kept
-        latents = self._encode(images, keys, options.seed, options.method != "asymmetric", options.fit, size, new)
+        new = np.ones((len(images), *tiles.size), np.bool_) if kept is None else ~kept
+        latents = self._encode(images, keys, options.seed, options.method != "asymmetric", options.fit, tiles, new)
         return np.concatenate([new[:, None].astype(np.float32), latents], axis=1)
 
     def _encode(self,
@@ -516,12 +538,11 @@ class Pipeline:
                 seed: int,
                 sample: bool,
                 how: str,
-                size: tuple[int, int],
+                tiles: Tiles,
                 hidden: np.ndarray | None = None) -> np.ndarray:
         """`encode`; of the images without their `hidden` latent positions, bool (N, h, w), where those are given."""
-        height, width = size
-        shape = (self.vae.config["latent_channels"], height // self.vae.factor, width // self.vae.factor)
-        batch = group_size(1, *shape[1:])
+        factor, shape = self.vae.factor, (self.vae.config["latent_channels"], *tiles.size)
+        size, batch = (tiles.size[0] * factor, tiles.size[1] * factor), group_size(1, *tiles.tile)
         result = np.empty((len(images), *shape), np.float32)
 
         def encode(first: int, lane: int | None) -> None:
@@ -530,20 +551,28 @@ class Pipeline:
             x = x.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)
             noise, row = None, 0
             if hidden is not None:
-                grey = hidden[first : first + batch, None].repeat(self.vae.factor, 2).repeat(self.vae.factor, 3)
+                grey = hidden[first : first + batch, None].repeat(factor, 2).repeat(factor, 3)
                 x, row = np.where(grey, np.float32(0), x), 1
             if sample:
                 drawn = [
                     _core.normals(seed, k, 0, 0, STREAM_POSTERIOR, row, shape) for k in keys[first : first + batch]
                 ]
                 noise = filled_up(np.stack(drawn), batch)
-            result[first : first + batch] = self.vae.encode(filled_up(x, batch), noise, lane)[: len(part)]
+            x = filled_up(x, batch)
 
-        work_through(range(0, len(images), batch), encode, self.threads, (shape[1], shape[2]))
+            def encode_tile(rows: slice, columns: slice) -> np.ndarray:
+                pixels = x[..., scaled(rows, factor), scaled(columns, factor)]
+                return self.vae.encode(pixels, None if noise is None else noise[..., rows, columns], lane)
+
+            result[first : first + batch] = tiles.blended(encode_tile)[: len(part)]
+
+        work_through(range(0, len(images), batch), encode, self.threads, tiles.tile)
         return result
 
-    def _decode(self, latents: np.ndarray, batch: int, lane: int | None) -> np.ndarray:
-        x = self.vae.decode(filled_up(latents, batch), lane)[: len(latents)].transpose(0, 2, 3, 1)
+    def _decode(self, latents: np.ndarray, batch: int, tiles: Tiles, lane: int | None) -> np.ndarray:
+        filled = filled_up(latents, batch)
+        x = tiles.blended(lambda rows, columns: self.vae.decode(filled[..., rows, columns], lane), self.vae.factor)
+        x = x[: len(latents)].transpose(0, 2, 3, 1)
         if not np.isfinite(x).all():
             raise _core.Error(
                 "the model made pixels that are not numbers; use dtype f32, or a smaller guidance or noise scale")
@@ -589,17 +618,18 @@ class Pipeline:
                                  f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
         texts, identities = _texts(prompts, len(z0), chosen.variants), _identities(keys, z0)
         self._check(chosen)
-        latent = (z0.shape[2], z0.shape[3])
+        size = (z0.shape[2] * self.vae.factor, z0.shape[3] * self.vae.factor)
+        tiles = self._tiles(size, chosen.tile_size)
         result = np.empty((len(z0), chosen.variants, *z0.shape[1:]), np.float32)
-        for part in self._blocks(len(z0), chosen.variants, *latent):
-            self._embed(texts[part], chosen, latent)
+        for part in self._blocks(len(z0), chosen.variants, *tiles.tile):
+            self._embed(texts[part], chosen, tiles.tile)
             report = _section(progress, part.start, len(z0[part]), len(z0))
-            size = (latent[0] * self.vae.factor, latent[1] * self.vae.factor)
             hidden = np.broadcast_to(np.uint8(0), (len(z0[part]), *size, 3))  # nothing of the images is seen
-            beside = self._beside(hidden, None, identities[part], chosen, size)
+            beside = self._beside(hidden, None, identities[part], chosen, tiles)
             result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report,
                                           _renumbered(callback_on_step_end, range(part.start, len(z0))),
-                                          beside=beside).run()
+                                          beside=beside,
+                                          tiles=tiles).run()
         return result
 
     def context(self, prompt: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> np.ndarray:

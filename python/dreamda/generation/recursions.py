@@ -29,6 +29,7 @@ from ..networks.models import guidance_input
 from .lanes import group_size, work_through
 from .options import GenerationOptions
 from .schedulers import Step
+from .tiles import Tiles
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -97,6 +98,8 @@ class ReverseProcess:
         Latent positions that stay the image's own.
     beside : float32 array (N, 1 + latent_channels, h, w), optional
         For an inpainting U-Net: the mask and the latents of the masked image, its inputs beside the latents.
+    tiles : dreamda.generation.tiles.Tiles, optional
+        The parts of the latents that the U-Net sees at a time. Default: all.
     """
 
     def __init__(self,
@@ -110,11 +113,12 @@ class ReverseProcess:
                  first: int = 0,
                  stop: Callable[[], bool] | None = None,
                  kept: np.ndarray | None = None,
-                 beside: np.ndarray | None = None) -> None:
+                 beside: np.ndarray | None = None,
+                 tiles: Tiles | None = None) -> None:
         self.pipe, self.z0, self.prompts, self.keys = pipe, z0, prompts, keys
         self.options, self.progress = options, progress
         self.callback, self.first, self.stop, self.kept, self.beside = callback, first, stop, kept, beside
-        self.schedule, self.latent_size = pipe.schedule, (z0.shape[2], z0.shape[3])
+        self.schedule, self.tiles = pipe.schedule, tiles or Tiles.whole((z0.shape[2], z0.shape[3]))
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
         within = [
             options.guidance_low <= s.t / self.schedule.num_train_timesteps < options.guidance_high for s in self.steps
@@ -149,7 +153,7 @@ class ReverseProcess:
     def each(self, runs: list[list[tuple[int, int]]], rows: int,
              work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
         """Call work(group, lane) for the units in groups, with `rows` U-Net rows per unit."""
-        work_through(self.groups(runs, rows), work, self.pipe.threads, self.latent_size)
+        work_through(self.groups(runs, rows), work, self.pipe.threads, self.tiles.tile)
 
     # ---- prompts
 
@@ -202,7 +206,7 @@ class ReverseProcess:
 
     def groups(self, runs: list[list[tuple[int, int]]], rows: int) -> Iterator[list[tuple[int, int]]]:
         """The units in fixed-size groups; the short last one of a run is filled up by repeating its last unit."""
-        size = group_size(rows, *self.latent_size)
+        size = group_size(rows, *self.tiles.tile)
         for units in runs:
             for first in range(0, len(units), size):
                 if self.stop and self.stored and self.stop():
@@ -212,55 +216,70 @@ class ReverseProcess:
 
     def expect(self, runs: list[list[tuple[int, int]]], rows: int, targets: bool = True) -> None:
         """Add the U-Net rows that the units will need to the total of the progress."""
-        size = group_size(rows, *self.latent_size)
+        size = group_size(rows, *self.tiles.tile)
         saved = self.guided.count(False) if targets and self.target > 1 else 0
         groups = sum(-(-len(units) // size) for units in runs)
-        self.total += groups * size * (rows * len(self.steps) - saved)
+        self.total += groups * size * (rows * len(self.steps) - saved) * len(self.tiles)
 
     def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
                 lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
         """U-Net outputs for `rows`; row r sees x[r.unit]."""
-        h, w = self.latent_size
+        h, w = self.tiles.tile
         tokens = rows[0].context.shape[0]
         plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
         sample = x[[r.unit for r in rows]]
         if self.beside is not None:
             sample = np.concatenate([sample, self.beside[[units[r.unit][0] for r in rows]]], axis=1)
         inputs = {
-            "sample": sample,
             "timestep": np.full(len(rows), t, np.float32),
             "context": np.stack([r.context for r in rows]),
         }
         if self.pipe.unet.takes_guidance:
             inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
+        noise: np.ndarray | None = None
         if self.options.perturbation > 0 and any(r.noise_row is not None for r in rows):
             inputs["noise_scale"] = np.array([0 if r.noise_row is None else self.options.perturbation for r in rows],
                                              np.float32)
-            if self.kept is None:
+            if self.kept is None and len(self.tiles) == 1:
                 inputs["noise_key"] = np.array([self.key(*units[r.unit], index, r.noise_row or 0) for r in rows],
                                                np.uint32)
             else:
-                inputs["noise"] = np.stack([self.noise_outside(*units[r.unit], index, r.noise_row or 0) for r in rows])
-        out = plan.run(inputs)
-        with self.lock:
-            self.done += len(rows)
-            if self.progress:
-                self.progress(self.done, self.total)
-        return out
+                noise = np.stack([self.bottleneck_noise(*units[r.unit], index, r.noise_row or 0) for r in rows])
+        names = ("sample", "perturbed")[:decoders]
+
+        def call(tile_rows: slice, columns: slice) -> np.ndarray:
+            inputs["sample"] = sample[..., tile_rows, columns]
+            if noise is not None:
+                inputs["noise"] = noise[..., self.coarse(tile_rows), self.coarse(columns)]
+            out = plan.run(inputs)
+            with self.lock:
+                self.done += len(rows)
+                if self.progress:
+                    self.progress(self.done, self.total)
+            return np.stack([out[name] for name in names])
+
+        return dict(zip(names, self.tiles.blended(call)))
+
+    def coarse(self, part: slice) -> slice:
+        """A part of the latents' rows or columns, at the bottleneck."""
+        levels = len(self.pipe.unet.config["block_out_channels"]) - 1
+        return slice(part.start >> levels, part.stop >> levels)
 
     def key(self, image: int, variant: int, index: int, row: int) -> list[int]:
         """The key from which the core draws a row's noise at the bottleneck, as 32-bit words."""
         seed, key, low = self.options.seed, self.keys[image], 0xFFFFFFFF
         return [seed & low, seed >> 32, key & low, key >> 32, variant, index, STREAM_BOTTLENECK, row]
 
-    def noise_outside(self, image: int, variant: int, index: int, row: int) -> np.ndarray:
+    def bottleneck_noise(self, image: int, variant: int, index: int, row: int) -> np.ndarray:
         """The noise that the core would draw for a row at the bottleneck, scaled by the share that is not kept."""
-        assert self.kept is not None
-        h, w = self.latent_size
+        h, w = self.tiles.size
         levels = len(self.pipe.unet.config["block_out_channels"]) - 1
         shape = (self.pipe.unet.config["block_out_channels"][-1], h >> levels, w >> levels)
-        new = 1 - self.kept[image].reshape(shape[1], 1 << levels, shape[2], 1 << levels).mean((1, 3), np.float32)
-        return new * _core.normals(self.options.seed, self.keys[image], variant, index, STREAM_BOTTLENECK, row, shape)
+        noise = _core.normals(self.options.seed, self.keys[image], variant, index, STREAM_BOTTLENECK, row, shape)
+        if self.kept is None:
+            return noise
+        return noise * (1 - self.kept[image].reshape(shape[1], 1 << levels, shape[2], 1 << levels).mean(
+            (1, 3), np.float32))
 
     def keep(self, units: list[tuple[int, int]], x: np.ndarray, known: Callable[[], np.ndarray]) -> np.ndarray:
         """Latents after a step, with the `known` ones at kept positions."""
