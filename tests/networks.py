@@ -201,6 +201,32 @@ def write_sdxl(folder, scheduler=(), index=(), **changes):
     return folder
 
 
+PIXEL_UNET = dict(_class_name="UNet2DModel",
+                  sample_size=16,
+                  in_channels=3,
+                  out_channels=3,
+                  block_out_channels=[8, 16],
+                  layers_per_block=1,
+                  down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+                  up_block_types=["AttnUpBlock2D", "UpBlock2D"],
+                  attention_head_dim=8,
+                  norm_num_groups=4)
+DDPM = dict(_class_name="DDPMScheduler", beta_schedule="linear", num_train_timesteps=1000)
+
+
+def write_pixel_model(folder, scheduler=(), **changes):
+    """A model in pixel space, as `DDPMPipeline.save_pretrained` writes it."""
+    write_network(folder / "unet", PIXEL_UNET | changes, ["unet"], read_unet_config)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(DDPM | dict(scheduler)))
+    (folder / "model_index.json").write_text(
+        json.dumps({
+            "_class_name": "DDPMPipeline", "_diffusers_version": "0.35.1", "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"]
+        }))
+    return folder
+
+
 def write_lcm(folder, **changes):
     """A latent consistency model, which takes the guidance as an input."""
     return write_model(folder, {"_class_name": "LCMScheduler"}, time_cond_proj_dim=8, **changes)

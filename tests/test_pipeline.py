@@ -131,7 +131,7 @@ class Plain:
     def split(self, out, x, a):
         """Noise and clean image."""
         schedule = self.pipe.schedule
-        noise = math.sqrt(a) * out + math.sqrt(1 - a) * x if schedule.v_prediction else out
+        noise = math.sqrt(a) * out + math.sqrt(1 - a) * x if schedule.prediction_type == "v_prediction" else out
         clean = (x - math.sqrt(1 - a) * noise) / math.sqrt(a)
         return noise, clean if schedule.clip is None else np.clip(clean, -schedule.clip, schedule.clip)
 
@@ -784,7 +784,7 @@ def test_misfits_are_all_listed(folder):
     [
         ("unet", dict(in_channels=5), "in_channels 5 and out_channels 4 do not fit the VAE's latent_channels 4"),
         ("unet", dict(cross_attention_dim=32), "weights do not fit"),
-        ("unet", dict(mid_block_type=None), "no bottleneck to perturb"),
+        ("unet", dict(mid_block_type=None), "46 unexpected: mid_block"),
         ("text_encoder", dict(max_position_embeddings=8), "model_max_length 16 exceeds"),
     ],
 )

@@ -351,7 +351,8 @@ class _Worker:
         pipe = self._pipeline
         return {
             "size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter":
-            pipe.threads_matter, "folder": pipe.folder.resolve(), "vae_folder": pipe.vae_folder.resolve(),
+            pipe.threads_matter, "folder": pipe.folder.resolve(),
+            "vae_folder": pipe.vae_folder and pipe.vae_folder.resolve(),
             "loras": pipe.loras, "embeddings": pipe.embeddings, "dreamda":
             __version__, "environment": environment(), "host": socket.gethostname()
         }

@@ -293,7 +293,7 @@ def _generate(folder: ImageFolder,
 def _environment(pipe: Pipeline | RayWorkers, machine: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The machine as recorded in run.json, with the paths of the model and of its changes."""
     about = {**machine, "threads": pipe.threads, "model_folder": str(pipe.folder.resolve())}
-    if "vae" in changes:
+    if "vae" in changes and pipe.vae_folder is not None:
         about["vae_folder"] = str(pipe.vae_folder.resolve())
     if "loras" in changes:
         about["lora_files"] = [str(lora.path) for lora in pipe.loras]

@@ -1,6 +1,7 @@
-"""`Pipeline`: a latent diffusion model that augments images.
+"""`Pipeline`: a diffusion model that augments images.
 
-It encodes images as latents, runs a reverse process on them (recursions.py), and decodes them.
+It encodes images as latents, runs a reverse process on them (recursions.py), and decodes them. The latents of a model
+in pixel space are the pixels.
 """
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -19,11 +20,11 @@ from .. import _core
 from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
 from ..data.prompt_syntax import Syntax
-from ..networks.config import read_json, read_scheduler_config, read_vae_config
+from ..networks.config import read_json, read_scheduler_config, read_unet_config, read_vae_config
 from ..networks.hub import BUNDLED, find_model, part_folder
 from ..networks.embeddings import Embedding, EmbeddingLike, open_embeddings
 from ..networks.lora import Lora, LoraLike, opened
-from ..networks.models import UNet, VAE, TextEncoder, resolve_dtype
+from ..networks.models import PixelSpace, UNet, VAE, TextEncoder, resolve_dtype
 from ..networks.threads import resolve_threads
 from ..options import ParameterError, accepts, from_keywords
 from ..progress import bar
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 # One text for all images, or for each image a text, or a text for each of its variants
 Texts = str | Sequence[str | Sequence[str]]
 MAX_PROMPTS = 1024  # maximum number of cached text embeddings
+# fields of `GenerationOptions` without effect in a model that reads no prompts
+OF_TEXT = ("guidance_scale", "negative_prompt", "source_prompt", "source_guidance_scale", "guidance_low",
+           "guidance_high", "prompt_syntax")
 
 
 def image_key(key: int | str) -> int:
@@ -63,7 +67,7 @@ def image_key(key: int | str) -> int:
 
 
 class Pipeline:
-    """A latent diffusion model that augments images. Create it with `Pipeline.load`.
+    """A diffusion model that augments images. Create it with `Pipeline.load`.
 
     Parameters
     ----------
@@ -74,8 +78,15 @@ class Pipeline:
     Attributes
     ----------
     unet : UNet
-    vae : VAE
-    text_encoder : TextEncoder
+    vae : VAE or dreamda.networks.models.PixelSpace
+        The latter for a model in pixel space.
+    text_encoder : TextEncoder or None
+        None for a model in pixel space.
+    conditioning : {"text", "class", "none"}
+        What tells the model what to make: prompts, the numbers of classes, or nothing.
+    guided_by_rows : bool
+        Whether guidance takes a second row of the U-Net. A model without text has no guidance, and some few-step models
+        take it as an input.
     schedule : dreamda.generation.schedulers.Schedule
     size : (int, int)
         Height and width of the new images in pixels.
@@ -84,8 +95,9 @@ class Pipeline:
     threads_matter : bool
         Whether the number of threads can change the images slightly. It can for large images; a small one is made by
         one thread.
-    folder, vae_folder : Path
-        The folders of the model and of its VAE.
+    folder : Path
+    vae_folder : Path or None
+        The folder of the VAE, if there is one.
     loras : tuple of dreamda.networks.lora.Lora
         The LoRAs that were added to the weights of the networks.
     scheduler : str or None
@@ -96,8 +108,8 @@ class Pipeline:
 
     def __init__(self,
                  unet: UNet,
-                 vae: VAE,
-                 text_encoder: TextEncoder,
+                 vae: VAE | PixelSpace,
+                 text_encoder: TextEncoder | None,
                  schedule: Schedule,
                  folder: Path,
                  size: tuple[int, int] | None = None,
@@ -107,9 +119,14 @@ class Pipeline:
                  embeddings: Sequence[Embedding] = ()) -> None:
         self.loras, self.scheduler, self.embeddings = tuple(loras), scheduler, tuple(embeddings)
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
-        self.vae_folder = part_folder(folder, "vae") if vae_folder is None else vae_folder
+        own_vae = None if isinstance(vae, PixelSpace) else part_folder(folder, "vae")
+        self.vae_folder = own_vae if vae_folder is None else vae_folder
+        self.conditioning: Literal["text", "class", "none"] = (
+            "text" if text_encoder is not None else "class" if unet.takes_class_labels else "none")
+        self.guided_by_rows = text_encoder is not None and not unet.takes_guidance
         h, w = unet.config["sample_size"]
-        self.size = _check_size((h * vae.factor, w * vae.factor) if size is None else size, vae.factor)
+        self.size = _check_size((h * vae.factor, w * vae.factor) if size is None else size,
+                                vae.factor * unet.config["size_multiple"])
         self.dtype, self.threads = unet.dtype, unet.threads
         self.threads_matter = not is_small(self.size[0] // vae.factor, self.size[1] // vae.factor)
         self._contexts: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
@@ -120,6 +137,11 @@ class Pipeline:
                 f"{folder}: the U-Net's in_channels {channels[0]} and out_channels {channels[1]} do not fit the VAE's "
                 f"latent_channels {latent}; both have to be {latent}, or in_channels {2 * latent + 1} for inpainting: "
                 "depth and instruction models are not supported")
+        if text_encoder is None:
+            return
+        if unet.takes_class_labels:
+            raise ValueError(f"{folder}: its U-Net takes class labels beside the text, which is not supported; a UNet "
+                             "alone can be loaded")
         if unet.config["context_dim"] != text_encoder.config["hidden_size"]:
             raise ValueError(
                 f"{folder}: the U-Net's cross_attention_dim {unet.config['context_dim']} is not the text encoder's "
@@ -142,13 +164,15 @@ class Pipeline:
         model : str or path
             A bundled name ("fashion-mini", or its few-step student "fashion-mini-lcm"), a folder in diffusers' format,
             or a model id on the Hugging Face hub ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
+            It is a Stable Diffusion 1.x or 2.x model or, with a UNet2DModel, a model in pixel space (DDPMPipeline,
+            DDIMPipeline), unconditional or class-conditional.
         dtype : {"auto", "f32", "bf16"}
             "auto" is bf16 if the CPU has instructions for it.
         threads : int, optional
             Default: OMP_NUM_THREADS, else the number of CPUs that this process may use.
         size : (int, int), optional
-            Height and width of the new images, multiples of the VAE's factor. Default: the size that the model was made
-            for.
+            Height and width of the new images, multiples of the VAE's factor; in pixel space, of 2 for every level but
+            one. Default: the size that the model was made for.
         vae : str or path, optional
             A folder with another AutoencoderKL or AutoencoderTiny, to use instead of the model's own. It must be made
             for the same latents.
@@ -173,6 +197,9 @@ class Pipeline:
         """
         resolve_dtype(dtype), resolve_threads(threads)
         folder = find_model(model)
+        if in_pixel_space(folder):
+            return cls._load_pixels(folder, dtype, threads, size, loras, scheduler,
+                                    {"vae": vae, "embeddings": embeddings})
         own = part_folder(folder, "vae")
         vae_folder = own if vae is None else _other_vae(Path(vae), own)
         parts = read_json(folder / "model_index.json")
@@ -197,6 +224,33 @@ class Pipeline:
                 learned,
             )
 
+    @classmethod
+    def _load_pixels(cls, folder: Path, dtype: str, threads: int | None, size: tuple[int, int] | None,
+                     loras: Sequence[LoraLike], scheduler: str | None, impossible: Mapping[str, Any]) -> "Pipeline":
+        """`load` for a model in pixel space, which has neither a VAE nor a text encoder."""
+        for name, given in impossible.items():
+            if given:
+                raise ParameterError(name,
+                                     "is not possible: this model works on pixels, and reads no text; leave it out")
+        others = {"vae", "vqvae", "text_encoder"} & {
+            name for name, part in read_json(folder / "model_index.json").items() if part and part != [None, None]}
+        if others:
+            raise ValueError(f"{folder / 'model_index.json'}: has a UNet2DModel and a {min(others)}, which do not go "
+                             "together here; a UNet2DModel is supported in pixel space")
+        with opened(loras) as found:
+            unet = UNet.load(part_folder(folder, "unet"), dtype, threads, found)
+            channels, made = unet.config["in_channels"], unet.config["out_channels"]
+            if channels not in (1, 3) or made != channels:
+                learned = "; a model that also predicts its variance is not supported" if made == 2 * channels else ""
+                raise ValueError(f"{folder}: the U-Net's in_channels {channels} and out_channels {made} both have to "
+                                 f"be 3 (RGB) or 1 (grey){learned}")
+            if unet.takes_class_labels and not unet.takes_class_numbers:
+                raise ValueError(f"{folder}: the U-Net's class_embed_type is identity, so its classes are vectors that "
+                                 "no file holds; a UNet alone can be loaded")
+            return cls(unet, PixelSpace(channels), None,
+                       Schedule(read_scheduler_config(part_folder(folder, "scheduler"), scheduler)), folder, size,
+                       loras=found, scheduler=scheduler)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 in hex of the loaded configuration, tokenizer and weight files.
@@ -204,12 +258,12 @@ class Pipeline:
         It includes the scales of LoRA files and the names of embeddings.
         """
         place = {part: part_folder(self.folder, part) for part in ("unet", "text_encoder", "scheduler", "tokenizer")}
-        place["vae"] = self.vae_folder
+        place["vae"] = self.vae_folder or part_folder(self.folder, "vae")
         files = [(part, place[part] / "config.json") for part in ("unet", "vae", "text_encoder")]
         files.append(("scheduler", place["scheduler"] / "scheduler_config.json"))
         files += [("tokenizer", file) for file in sorted(place["tokenizer"].glob("*.json"))]
         files.append(("tokenizer", place["tokenizer"] / "merges.txt"))
-        for part, network in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text_encoder)):
+        for part, network in self.networks.items():
             files += [(part, file) for file in network.files]
         digest = hashlib.sha256()
         for part, file in files:
@@ -223,9 +277,15 @@ class Pipeline:
             digest.update(f"embedding {embedding.token}\n".encode() + bytes.fromhex(embedding.sha256))
         return digest.hexdigest()
 
+    @property
+    def networks(self) -> dict[str, UNet | VAE | TextEncoder]:
+        """The networks by the names of their folders."""
+        parts = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        return {name: part for name, part in parts.items() if isinstance(part, (UNet, VAE, TextEncoder))}
+
     def close(self) -> None:
         """Free the memory, also that of the weights. The pipeline can still be used; it then reads the files again."""
-        for part in (self.unet, self.vae, self.text_encoder):
+        for part in self.networks.values():
             part.unload()
         with self._lock:
             self._contexts.clear()
@@ -246,8 +306,9 @@ class Pipeline:
     @overload
     def augment(self,
                 images: Images,
-                prompts: Texts,
+                prompts: Texts | None = None,
                 *,
+                class_labels: int | Sequence[int] | None = None,
                 keys: int | str | Sequence[int | str] | None = None,
                 progress: Callable[[int, int], None] | bool | None = None,
                 callback_on_step_end: StepCallback | None = None,
@@ -255,8 +316,9 @@ class Pipeline:
     @overload
     def augment(self,
                 images: Images,
-                prompts: Texts,
+                prompts: Texts | None = None,
                 *,
+                class_labels: int | Sequence[int] | None = None,
                 masks: np.ndarray | Sequence[np.ndarray] | None = None,
                 keep: Keep,
                 keys: int | str | Sequence[int | str] | None = None,
@@ -268,8 +330,9 @@ class Pipeline:
     @accepts(GenerationOptions, variants=4)
     def augment(self,
                 images: Images,
-                prompts: Texts,
+                prompts: Texts | None = None,
                 *,
+                class_labels: int | Sequence[int] | None = None,
                 masks: np.ndarray | Sequence[np.ndarray] | None = None,
                 keep: Keep | None = None,
                 keys: int | str | Sequence[int | str] | None = None,
@@ -287,7 +350,7 @@ class Pipeline:
             A description of each image, "a photo of a coat"; a single text is used for all images. For an image it may
             be a sequence with a text for each variant; for a single image, `prompts` itself may be that sequence.
             ``(word:1.3)`` gives a word weight, see `prompt_syntax`; `dreamda.data.escape_prompt` makes a text with
-            brackets one that is read as it is.
+            brackets one that is read as it is. Required by models that read prompts.
         masks : sequence of N arrays (H, W), optional
             For `keep`: the objects in each image, bool, or float from 0 to 1.
         keep : {"objects", "background", "none"}, optional
@@ -298,12 +361,15 @@ class Pipeline:
             images then get equal noise; with file names as keys, they get different noise.
         progress : callable(done, total) or bool, optional
             Called after every U-Net call with the amount of work done; True shows a bar, in a terminal or in Jupyter.
+        class_labels : int or sequence of N int, optional
+            For a class-conditional model: the class of each image, or that of all. Such a model takes no prompts, and
+            an unconditional one takes neither.
         callback_on_step_end : callable(step, timestep, latents, units), optional
             Called after every diffusion step of every group of images, with the number of the step from 0, its
             timestep, the latents (n, latent_channels, h, w), and their n pairs (index of the image, variant). An
             exception in it ends the call.
         GenerationOptions
-            Its fields, by keyword.
+            Its fields, by keyword. Those of guidance and prompts are for models that read prompts.
 
         Returns
         -------
@@ -318,8 +384,10 @@ class Pipeline:
         """
         pixels, single = as_pixels(images)
         chosen = from_keywords(GenerationOptions, Pipeline.augment, options)
-        if single and not isinstance(prompts, str) and len(prompts) == chosen.variants > 1:
+        if single and prompts is not None and not isinstance(prompts, str) and len(prompts) == chosen.variants > 1:
             prompts = [prompts]  # type: ignore[list-item]  # checked later
+        self.check_given(options)
+        prompts = self._conditions(prompts, class_labels, len(pixels))
         made: np.ndarray | list[np.ndarray]
         if keep is None:
             if masks is not None:
@@ -330,6 +398,46 @@ class Pipeline:
                 masks = [np.asarray(masks)]
             made = self._augment_around(pixels, prompts, masks, keep, keys, chosen, progress, callback_on_step_end)
         return made[0] if single else made
+
+    def check_given(self, options: Iterable[str]) -> None:
+        """Refuse options that have no effect in a model without text.
+
+        Parameters
+        ----------
+        options : iterable of str
+            The names of those that were given.
+
+        Raises
+        ------
+        ParameterError
+            It names the first of them.
+        """
+        for name in options:
+            if self.conditioning != "text" and name in OF_TEXT:
+                raise ParameterError(name, "has no effect: this model reads no prompts; leave it out")
+
+    def _conditions(self, prompts: Texts | None, class_labels: int | Sequence[int] | None, count: int) -> Texts:
+        """The condition of each image as a text: its prompt, the number of its class, or nothing."""
+        if self.conditioning == "text":
+            if class_labels is not None:
+                raise ParameterError("class_labels", "are for class-conditional models; this one reads prompts")
+            if prompts is None:
+                raise ParameterError("prompts", "are missing; give a text for all images, or one an image")
+            return prompts
+        if prompts is not None:
+            instead = "give class_labels" if self.conditioning == "class" else "leave them out"
+            raise ParameterError("prompts", f"are not possible: this model reads no text; {instead}")
+        if self.conditioning == "none":
+            if class_labels is not None:
+                raise ParameterError("class_labels", "are not possible: this model is unconditional; leave them out")
+            return ""
+        if class_labels is None:
+            raise ParameterError("class_labels", "are missing: this model is class-conditional; give a class for all "
+                                 "images, or one an image")
+        numbers = np.asarray(class_labels)
+        if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (count,)):
+            raise ParameterError("class_labels", f"expected a whole number, or {count}, one an image")
+        return [str(number) for number in np.broadcast_to(numbers, (count,)).tolist()]
 
     def _augment_around(self, pixels: list[np.ndarray], prompts: Texts,
                         masks: np.ndarray | Sequence[np.ndarray] | None, keep: Keep,
@@ -362,6 +470,8 @@ class Pipeline:
     def _check(self, options: GenerationOptions) -> None:
         """Refuse options that this model does not support."""
         self.schedule.steps(options.steps, options.strength, options.eta)
+        if self.text_encoder is None:
+            self.check_given(name for name in ("negative_prompt", "source_prompt") if getattr(options, name))
         if self.unet.takes_guidance and options.negative_prompt:
             raise ParameterError(
                 "negative_prompt",
@@ -475,7 +585,7 @@ class Pipeline:
         block = -(-max(1, 8 * self.threads * group // variants) // group) * group
         return (slice(first, first + block) for first in range(0, images, block))
 
-    def _free_plans(self, latent_size: tuple[int, int], part: UNet | VAE) -> None:
+    def _free_plans(self, latent_size: tuple[int, int], part: UNet | VAE | PixelSpace) -> None:
         """For large images, free the plans' memory; compared with such an image, making a plan again is fast."""
         if not is_small(*latent_size):
             part.close()
@@ -487,6 +597,10 @@ class Pipeline:
         For large images, then free the memory of the text encoder: with Stable Diffusion 0.4 GiB, for the minutes that
         an image takes.
         """
+        if self.text_encoder is None:
+            for text in {text for variants in prompts for text in variants}:
+                self.condition(text)  # checks it
+            return
         texts = [text for variants in prompts for text in variants]
         needed = dict.fromkeys([*texts, "", options.source_prompt, options.negative_prompt])
         missing = [p for p in needed if (p, options.prompt_syntax) not in self._contexts]
@@ -583,9 +697,10 @@ class Pipeline:
     @accepts(GenerationOptions, variants=4)
     def augment_latents(self,
                         z0: np.ndarray,
-                        prompts: Texts,
+                        prompts: Texts | None = None,
                         keys: int | str | Sequence[int | str] | None = None,
                         *,
+                        class_labels: int | Sequence[int] | None = None,
                         progress: Callable[[int, int], None] | None = None,
                         callback_on_step_end: StepCallback | None = None,
                         **options: Unpack[OptionKeywords]) -> np.ndarray:
@@ -595,7 +710,7 @@ class Pipeline:
         ----------
         z0 : float32 array (N, latent_channels, h, w)
             Scaled latents of the images, from `encode`.
-        prompts, progress, callback_on_step_end
+        prompts, class_labels, progress, callback_on_step_end
             As in `augment`.
         keys : sequence of N int or str, optional
             As in `augment`; default: a hash of the latents, which differs from that of the pixels.
@@ -616,6 +731,8 @@ class Pipeline:
         if z0.ndim != 4 or z0.shape[1] != self.vae.config["latent_channels"] or 0 in z0.shape[2:]:
             raise ParameterError("z0",
                                  f"expected (N, {self.vae.config['latent_channels']}, h, w), got shape {z0.shape}")
+        self.check_given(options)
+        prompts = self._conditions(prompts, class_labels, len(z0))
         texts, identities = _texts(prompts, len(z0), chosen.variants), _identities(keys, z0)
         self._check(chosen)
         size = (z0.shape[2] * self.vae.factor, z0.shape[3] * self.vae.factor)
@@ -651,8 +768,10 @@ class Pipeline:
         Raises
         ------
         ParameterError
-            A weight is not a number or too large, or the prompt is too long.
+            A weight is not a number or too large, the prompt is too long, or the model reads no prompts.
         """
+        if self.text_encoder is None:
+            raise ParameterError("prompt", "is not possible: this model reads no text")
         with self._lock:
             key = prompt, prompt_syntax
             if key not in self._contexts:
@@ -666,6 +785,43 @@ class Pipeline:
             found = self._contexts[key]
         missing = chunks - len(found) // self.text_encoder.tokenizer.length
         return np.concatenate([found, *[self.context("", prompt_syntax)] * missing]) if missing > 0 else found
+
+
+    def condition(self, text: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> dict[str, np.ndarray]:
+        """The inputs of a row of the U-Net that tell it what to make.
+
+        Parameters
+        ----------
+        text : str
+            A prompt; for a class-conditional model the number of a class, and for an unconditional one the empty text.
+        prompt_syntax, chunks
+            As in `context`, for prompts.
+
+        Returns
+        -------
+        dict of str to array
+            By the names of the U-Net's inputs.
+
+        Raises
+        ------
+        ParameterError
+            The text is not such a number.
+        """
+        if self.conditioning == "text":
+            return {"context": self.context(text, prompt_syntax, chunks)}
+        if self.conditioning == "none":
+            return {}
+        try:
+            return {"class_labels": self.unet.class_input(int(text), 1)[0]}
+        except ValueError:
+            classes = self.unet.config["num_class_embeds"]
+            possible = f"from 0 to {classes - 1}" if classes else "as the model was trained with"
+            raise ParameterError("class_labels", f"{text!r} is not possible; use whole numbers {possible}") from None
+
+
+def in_pixel_space(folder: Path) -> bool:
+    """Whether a model's folder has a UNet2DModel, which works on pixels and reads no text."""
+    return read_unet_config(part_folder(folder, "unet"))["context_dim"] == 0
 
 
 def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -44,10 +44,10 @@ CANDIDATES = 4  # number of noises drawn for each one that `diverse` keeps
 
 @dataclass
 class _Row:
-    """One row of a U-Net call: its latents, prompt, and noise at the bottleneck."""
+    """One row of a U-Net call: its latents, condition, and noise at the bottleneck."""
 
     unit: int
-    context: np.ndarray
+    condition: Mapping[str, np.ndarray]  # from `Pipeline.condition`
     noise_row: int | None = None  # the key's row; None: no noise
     guidance_scale: float = 1.0  # for models that take it as an input
 
@@ -126,7 +126,9 @@ class ReverseProcess:
         # A model that takes the guidance as an input needs no second row. 0 turns guidance off, for models that were
         # distilled to need none.
         self.guidances = [options.guidance_scale if w else 1.0 for w in within]
-        self.guided = [not pipe.unet.takes_guidance and g not in (0, 1) for g in self.guidances]
+        self.guided = [pipe.guided_by_rows and g not in (0, 1) for g in self.guidances]
+        # Without text, the source's condition is the image's own.
+        self.source_prompts = [options.source_prompt if pipe.conditioning == "text" else own[0] for own in prompts]
         self.target = 1 + any(self.guided)  # rows of a target, at most
         self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, options.variants)]
         # For every unit, the length of its contexts in chunks. A longer prompt of another unit must not change it.
@@ -157,13 +159,15 @@ class ReverseProcess:
 
     # ---- prompts
 
-    def context(self, prompt: str, chunks: int = 1) -> np.ndarray:
-        """The embedding of a prompt, of at least `chunks` chunks."""
-        return self.pipe.context(prompt, self.options.prompt_syntax, chunks)
+    def condition(self, prompt: str, chunks: int = 1) -> dict[str, np.ndarray]:
+        """The inputs of a row that depend on its prompt, whose embedding has at least `chunks` chunks."""
+        return self.pipe.condition(prompt, self.options.prompt_syntax, chunks)
 
     def chunks_of(self, prompt: str) -> int:
-        """The number of chunks of a prompt's embedding."""
-        return len(self.context(prompt)) // len(self.context(""))
+        """The number of chunks of a prompt's embedding; 1 for models without one."""
+        if self.pipe.conditioning != "text":
+            return 1
+        return len(self.condition(prompt)["context"]) // len(self.condition("")["context"])
 
     def variants(self) -> list[list[tuple[int, int]]]:
         """All units, divided where the length of their contexts changes: a U-Net call has one length."""
@@ -225,15 +229,15 @@ class ReverseProcess:
                 lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
         """U-Net outputs for `rows`; row r sees x[r.unit]."""
         h, w = self.tiles.tile
-        tokens = rows[0].context.shape[0]
-        plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, tokens=tokens, decoders=decoders)
-        sample = x[[r.unit for r in rows]]
+        sample = self.pipe.unet.centred(x[[r.unit for r in rows]])
         if self.beside is not None:
             sample = np.concatenate([sample, self.beside[[units[r.unit][0] for r in rows]]], axis=1)
         inputs = {
             "timestep": np.full(len(rows), t, np.float32),
-            "context": np.stack([r.context for r in rows]),
+            **{name: np.stack([r.condition[name] for r in rows]) for name in rows[0].condition}
         }
+        tokens = {"tokens": inputs["context"].shape[1]} if "context" in inputs else {}
+        plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, decoders=decoders, **tokens)
         if self.pipe.unet.takes_guidance:
             inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
         noise: np.ndarray | None = None
@@ -302,27 +306,27 @@ class ReverseProcess:
     def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
         """Rows of the negative prompt (if the step is guided), then text rows. Each is perturbed with its own draw."""
         guidance, chunks = self.guidances[step.index], self.chunks[units[0]]
-        text = [_Row(u, self.context(self.prompts[image][variant], chunks), 1, guidance)
+        text = [_Row(u, self.condition(self.prompts[image][variant], chunks), 1, guidance)
                 for u, (image, variant) in enumerate(units)]
         if not self.guided[step.index]:
             return text
-        return [_Row(u, self.context(self.options.negative_prompt, chunks), 0) for u in range(len(units))] + text
+        return [_Row(u, self.condition(self.options.negative_prompt, chunks), 0) for u in range(len(units))] + text
 
-    def source_rows(self, count: int, chunks: int) -> list[_Row]:
+    def source_rows(self, units: list[tuple[int, int]], chunks: int) -> list[_Row]:
         """Unconditional rows (if the source is guided), then text rows, all without perturbation."""
         guidance = self.options.source_guidance_scale
-        text = [_Row(u, self.context(self.options.source_prompt, chunks), guidance_scale=guidance)
-                for u in range(count)]
-        if self.options.source_prompt == "" or guidance in (0, 1) or self.pipe.unet.takes_guidance:
+        text = [_Row(u, self.condition(self.source_prompts[image], chunks), guidance_scale=guidance)
+                for u, (image, _) in enumerate(units)]
+        if self.options.source_prompt == "" or guidance in (0, 1) or not self.pipe.guided_by_rows:
             return text
-        return [_Row(u, self.context("", chunks)) for u in range(count)] + text
+        return [_Row(u, self.condition("", chunks)) for u in range(len(units))] + text
 
     # ---- the recursions
 
     def cycle(self) -> None:
         """The authors' code: the target follows the source's noise."""
         options = self.options
-        source, units = len(self.source_rows(1, 1)), self.variants()
+        source, units = len(self.source_rows([(0, 0)], 1)), self.variants()
         if options.share_source:
             self.expect(self.sources(), source, targets=False)
             self.expect(units, self.target)
@@ -335,7 +339,7 @@ class ReverseProcess:
             x = x_source = np.stack([self.start(*unit) for unit in group])
             # Source rows follow the target rows in the same call, with the source's own latents.
             sources = [
-                replace(r, unit=r.unit + len(group)) for r in self.source_rows(len(group), self.chunks[group[0]])
+                replace(r, unit=r.unit + len(group)) for r in self.source_rows(group, self.chunks[group[0]])
             ]
             before: np.ndarray | None = None
             before_source: np.ndarray | None = None
@@ -373,7 +377,7 @@ class ReverseProcess:
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
-            sources = self.source_rows(len(group), self.chunks_of(self.options.source_prompt))
+            sources = self.source_rows(group, self.chunks_of(self.options.source_prompt))
             before: np.ndarray | None = None
             for step in self.steps:
                 out = self.predict(x, step.t, sources, group, step.index, lane)["sample"]
@@ -418,11 +422,10 @@ class ReverseProcess:
         Each step is undone with the prediction for the less noisy latent at the noisier timestep.
         """
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
-        context = self.context(self.options.source_prompt)
 
         def work(group: list[tuple[int, int]], lane: int | None) -> None:
             x = self.z0[[image for image, _ in group]]
-            rows = [_Row(u, context) for u in range(len(group))]
+            rows = [_Row(u, self.condition(self.source_prompts[image])) for u, (image, _) in enumerate(group)]
             for step in reversed(self.steps):
                 x = self.schedule.undo(self.predict(x, step.t, rows, group, step.index, lane)["sample"], x, step)
             for u, (image_index, _) in enumerate(group):

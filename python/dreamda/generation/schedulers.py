@@ -17,6 +17,7 @@ from ..text import counted
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # for them, strength selects the timesteps, and all steps are run
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+_DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 _MULTISTEP = "DPMSolverMultistepScheduler"
 _SIGMA_DATA = 0.5
 _EPSILON = 2.0**-24  # signal that diffusers leaves instead of 0, for schedulers that divide by it
@@ -88,10 +89,10 @@ class Schedule:
             bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
             betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
         self.alphas_cumprod: np.ndarray = np.cumprod(1 - betas)
-        self.v_prediction: bool = config["prediction_type"] == "v_prediction"
+        self.prediction_type: str = config["prediction_type"]
         self.name: str = config["class_name"]
         if config["rescale_betas_zero_snr"]:
-            if not self.v_prediction:
+            if self.prediction_type == "epsilon":
                 raise ValueError(
                     "'rescale_betas_zero_snr' leaves no signal at the last timestep, from which a prediction of the "
                     "noise tells no image; it needs 'prediction_type' v_prediction")
@@ -204,9 +205,12 @@ class Schedule:
     def noise_and_image(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray]:
         """The U-Net's output as (noise, clean image) at x, for every prediction type.
 
-        The image is clipped if the configuration says so.
+        The image is clipped if the configuration says so. DDPM then takes the noise that belongs to the clipped image,
+        so that a step with eta 1 has the mean of its posterior; DDIM takes the predicted noise.
         """
         noise, image = self._split(prediction, x, step.a_t)
+        if self.clip is not None and self.name in _DDPM:
+            noise = _noise_between(x, image, step.a_t)
         if step.skip:
             image = np.float32(step.out) * image + np.float32(step.skip) * x
         return noise, image
@@ -217,9 +221,11 @@ class Schedule:
         Velocity is v = sqrt(a_t) noise - sqrt(1 - a_t) image (Salimans and Ho, 2022).
         """
         signal, spread = np.float32(math.sqrt(a_t)), np.float32(math.sqrt(1 - a_t))
-        if self.v_prediction:
+        if self.prediction_type == "v_prediction":
             noise: np.ndarray = signal * prediction + spread * x
             image: np.ndarray = signal * x - spread * prediction
+        elif self.prediction_type == "sample":
+            noise, image = _noise_between(x, prediction, a_t), prediction
         else:
             noise, image = prediction, (x - spread * prediction) * np.float32(1 / math.sqrt(a_t))
         return noise, image if self.clip is None else np.clip(image, -self.clip, self.clip)
@@ -245,10 +251,18 @@ class Schedule:
     def undo(self, prediction: np.ndarray, x: np.ndarray, step: Step) -> np.ndarray:
         """DDIM inversion from x at p to t, with the prediction for x at timestep t.
 
-        This is diffusers' DDIMInverseScheduler.
+        This is diffusers' DDIMInverseScheduler. A predicted image tells no noise where x has none; then the noise is
+        that at t.
         """
-        noise, image = self._split(prediction, x, step.a_p)
+        level = step.a_t if self.prediction_type == "sample" and step.a_p == 1 else step.a_p
+        noise, image = self._split(prediction, x, level)
         return np.float32(math.sqrt(step.a_t)) * image + np.float32(math.sqrt(1 - step.a_t)) * noise
+
+
+def _noise_between(x: np.ndarray, image: np.ndarray, a_t: float) -> np.ndarray:
+    """The noise that makes x of an image at a noise level."""
+    noise: np.ndarray = (x - np.float32(math.sqrt(a_t)) * image) * np.float32(1 / math.sqrt(1 - a_t))
+    return noise
 
 
 def _extrapolation(a_before: float, step: Step) -> float:

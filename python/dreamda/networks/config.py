@@ -593,8 +593,9 @@ def read_scheduler_config(folder: str | os.PathLike[str], sampler: str | None = 
                                                         "linear, scaled_linear or squaredcos_cap_v2",
                                                         defaults["beta_schedule"]),
                                   trained_betas=betas,
-                                  prediction_type=r.typed("prediction_type", lambda v: v in ("epsilon", "v_prediction"),
-                                                          "epsilon or v_prediction", "epsilon"),
+                                  prediction_type=r.typed("prediction_type", lambda v: v in
+                                                          ("epsilon", "sample", "v_prediction"),
+                                                          "epsilon, sample or v_prediction", "epsilon"),
                                   steps_offset=r.typed("steps_offset", lambda v: v in (0, 1), "0 or 1", 0),
                                   set_alpha_to_one=r.boolean("set_alpha_to_one", defaults["set_alpha_to_one"]),
                                   clip_sample=r.boolean("clip_sample", defaults["clip_sample"]),

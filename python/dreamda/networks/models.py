@@ -243,7 +243,8 @@ class UNet(Part):
         self.takes_size = config["text_embeds_dim"] > 0
         self.takes_context = config["context_dim"] > 0
         self.takes_class_labels = config["class_embedding"] > 0
-        self.takes_mask = config["in_channels"] == 2 * config["out_channels"] + 1
+        self.takes_mask = self.takes_context and config["in_channels"] == 2 * config["out_channels"] + 1
+        self.takes_class_numbers = self.takes_class_labels and config["class_embedding"] != 3
 
     @classmethod
     def load(cls,
@@ -559,6 +560,45 @@ class VAE(Part):
         if self._tiny:
             return plan.run({"latent": 3 * np.tanh(z / 3)})["image"] * 2 - 1
         return plan.run({"latent": z})["image"]
+
+
+class PixelSpace:
+    """Takes the place of a `VAE` in a model without one: its latents are the pixels.
+
+    Attributes
+    ----------
+    config : dict
+        ``latent_channels``.
+    factor : int
+        1.
+
+    Parameters
+    ----------
+    channels : int
+        3, or 1 for a model of grey images.
+    """
+
+    factor = 1
+    _GREY = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]  # ITU-R 601, as Pillow converts to "L"
+
+    def __init__(self, channels: int) -> None:
+        self.config = {"latent_channels": channels}
+
+    def encode(self, images: ArrayLike, noise: ArrayLike | None = None, lane: int | None = None) -> np.ndarray:
+        """The images, float32 (rows, 3, H, W) in [-1, 1], with the model's number of channels; see `VAE.encode`."""
+        pixels = np.asarray(images, np.float32)
+        return (pixels * self._GREY).sum(axis=1, keepdims=True) if self.config["latent_channels"] == 1 else pixels
+
+    def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
+        """The latents as images of three channels; see `VAE.decode`."""
+        pixels = np.asarray(latents, np.float32)
+        return np.repeat(pixels, 3, axis=1) if pixels.shape[1] == 1 else pixels
+
+    def close(self) -> None:
+        """Do nothing; there are no plans."""
+
+    def unload(self) -> None:
+        """Do nothing; there are no weights."""
 
 
 class TextEncoder(Part):

@@ -201,15 +201,16 @@ def describe_model(pipe: Pipeline,
     options = GenerationOptions(**({"steps": FEW_STEPS} if pipe.schedule.few_steps else {}) | given)
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
-    for name, part in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text_encoder)):
+    for name, part in pipe.networks.items():
         parts[name] = {"parameters": part.parameters, "bytes": sum(file.stat().st_size for file in part.files)}
     about: dict[str, Any] = {
-        "folder": str(pipe.folder), "vae_folder": str(pipe.vae_folder),
+        "folder": str(pipe.folder), "vae_folder": str(pipe.vae_folder) if pipe.vae_folder else None,
         "loras": [lora.describe() for lora in pipe.loras], "scheduler": pipe.scheduler, "size": list(pipe.size),
         "latent": [pipe.vae.config["latent_channels"], h, w],
         "dtype": pipe.dtype,
         "threads": pipe.threads,
-        "prediction": "v_prediction" if pipe.schedule.v_prediction else "epsilon",
+        "prediction": pipe.schedule.prediction_type,
+        "conditioning": pipe.conditioning,
         "model_sha256": pipe.fingerprint,
         "parts": parts,
     }
@@ -220,11 +221,12 @@ def describe_model(pipe: Pipeline,
     images = group_size(1, h, w) * pipe.threads if small else 1  # enough to keep all threads busy
     pixels = np.random.default_rng(0).integers(0, 256, (images, *pipe.size, 3), np.uint8)
     few, many = 1, min(16 if small else 2, pipe.schedule.most_steps)
+    text = {"text": "a photo", "class": "0", "none": ""}[pipe.conditioning]
 
     def rows(of: GenerationOptions) -> tuple[int, int]:
         """The number of U-Net rows that the variants of an image share, and the number that each needs."""
         steps = pipe.schedule.steps(of.steps, of.strength, of.eta)
-        asks = not pipe.unet.takes_guidance  # whether guidance other than 0 and 1 needs a row without the prompt
+        asks = pipe.guided_by_rows  # whether guidance other than 0 and 1 needs a row without the prompt
         guided = sum(asks and of.guidance_scale not in (0, 1) and of.guidance_low <= s.t /
                      pipe.schedule.num_train_timesteps < of.guidance_high for s in steps)
         source = {"cycle": 1 + (asks and of.source_prompt != "" and of.source_guidance_scale not in (0, 1)),
@@ -235,7 +237,7 @@ def describe_model(pipe: Pipeline,
         """The seconds of a call per image, and its number of U-Net rows."""
         given = replace(options, variants=variants, steps=steps, strength=1.0)
         begun = time.monotonic()
-        pipe.augment(pixels, "a photo", keys=range(images), **asdict(given))
+        pipe._augment(pixels, [text] * images, list(range(images)), given)
         once, each = rows(given)
         return (time.monotonic() - begun) / images, once + variants * each
 
