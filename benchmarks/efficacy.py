@@ -98,8 +98,9 @@ def draw_members(labels: np.ndarray, draw: int) -> np.ndarray:
 class DataSet:
     """Images to measure on, and what is measured: the harness below works on any of them.
 
-    A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model, and
-    "from_noise" makes it start from pure noise. As controls, "copies" are the real images themselves, and
+    A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model,
+    "templates" and "fields" are those of `dreamda.data.choose_prompts`, and "from_noise" makes it start from pure
+    noise. As controls, "copies" are the real images themselves, and
     "reconstructed" what the VAE makes of them. A method is a kind (or None) and what differs in training.
     """
 
@@ -173,7 +174,9 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     images, labels = data.images(part)
     members = data.members(part, draw)[:, first:last].ravel()
     parameters = dict(kind)
-    prompts, keys = [data.prompt(c) for c in labels[members]], [f"{part}/{i}" for i in members]
+    keys = [f"{part}/{i}" for i in members]
+    prompts = varied_prompts(data, labels[members], keys, parameters.pop("templates", None),
+                             parameters.pop("fields", None), draw, variants)
     pipe = pipeline(data.locate(parameters.pop("model", data.model)))
     if parameters.pop("copies", False):
         made = np.repeat(images[members], variants, axis=0)
@@ -196,6 +199,18 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     os.replace(temporary, file)
     file.with_suffix(".cpu").write_text(f"{time.process_time() - cpu:.3f}\n")
     return time.perf_counter() - start
+
+
+def varied_prompts(data: DataSet, labels: np.ndarray, keys: list[str], templates: list[str] | None,
+                   fields: str | None, seed: int, variants: int) -> list:
+    """What each image is said to show; with templates or fields, a prompt for each of its variants."""
+    if templates is None and fields is None:
+        return [data.prompt(label) for label in labels]
+    from dreamda.data import ImageFolder, ImageRef, choose_prompts
+
+    images = tuple(ImageRef(data.classes[label], key) for label, key in zip(labels, keys, strict=True))
+    chosen = choose_prompts(ImageFolder(Path("none"), data.classes, images, ()), templates, fields=fields, seed=seed)
+    return [chosen.variants(image.key, variants) for image in images]
 
 
 def decoded(pipe, latents: np.ndarray) -> np.ndarray:
