@@ -1,6 +1,7 @@
 """Templates with fields, lists of prompts and captions: which prompt each variant gets, that runs repeat it, and that
 bad ones are refused before anything is written."""
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -254,3 +255,52 @@ def test_lists_that_are_refused(folder, tmp_path, content, message):
     with pytest.raises(ValueError) as caught:
         choose_prompts(folder, file=path)
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+# ---- dreamda prompts, and notes before a run
+
+def test_the_table_of_prompts(real, tmp_path, capsys):  # noqa: F811
+    path = fields_file(tmp_path)
+    options = ["--template", "a {style} of a {}", "--fields", path, "--variants", "3"]
+    assert run("prompts", real, *options, "--model", "fashion-mini") == 0
+    captured = capsys.readouterr()
+    lines_ = captured.out.splitlines()
+    assert lines_[0] == "6 images in 2 classes, 3 variants of each: 6 different prompts"
+    assert lines_[1].split() == ["class", "images", "prompts", "tokens", "chunks", "of", "these"]
+    assert lines_[2].startswith("ankle boot       3        3    ") and '"a photo of an ankle boot"' in lines_[2]
+    assert lines_[4] == 'style: "oil painting" 6, "photo" 6, "sketch" 6'
+    assert f"no template has the field view of {path}" in captured.err
+    assert 'has never seen the words "oil" (class ankle_boot)' in captured.err.replace('"sketch"', '"oil"')
+    assert run("prompts", real, *options) == 0 and "tokens" not in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["fields.json", "real"]
+    texts = {text for label in ("coat", "ankle_boot") for text in
+             (prompts_of(real, options, f"{label}/0{i}.png", k) for i in range(3) for k in range(3))}
+    assert len(texts) == 6 and all(text in captured.out for text in texts)
+
+
+def prompts_of(real, options, key, variant):  # noqa: F811
+    return choose_prompts(ImageFolder.scan(real), options[1], fields=options[3]).of(key, variant).text
+
+
+@pytest.mark.parametrize("options, note", [
+    (["--template", "a {} beside a coat"], "1 of 2 prompts names another class than that of the image"),
+    (["--template", "a {}", "--negative-prompt", "ankle boots"], "the negative prompt names the class 'ankle boot'"),
+    (["--template", "a (photo of a {}"], "'(photo of an ankle boot': its weight goes to the end"),
+    (["--template", "a photo " * 8 + "of a {}"], "have more than the 14 tokens of a chunk and are read in several"),
+    (["--template", "a photo " * 8 + "{}", "--prompt-syntax", "plain"], "is in the part that is cut off"),
+    (["--template", "a {} " + "a photo " * 8, "--prompt-syntax", "plain"], "it does not read 'photo a photo a photo'"),
+    (["--template", "a coat and an ankle boot, {}"], "2 of 2 prompts name another class"),
+    (["--template", "a photo of a {}"], ""),
+    (["--template", "a {} in a raincoat"], "has never seen the words \"in\" (class ankle_boot), \"raincoat\""),
+])
+def test_notes_about_prompts(real, capsys, options, note):  # noqa: F811
+    code = run("prompts", real, *options, "--variants", "1", "--model", "fashion-mini")
+    error = capsys.readouterr().err
+    assert code == (2 if "cut off" in note else 0) and note in error and (note or not error)
+
+
+def test_the_table_refuses_what_generate_refuses(real, tmp_path, capsys):  # noqa: F811
+    assert run("prompts", real, "--template", "a {x} {}") == 2
+    assert "has the field {x}: it has no values; give them as --fields" in capsys.readouterr().err
+    assert run("prompts", real, "--model", tmp_path / "none") == 2 and run("prompts", tmp_path / "none") == 2
+    assert run("prompts", real, "--recipe", "oxford-pets") == 0

@@ -114,8 +114,8 @@ def add_command(app: typer.Typer, function: Callable[..., Any], *examples: str, 
     app.command(name, cls=Command, epilog="\n".join(examples))(function)
 
 
-def accepts_options(cls: type[Options]) -> Callable[[F], F]:
-    """Give a command that takes ``**options`` an option for each field of the dataclass `cls`.
+def accepts_options(cls: type[Options], *only: str) -> Callable[[F], F]:
+    """Give a command that takes ``**options`` an option for each field of the dataclass `cls`, or for some of them.
 
     The option is in the field's group. `chosen` creates the dataclass from the options. Apply the decorator twice for
     the options of two dataclasses.
@@ -127,7 +127,7 @@ def accepts_options(cls: type[Options]) -> Callable[[F], F]:
             for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
         ]
         own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        added = [_parameter(cls, name) for name in options_of(cls)]
+        added = [_parameter(cls, name) for name in only or options_of(cls)]
         signature = inspect.Signature(own + added, return_annotation=hints.get("return"))
         function.__signature__ = signature  # type: ignore[attr-defined]
         function.__annotations__ = {p.name: p.annotation for p in own + added} | {"return": hints.get("return")}
@@ -173,10 +173,10 @@ def _metavar(about: Option) -> str | None:
 
 
 def chosen(cls: type[O], options: Mapping[str, Any]) -> O:
-    """Create the dataclass from those options of a command that are its fields."""
+    """Create the dataclass from those options of a command that are its fields; the others have their defaults."""
     return cls(**{
         name: about.read(name, options[name]) if about.count and isinstance(options[name], str) else options[name]
-        for name, about in options_of(cls).items()
+        for name, about in options_of(cls).items() if name in options
     })
 
 

@@ -328,7 +328,7 @@ def _prompt_notes(folder: ImageFolder, prompts: Prompts, pipe: Pipeline | RayWor
                   settings: GenerationOptions) -> list[str]:
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
-    from ..runs.checks import check_prompts
+    from ..runs.checks import check_prompts, other_classes
 
     place = part_folder(pipe.folder, "tokenizer")
     if not place.is_dir():
@@ -336,8 +336,9 @@ def _prompt_notes(folder: ImageFolder, prompts: Prompts, pipe: Pipeline | RayWor
     tokenizer = Tokenizer(place)
     for embedding in pipe.embeddings:
         tokenizer.add(embedding.tokens)
-    return check_prompts(folder, prompts.distinct(settings.variants), tokenizer, settings.negative_prompt,
-                         settings.prompt_syntax)
+    distinct = prompts.distinct(settings.variants)
+    return [*check_prompts(folder, distinct, tokenizer, settings.negative_prompt, settings.prompt_syntax),
+            *other_classes(folder, distinct, settings.negative_prompt, settings.prompt_syntax)]
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: Prompts,

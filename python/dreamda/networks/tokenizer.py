@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..data.prompt_syntax import parse_prompt
+from ..data.prompt_syntax import Syntax, parse_prompt
 from .config import read_json, shown
 
 MAX_MERGES_BYTES = 64 << 20
@@ -148,6 +148,21 @@ class Tokenizer:
         weights = [self._framed([weight for _, weight in row], 1.0, 1.0, 1.0) for row in rows]
         with np.errstate(over="ignore"):
             return np.array(ids, np.int32), np.array(weights, np.float32)
+
+    def count(self, prompt: str, prompt_syntax: Syntax = "a1111") -> int:
+        """The number of tokens of a prompt, without those of starts and ends.
+
+        Parameters
+        ----------
+        prompt : str
+        prompt_syntax : {"a1111", "plain"}
+
+        Returns
+        -------
+        int
+        """
+        texts = [prompt] if prompt_syntax == "plain" else [each.text for part in parse_prompt(prompt) for each in part]
+        return sum(len(encoding.ids) for encoding in self._encoded(texts))
 
     def unread(self, texts: list[str]) -> list[str]:
         """The part of each text that is truncated; "" if none is.

@@ -55,7 +55,7 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     """
     first = {negative_prompt: "the negative prompt"} if negative_prompt else {}
     for prompt, key in prompts.items():
-        first.setdefault(prompt, f"that for {key}")
+        first.setdefault(prompt, f"the prompt of {key}")
     if prompt_syntax == "plain":
         return _cut_off(folder, prompts, first, tokenizer)
     chunks = {}
@@ -68,7 +68,8 @@ def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: To
     if long := [prompt for prompt in first if chunks[prompt] > 1]:
         most = max(long, key=chunks.__getitem__)
         notes.append(f"{len(long)} of {counted(len(first), 'prompt')} have more than the {tokenizer.length - 2} tokens "
-                     f"of a chunk and are read in several, {first[most]} in {chunks[most]}; models learned with one")
+                     f"of a chunk and are read in several, {first[most]} in {chunks[most]}; models were trained with "
+                     "one")
     if left := next((prompt for prompt in first if unclosed(prompt)), None):
         notes.append(f"{first[left]} has a bracket that is never closed, {(unclosed(left) or '')[:80]!r}: its weight "
                      "goes to the end; write \\( or \\[ for the character itself")
@@ -115,20 +116,7 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
         ``dreamda.json`` is damaged.
     """
     about = read_purpose(model)
-    found = []
-    if words := about.get("words"):
-        known = {word.lower() for word in words}
-        unknown: dict[str, str] = {}
-        for prompt, key in prompts.items():
-            for word in _words(prompt):
-                if word.lower() not in known:
-                    unknown.setdefault(word, key.split("/")[0])
-        if unknown:
-            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-            shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
-            found.append(
-                f"the model has never seen the words {shown}{more}: it will make what it knows "
-                "instead, under your labels")
+    found = unknown_words(prompts, about)
     sample = _sample(folder)
     if about.get("greyscale") and colourful(sample) > 0.5:
         found.append(
@@ -145,6 +133,52 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
                 f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x "
                 f"{size[1]}; leave --size out")
     return found
+
+
+def unknown_words(prompts: Mapping[str, str], about: Mapping[str, Any]) -> list[str]:
+    """A warning about words that the model has never seen, if `about` (`read_purpose`) says which it knows."""
+    known = {word.lower() for word in about.get("words") or ()}
+    unknown: dict[str, str] = {}
+    for prompt, key in prompts.items() if known else ():
+        for word in _words(prompt):
+            if word.lower() not in known:
+                unknown.setdefault(word, key.split("/")[0])
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+    shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
+    return [f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels"]
+
+
+def other_classes(folder: ImageFolder, prompts: Mapping[str, str], negative_prompt: str = "",
+                  prompt_syntax: Syntax = "a1111") -> list[str]:
+    """Notes about prompts that name another class than that of their image, and a negative prompt that names one.
+
+    Parameters
+    ----------
+    folder, prompts, negative_prompt, prompt_syntax
+        As for `check_prompts`.
+    """
+    if not folder.captions:
+        return []
+    names = class_names(folder)
+    label_of = {words.lower(): label for label, words in names.items()}
+    longest = sorted(map(re.escape, label_of), key=len, reverse=True)  # "ankle boot" is found before "boot"
+    pattern = re.compile(rf"(?<!\w)({'|'.join(longest)})s?(?!\w)")
+    notes, found = [], []
+    for prompt, key in prompts.items():
+        label = key.split("/")[0]
+        rest = plain_text(prompt, prompt_syntax).lower().replace(names[label].lower(), " ")
+        found += [(key, prompt, other) for other in dict.fromkeys(pattern.findall(rest)) if label_of[other] != label]
+    if found:
+        key, prompt, other = found[0]
+        several = len({prompt for _, prompt, _ in found})
+        notes.append(f"{several} of {counted(len(prompts), 'prompt')} "
+                     + ("names" if several == 1 else "name") + " another class than that of the image, which may then "
+                     f"be shown under the wrong label; the prompt of {key} names {other!r}: {_quoted(prompt)}")
+    if others := list(dict.fromkeys(pattern.findall(negative_prompt.lower()))):
+        notes.append(f"the negative prompt names the class {others[0]!r}, and leads its own images away from it, too")
+    return notes
 
 
 def read_purpose(model: Path) -> dict[str, Any]:
