@@ -355,8 +355,8 @@ def test_the_options_of_generate_are_in_groups(capsys):
     shown = capsys.readouterr().out
     headings = re.findall(r"^(\w[\w ]*):$", shown, re.M)
     assert headings == [
-        "Arguments", "Options", "Changes to the model", "Prompts", "Labelled images", "Noise", "Guidance", "Method",
-        "Running", "Other options", "Examples"
+        "Arguments", "Options", "Changes to the model", "Prompts", "Labelled images", "Sensitive data", "Noise",
+        "Guidance", "Method", "Running", "Other options", "Examples"
     ]
     first = shown.split("Options:\n")[1].split("Changes to the model:")[0]
     listed = re.findall(r"^  (?:-\w, )?--([a-z-]+)", first, re.M)

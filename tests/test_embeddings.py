@@ -99,9 +99,9 @@ def test_a_run_with_an_embedding(real, tmp_path, capsys):  # noqa: F811
     """It is in run.json and part of the fingerprint, and the run is replayed, also when the file has moved."""
     file, out = write(tmp_path / "a.safetensors", "<new>", rows_of("ankle boot")), tmp_path / "out"
     template = ("--template", "a <new> like {}")
-    assert command("generate", real, out, *OPTIONS, *template, "--embedding", file) == 0
+    assert command("generate", real, out, *OPTIONS, *template, "--embedding", file, "--record-names", "paths") == 0
     run = json.loads((out / "run.json").read_text())
-    assert run["embeddings"] == [{"file": str(file), "token": "<new>", "sha256": Embedding(file).sha256}]
+    assert run["embeddings"] == [{"file": file.name, "token": "<new>", "sha256": Embedding(file).sha256}]
     assert command("generate", real, out, *OPTIONS, *template, "--embedding", f"{file}:<other>") == 2
     assert "another --model, --vae, --lora, --scheduler or --embedding" in capsys.readouterr().err
     moved = file.rename(tmp_path / "moved.safetensors")

@@ -79,6 +79,11 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+def without_run(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A tree without run.json, which says where the real images are if that is beside it."""
+    return {name: content for name, content in files.items() if name != "run.json"}
+
+
 def lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
 
@@ -716,8 +721,8 @@ def test_a_disk_that_is_really_full_keeps_what_is_finished(real, tmp_path, disk)
     assert not list((place / "out").rglob("*.tmp"))
     assert mount("-o", "remount,size=4m").returncode == 0
     report = generate_dataset(real, place / "out", FakePipeline(), settings)
-    assert report.present > 0 and report.made + report.present == 120 and tree(place / "out") == tree(
-        tmp_path / "whole")
+    assert report.present > 0 and report.made + report.present == 120
+    assert without_run(tree(place / "out")) == without_run(tree(tmp_path / "whole"))
 
 
 def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, disk, undisturbed):
@@ -730,8 +735,8 @@ def test_a_read_only_disk_is_one_sentence_and_nothing_is_lost(real, tmp_path, di
                 OSError, match="OUT .* cannot be written .Read-only file system.; fix that, or give another OUT"):
             generate_dataset(real, place / out, FakePipeline(), SETTINGS)
     assert mount("-o", "remount,rw").returncode == 0
-    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9 and tree(
-        place / "out") == undisturbed
+    assert generate_dataset(real, place / "out", FakePipeline(), SETTINGS).made == 9
+    assert without_run(tree(place / "out")) == without_run(undisturbed)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

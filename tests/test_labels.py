@@ -242,7 +242,7 @@ def test_the_command(tmp_path, real, capsys):
     assert cli.main(arguments) == 0
     assert '"a photo of a coat"' in capsys.readouterr().out
     run = json.loads((tmp_path / "out/run.json").read_text())
-    assert (run["labels"], run["keep"], run["labels_path"]) == ("coco", "background", str(path))
+    assert (run["labels"], run["keep"], run["labels_path"]) == ("coco", "background", "../instances.json")
     page = tmp_path / "page.html"
     assert cli.main(["report", str(real), str(tmp_path / "out"), "--out", str(page)]) == 0
     assert "4 synthetic images from 4 real ones" in page.read_text()

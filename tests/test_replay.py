@@ -27,7 +27,7 @@ def made(fake, real, tmp_path):  # noqa: F811
     (real / "coat/00.jpg").write_bytes(b"broken, but it has a say in the names")
     prompts.write_text("\n".join(map(json.dumps, [*rows, {"file_name": "coat/00.jpg", "text": "x"}])))
     assert run("generate", real, "--out", tmp_path / "out", *FAST, "--prompts", prompts, "--seed", "7", "--noise-scale",
-               "1", "--no-share-start", "--diverse", "--guidance-high", "0.6") == 1
+               "1", "--no-share-start", "--diverse", "--guidance-high", "0.6", "--record-names", "paths") == 1
     assert "coat/00.png-000.png" in [r["file_name"] for r in lines(tmp_path / "out")]
     prompts.unlink()
     (real / "coat/00.jpg").unlink()

@@ -238,6 +238,12 @@ PromptFile = Annotated[
     typer.Option("--prompts", metavar="FILE", rich_help_panel=PROMPTS,
                  help="JSON Lines or CSV with file_name and text for every image; or .json, an object with a prompt or "
                  "a list of prompts for each class.  [default: the captions in REAL, where there are any]")]
+LabelsPath = Annotated[
+    Optional[Path],
+    typer.Option("--labels",
+                 metavar="PATH",
+                 help="Where the annotations of the real images are now, if there are any.  [default: where they were, "
+                 "if that was beside or in REAL, or recorded by --record-names paths]")]
 Preset = Annotated[
     str,
     typer.Option("--preset",

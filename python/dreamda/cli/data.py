@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..text import counted
-from .common import (Debug, OutArgument, Progress, Threads, add_command, check_result, complain_of, only_out,
-                     out_option, printable, write_result)
+from .common import (Debug, LabelsPath, OutArgument, Progress, Threads, add_command, check_result, complain_of,
+                     only_out, out_option, printable, write_result)
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +65,7 @@ def report(
         Path | None,
         typer.Option(help="Weights of a ResNet from timm or torchvision (safetensors), such as ImageNet's, to use "
                      "instead.")] = None,
+    labels: LabelsPath = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -83,7 +84,7 @@ def report(
     check_result("--out", out)
     network = TrainedModel.load(
         model_file(classifier)) if classifier is not None else read_network(features) if features is not None else None
-    page, skipped = report_page(real, synthetic, network, threads=threads or None)
+    page, skipped = report_page(real, synthetic, network, labels=labels, threads=threads or None)
     complain_of(skipped, [])
     write_result("--out", out, page.encode())
     print(printable(f"Look at: {out}"))

@@ -12,12 +12,13 @@ import typer
 
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
+from ..runs.safeguards import SENSITIVE, Safeguards
 from ..text import counted
 from . import common, train
-from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, FieldsOption, Loras, OutArgument, Preset,
-                     Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, accepts_options, add_command,
-                     chosen, complain, complain_of, not_negative, only_out, out_option, parse_shard, parse_size,
-                     printable, with_preset)
+from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, FieldsOption, LabelsPath, Loras, OutArgument,
+                     Preset, Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, accepts_options,
+                     add_command, chosen, complain, complain_of, not_negative, only_out, out_option, parse_shard,
+                     parse_size, printable, with_preset)
 
 if TYPE_CHECKING:
     from ..data.annotations import AnnotatedFolder
@@ -49,6 +50,7 @@ Model = Annotated[str,
                   typer.Option("--model", "-m", help="A bundled model, a folder in diffusers format, or a hub id.")]
 
 
+@accepts_options(Safeguards)
 @accepts_options(GenerationOptions)
 def generate(
     context: typer.Context,
@@ -96,6 +98,12 @@ def generate(
                      help="The part of labelled images to keep: objects (the background is regenerated), background "
                      "(the objects are regenerated), or none (everything is, by default with --strength 0.5).  "
                      "[default: objects]")] = "",
+    exclude_ids: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=SENSITIVE,
+                     metavar="FILE",
+                     help="Real images to make nothing from, such as those whose owners have withdrawn their consent: "
+                     "a line for each, its path in REAL or its file name.")] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run",
@@ -137,8 +145,10 @@ def generate(
 
     With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: the images have the sizes of the real
     ones, and their annotations remain valid.
+
+    Exit code 1: some real images were skipped.
     """
-    from ..data.folders import ImageFolder
+    from ..data.folders import ImageFolder, read_names
     from ..data.prompts import choose_prompts
     from ..runs.output import check_out, run_identity
     from ..generation.recipes import load_recipe
@@ -149,15 +159,18 @@ def generate(
     if keep == "none":
         taken["strength"] = LAYOUT_STRENGTH
     settings = chosen(GenerationOptions, with_preset(context, options, taken))
+    safeguards = chosen(Safeguards, options)
     part = parse_shard(shard)
     if engine not in ("local", "ray"):
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
     folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep) or ImageFolder.scan(real)
+    if exclude_ids is not None:
+        folder = folder.without(read_names(exclude_ids))
     chosen_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
     complain_of([], list(chosen_prompts.notes))
-    check_out(place, folder, run_identity(settings, chosen_prompts.source) | folder.identity())
+    check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity())
     changes = common.changes(vae, loras, scheduler, embeddings)
     if dry_run:
         if engine == "ray":
@@ -168,9 +181,10 @@ def generate(
 
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
                         size=parse_size(size), **changes) as workers:
-            return _generate(folder, place, workers, model, settings, chosen_prompts, part, preview, changes, preset)
+            return _generate(folder, place, workers, model, settings, chosen_prompts, part, preview, changes, preset,
+                             safeguards)
     return _generate(folder, place, common.load(model, dtype, threads, size, **changes), model, settings,
-                     chosen_prompts, part, preview, changes, preset)
+                     chosen_prompts, part, preview, changes, preset, safeguards)
 
 
 def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> AnnotatedFolder | None:
@@ -220,7 +234,7 @@ def demo(
     bundled = load_bundled()
     folder, test = bundled.folder(out / "real"), bundled.folder(out / "test", "test")
     prompts = choose_prompts(folder, DEFAULT_TEMPLATE)
-    check_out(out / "synthetic", folder, run_identity(settings, prompts.source))
+    check_out(out / "synthetic", folder, run_identity(folder, settings, prompts.source))
     pipe = common.load(DEMO_MODEL, dtype, threads, "")
     bundled.write(folder)
     code = _generate(folder, out / "synthetic", pipe, DEMO_MODEL, settings, prompts, (0, 1))
@@ -247,7 +261,8 @@ def _generate(folder: ImageFolder,
               part: tuple[int, int],
               preview: int = 0,
               changes: Mapping[str, Any] | None = None,
-              preset: str = BALANCED) -> int:
+              preset: str = BALANCED,
+              safeguards: Safeguards = Safeguards()) -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import check_model, disk_space
     from ..runs.generate import generate_dataset
@@ -272,6 +287,7 @@ def _generate(folder: ImageFolder,
                                   out,
                                   pipe,
                                   settings,
+                                  safeguards=safeguards,
                                   prompts=prompts,
                                   model=model,
                                   changes=changes,
@@ -282,10 +298,13 @@ def _generate(folder: ImageFolder,
                                   engine=workers.stream if workers else None)
     report.notes += workers.notes if workers else []
     if preview and report.made + report.present:
+        from ..runs.manifest import read_manifest
         from ..runs.pictures import sheet_of_run
+        from ..runs.records import names_of, with_real_names
 
+        rows = with_real_names(read_manifest(out), names_of(asdict(safeguards), folder))
         sheet = out.absolute().with_name(f"{out.absolute().name}-preview.png")
-        sheet_of_run(out, folder, title=f"{model}: real images and what was made of them").save(sheet)
+        sheet_of_run(out, folder, rows, title=f"{model}: real images and what was made of them").save(sheet)
         print(printable(f"Look at: {sheet}"))
     return _summarise(report, out)
 
@@ -414,21 +433,23 @@ def replay(
         Path,
         typer.Argument(metavar="RUN.json", help="The run.json of an output of dreamda generate, or its folder.")],
     real: Annotated[Path | None,
-                    typer.Argument(help="Where the real images are now.  [default: where they were]")] = None,
+                    typer.Argument(help="Where the real images are now.  [default: where they were, if that was "
+                                        "beside OUT or recorded by --record-names paths]")] = None,
     out: Annotated[Path | None,
                    out_option("New or empty, or the folder of the same replay, which is then resumed.  "
                               "[default: a temporary folder]")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: where it was]")] = "",
+    labels: LabelsPath = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Where the model is now.  [default: as recorded]")] = "",
     vae: Annotated[str,
-                   typer.Option(metavar="FOLDER", help="Where the VAE of --vae is now.  [default: where it was]")] = "",
+                   typer.Option(metavar="FOLDER", help="Where the VAE of --vae is now.  [default: as recorded]")] = "",
     loras: Annotated[
         Optional[list[str]],
         typer.Option("--lora", metavar="FILE", help="Where the files of --lora are now, in their order, at the run's "
-                     "own scales.  [default: where they were]")] = None,
+                     "own scales.  [default: as recorded]")] = None,
     embeddings: Annotated[
         Optional[list[str]],
         typer.Option("--embedding", metavar="FILE", help="Where the files of --embedding are now, in their order.  "
-                     "[default: where they were]")] = None,
+                     "[default: as recorded]")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -455,7 +476,7 @@ def replay(
     about = _environment(pipe, environment(), changes)
     about |= {name: value for name, value in run.environment.items() if name == "preset"}
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="dreamda-replay-") as temporary:
-        report = repeat(run, pipe, out or temporary, real=real, environment=about, progress=progress)
+        report = repeat(run, pipe, out or temporary, real=real, labels=labels, environment=about, progress=progress)
     if report.signal:
         how = "run the same command again to resume" if out else "name a folder with --out to be able to resume"
         complain(f"stopped by {signal.Signals(report.signal).name}; {how}")
@@ -482,10 +503,11 @@ def _summarise(report: Report, out: Path) -> int:
     rate = (f" in {report.seconds:.1f} s ({report.made / report.seconds:.2f} images/s)"
             if report.made and report.seconds else "")
     there = f", {report.present} were there already" if report.present else ""
-    print(printable(f"{out}: {counted(report.made, 'image')} made{rate}{there}"))
+    without = f", {report.left_out} left out as too similar to real images" if report.left_out else ""
+    print(printable(f"{out}: {counted(report.made, 'image')} made{rate}{there}{without}"))
     if report.signal:
-        left = report.total - report.made - report.present
+        left = report.total - report.made - report.present - report.left_out
         complain(f"stopped by {signal.Signals(report.signal).name} with up to {counted(left, 'image')} to go; "
                  "run the same command again to resume")
         return 128 + report.signal
-    return 1 if report.skipped else 0
+    return 1 if report.skipped or report.left_out else 0

@@ -13,18 +13,20 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..text import counted, in_brackets
-from .files import is_utf8, read_head
+from .files import BrokenImageError, is_utf8, read_bounded, read_head
 from .images import FORMATS, OTHER_FORMATS, RAW_SUFFIXES, SUFFIXES, LoadedImage, format_of, read_image
 from .prompt_syntax import Syntax
 from .templates import placed
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .annotations import Labels
 
 SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout",
@@ -62,6 +64,8 @@ class ImageFolder:
         Sorted by class, then by file name.
     ignored : tuple of (str, str)
         Paths that look like data but are not read, each with the reason.
+    excluded : tuple of ImageRef
+        Images that `without` has taken out.
     captions : bool
         Whether its metadata files and ``classes.json`` give prompts.
     """
@@ -72,10 +76,12 @@ class ImageFolder:
     classes: tuple[str, ...]
     images: tuple[ImageRef, ...]
     ignored: tuple[tuple[str, str], ...]
+    excluded: tuple[ImageRef, ...] = field(default=(), kw_only=True)
 
     def __repr__(self) -> str:
         about = f"{str(self.root)!r}: {counted(len(self.images), 'image')} of {counted(len(self.classes), 'class')}"
-        return in_brackets("ImageFolder", about, self.ignored and f"{counted(len(self.ignored), 'file')} ignored")
+        return in_brackets("ImageFolder", about, self.ignored and f"{counted(len(self.ignored), 'file')} ignored",
+                           self.excluded and f"{len(self.excluded):,} excluded")
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
@@ -123,6 +129,35 @@ class ImageFolder:
     def path(self, image: ImageRef) -> Path:
         """The file of an image."""
         return self.root / image.label / image.name
+
+    def without(self, names: Iterable[str]) -> Self:
+        """The data set without some of its images, such as those whose owners have withdrawn their consent.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Paths relative to `root` (``coat/1.png``), or file names (``1.png``): then all images of that name.
+
+        Raises
+        ------
+        ValueError
+            A name is that of no image, or no image is left.
+        """
+        found: dict[str, list[ImageRef]] = {name: [] for name, _ in self.ignored}  # these are not read anyway
+        for image in self.images + self.excluded:
+            path = self.path(image).relative_to(self.root).as_posix()
+            for name in {path, path.rpartition("/")[2]}:
+                found.setdefault(name, []).append(image)
+        wanted = list(dict.fromkeys(names))
+        if unknown := [name for name in wanted if name not in found]:
+            more = f" (and {len(unknown) - 1} more of the list)" if len(unknown) > 1 else ""
+            raise ValueError(f"{shown(unknown[0], found)} is no image of {self.root}{more}; write paths relative to "
+                             "that folder, or file names")
+        out = {image for name in wanted for image in found[name]} | set(self.excluded)
+        kept = tuple(image for image in self.images if image not in out)
+        if not kept:
+            raise ValueError(f"all images of {self.root} are excluded; none is left to make new ones from")
+        return replace(self, images=kept, excluded=tuple(sorted(out)))
 
     # ---- how images are made from it
 
@@ -194,6 +229,29 @@ def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str
             else:
                 names.append(name)
     return sorted(names), sorted(ignored)
+
+
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file with a name on each, for `ImageFolder.without`; empty lines do not count.
+
+    Raises
+    ------
+    ValueError
+        The file is not UTF-8, or has no names.
+    FileNotFoundError
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file; give a text file with the name of an image on each line")
+    try:
+        text = read_bounded(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
+    except BrokenImageError as error:
+        raise ValueError(f"{path}: {error}") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} has no names; write the name of an image on each line")
+    return names
 
 
 def shown(name: str, others: Iterable[str] = ()) -> str:

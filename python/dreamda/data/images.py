@@ -151,10 +151,9 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, how: str = "s
         except BrokenImageError:
             raise
         except Exception:
-            repaired = _without_metadata(data)
-            if repaired is None:
+            if format_of(data[:8]) != "PNG":
                 raise
-            image = _decoded(repaired)
+            image = _decoded(pixels_of_png(data, orientation=True))
     except BrokenImageError:
         raise
     except Exception as error:  # the file is untrusted, and Pillow's decoders may raise any exception
@@ -274,17 +273,21 @@ def _check_low_bits(highest: int, largest: int) -> None:
             "the file does not say what is white; scale them to 16 bits, or save it with 8")
 
 
-def _without_metadata(data: bytes) -> bytes | None:
-    """A PNG without the chunks that do not affect its pixels, since one may be damaged; None for other files."""
-    if format_of(data[:8]) != "PNG":
-        return None
+def pixels_of_png(data: bytes, orientation: bool = False) -> bytes:
+    """A PNG file without the chunks that do not affect its pixels: texts, EXIF data, times.
+
+    `orientation` keeps EXIF data, which may say how the image is turned, unless they are damaged.
+    """
     kept, at = [data[:8]], 8
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at: at + 4], "big")
         kind = data[at + 4: at + 8]
         sound = int.from_bytes(data[end - 4: end], "big") == zlib.crc32(data[at + 4: end - 4])
-        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or kind in (b"tRNS", b"eXIf") and sound:
+        optional = (b"tRNS", b"eXIf") if orientation else (b"tRNS", )
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or kind in optional and sound:
             kept.append(data[at:end])
+        if kind == b"IEND":
+            break
         at = end
     return b"".join(kept)
 

@@ -65,7 +65,7 @@ def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str],
     """Yield the rows of metadata files for the images of a data set: file, line number, row and image key.
 
     A ``file_name`` is relative to the data set root, relative to the metadata file's folder, or a bare name
-    (``image.png``) that only one class has. Rows for files that the data set lists as ignored are skipped.
+    (``image.png``) that only one class has. Rows for files that the data set ignores or excludes are skipped.
 
     Parameters
     ----------
@@ -83,6 +83,7 @@ def rows_of_images(folder: ImageFolder, *paths: str | os.PathLike[str],
     """
     keys = {image.key for image in folder.images}
     ignored = {name for name, _ in folder.ignored}
+    ignored |= {name for image in folder.excluded for name in (image.key, image.name.rpartition("/")[2])}
     plain: dict[str, list[str]] = {}
     for image in folder.images:
         plain.setdefault(image.name.rpartition("/")[2], []).append(image.key)

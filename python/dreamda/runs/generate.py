@@ -7,7 +7,7 @@
 The run takes one real image of each class in turn (a "seed" in the names of this file) and makes one variant of it, or
 a few, see `variants_a_visit`. When every real image has its first variant, the second ones follow. So a run that is
 stopped early leaves a balanced data set. The order changes no image, as an image's noise depends on its key. output.py
-writes the files.
+writes the files; safeguards.py compares new images with real ones.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +35,10 @@ from ..generation.options import GenerationOptions
 from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
-from .output import Finished, Part, RunFolder, check_out, output_stems, run_identity, sample_of
+from .output import (PLACES, Finished, LeftOut, Part, RunFolder, check_out, output_stems, places, run_identity,
+                     sample_of)
+from .records import Names, changes_as_recorded, hashed, shown_path
+from .safeguards import Judge, Safeguards, noise_key
 
 MAX_BATCH = 512           # maximum number of images in a batch
 SECONDS_A_BATCH = 10.0    # approximate time per batch, and so the time from a signal to the end of the run
@@ -65,7 +68,7 @@ class Piece:
     """Real images whose variants `first` to `last` (exclusive) are made in one call.
 
     A prompt may be a list with one for each variant up to `last`. For labelled images, `around` holds further arguments
-    of `Pipeline._augment`.
+    of `Pipeline._augment`. `redraw` counts how often the variant was made before, and was too similar to a real image.
     """
 
     seeds: list[tuple[ImageRef, LoadedImage]]
@@ -73,6 +76,7 @@ class Piece:
     first: int
     last: int
     around: dict[str, Any] = field(default_factory=dict)
+    redraw: int = 0
 
     @property
     def images(self) -> np.ndarray:
@@ -82,11 +86,11 @@ class Piece:
     @property
     def keys(self) -> list[str]:
         """The keys of the images' noise."""
-        return [image.key for image, _ in self.seeds]
+        return [noise_key(image.key, self.redraw) for image, _ in self.seeds]
 
     def options(self, settings: GenerationOptions) -> GenerationOptions:
-        """The run's options, with `last` as the number of variants."""
-        return replace(settings, variants=self.last)
+        """The run's options, with `last` as the number of variants, unless their starts are chosen together."""
+        return settings if settings.diverse else replace(settings, variants=self.last)
 
 
 class Engine(Protocol):
@@ -113,6 +117,9 @@ class Report:
     ----------
     made, present, total : int
         Number of synthetic images written now, found finished, and in this call's shard.
+    left_out : int
+        Number of images of the shard that are left out, now or by an earlier call, because every redraw was too
+        similar to a real image.
     skipped : list of (str, str)
         Real images (or folders) that were left out, each with the reason.
     seconds : float
@@ -126,6 +133,7 @@ class Report:
     made: int = 0
     present: int = 0
     total: int = 0
+    left_out: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     signal: int | None = None
@@ -135,6 +143,7 @@ class Report:
         return in_brackets("Report",
                            f"{self.made:,} of {counted(self.total, 'image')} made",
                            self.present and f"{self.present:,} were there already",
+                           self.left_out and f"{self.left_out:,} left out",
                            self.skipped and f"{counted(len(self.skipped), 'file')} skipped",
                            self.notes and counted(len(self.notes), "note"),
                            self.signal and f"stopped by {signal.Signals(self.signal).name}")
@@ -145,6 +154,7 @@ def generate_dataset(folder: ImageFolder,
                      pipeline: PipelineLike,
                      settings: GenerationOptions = GenerationOptions(),
                      *,
+                     safeguards: Safeguards = Safeguards(),
                      prompts: Prompts | Mapping[str, str | Sequence[str | Prompt]] | None = None,
                      prompt_source: Mapping[str, Any] | None = None,
                      model: str = "",
@@ -153,6 +163,7 @@ def generate_dataset(folder: ImageFolder,
                      environment: Mapping[str, Any] | None = None,
                      stems: Mapping[str, str] | None = None,
                      record: Mapping[str, Any] | None = None,
+                     judge: Judge | None = None,
                      most: int | None = None,
                      progress: Callable[[float, int], None] | None = None,
                      engine: Engine | None = None) -> Report:
@@ -166,11 +177,13 @@ def generate_dataset(folder: ImageFolder,
     ----------
     folder : ImageFolder
         Or the ``folder()`` of annotations: images are then made at their own sizes, with annotations in the same
-        format.
+        format. Its method ``without`` leaves out images, such as those whose owners have withdrawn their consent.
     out : path
         A new or empty folder, or the folder of the same run, which may have had fewer variants.
     pipeline : dreamda.Pipeline
     settings : GenerationOptions
+    safeguards : Safeguards
+        For sensitive data: which new images are too similar to real ones, and what the records say.
     prompts : Prompts, or mapping of key to a prompt or to a sequence of prompts, optional
         For every image of `folder`, one for all variants or one for each; default:
         the template "a photo of a {}".
@@ -187,7 +200,9 @@ def generate_dataset(folder: ImageFolder,
         Work on the i-th of n equal parts of the real images. Shards may run at the same time, also with one `out`.
     record : mapping, optional
         The run.json of a run that is repeated. `out` gets the same one, except for the data set's path and the
-        environment.
+        environment. `safeguards` is then unused.
+    judge : Judge, optional
+        Decides whether new images are kept, instead of a comparison with the real images.
     most : int, optional
         Make only this number of images, the first ones of this call's shard; a later call makes the others.
     progress : callable, optional
@@ -214,29 +229,35 @@ def generate_dataset(folder: ImageFolder,
     if isinstance(prompts.choice, Listed):
         for image in folder.images:
             prompts.of(image.key, settings.variants - 1)  # refuses too few prompts before the work
-    place = {"real": str(folder.root.absolute()), "environment": dict(environment or {})}
+    record_names = safeguards.record_names if record is None else record.get("record_names", "paths")
+    names = Names()
+    if record_names == "hash":
+        folder, names = hashed(folder)
+        stems = names.stems if stems is None else stems
     run = {
-        **run_identity(settings, prompt_source), "dtype": pipeline.dtype, "size": list(pipeline.size),
-        "model_sha256": pipeline.fingerprint, "model": model, **(changes or {}),
-        "seed_images": sample_of(folder)
+        **run_identity(folder, settings, prompt_source, safeguards), "dtype": pipeline.dtype,
+        "size": list(pipeline.size), "model_sha256": pipeline.fingerprint, "model": shown_path(model),
+        **changes_as_recorded(changes or {}), "seed_images": sample_of(folder, names)
     } if record is None else dict(record)
-    run |= place | folder.identity()
-    check_out(out, folder, run)
+    where = places(folder, Path(out), record_names, environment or {})
+    run = {k: v for k, v in (run | where).items() if k in where or k not in PLACES} | folder.identity()
+    check_out(out, folder, run, names)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # checks that need the model
     notice = "finishing the images in hand; a second signal stops at once and loses those"
-    with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part) as run_folder:
+    with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part, names) as run_folder:
         generation = _Generation(run_folder, pipeline, settings, prompts,
-                                 output_stems(folder) if stems is None else stems, most, progress
+                                 output_stems(folder) if stems is None else stems, judge, most, progress
                                  or (lambda done, total: None))
         return generation.run(engine or partial(_in_turn, pipeline), stop)
 
 
 class Job(NamedTuple):
-    """Variants `first` to `last` (exclusive) of a real image."""
+    """Variants `first` to `last` (exclusive) of a real image, made for the `redraw`-th time again."""
 
     image: ImageRef
     first: int
     last: int
+    redraw: int = 0
 
 
 class WorkList:
@@ -301,10 +322,10 @@ class WorkList:
         Its prompts are empty.
         """
         seeds: list[tuple[ImageRef, LoadedImage]] = []
-        first, last = 0, 1
+        first, last, redraw = 0, 1, 0
         while self:
             job = self._first[0]
-            if seeds and ((job.first, job.last) != (first, last) or (len(seeds) + 1) * (last - first) > images):
+            if seeds and (job[1:] != (first, last, redraw) or (len(seeds) + 1) * (last - first) > images):
                 break
             self._first.popleft()
             if job.image.key in self.skipped:
@@ -317,12 +338,15 @@ class WorkList:
             if seeds and seed.pixels.shape != seeds[0][1].pixels.shape:
                 self._first.appendleft(job)
                 break
-            first, last = job.first, job.last
-            seeds.append((job.image, seed))
-            if self._now.get(job.image.key, seed.sha256) != seed.sha256:
+            has_changed = self._now.get(job.image.key, seed.sha256) != seed.sha256
+            if has_changed:
                 self._made_again(job.image, seed.sha256)
             self._now[job.image.key] = seed.sha256
-        return Piece(seeds, [], first, last) if seeds else None
+            if has_changed and job.redraw:
+                continue  # the variant begins again with the image's own noise
+            first, last, redraw = job[1:]
+            seeds.append((job.image, seed))
+        return Piece(seeds, [], first, last, redraw=redraw) if seeds else None
 
     def _made_again(self, image: ImageRef, sha256: str) -> None:
         """The real image has changed: make its earlier variants again."""
@@ -334,15 +358,22 @@ class WorkList:
         else:
             self._first += [Job(image, variant, variant + 1) for variant in stale]
 
-    def done(self, piece: Piece, variants: int) -> None:
-        """Mark the first `variants` variants of each real image in a piece as finished."""
+    def done(self, piece: Piece, variants: int, again: Sequence[Job] = ()) -> None:
+        """Mark the first `variants` variants of each real image in a piece as finished, but for those to make again."""
         for image, seed in piece.seeds:
             for variant in range(piece.first, piece.first + variants):
                 self._made[image.key, variant] = seed.sha256
             if self._now[image.key] != seed.sha256:  # a later piece has found that the file changed
                 self._made_again(image, self._now[image.key] or "")
+                again = [job for job in again if job.image != image]
             elif piece.first + variants < piece.last:
                 self._first.appendleft(Job(image, piece.first + variants, piece.last))
+        self._first.extendleft(reversed(again))
+
+    def count(self, variants: Collection[tuple[str, int]]) -> int:
+        """The number of these variants, ``(key, variant)``, that are in the list and finished."""
+        return sum((image.key, variant) in variants and self._is_finished(image, variant)
+                   for image, variant in self._images()) if variants else 0
 
     def _is_finished(self, image: ImageRef, variant: int) -> bool:
         """Whether the image exists and was made from the current content of the real image.
@@ -403,12 +434,13 @@ class _Generation:
     """One call of `generate_dataset` on an open run folder: lists, makes, writes and reports the missing images."""
 
     def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
-                 prompts: Prompts, stems: Mapping[str, str], most: int | None,
+                 prompts: Prompts, stems: Mapping[str, str], judge: Judge | None, most: int | None,
                  progress: Callable[[float, int], None]) -> None:
         self.run_folder, self.settings, self.prompts = run_folder, settings, prompts
-        self.stems, self.progress = stems, progress
+        self.stems, self.judge, self.progress = stems, judge, progress
         folder, part = run_folder.folder, run_folder.part
-        made = run_folder.finished()
+        left_out, finished = run_folder.left_out(), run_folder.finished()
+        made = left_out | finished
         visit = variants_a_visit(settings)
         if most is not None and not settings.diverse:
             visit = 1
@@ -417,7 +449,8 @@ class _Generation:
         gone = {key for key, _ in made} - {image.key for image in folder.images}
         self.work = WorkList(folder, part.of(in_turn(folder.images)), pipeline.size, settings.fit, settings.variants,
                              visit, made, settings.diverse, most)
-        self.report = Report(present=self.work.present, total=self.work.total)
+        without = self.work.count(left_out.keys() - finished.keys())
+        self.report = Report(present=self.work.present - without, total=self.work.total, left_out=without)
         if part.index == 0:
             self.report.skipped = [
                 *folder.ignored,
@@ -434,12 +467,14 @@ class _Generation:
         with ThreadPoolExecutor(1) as writer:  # the engine works on during an fsync, which takes milliseconds
             writing: Future[int] | None = None
             for piece, made in engine(self._take, self.settings, lambda: stop.signal is not None, self._within):
-                self.computed += made.shape[0] * made.shape[1]
-                self.work.done(piece, made.shape[1])
+                made = made[:, : piece.last - piece.first]
+                finished, left_out, again = self._judged(piece, made)
+                self.computed += made.shape[0] * made.shape[1] - len(again)
+                self.work.done(piece, made.shape[1], again)
                 self._within(0)
                 if writing:
                     self.report.made += writing.result()
-                writing = writer.submit(self.run_folder.write, self._finished(piece, made))
+                writing = writer.submit(self._write, finished, left_out)
             if writing:
                 self.report.made += writing.result()
         self.report.seconds = time.monotonic() - begun
@@ -451,17 +486,41 @@ class _Generation:
         piece, folder = self.work.take(images), self.run_folder.folder
         if piece is None:
             return None
-        return replace(piece, prompts=[self.prompts.variants(key, piece.last) for key in piece.keys],
-                       around=folder.around([image for image, _ in piece.seeds]))
+        images, settings = [image for image, _ in piece.seeds], piece.options(self.settings)
+        return replace(piece, prompts=[self.prompts.variants(image.key, settings.variants) for image in images],
+                       around=folder.around(images))
 
     def _within(self, images: float) -> None:
         self.progress(min(self.computed + images, self.report.total), self.report.total)
 
-    def _finished(self, piece: Piece, made: np.ndarray) -> list[Finished]:
-        return [Finished(image, self.stems[image.key], seed.sha256,
-                         [self.prompts.of(image.key, piece.first + number) for number in range(len(pixels))],
-                         piece.first, pixels)
-                for (image, seed), pixels in zip(piece.seeds, made, strict=True)]
+    def _judged(self, piece: Piece, made: np.ndarray) -> tuple[list[Finished], list[LeftOut], list[Job]]:
+        """The new images to write, the variants to leave out, and those to make again."""
+        finished: list[Finished] = []
+        left_out: list[LeftOut] = []
+        again: list[Job] = []
+        for (image, seed), variants in zip(piece.seeds, made, strict=True):
+            about = image, self.stems[image.key], seed.sha256
+            prompts = [self.prompts.of(image.key, piece.first + number) for number in range(len(variants))]
+            if self.judge is None:
+                finished.append(Finished(*about, prompts, piece.first, variants))
+                continue
+            for variant, (pixels, prompt) in enumerate(zip(variants, prompts, strict=True), piece.first):
+                judgement = self.judge(image.key, variant, piece.redraw, pixels)
+                if judgement.redraw is not None:
+                    again.append(Job(image, variant, variant + 1, judgement.redraw))
+                elif not judgement.keep:
+                    left_out.append(LeftOut(*about, variant, judgement.similarity))
+                else:
+                    finished.append(Finished(*about, [prompt], variant, pixels[None],
+                                             {"similarity": judgement.similarity, "redraws": piece.redraw}))
+        return finished, left_out, again
+
+    def _write(self, finished: Sequence[Finished], left_out: Sequence[LeftOut]) -> int:
+        """Write images and what is left out; return the number of images."""
+        written = self.run_folder.write(finished)
+        self.run_folder.leave_out(left_out)
+        self.report.left_out += len(left_out)
+        return written
 
 
 def _in_turn(pipeline: PipelineLike, take: Callable[[int], Piece | None], settings: GenerationOptions,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from ..data.files import MAX_LINE_BYTES
 
 NAME = "metadata.jsonl"
+LEFT_OUT = "left_out.jsonl"  # variants that were left out, one line for each; see safeguards.py
 
 
 def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -37,9 +38,19 @@ def read_manifest(out: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metadata.jsonl in the order of the file, without an incomplete last line."""
+    return _read(path, is_row)
+
+
+def read_left_out(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The rows of left_out.jsonl in the order of the file, if there is one."""
+    path = Path(out) / LEFT_OUT
+    return _read(path, _is_left_out) if path.is_file() else iter(())
+
+
+def _read(path: Path, is_valid: Callable[[Any], bool]) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
-            if row := parse_row(line):
+            if row := _parsed(line, is_valid):
                 yield row
             elif not line.isspace():
                 if _is_torn(line):
@@ -67,11 +78,15 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """Parse a line of metadata.jsonl; None if it is not such a line."""
+    return _parsed(line, is_row)
+
+
+def _parsed(line: bytes, is_valid: Callable[[Any], bool]) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if is_row(row) else None
+    return row if is_valid(row) else None
 
 
 def format_row(row: Mapping[str, Any]) -> str:
@@ -81,16 +96,27 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 def is_row(row: Any) -> bool:
     """Whether this is the row of an image: every field has its type, and file names stay inside OUT."""
-    if not (isinstance(row, dict)
-            and all(isinstance(row.get(k), str) for k in ("file_name", "label", "seed_file", "seed_sha256"))):
+    if not _is_variant(row) or not isinstance(row.get("file_name"), str):
         return False
     folder, _, name = row["file_name"].partition("/")
+    return (folder == row["label"] and not {folder, name} & {"", ".", ".."} and not set("/\0") & set(name)
+            and "\0" not in folder)
+
+
+def _is_left_out(row: Any) -> bool:
+    return _is_variant(row) and type(row.get("similarity")) in (int, float)
+
+
+def _is_variant(row: Any) -> bool:
+    """Whether the row names a variant of a real image."""
+    if not (isinstance(row, dict)
+            and all(isinstance(row.get(k), str) for k in ("label", "seed_file", "seed_sha256"))):
+        return False
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
         return False
-    return (type(row.get("variant")) is int and folder == row["label"] == row["seed_file"].partition("/")[0]
-            and not {folder, name} & {"", ".", ".."} and not set("/\0") & set(name) and "\0" not in folder)
+    return type(row.get("variant")) is int and row["label"] == row["seed_file"].partition("/")[0]
 
 
 def encode_png(pixels: np.ndarray, about: Mapping[str, Any]) -> bytes:

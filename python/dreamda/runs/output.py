@@ -2,6 +2,7 @@
 
     OUT/<class>/<stem>-<variant:03d>.png          one synthetic image; its origin is also in the PNG's text
     OUT/metadata.jsonl                            one line per image, see manifest.py
+    OUT/left_out.jsonl                            variants that stayed too similar to a real image (safeguards.py)
     OUT/run.json                                  the parameters, hashes of some real images, and the machine
     OUT/annotations.json, labels/, Annotations/, masks/     of labelled images, in their format (data/annotations/)
     OUT/.dreamda/                                 only during a run, or after it was killed:
@@ -25,7 +26,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,22 @@ from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..generation.regions import KEEPS
 from ..networks.config import read_json
+from ..options import ParameterError
 from .files import OutputError, open_in, try_lock, write_all
+from .manifest import LEFT_OUT, encode_png, format_row, in_order, parse_row, read_left_out, read_rows
 from .manifest import NAME as MANIFEST
-from .manifest import encode_png, format_row, in_order, parse_row, read_rows
+from .records import Names, nearby, without_places
+from .safeguards import Safeguards
 
 WORK = ".dreamda"
-RESERVED = ("run.json", MANIFEST)
+RESERVED = ("run.json", MANIFEST, LEFT_OUT)
 FORMAT = 2
 # fields of run.json that may differ in a resumed run; separate functions check the last two
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
-               "seed_images")
+               "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
+PLACES = ("real", "labels_path")
 SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # maximum length of a file name in bytes
@@ -57,17 +62,43 @@ NAME_MAX = 255            # maximum length of a file name in bytes
 
 # ---- run.json
 
-def run_identity(settings: GenerationOptions, prompt_source: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of run.json that are known before the model is loaded."""
+def run_identity(folder: ImageFolder, settings: GenerationOptions, prompt_source: Mapping[str, Any],
+                 safeguards: Safeguards = Safeguards()) -> dict[str, Any]:
+    """The fields of run.json that are known before the model is loaded, besides `ImageFolder.identity`."""
     from .. import __version__
 
+    excluded = "\n".join(f"{digest_if_readable(folder.path(image))} {image.key}" for image in folder.excluded)
     return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
             "prompts_sha256": prompt_source.get("prompts_sha256"),
-            "fields_sha256": prompt_source.get("fields_sha256"), **asdict(settings)}
+            "fields_sha256": prompt_source.get("fields_sha256"), **asdict(settings), **asdict(safeguards),
+            "exclude_ids_sha256": hashlib.sha256(excluded.encode()).hexdigest() if excluded else None}
 
 
-def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | None:
+def places(folder: ImageFolder, out: Path, record_names: str, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of run.json that say where things are, and the machine; see records.py."""
+    if record_names == "hash":
+        return {"environment": without_places(environment)}
+    absolute = record_names == "paths"
+    real = str(folder.root.absolute()) if absolute else nearby(folder.root, out)
+    found: dict[str, Any] = {} if real is None else {"real": real}
+    if folder.annotations is not None:
+        labels = folder.annotations.path
+        path = str(labels.absolute()) if absolute else nearby(labels, folder.root)
+        found |= {} if path is None else {"labels_path": path}
+    return found | {"environment": dict(environment) if absolute else without_places(environment)}
+
+
+def recorded_labels(run: Mapping[str, Any], out: Path, root: Path,
+                    path: str | os.PathLike[str] | None = None) -> Labels | None:
     """The annotations of the run in `out`, for the images in `root`; None for a run of class folders.
+
+    Parameters
+    ----------
+    run : mapping
+        run.json.
+    out, root : Path
+    path : path, optional
+        Where the annotations are now; default: where run.json says.
 
     Raises
     ------
@@ -76,37 +107,42 @@ def recorded_labels(run: Mapping[str, Any], out: Path, root: Path) -> Labels | N
     """
     if "labels" not in run:
         return None
-    if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(run.get("labels_path"), str):
+    recorded = run.get("labels_path")
+    if run["labels"] not in READERS or run.get("keep") not in KEEPS or not isinstance(recorded, (str, type(None))):
         raise ValueError(f"{out / 'run.json'} is damaged: its labels, labels_path or keep is no "
                          "value that dreamda writes")
-    labels = READERS[run["labels"]](run["labels_path"], root)
+    if path is None and recorded is None:
+        raise ParameterError("labels", f"is not recorded in {out / 'run.json'}; give the place of the annotations")
+    labels = READERS[run["labels"]](path if path is not None else root / str(recorded), root)
     if labels.sha256 != run.get("labels_sha256"):
         raise ValueError(f"{labels.path} is not what the run was made with; put the annotations of then there")
     return labels
 
 
-def recorded_folder(run: Mapping[str, Any], out: Path, root: Path, images: Sequence[ImageRef]) -> ImageFolder:
-    """The data set of the run in `out`, for these images in `root`; ValueError as in `recorded_labels`."""
-    labels = recorded_labels(run, out, root)
+def recorded_folder(run: Mapping[str, Any], root: Path, images: Sequence[ImageRef],
+                    labels: Labels | None) -> ImageFolder:
+    """The data set of a run, for these images in `root`; `labels` are those of `recorded_labels`."""
     if labels is not None:
         return replace(labels.folder(run["keep"]), images=tuple(images), ignored=())
     return ImageFolder(root, tuple(sorted({image.label for image in images})), tuple(images), ())
 
 
-def sample_of(folder: ImageFolder) -> dict[str, str]:
-    """SHA-256 of a few images, evenly spread over the data set, by key; unreadable images are left out."""
+def sample_of(folder: ImageFolder, names: Names = Names()) -> dict[str, str]:
+    """SHA-256 of a few images, evenly spread over the data set, by name; unreadable images are left out."""
     n = len(folder.images)
     chosen = [folder.images[i * n // SEED_IMAGES] for i in range(SEED_IMAGES)] if n > SEED_IMAGES else folder.images
-    digests = {image.key: digest_if_readable(folder.path(image)) for image in chosen}
+    digests = {names.recorded(image.key): digest_if_readable(folder.path(image)) for image in chosen}
     return {key: digest for key, digest in digests.items() if digest}
 
 
-def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any]) -> None:
+def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str, Any],
+              names: Names | None = None) -> None:
     """Raise ValueError unless `out` does not exist, is empty, or holds the same run. Writes nothing.
 
     The same run has the same parameters (more variants are allowed) and the same data set. A data set is recognised by
     its images, not by its path: at least half of the real images listed in run.json must be unchanged. So images
-    may be added, some may be changed or removed, and the folder may move; but another data set is refused.
+    may be added, some may be changed or removed, and the folder may move; but another data set is refused. The data
+    set is not checked if the run records hashes and `names` is None.
     """
     out = Path(out)
     for label in folder.classes:
@@ -139,10 +175,12 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     if others:
         raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
     _check_variants(out, there, run)
-    _check_data_set(out, there, folder)
+    if names is not None or there.get("record_names") != "hash":
+        _check_data_set(out, there, folder, names or Names())
 
 
 _OPTIONS = {
+    "exclude_ids_sha256": ("--exclude-ids list", False),
     "labels": ("format of annotations", True), "labels_sha256": ("content of the annotations", False),
     "format": ("format of run.json", True), "dreamda": ("version of dreamda", True),
     "model_sha256": ("--model, --vae, --lora, --scheduler or --embedding", False),
@@ -152,7 +190,8 @@ _OPTIONS = {
 
 def _as_today(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run.json with the current names of its fields."""
-    return with_todays_options(run) | ({"format": FORMAT} if run.get("format") == 1 else {})
+    names = "hash" if run.get("record_names") == "hash" else "names"  # places are not compared
+    return with_todays_options(run) | ({"format": FORMAT} if run.get("format") == 1 else {}) | {"record_names": names}
 
 
 def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -174,17 +213,18 @@ def _check_variants(out: Path, there: Mapping[str, Any], run: Mapping[str, Any])
         "repeat that or give another OUT")
 
 
-def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder) -> None:
+def _check_data_set(out: Path, there: Mapping[str, Any], folder: ImageFolder, names: Names) -> None:
     known = there.get("seed_images")
     if not isinstance(known, dict):  # written by an earlier version
         rows = in_order(read_rows(out / MANIFEST)) if (out / MANIFEST).is_file() else []
         known = {row["seed_file"]: row["seed_sha256"] for row in rows[:: max(1, len(rows) // SEED_IMAGES)]}
-    images = {image.key: image for image in folder.images}
+    images = {names.recorded(image.key): image for image in folder.images}
     same = sum(key in images and digest_if_readable(folder.path(images[key])) == digest
                for key, digest in known.items())
     if 2 * same < len(known):
+        place = f" ({there['real']})" if "real" in there else ""
         raise ValueError(
-            f"OUT {out} holds images made from another data set ({there.get('real')}): of {len(known)} "
+            f"OUT {out} holds images made from another data set{place}: of {len(known)} "
             f"real images compared, {same} are unchanged in {folder.root}; give another OUT")
 
 
@@ -199,6 +239,10 @@ def _read_run(out: Path) -> dict[str, Any] | None:
 
 
 # ---- names
+
+def _file_name(stem: str, variant: int) -> str:
+    return f"{stem}-{variant:03d}.png"
+
 
 def output_stems(folder: ImageFolder) -> dict[str, str]:
     """The stem of the output files of every real image, ``{key: stem}``.
@@ -275,7 +319,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Finished:
-    """Synthetic images of one real image, with their prompts: the variants from `first` on, uint8 (K, H, W, 3)."""
+    """Synthetic images of one real image, with their prompts: the variants from `first` on, uint8 (K, H, W, 3).
+
+    `about` holds further fields of their rows.
+    """
 
     image: ImageRef
     stem: str
@@ -283,6 +330,18 @@ class Finished:
     prompts: list[Prompt]
     first: int
     pixels: np.ndarray
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A variant of a real image that stayed too similar to a real image; without a similarity there is no record."""
+
+    image: ImageRef
+    stem: str
+    seed_sha256: str
+    variant: int
+    similarity: float | None
 
 
 class RunFolder:
@@ -296,6 +355,7 @@ class RunFolder:
     run : dict
         The content of a new run.json.
     part : Part
+    names : Names
 
     Attributes
     ----------
@@ -312,8 +372,10 @@ class RunFolder:
         On entry: OUT cannot be written.
     """
 
-    def __init__(self, out: Path, folder: ImageFolder, run: dict[str, Any], part: Part) -> None:
+    def __init__(self, out: Path, folder: ImageFolder, run: dict[str, Any], part: Part,
+                 names: Names = Names()) -> None:
         self.out, self.folder, self.run, self.part, self.environment = out, folder, run, part, run["environment"]
+        self.names = names
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as stack:
@@ -342,7 +404,7 @@ class RunFolder:
                 if os.path.samestat(os.fstat(self._mutex), os.stat("lock", dir_fd=self._work, follow_symlinks=False)):
                     stack.push(attempt.pop_all())
                     break
-        check_out(self.out, self.folder, self.run)
+        check_out(self.out, self.folder, self.run, self.names)
         if any(other.overlaps(self.part) for other in self._held()):
             raise ValueError(
                 f"OUT {self.out} is being written by another process; wait for it, or give both "
@@ -350,7 +412,7 @@ class RunFolder:
         self._tidy()
         try_lock(open_in(stack, f"{self.part}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, self._work))
         self._begin()
-        self._cut_manifest()
+        self._cut_torn_lines()
         self._adopt_journals()
         fcntl.flock(self._mutex, fcntl.LOCK_UN)
 
@@ -365,6 +427,11 @@ class RunFolder:
             self._replace("run.json", (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode(), self._out)
         self.run = now  # a resumed run keeps the fields that are not compared
 
+    def left_out(self) -> dict[tuple[str, int], str]:
+        """The variants that were left out: {(key, variant): SHA-256 of the real image}."""
+        return {(self.names.real(row["seed_file"]), row["variant"]): row["seed_sha256"]
+                for row in read_left_out(self.out)}
+
     def finished(self) -> dict[tuple[str, int], str]:
         """The finished images: {(key, variant): SHA-256 of the real image}."""
         there: dict[str, set[str]] = {}
@@ -377,7 +444,7 @@ class RunFolder:
                 except OSError:
                     there[label] = set()
             if row["file_name"].removeprefix(label + "/") in there[label]:
-                done[row["seed_file"], row["variant"]] = row["seed_sha256"]
+                done[self.names.real(row["seed_file"]), row["variant"]] = row["seed_sha256"]
         return done
 
     def write(self, finished: Sequence[Finished]) -> int:
@@ -392,8 +459,24 @@ class RunFolder:
                         os.fsync(open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out))
             finally:  # images written before an error get their lines
                 if lines:
-                    self._append("".join(lines).encode())
+                    self._append(MANIFEST, "".join(lines).encode())
         return len(lines)
+
+    def leave_out(self, variants: Sequence[LeftOut]) -> None:
+        """Record variants that are left out. Images of an earlier version of the real image are removed."""
+        lines = []
+        with self._reporting():
+            for each in variants:
+                label = each.image.label
+                (self.out / label / _file_name(each.stem, each.variant)).unlink(missing_ok=True)
+                if each.similarity is None:
+                    continue
+                lines.append(format_row({
+                    "label": label, "seed_file": self.names.recorded(each.image.key), "seed_sha256": each.seed_sha256,
+                    "variant": each.variant, "similarity": each.similarity
+                }))
+            if lines:
+                self._append(LEFT_OUT, "".join(lines).encode())
 
     def _write_images(self, each: Finished, lines: list[str]) -> None:
         label = each.image.label
@@ -403,11 +486,11 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             target = open_in(stack, label, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self._out)
             for variant, (pixels, prompt) in enumerate(zip(each.pixels, each.prompts, strict=True), each.first):
-                name = f"{each.stem}-{variant:03d}.png"
+                name = _file_name(each.stem, variant)
                 row = {
-                    "file_name": f"{label}/{name}", "label": label, "seed_file": each.image.key, "seed_sha256":
-                    each.seed_sha256, "variant": variant, "prompt": prompt.text,
-                    **({"fields": prompt.fields} if prompt.fields else {}), **self._in_rows()
+                    "file_name": f"{label}/{name}", "label": label, "seed_file": self.names.recorded(each.image.key),
+                    "seed_sha256": each.seed_sha256, "variant": variant, "prompt": prompt.text,
+                    **({"fields": prompt.fields} if prompt.fields else {}), **each.about, **self._in_rows()
                 }
                 png = encode_png(pixels, row)
                 self._replace(name, png, target, sync_folder=False)
@@ -418,11 +501,11 @@ class RunFolder:
         together = self.run["format"] == 1 or self.run["diverse"]
         return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
 
-    def _append(self, lines: bytes) -> None:
+    def _append(self, name: str, lines: bytes) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
         try:
             with contextlib.ExitStack() as stack:  # opened again, as another part may have replaced it by a sorted file
-                fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
+                fd = open_in(stack, name, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, self._out)
                 end = _cut_torn_line(fd)
                 try:
                     write_all(fd, lines)
@@ -433,11 +516,11 @@ class RunFolder:
         finally:
             fcntl.flock(self._mutex, fcntl.LOCK_UN)
 
-    def _cut_manifest(self) -> None:
-        """Remove an incomplete last line after a kill; the caller holds the mutex."""
-        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-            fd = open_in(stack, MANIFEST, os.O_RDWR | os.O_NOFOLLOW, self._out)
-            _cut_torn_line(fd)
+    def _cut_torn_lines(self) -> None:
+        """Remove incomplete last lines after a kill; the caller holds the mutex."""
+        for name in (MANIFEST, LEFT_OUT):
+            with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
+                _cut_torn_line(open_in(stack, name, os.O_RDWR | os.O_NOFOLLOW, self._out))
 
     def _adopt_journals(self) -> None:
         """Take over lines that match the files from <part>.jsonl, where earlier versions kept them during a run."""
@@ -469,14 +552,19 @@ class RunFolder:
 
     def _finish(self, failed: bool) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
-        path = self.out / MANIFEST
-        if path.exists():
-            rows = in_order(read_rows(path))
-            content = "".join(map(format_row, rows)).encode()
-            if content != path.read_bytes():
-                self._replace(MANIFEST, content, self._out)
-            self.folder.write_annotations(self.out, ((row["file_name"], ImageRef(*row["seed_file"].split("/", 1)))
-                                                     for row in rows if (self.out / row["file_name"]).is_file()))
+        left_out = in_order(read_left_out(self.out))
+        if (self.out / MANIFEST).exists():
+            gone = {(row["seed_file"], row["variant"]) for row in left_out}
+            rows = [row for row in in_order(read_rows(self.out / MANIFEST))
+                    if (row["seed_file"], row["variant"]) not in gone or (self.out / row["file_name"]).exists()]
+            made = {(row["seed_file"], row["variant"]) for row in rows}
+            left_out = [row for row in left_out if (row["seed_file"], row["variant"]) not in made]
+            self._rewrite(MANIFEST, rows)
+            self.folder.write_annotations(
+                self.out, ((row["file_name"], ImageRef(*self.names.real(row["seed_file"]).split("/", 1)))
+                           for row in rows if (self.out / row["file_name"]).is_file()))
+        if (self.out / LEFT_OUT).exists():
+            self._rewrite(LEFT_OUT, left_out)
         os.unlink(f"{self.part}.lock", dir_fd=self._work)
         self._tidy()
         if not self._held():
@@ -487,6 +575,12 @@ class RunFolder:
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
+
+    def _rewrite(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the content of a file of JSON Lines, if it changes."""
+        content = "".join(map(format_row, rows)).encode()
+        if content != (self.out / name).read_bytes():
+            self._replace(name, content, self._out)
 
     def _held(self) -> list[Part]:
         """The parts that other processes work on; the caller holds the mutex."""

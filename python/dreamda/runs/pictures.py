@@ -109,15 +109,23 @@ def contact_sheet(seeds: np.ndarray,
 
 
 
-def sheet_of_run(out: str | os.PathLike[str], folder: ImageFolder, *, title: str = "") -> Image:
-    """A contact sheet of a folder written by `dreamda generate` from this data set; with labels, if it has any."""
+def sheet_of_run(out: str | os.PathLike[str],
+                 folder: ImageFolder,
+                 rows: Iterable[Mapping[str, Any]] | None = None,
+                 *,
+                 title: str = "") -> Image:
+    """A contact sheet of a folder written by `dreamda generate` from this data set; with labels, if it has any.
+
+    `rows` are lines of its metadata.jsonl; default: all.
+    """
     if folder.annotations is not None:
-        return labelled_sheet(out, folder.annotations, title=title)
-    return contact_sheet_of_run(out, folder.root, title=title)
+        return labelled_sheet(out, folder.annotations, rows, title=title)
+    return contact_sheet_of_run(out, folder.root, rows, title=title)
 
 
 def labelled_sheet(out: str | os.PathLike[str],
                    labels: Labels,
+                   rows: Iterable[Mapping[str, Any]] | None = None,
                    *,
                    most: int = 12,
                    max_variants: int = 4,
@@ -130,6 +138,8 @@ def labelled_sheet(out: str | os.PathLike[str],
         The run.
     labels : Labels
         The labels of the data set that it was made from.
+    rows : mappings, optional
+        Lines of its metadata.jsonl; default: all.
     most, max_variants : int
         Maximum number of real images to show, evenly spread, and of variants of each.
     title : str
@@ -144,7 +154,7 @@ def labelled_sheet(out: str | os.PathLike[str],
     from .manifest import read_manifest
 
     files: dict[str, list[str]] = {}
-    for row in read_manifest(out):
+    for row in read_manifest(out) if rows is None else rows:
         files.setdefault(row["seed_file"].removeprefix(row["label"] + "/"), []).append(row["file_name"])
     names = [name for name in files if name in set(labels.names)]
     names = [names[i * len(names) // most] for i in range(most)] if len(names) > most else names

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ import numpy as np
 from .. import __version__
 from ..networks.config import read_json
 from ..data.files import BrokenImageError, digest_if_readable, digest_of_image
-from ..data.folders import ImageRef
+from ..data.folders import ImageFolder, ImageRef
 from ..data.images import read_image
 from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
-from ..options import options_of
+from ..options import ParameterError, options_of
 from ..text import counted, in_brackets
 from .generate import PipelineLike, generate_dataset
 from .inspection import BITS, differences
-from .manifest import read_manifest
-from .output import FORMAT, recorded_folder
+from .manifest import read_left_out, read_manifest
+from .output import FORMAT, recorded_folder, recorded_labels
+from .records import Names, names_of, with_real_names
+from .safeguards import Recorded
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
@@ -79,9 +81,9 @@ class RecordedRun:
         except ValueError:
             recorded = {}
         run, names = with_todays_options(recorded), list(options_of(GenerationOptions))
-        needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256", "real")
-        strings = [run.get("vae", ""), run.get("scheduler", "")]
-        strings += [run.get(name) for name in ("dtype", "model", "model_sha256", "real")]
+        needed = (*names, "dreamda", "dtype", "size", "model", "model_sha256")
+        strings = [run.get("vae", ""), run.get("scheduler", ""), run.get("real", "")]
+        strings += [run.get(name) for name in ("dtype", "model", "model_sha256")]
         if "variants" not in run:
             raise ValueError(f"{path} is not a run of dreamda generate")
         if run.get("format") not in (1, FORMAT) or run.get("dreamda") != __version__:
@@ -110,6 +112,8 @@ class RecordedRun:
             if not (all(isinstance(row.get(k), str) for k in ("prompt", "sha256")) and _stem(row)
                     and isinstance(fields, dict) and all(isinstance(value, str) for value in fields.values())):
                 raise ValueError(f"{metadata}: what it says of {row['file_name']} is not a line of dreamda generate")
+            if run.get("max_similarity") is not None and not _is_compared(row):
+                raise ValueError(f"{metadata}: what it says of {row['file_name']} lacks the similarity or the redraws")
         return cls(path.parent, run, settings, rows, recorded)
 
     @property
@@ -117,6 +121,11 @@ class RecordedRun:
         """The record of the machine in run.json; empty if there is none."""
         about = self.run.get("environment")
         return about if isinstance(about, dict) else {}
+
+    @property
+    def real(self) -> Path | None:
+        """The folder of the real images, if it is recorded; a relative path is relative to the run's folder."""
+        return self.out / self.run["real"] if self.run.get("real") else None
 
     @property
     def model(self) -> str:
@@ -146,6 +155,12 @@ class RecordedRun:
     def _place(self, name: str, file: str) -> str:
         folder = self.environment.get(name)
         return folder if isinstance(folder, str) and os.path.isfile(os.path.join(folder, file)) else ""
+
+
+def _is_compared(row: Mapping[str, Any]) -> bool:
+    """Whether a row says how similar its image is to the real ones, and how often it was made again."""
+    similarity, redraws = row.get("similarity"), row.get("redraws")
+    return type(similarity) in (int, float) and type(redraws) is int and 0 <= redraws <= 1000
 
 
 def _are_loras(value: Any) -> bool:
@@ -205,6 +220,7 @@ def replay(recorded: RecordedRun,
            out: str | os.PathLike[str],
            *,
            real: str | os.PathLike[str] | None = None,
+           labels: str | os.PathLike[str] | None = None,
            environment: Mapping[str, Any] | None = None,
            progress: Callable[[float, int], None] | None = None) -> ReplayReport:
     """Make all images of a run again in the folder `out`, and compare the SHA-256 of every file with the record.
@@ -216,8 +232,8 @@ def replay(recorded: RecordedRun,
         The run's model, with its dtype and size.
     out : path
         A new or empty folder, or the folder of the same repetition, which then resumes; not the run's own folder.
-    real : path, optional
-        The current folder of the real images; default: the recorded one.
+    real, labels : path, optional
+        The current places of the real images, and of their annotations if the run had any; default: the recorded ones.
     environment : mapping, optional
         The environment of this machine, for `ReplayReport.environment` and the new run.json.
     progress : callable, optional
@@ -230,7 +246,7 @@ def replay(recorded: RecordedRun,
     OutputError
         `out` could no longer be written.
     """
-    run, out, root = recorded.run, Path(out), Path(recorded.run["real"] if real is None else real)
+    run, out, root = recorded.run, Path(out), recorded.real if real is None else Path(real)
     if (pipeline.fingerprint, pipeline.dtype, list(pipeline.size)) != (run["model_sha256"], run["dtype"], run["size"]):
         what = "another model: its files differ" if pipeline.fingerprint != run[
             "model_sha256"] else "loaded with another dtype or size"
@@ -239,6 +255,9 @@ def replay(recorded: RecordedRun,
             "where the run's own is now")
     if out.exists() and out.resolve() == recorded.out.resolve():
         raise ValueError(f"OUT {out} is the run that is to be repeated; give a new folder, or none")
+    if root is None:
+        raise ParameterError("real",
+                             f"is not recorded in {recorded.out / 'run.json'}; give the folder of the real images")
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root}: the real images of the run are not there; give the folder where they are now, before OUT")
@@ -249,12 +268,20 @@ def replay(recorded: RecordedRun,
         if there.is_file() and digest_if_readable(there) != row["sha256"]:
             report.altered.append(row["file_name"])
 
-    wanted = {row["seed_file"]: row for row in recorded.rows}
+    annotated = recorded_labels(run, recorded.out, root, labels)
+    names = Names()
+    if run.get("record_names") == "hash":
+        names = names_of(run, ImageFolder.scan(root) if annotated is None else annotated.folder())
+    rows = with_real_names(recorded.rows, names)
+    wanted = {row["seed_file"]: row for row in rows}
     made_from: dict[str, set[str]] = {}
-    for row in recorded.rows:
+    for row in rows:
         made_from.setdefault(row["seed_file"], set()).add(row["seed_sha256"])
     images = tuple(sorted(ImageRef(*key.split("/", 1)) for key in wanted))
-    folder = recorded_folder(run, recorded.out, root, images)
+    folder = recorded_folder(run, root, images, annotated)
+    judge = None
+    if run.get("max_similarity") is not None:
+        judge = Recorded(rows, with_real_names(read_left_out(recorded.out), names))
     for image in images:
         try:
             now = digest_of_image(folder.path(image))
@@ -269,15 +296,16 @@ def replay(recorded: RecordedRun,
                             out,
                             pipeline,
                             recorded.settings,
-                            prompts=_prompts(recorded),
+                            prompts=_prompts(rows, recorded.settings.variants),
                             model=run["model"],
                             environment=environment,
                             stems={key: _stem(row)
                                    for key, row in wanted.items()},
                             record=recorded.recorded,
+                            judge=judge,
                             progress=progress)
     report.signal = done.signal
-    for row in recorded.rows if done.signal is None else ():
+    for row in rows if done.signal is None else ():
         if row["seed_file"] in lost:
             continue
         if digest_if_readable(out / row["file_name"]) == row["sha256"]:
@@ -288,13 +316,13 @@ def replay(recorded: RecordedRun,
     return report
 
 
-def _prompts(recorded: RecordedRun) -> dict[str, list[Prompt]]:
+def _prompts(rows: Sequence[Mapping[str, Any]], variants: int) -> dict[str, list[Prompt]]:
     """The prompts of every variant of the recorded images; one that was not made gets another one's."""
     found: dict[str, dict[int, Prompt]] = {}
-    for row in recorded.rows:
+    for row in rows:
         found.setdefault(row["seed_file"], {})[row["variant"]] = Prompt(row["prompt"], row.get("fields", {}))
     return {
-        key: [made.get(variant, next(iter(made.values()))) for variant in range(recorded.settings.variants)]
+        key: [made.get(variant, next(iter(made.values()))) for variant in range(variants)]
         for key, made in found.items()
     }
 

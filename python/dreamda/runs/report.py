@@ -28,10 +28,11 @@ from ..training.saved import TrainedModel
 from .checks import colourful
 from .labelled import dimensions
 from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
-from .manifest import read_manifest
+from .manifest import read_left_out, read_manifest
 from .output import recorded_labels
 from .page import render
 from .pictures import contact_sheet_of_run, labelled_sheet
+from .records import names_of, with_real_names
 
 MOST = 4000              # maximum number of images of each kind that are measured, evenly chosen
 SMALL = 32               # maximum side in pixels of the images for networks that are trained here
@@ -43,6 +44,7 @@ COPY = 0.1               # mean distance to the real image; 1 is that of two rea
 
 
 def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], network: TrainedModel | None = None, *,
+                labels: str | os.PathLike[str] | None = None,
                 threads: int | None = None) -> tuple[str, list[tuple[str, str]]]:
     """Compare an output of `dreamda generate` with the data set that it was made from.
 
@@ -52,6 +54,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
         The data set, and the output.
     network : TrainedModel, optional
         Computes the features. Default: small networks that are trained on the real images.
+    labels : path, optional
+        The current place of the annotations, if the run had any; default: the recorded one.
     threads : int, optional
 
     Returns
@@ -69,12 +73,14 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     root, out = Path(real), Path(out)
     rows = read_manifest(out)
     run = read_json(out / "run.json") if (out / "run.json").is_file() else {}
-    if rows and (annotated := recorded_labels(run, out, root)) is not None:
+    if rows and (annotated := recorded_labels(run, out, root, labels)) is not None:
+        rows = with_real_names(rows, names_of(run, annotated.folder()))
         return _labelled_page(annotated, out, rows, str(run["keep"])), list(annotated.problems)
     if not rows:
         raise ValueError(
             f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
     folder = ImageFolder.scan(root)
+    rows = with_real_names(rows, names_of(run, folder))
     all_seeds = [image.key for image in folder.images]
     known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)
     if gone := next((key for key in used if key not in known), None):
@@ -90,20 +96,20 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     unread = {name for name, _ in skipped}
     rows = [row for row in rows if not {str(root / row["seed_file"]), str(out / row["file_name"])} & unread]
     classes = list(dict.fromkeys(key.split("/")[0] for key in seeds))
-    labels = np.array([classes.index(key.split("/")[0]) for key in seeds])
+    class_of = np.array([classes.index(key.split("/")[0]) for key in seeds])
     seed_of = np.array([position[kept[name]["seed_file"]] for name in names])
     found = judge(real_images,
-                  labels,
+                  class_of,
                   synthetic_images,
                   seed_of,
                   features=network.features if network is not None else None,
                   title=f"the features of {network.backbone}" if network is not None else "",
                   threads=threads)
     colourless = colourful(synthetic_images) < COLOURLESS and colourful(real_images) > 0.5
-    verdict = verdicts(found, labels, seed_of, classes, colourless)
-    table, near = _per_class(found, labels, seeds, seed_of, classes, verdict)
+    verdict = verdicts(found, class_of, seed_of, classes, colourless)
+    table, near = _per_class(found, class_of, seeds, seed_of, classes, verdict)
     page = _page(root, out, rows, len({row["seed_file"] for row in rows}), found,
-                 _summary(found, labels, seed_of, verdict), table, near, len(seeds), len(names))
+                 _summary(found, class_of, seed_of, verdict), table, near, len(seeds), len(names))
     return page, skipped
 
 
@@ -255,7 +261,7 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
                   what=what,
                   objects=[(category, f"{number:,}", f"{counts[1][category]:,}")
                            for category, number in counts[0].most_common()],
-                  sheet=labelled_sheet(out, labels))
+                  sheet=labelled_sheet(out, labels, rows))
 
 
 def _cell(value: Any) -> str:

@@ -498,7 +498,7 @@ class _Trial:
         trial.accuracy = {row: float(right[row].mean()) for row in rows}
         trial.comparisons, trial.verdict = judge(right, plan.presets, self.fold_gains(rows, trial.rounds))
         trial.page = self.out / "trial.html"
-        page = trial_page(trial, self.root, self.out, self.model or str(self.pipeline.folder), self.classes,
+        page = trial_page(trial, self.root, self.out, self.model or self.pipeline.folder.name, self.classes,
                           self.counts, self.size, self.image_seconds, self.spent)
         try:
             write_atomically(trial.page, page.encode())

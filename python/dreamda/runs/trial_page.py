@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .checks import duration
 from .page import render
 from .pictures import contact_sheet_of_run
+from .records import shown_path
 
 if TYPE_CHECKING:
     from .trial import Trial
@@ -47,7 +48,8 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
             duration(image_seconds[row]),
             duration(sum(counts) * 10 * image_seconds[row])
         ])
-    command = (f"dreamda generate {shlex.quote(str(real))} --out synthetic --model {shlex.quote(model)} "
+    model = shown_path(model)
+    command = (f"dreamda generate {shlex.quote(shown_path(real))} --out synthetic --model {shlex.quote(model)} "
                f"--preset {verdict.best.preset}")
     return render("trial",
                   name=real.name,

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .common import Frame, Labels, Thing, checked_box, checked_polygon, read_text_file, write_if_other
 
+# The fields of an image that are true of those made from it. Others (its address, its date) are about the real one.
+KEPT_FIELDS = ("license", "licence")
+
 
 class CocoLabels(Labels):
     """COCO instances; see `dreamda.data.coco`."""
@@ -97,12 +100,16 @@ class CocoLabels(Labels):
         return [self._regions[id(annotation)] for annotation in self._annotations[name]]
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/annotations.json``: the contents of the original file, for the synthetic images."""
+        """Write ``out/annotations.json``: the contents of the original file, for the synthetic images.
+
+        Of the fields of an image only its id, name, size and licence are written.
+        """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number, (file, name) in enumerate(made, 1):
             height, width = self.size(name)
-            images.append({**self._entries[name], "id": number, "file_name": file, "width": width, "height": height})
+            kept = {field: value for field, value in self._entries[name].items() if field in KEPT_FIELDS}
+            images.append({**kept, "id": number, "file_name": file, "width": width, "height": height})
             for annotation in self._annotations[name]:
                 annotations.append({
                     **_turned(annotation, self._frames[name]), "id": len(annotations) + 1, "image_id": number

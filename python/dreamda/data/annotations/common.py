@@ -199,8 +199,7 @@ class AnnotatedFolder(ImageFolder):
     def identity(self) -> dict[str, Any]:
         """The fields that it adds to run.json."""
         labels = self.labels
-        return {"labels": labels.format, "labels_path": str(labels.path.absolute()), "labels_sha256": labels.sha256,
-                "keep": self.keep}
+        return {"labels": labels.format, "labels_sha256": labels.sha256, "keep": self.keep}
 
     def read(self, image: ImageRef, size: tuple[int, int], fit: str) -> LoadedImage:
         """Read an image at its own size; BrokenImageError if that is no longer the size of its labels."""

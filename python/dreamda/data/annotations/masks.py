@@ -13,6 +13,7 @@ import numpy as np
 
 from .common import Labels, Thing, png_bytes, read_frame, read_text_file, write_if_other
 from ..files import BrokenImageError
+from ..images import pixels_of_png
 
 IGNORED = 255
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
@@ -69,7 +70,10 @@ class MaskLabels(Labels):
         return []
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/masks/*.png``: the original files, or the same values in the displayed orientation."""
+        """Write ``out/masks/*.png``: the original files without their texts and EXIF data.
+
+        Where the image is turned when it is displayed, its mask is written in that orientation.
+        """
         from PIL import Image
 
         for file, name in made:
@@ -80,7 +84,7 @@ class MaskLabels(Labels):
                 if image.mode == "P":
                     turned = turned.convert("P") if turned.mode != "L" else _with_palette(turned, image)
                 content = png_bytes(turned)
-            write_if_other(out / "masks" / (file.rpartition(".")[0] + ".png"), content)
+            write_if_other(out / "masks" / (file.rpartition(".")[0] + ".png"), pixels_of_png(content))
 
 
 def _with_palette(values: Any, image: Any) -> Any:

@@ -13,6 +13,8 @@ from xml.parsers import expat
 from .common import Frame, Labels, Thing, checked_box, read_text_file, write_if_other
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# The elements that are true of the images made from an image. Others (source, owner, path) are about the real one.
+KEPT_ELEMENTS = ("folder", "filename", "size", "segmented", "object")
 
 
 class VocLabels(Labels):
@@ -60,7 +62,7 @@ class VocLabels(Labels):
         return self._objects[name]
 
     def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
-        """Write ``out/Annotations/*.xml``."""
+        """Write ``out/Annotations/*.xml``, without the elements that are about the real image."""
         for file, name in made:
             root, frame = copy.deepcopy(self._trees[name]), self._frames[name]
             for tag, text in (("folder", "images"), ("filename", file)):
@@ -68,7 +70,7 @@ class VocLabels(Labels):
                 if element is None:
                     element = ElementTree.SubElement(root, tag)
                 element.text = text
-            for element in root.findall("path"):
+            for element in [each for each in root if each.tag not in KEPT_ELEMENTS]:
                 root.remove(element)
             if frame.orientation != 1:
                 _turn(root, frame)
