@@ -7,8 +7,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "python/dreamda"
 # As in ARCHITECTURE.md. What the package offers at its top (info, normals, Error, the version) anybody may use.
 LADDER = [
-    "_onednn", "_core", "options", "presets", "progress", "text", "data", "networks", "generation", "training", "runs",
-    "distributed", "cli"
+    "_onednn", "_core", "options", "presets", "progress", "text", "data", "copies", "networks", "generation",
+    "training", "runs", "distributed", "cli"
 ]
 # The reader of a scheduler's configuration makes the schedule, inside of a function, so that a bad file is refused by
 # name.

@@ -31,6 +31,7 @@ _LAZY = {
     "AMSTClassifier": "training.classifier",
     "AMSTHeads": "training.heads",
     "to_webdataset": "data.export",
+    "audit": "runs.audit",
 }
 
 __all__ = ["Error", "__version__", "info", "normals", *_LAZY]
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .training.classifier import AMSTClassifier
     from .data.bundled import load_bundled
     from .data.export import to_webdataset
+    from .runs.audit import audit
     from .training.heads import AMSTHeads
     from .networks.models import UNet, VAE, TextEncoder
     from .generation.pipeline import Pipeline

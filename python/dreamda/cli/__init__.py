@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import common, data, generate, inspect, prompts, train
+from . import audit, common, data, generate, inspect, prompts, train
 from .common import Debug, complain
 
 app = typer.Typer(
@@ -89,5 +89,5 @@ def _root(version: Annotated[
     pass
 
 
-for group in (generate, prompts, inspect, train, data):
+for group in (generate, prompts, inspect, train, audit, data):
     group.register(app)

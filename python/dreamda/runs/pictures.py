@@ -108,6 +108,21 @@ def contact_sheet(seeds: np.ndarray,
     return sheet
 
 
+def picture(path: str | os.PathLike[str]) -> Image:
+    """An image file, enlarged or reduced to `CELL` pixels for a page.
+
+    Raises
+    ------
+    BrokenImageError
+        The file cannot be read.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(read_image(path).pixels)
+    factor = CELL / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
+
 
 def sheet_of_run(out: str | os.PathLike[str],
                  folder: ImageFolder,

@@ -31,14 +31,13 @@ from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
 from .manifest import read_left_out, read_manifest
 from .output import recorded_labels
 from .page import render
-from .pictures import contact_sheet_of_run, labelled_sheet
+from .pictures import contact_sheet_of_run, labelled_sheet, picture
 from .records import names_of, with_real_names
 
 MOST = 4000              # maximum number of images of each kind that are measured, evenly chosen
 SMALL = 32               # maximum side in pixels of the images for networks that are trained here
 STRIPS = 6
 STRIP_VARIANTS = 8
-SIDE = 96                # side in pixels of an image in a strip
 COLOURLESS = 0.1         # minimum share of coloured images; below it, synthetic images count as colourless
 COPY = 0.1               # mean distance to the real image; 1 is that of two real images of the class
 
@@ -269,16 +268,7 @@ def _cell(value: Any) -> str:
 
 
 def _strip(real: Path, out: Path, key: str, rows: list[dict[str, Any]], distance: float) -> dict[str, Any]:
-    pictures = [{"image": _thumbnail(real / key), "kind": "seed", "alt": f"The real image {key}"}]
-    pictures += [{"image": _thumbnail(out / row["file_name"]), "kind": "variant",
+    pictures = [{"image": picture(real / key), "kind": "seed", "alt": f"The real image {key}"}]
+    pictures += [{"image": picture(out / row["file_name"]), "kind": "variant",
                   "alt": f"Variant {row.get('variant', '')} of {key}"} for row in rows[:STRIP_VARIANTS]]
     return {"name": key, "distance": distance, "pictures": pictures}
-
-
-def _thumbnail(path: Path) -> Any:
-    from PIL import Image
-
-    image = Image.fromarray(read_image(path).pixels)
-    factor = SIDE / max(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.LANCZOS)
