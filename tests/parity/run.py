@@ -100,6 +100,22 @@ def compare_tokens(report: Report, work: Path) -> None:
         report.line("tokens", name, same and len(different) == 0, f"{len(reference[name])} texts{text}")
 
 
+def compare_prompts(report: Report, work: Path) -> None:
+    """Against A1111's rule; and against diffusers' long-prompt pipeline, each chunk scaled to the same mean."""
+    ours, reference = (np.load(work / "prompts" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in ours.files:
+        x, a1111, lpw = ours[name], reference[f"a1111.{name}"], reference[f"lpw.{name}"]
+        if not x.shape == a1111.shape == lpw.shape:
+            report.line("prompts", name, False, f"shape {x.shape} instead of {a1111.shape}")
+            continue
+        chunks = len(x) // 16
+        if chunks > 1:
+            lpw = np.concatenate([part * (own.mean() / part.mean()) for part, own in
+                                  zip(np.split(lpw, chunks), np.split(a1111, chunks))])
+        errors = nmse(x, a1111), nmse(x, lpw)
+        report.line("prompts", name, max(errors) <= F32_NMSE, "NMSE {:.1e}, of long prompts {:.1e}".format(*errors))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare dreamda with PyTorch, diffusers and transformers.")
     parser.add_argument("--reference-python",
@@ -107,7 +123,7 @@ def main() -> int:
                         help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "loras", "trajectories", "inpaint", "tokens"]
+    names = [*CASES, "loras", "trajectories", "inpaint", "tokens", "prompts"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -141,6 +157,10 @@ def main() -> int:
             run(options.ours_python, "token_ours.py", str(work / "tokens"))
             run(options.reference_python, "token_reference.py", str(work / "tokens"))
             compare_tokens(report, work)
+        if "prompts" in options.cases:
+            run(options.ours_python, "prompt_ours.py", str(work / "prompts"))
+            run(options.reference_python, "prompt_reference.py", str(work / "prompts"), str(MODEL))
+            compare_prompts(report, work)
         print(f"{report.passed} passed, {report.failed} failed")
         return 1 if report.failed else 0
 
