@@ -17,7 +17,7 @@ from test_generate import tree
 import dreamda
 from dreamda import distributed
 from dreamda.runs import generate
-from dreamda.data import ImageFolder, load_bundled
+from dreamda.data import ImageFolder, choose_prompts, load_bundled
 from dreamda.distributed import Augmenter, RayWorkers
 from dreamda.runs.generate import EngineError, GenerationOptions, generate_dataset
 
@@ -91,6 +91,16 @@ def test_images_of_their_own_sizes(batch):
     pipe = dreamda.Pipeline.load("fashion-mini")
     for i, key in enumerate((7, 8)):
         assert np.array_equal(out[i], pipe.augment(column[i][None], ["a photo of a coat"], keys=[key], **FAST)[0])
+
+
+def test_a_prompt_for_each_variant(batch):
+    column = np.empty(len(batch["image"]), object)
+    column[:] = [["a photo of a coat", "a (photo:1.2) of a bag"]] * len(column)
+    column[0] = "a photo of a coat"
+    out = Augmenter("fashion-mini", **FAST)(batch | {"prompt": column})
+    assert list(out["prompt"][:4]) == ["a photo of a coat"] * 3 + ["a (photo:1.2) of a bag"]
+    made = dreamda.Pipeline.load("fashion-mini").augment(batch["image"], list(column), keys=list(batch["key"]), **FAST)
+    assert np.array_equal(out["image"], made.reshape(out["image"].shape)) and len(out["prompt"]) == len(out["image"])
 
 
 def test_an_empty_batch(batch):
@@ -260,19 +270,22 @@ def test_a_worker_killed_in_mid_run(ray, real, alone, tmp_path, monkeypatch):
     assert same(tmp_path / "out", alone)
 
 
-def test_few_steps_and_another_vae(ray, real, tmp_path):
+def test_few_steps_another_vae_and_prompts_of_variants(ray, real, tmp_path):
     """Workers load the model and the VAE that the run names, and their images are those of one process."""
     lcm, tiny = write_lcm(tmp_path / "lcm"), write_tiny_vae(tmp_path / "tiny")
     settings = GenerationOptions(variants=2, steps=2, guidance_scale=2, source_guidance_scale=2)
     pipe = dreamda.Pipeline.load(lcm, threads=1, vae=tiny)
     changes = {"vae": str(tiny)}
-    generate_dataset(ImageFolder.scan(real), tmp_path / "alone", pipe, settings, model="lcm", changes=changes)
+    prompts = choose_prompts(ImageFolder.scan(real), ["a {photo|picture} of a {}", "an (image:1.2) of a {}"])
+    generate_dataset(ImageFolder.scan(real), tmp_path / "alone", pipe, settings, prompts=prompts, model="lcm",
+                     changes=changes)
     with RayWorkers(str(lcm), threads=1, vae=str(tiny)) as workers:
         assert workers.fingerprint == pipe.fingerprint and workers.vae_folder == tiny
         generate_dataset(ImageFolder.scan(real),
                          tmp_path / "out",
                          workers,
                          settings,
+                         prompts=prompts,
                          model="lcm",
                          changes=changes,
                          engine=workers.stream)

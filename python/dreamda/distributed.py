@@ -133,6 +133,9 @@ class Augmenter:
             name: np.repeat(np.asarray(column), variants, axis=0)
             for name, column in batch.items() if name != self.image
         }
+        if not all(isinstance(each, str) for each in prompts):
+            of_rows = [[each] * variants if isinstance(each, str) else each for each in prompts]
+            others[self.prompt] = np.array([text for texts in of_rows for text in texts], object)
         return {
             **others, self.image: made.reshape(-1, *made.shape[2:]), "variant": np.tile(np.arange(variants), len(made))
         }

@@ -2,14 +2,14 @@
 
     TORCH_ENVIRONMENT/bin/python tests/parity/prompt_reference.py WORK MODEL
 
-WORK/reference.npz: `a1111.NAME`, the rule of AUTOMATIC1111's web UI, and `lpw.NAME`, that of diffusers' community pipeline
-for long prompts (`lpw_stable_diffusion`, with ``no_boseos_middle=False``). Neither is a library, so both are written out
-here, from what they do:
+WORK/reference.npz: `a1111.NAME`, the rule of AUTOMATIC1111's web UI, and `lpw.NAME`, that of diffusers' community
+pipeline for long prompts (`lpw_stable_diffusion`, with ``no_boseos_middle=False``). Neither is a library, so both are
+written out here, from what they do:
 
-* Marks: ``(x)`` 1.1, ``[x]`` 1 / 1.1, ``(x:n)`` n; brackets inside each other multiply, an unclosed one goes to the end,
-  a backslash makes the next bracket a character. Both read them alike.
-* Each stretch of one weight is tokenized by itself. The tokens are divided among chunks of 75 (here 14); each chunk gets
-  a start and an end token and is filled up with end tokens, all of weight 1, and is encoded by itself.
+* Marks: ``(x)`` 1.1, ``[x]`` 1 / 1.1, ``(x:n)`` n; brackets inside each other multiply, an unclosed one goes to the
+  end, a backslash makes the next bracket a character. Both read them alike.
+* Each stretch of one weight is tokenized by itself. The tokens are divided among chunks of 75 (here 14); each chunk
+  gets a start and an end token and is filled up with end tokens, all of weight 1, and is encoded by itself.
 * The embeddings are multiplied by the weights and then by old mean / new mean: A1111's of each chunk, lpw's of all
   chunks together. So the two agree where there is one chunk, or no weight; else up to a factor for each chunk.
 """
