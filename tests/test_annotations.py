@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreamda.data.annotations import READERS, Frame, Thing, coco, masks, voc, yolo
+from dreamda.data.annotations import READERS, Frame, Made, Thing, coco, masks, voc, yolo
 from dreamda.data.annotations.yolo import read_names
 from dreamda.data.images import read_image
 
@@ -66,7 +66,7 @@ def same(one, other):
 
 def again(labels, out, where):
     """The labels of a copy of the only image."""
-    labels.write(out, [("copy.png", "1.png")])
+    labels.write(out, [Made("copy.png", "1.png")])
     (out / "images").mkdir(exist_ok=True)
     Image.fromarray(read_image(labels.root / "1.png").pixels).save(out / "images/copy.png")
     made = READERS[labels.format](out / where, out / "images")
@@ -278,7 +278,7 @@ def test_a_broken_annotation_is_left_out(photos, tmp_path, annotation, said):
     assert where == "instances.json annotation 5" and said in problem
     assert [thing.box for thing in labels.things("1.png")] == [(0, 0, 4, 4)]
     assert labels.folder().ignored == tuple(labels.problems)
-    labels.write(tmp_path / "out", [("1-000.png", "1.png")])
+    labels.write(tmp_path / "out", [Made("1-000.png", "1.png")])
     assert len(json.loads((tmp_path / "out/annotations.json").read_text())["annotations"]) == 1
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ..data.annotations.compose import Composition
 from ..generation.options import GenerationOptions
 from ..presets import BALANCED, load_preset, presets
 from ..runs.safeguards import SENSITIVE, Safeguards
@@ -51,6 +52,7 @@ Model = Annotated[str,
 
 
 @accepts_options(Safeguards)
+@accepts_options(Composition)
 @accepts_options(GenerationOptions)
 def generate(
     context: typer.Context,
@@ -165,9 +167,11 @@ def generate(
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
-    folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep) or ImageFolder.scan(real)
+    folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep,
+                       chosen(Composition, options)) or ImageFolder.scan(real)
     if exclude_ids is not None:
         folder = folder.without(read_names(exclude_ids))
+    complain_of([], folder.notes)
     chosen_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
     complain_of([], list(chosen_prompts.notes))
     check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity())
@@ -187,7 +191,8 @@ def generate(
                      chosen_prompts, part, preview, changes, preset, safeguards)
 
 
-def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> AnnotatedFolder | None:
+def _labelled(real: Path, given: dict[str, Path | None], keep: str,
+              composition: Composition) -> AnnotatedFolder | None:
     """The data set of the given annotations; None if there are none."""
     from ..data.annotations import READERS
     from ..generation.regions import KEEPS
@@ -196,15 +201,16 @@ def _labelled(real: Path, given: dict[str, Path | None], keep: str) -> Annotated
     if keep not in ("", *KEEPS):
         raise ValueError(f"--keep must be objects, background or none; it is {keep!r}")
     if not paths:
-        if keep:
-            raise ValueError("--keep is for labelled images; add --coco, --yolo, --voc or --masks")
+        if keep or composition.compose:
+            raise ValueError(f"--{'keep' if keep else 'compose'} is for labelled images; add --coco, --yolo, --voc or "
+                             "--masks")
         return None
     if len(paths) > 1:
         raise ValueError(" and ".join(f"--{name}" for name in paths) + " exclude each other; give one of them")
     (name, path), = paths.items()
     labels = READERS[name](path, real)
     complain_of([], labels.notes)
-    return labels.folder(keep or "objects")
+    return labels.folder(keep or "objects", composition)
 
 
 def demo(
@@ -332,6 +338,7 @@ def _outline(folder: ImageFolder, prompts: Prompts, settings: GenerationOptions)
     shown = list(prompts.distinct(settings.variants))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
+    prompted = ", ".join(f'"{text[:100]}"' for text in some)
     prompted = ", ".join(f'"{text[:100]}"' for text in some)
     return (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
             f"{len(folder.images):,}{folder.describe()}; prompts: {prompted}{more}")

@@ -191,12 +191,22 @@ class ImageFolder:
         """Read an image for a model of this size; BrokenImageError if it cannot be used."""
         return read_image(self.path(image), size, fit)
 
-    def around(self, images: Sequence[ImageRef]) -> dict[str, Any]:
-        """Further arguments of `Pipeline._augment` for these images."""
+    @property
+    def notes(self) -> list[str]:
+        """Notes for the user about what is made."""
+        return []
+
+    @property
+    def apart(self) -> bool:
+        """Whether each variant of an image is made from a picture of its own."""
+        return False
+
+    def around(self, images: Sequence[ImageRef], variant: int, seed: int) -> dict[str, Any]:
+        """Further arguments of `Pipeline._augment` for a variant of these images, or for all if none is `apart`."""
         return {}
 
-    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef]]) -> None:
-        """Write the annotations of synthetic images: their files in `out`, each with its real image."""
+    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef, int]], seed: int) -> None:
+        """Write the annotations of synthetic images: their files in `out`, real images and variants."""
 
 
 def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:

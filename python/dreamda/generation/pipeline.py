@@ -10,6 +10,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from .. import _core
+from ..data.annotations.compose import Cutout
 from ..data.files import BrokenImageError, digest_of_file
 from ..data.images import fit, read_image, rgb_pixels
 from ..data.prompt_syntax import Syntax
@@ -32,7 +34,7 @@ from ..text import counted
 from .lanes import filled_up, group_size, is_small, work_through
 from .options import GenerationOptions, OptionKeywords
 from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
-from .regions import Canvas, Keep, as_masks, kept_weight, laid_over
+from .regions import Canvas, Keep, as_masks, kept_weight, laid_over, seam
 from .schedulers import Schedule
 from .tiles import WHOLE, Tiles, scaled
 
@@ -49,6 +51,8 @@ MAX_PROMPTS = 1024  # maximum number of cached text embeddings
 # fields of `GenerationOptions` without effect in a model that reads no prompts
 OF_TEXT = ("guidance_scale", "negative_prompt", "source_prompt", "source_guidance_scale", "guidance_low",
            "guidance_high", "prompt_syntax")
+SEAM = 4  # minimum width of the seam around an object placed in an image, in pixels of the model's image
+SEAM_STRENGTH = 0.3
 
 
 def image_key(key: int | str) -> int:
@@ -494,11 +498,13 @@ class Pipeline:
                  first: int = 0,
                  stop: Callable[[], bool] | None = None,
                  masks: Sequence[np.ndarray] | None = None,
-                 keep: Keep | None = None) -> np.ndarray:
+                 keep: Keep | None = None,
+                 cutouts: Sequence[Cutout | None] = ()) -> np.ndarray:
         """`augment` for resumable runs: makes the variants from `first` on, which do not depend on the earlier ones.
 
         `stop` is for one image only. It is called before every group of variants except the first; if it returns True,
-        the call returns the finished variants. With `keep`, all images must have the same size.
+        the call returns the finished variants. With `keep`, all images must have the same size. `cutouts` are laid over
+        the new images (see `_lay_over`).
         """
         self._check(options)
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
@@ -546,7 +552,31 @@ class Pipeline:
             for number, (variants, weight) in enumerate(zip(made, weights), part.start):
                 for k, variant in enumerate(variants):
                     result[number, k] = laid_over(images[number], canvas.take_back(variant), weight)
+        if any(cutout is not None for cutout in cutouts):
+            self._lay_over(result, cutouts, masks or (), texts, identities, options, first)
         return result
+
+    def _lay_over(self, made: np.ndarray, cutouts: Sequence[Cutout | None], masks: Sequence[np.ndarray],
+                  texts: list[list[str]], identities: list[int], options: GenerationOptions, first: int) -> None:
+        """Lay objects over new images, uint8 (N, K, H, W, 3), and make the seams around them anew at low strength.
+
+        The images' own objects, bool `masks`, are not changed by the seams.
+        """
+        numbers = [number for number, cutout in enumerate(cutouts) if cutout is not None]
+        canvas = self._canvas(made.shape[2:4])
+        width = max(SEAM * canvas.edge, round(self.vae.factor * canvas.image[0] / canvas.inner[0]))
+        seams = []
+        for number in numbers:
+            pixels, weight = cutouts[number]  # type: ignore[misc]  # it is not None
+            made[number] = laid_over(pixels, made[number], weight)
+            seams.append(seam(weight, width) & ~masks[number])
+        strength = min(options.strength, max(SEAM_STRENGTH, 1 / options.steps))
+        for k in range(made.shape[1]):
+            low = replace(options, method="sdedit", strength=strength, noise_scale=0.0, source_prompt="",
+                          share_source=False, variants=first + k + 1)
+            made[numbers, k] = self._augment(made[numbers, k], [texts[n][: first + k + 1] for n in numbers],
+                                             [identities[n] for n in numbers], low, first=first + k, masks=seams,
+                                             keep="background")[:, 0]
 
     def _canvas(self, image: tuple[int, int]) -> Canvas:
         """The canvas for an image of this height and width."""

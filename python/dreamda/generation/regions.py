@@ -139,6 +139,18 @@ def _window_sums(region: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
     return sums
 
 
+def seam(weight: NDArray[np.float32], width: int) -> NDArray[np.bool_]:
+    """The pixels around objects that were placed in an image, up to this distance, bool (H, W).
+
+    Parameters
+    ----------
+    weight : float32 array (H, W)
+        The weight of the objects' pixels.
+    width : int
+    """
+    return (_window_sums(weight > 0, width) > 0) & (weight < 1)
+
+
 def laid_over(image: NDArray[np.uint8], made: NDArray[np.uint8], weight: NDArray[np.float32]) -> NDArray[np.uint8]:
     """An image's own pixels over new ones (..., H, W, 3), by weight; at weight 1, exactly the image's own."""
     share = weight[..., None]

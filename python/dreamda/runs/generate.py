@@ -32,6 +32,7 @@ from ..data.images import LoadedImage
 from ..data.prompts import DEFAULT_TEMPLATE, Listed, Prompts, as_prompts, choose_prompts
 from ..data.templates import Prompt
 from ..generation.options import GenerationOptions
+from ..options import ParameterError
 from ..text import counted, in_brackets
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
@@ -222,6 +223,9 @@ def generate_dataset(folder: ImageFolder,
         `out` could no longer be written.
     """
     part = Part(*shard)
+    if folder.apart and settings.diverse:
+        raise ParameterError("diverse", "chooses the starts of all variants of an image together, and with `compose` "
+                                        "each is made from a picture of its own; leave one of the two off")
     if prompts is None:
         prompts = choose_prompts(folder, DEFAULT_TEMPLATE, prompt_syntax=settings.prompt_syntax)
     prompts = as_prompts(prompts)
@@ -442,7 +446,7 @@ class _Generation:
         left_out, finished = run_folder.left_out(), run_folder.finished()
         made = left_out | finished
         visit = variants_a_visit(settings)
-        if most is not None and not settings.diverse:
+        if folder.apart or most is not None and not settings.diverse:
             visit = 1
         elif folder.sizes is not None and not pipeline.threads_matter:
             visit = settings.variants  # small images share a call of the U-Net if they have the same size
@@ -486,9 +490,9 @@ class _Generation:
         piece, folder = self.work.take(images), self.run_folder.folder
         if piece is None:
             return None
-        images, settings = [image for image, _ in piece.seeds], piece.options(self.settings)
-        return replace(piece, prompts=[self.prompts.variants(image.key, settings.variants) for image in images],
-                       around=folder.around(images))
+        seeds, settings = [image for image, _ in piece.seeds], piece.options(self.settings)
+        return replace(piece, prompts=[self.prompts.variants(image.key, settings.variants) for image in seeds],
+                       around=folder.around(seeds, piece.first, self.settings.seed))
 
     def _within(self, images: float) -> None:
         self.progress(min(self.computed + images, self.report.total), self.report.total)

@@ -32,14 +32,14 @@ from typing import Any
 
 import numpy as np
 
-from ..data.annotations import READERS, Labels
+from ..data.annotations import READERS, Composition, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef
 from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..generation.regions import KEEPS
 from ..networks.config import read_json
-from ..options import ParameterError
+from ..options import ParameterError, options_of
 from .files import OutputError, open_in, try_lock, write_all
 from .manifest import LEFT_OUT, encode_png, format_row, in_order, parse_row, read_left_out, read_rows
 from .manifest import NAME as MANIFEST
@@ -123,7 +123,11 @@ def recorded_folder(run: Mapping[str, Any], root: Path, images: Sequence[ImageRe
                     labels: Labels | None) -> ImageFolder:
     """The data set of a run, for these images in `root`; `labels` are those of `recorded_labels`."""
     if labels is not None:
-        return replace(labels.folder(run["keep"]), images=tuple(images), ignored=())
+        composition = Composition(**{name: run[name] for name in options_of(Composition) if name in run})
+        if composition.compose and run.get("exclude_ids_sha256"):
+            raise ParameterError("compose", "with `exclude_ids`: which images gave objects is not recorded, so the run "
+                                            "cannot be repeated")
+        return replace(labels.folder(run["keep"], composition), images=tuple(images), ignored=())
     return ImageFolder(root, tuple(sorted({image.label for image in images})), tuple(images), ())
 
 
@@ -560,9 +564,9 @@ class RunFolder:
             made = {(row["seed_file"], row["variant"]) for row in rows}
             left_out = [row for row in left_out if (row["seed_file"], row["variant"]) not in made]
             self._rewrite(MANIFEST, rows)
-            self.folder.write_annotations(
-                self.out, ((row["file_name"], ImageRef(*self.names.real(row["seed_file"]).split("/", 1)))
-                           for row in rows if (self.out / row["file_name"]).is_file()))
+            there = ((row["file_name"], ImageRef(*self.names.real(row["seed_file"]).split("/", 1)), row["variant"])
+                     for row in rows if (self.out / row["file_name"]).is_file())
+            self.folder.write_annotations(self.out, there, self.run["seed"])
         if (self.out / LEFT_OUT).exists():
             self._rewrite(LEFT_OUT, left_out)
         os.unlink(f"{self.part}.lock", dir_fd=self._work)

@@ -171,6 +171,7 @@ def labelled_sheet(out: str | os.PathLike[str],
     files: dict[str, list[str]] = {}
     for row in read_manifest(out) if rows is None else rows:
         files.setdefault(row["seed_file"].removeprefix(row["label"] + "/"), []).append(row["file_name"])
+    made = labels.read_back(Path(out))
     names = [name for name in files if name in set(labels.names)]
     names = [names[i * len(names) // most] for i in range(most)] if len(names) > most else names
     if not names:
@@ -184,10 +185,13 @@ def labelled_sheet(out: str | os.PathLike[str],
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), title, INK, heading)
     for row_number, name in enumerate(names):
-        paths = [labels.root / name, *(Path(out) / file for file in files[name][: columns - 1])]
-        for column, path in enumerate(paths):
+        pictures = [(labels.root / name, labels.things(name))]
+        for file in files[name][: columns - 1]:
+            inside = file.partition("/")[2]
+            pictures.append((Path(out) / file, made.things(inside) if inside in made.names else []))
+        for column, (path, things) in enumerate(pictures):
             try:
-                image = Image.fromarray(draw_labels(read_image(path).pixels, labels.things(name)))
+                image = Image.fromarray(draw_labels(read_image(path).pixels, things))
             except BrokenImageError as error:
                 raise ValueError(f"{path}: {error}; repair or remove it") from None
             image.thumbnail((cell, cell))

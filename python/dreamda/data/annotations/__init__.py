@@ -10,7 +10,9 @@ import os
 from collections.abc import Callable
 
 from .coco import CocoLabels
-from .common import Frame, AnnotatedFolder, Labels, Thing
+from .common import Frame, Labels, Made, Thing
+from .compose import Composition
+from .folder import AnnotatedFolder
 from .masks import MaskLabels
 from .voc import VocLabels
 from .yolo import YoloLabels
@@ -108,4 +110,5 @@ READERS: dict[str, Callable[[str | os.PathLike[str], str | os.PathLike[str]], La
     "coco": coco, "yolo": yolo, "voc": voc, "masks": masks
 }
 
-__all__ = ["READERS", "Frame", "AnnotatedFolder", "Labels", "Thing", "coco", "masks", "voc", "yolo"]
+__all__ = ["READERS", "AnnotatedFolder", "Composition", "Frame", "Labels", "Made", "Thing", "coco", "masks", "voc",
+           "yolo"]

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Frame, Labels, Thing, checked_box, checked_polygon, read_text_file, write_if_other
+from .common import Frame, Labels, Made, Thing, checked_box, checked_polygon, read_text_file, write_if_other
+from .outlines import outlines
 
 # The fields of an image that are true of those made from it. Others (its address, its date) are about the real one.
 KEPT_FIELDS = ("license", "licence")
@@ -99,21 +100,21 @@ class CocoLabels(Labels):
     def _things(self, name: str) -> list[Thing]:
         return [self._regions[id(annotation)] for annotation in self._annotations[name]]
 
-    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+    def write(self, out: Path, made: Iterable[Made]) -> None:
         """Write ``out/annotations.json``: the contents of the original file, for the synthetic images.
 
         Of the fields of an image only its id, name, size and licence are written.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for number, (file, name) in enumerate(made, 1):
-            height, width = self.size(name)
-            kept = {field: value for field, value in self._entries[name].items() if field in KEPT_FIELDS}
-            images.append({**kept, "id": number, "file_name": file, "width": width, "height": height})
-            for annotation in self._annotations[name]:
-                annotations.append({
-                    **_turned(annotation, self._frames[name]), "id": len(annotations) + 1, "image_id": number
-                })
+        for number, each in enumerate(made, 1):
+            height, width = size = self.size(each.name)
+            kept = {field: value for field, value in self._entries[each.name].items() if field in KEPT_FIELDS}
+            images.append({**kept, "id": number, "file_name": each.file, "width": width, "height": height})
+            for name, index, thing in self.objects(each):
+                annotation, frame = self._annotations[name][index], self._frames[name]
+                annotation = _turned(annotation, frame) if thing is None else _moved(annotation, thing, size)
+                annotations.append({**annotation, "id": len(annotations) + 1, "image_id": number})
         top = {**self._top, "images": images, "annotations": annotations}
         write_if_other(out / "annotations.json", (json.dumps(top, ensure_ascii=False) + "\n").encode())
 
@@ -168,21 +169,38 @@ def _is_refused(tools: Any, packed: dict[str, Any], pixels: int) -> bool:
     return False
 
 
+def _encoded(mask: NDArray[np.bool_], text: bool) -> dict[str, Any]:
+    """A mask as run lengths: as a text, or as numbers."""
+    if text:
+        counts = _masks().encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    else:
+        flat = np.concatenate([[False], mask.ravel("F")])
+        changes = np.flatnonzero(flat[1:] != flat[:-1])
+        counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def _moved(annotation: dict[str, Any], thing: Thing, size: tuple[int, int]) -> dict[str, Any]:
+    """An annotation for an object that is elsewhere, or partly hidden, with an outline of the same form."""
+    segmentation = annotation.get("segmentation")
+    mask = thing.pixels(size)
+    if isinstance(segmentation, dict):
+        outline: Any = _encoded(mask, isinstance(segmentation["counts"], str))
+    else:
+        outline = [points.ravel().tolist() for points in thing.polygons or outlines(mask)]
+    area = {"area": float(mask.sum())} if "area" in annotation else {}
+    return {**annotation, "bbox": list(thing.box), "segmentation": outline, **area}
+
+
 def _turned(annotation: dict[str, Any], frame: Frame) -> dict[str, Any]:
     """An annotation for the image as displayed."""
     if frame.orientation == 1:
         return annotation
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        tools, text = _masks(), isinstance(segmentation["counts"], str)
+        text = isinstance(segmentation["counts"], str)
         mask = frame.array(_decoded(segmentation, frame.size))  # type: ignore[arg-type]  # it has been read before
-        if text:
-            counts = tools.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
-        else:
-            flat = np.concatenate([[False], mask.ravel("F")])
-            changes = np.flatnonzero(flat[1:] != flat[:-1])
-            counts = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
-        segmentation = {"size": list(frame.shown), "counts": counts}
+        segmentation = _encoded(mask, text)
     elif segmentation:
         segmentation = [frame.points(np.array(p, np.float64).reshape(-1, 2)).ravel().tolist() for p in segmentation]
     turned = {**annotation, "bbox": list(frame.box(annotation["bbox"]))}

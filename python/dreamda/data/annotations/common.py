@@ -13,21 +13,26 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...text import counted, in_brackets
 from ..files import BrokenImageError, read_bounded, write_atomically
-from ..folders import ImageFolder, ImageRef, list_images
-from ..images import FORMATS, MAX_PIXELS, LoadedImage, read_image
+from ..folders import list_images
+from ..images import FORMATS, MAX_PIXELS
 from ..prompt_syntax import Syntax
 from ..templates import class_words, placed
+from .outlines import Patch, box_of, covered
+
+if TYPE_CHECKING:
+    from .compose import Composition
+    from .folder import AnnotatedFolder
 
 LABEL = "images"        # the folder of OUT that contains the images
 CORNER = 0.2            # radius of a rounded box, as a share of its shorter side
@@ -57,6 +62,34 @@ class Thing:
     mask: NDArray[np.bool_] | None = None
     ignored: bool = False
 
+    @property
+    def has_outline(self) -> bool:
+        """Whether its pixels are known, and not only its box."""
+        return self.mask is not None or bool(self.polygons)
+
+    def patch(self, shape: tuple[int, int]) -> Patch:
+        """Its pixels, as closely as they are known, in an image of this height and width.
+
+        `region` takes every pixel that the outline touches; this takes its share.
+        """
+        if self.mask is not None:
+            x, y, width, height = map(int, box_of(self.mask))
+            return Patch(y, x, self.mask[y : y + height, x : x + width].astype(np.float32))
+        points = np.concatenate(self.polygons)
+        low = np.clip(np.floor(points.min(0)), 0, (shape[1] - 1, shape[0] - 1)).astype(int)
+        high = np.maximum(np.clip(np.ceil(points.max(0)), 0, (shape[1], shape[0])).astype(int), low + 1)
+        left, top = low.tolist()
+        return Patch(top, left, covered([each - low for each in self.polygons], (int(high[1]) - top,
+                                                                                int(high[0]) - left)))
+
+    def pixels(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """The pixels of `patch`, bool (H, W)."""
+        if self.mask is not None:
+            return self.mask
+        result, patch = np.zeros(shape, np.bool_), self.patch(shape)
+        result[patch.place] = patch.region
+        return result
+
     def region(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Its pixels in an image of this height and width; a thing with only a box has those of a rounded box."""
         from PIL import Image, ImageDraw
@@ -76,6 +109,40 @@ class Thing:
             if left <= right and top <= bottom:
                 draw.rounded_rectangle((left, top, right, bottom), CORNER * min(right - left, bottom - top), fill=1)
         return np.asarray(image) > 0
+
+
+class Placed(NamedTuple):
+    """An object in the annotations of a synthetic image.
+
+    Attributes
+    ----------
+    name, number : str, int
+        The real image that it comes from, and its number in ``things(name)``.
+    thing : Thing, optional
+        Where it is now; default: where it was.
+    """
+
+    name: str
+    number: int
+    thing: Thing | None = None
+
+
+class Made(NamedTuple):
+    """A synthetic image.
+
+    Attributes
+    ----------
+    file : str
+        In ``out/images``.
+    name : str
+        The real image whose size it has.
+    objects : tuple of Placed, optional
+        Its objects; default: all objects of that image.
+    """
+
+    file: str
+    name: str
+    objects: tuple[Placed, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,68 +224,6 @@ def read_frame(path: str | os.PathLike[str]) -> Frame:
         raise BrokenImageError(f"cannot be read as an image ({str(error) or type(error).__name__})") from error
 
 
-@dataclass(frozen=True)
-class AnnotatedFolder(ImageFolder):
-    """Annotated images as a data set of one class, called images, with the files in `root` itself.
-
-    Attributes
-    ----------
-    labels : Labels
-        The annotations.
-    keep : {"objects", "background", "none"}
-        The part of the images that is kept in the images made from them.
-    """
-
-    captions: ClassVar[bool] = False
-
-    labels: Labels
-    keep: str
-
-    def path(self, image: ImageRef) -> Path:
-        """The file of an image."""
-        return self.root / image.name
-
-    @property
-    def annotations(self) -> Labels:
-        """The annotations of the images."""
-        return self.labels
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """The height and width of each image, which are also those of what is made from it."""
-        return [self.labels.size(image.name) for image in self.images]
-
-    def describe(self) -> str:
-        """What is made from the images, to continue a sentence that ends in their number."""
-        return {"objects": ", around their objects", "background": ", new objects in them"}.get(self.keep, "")
-
-    def placing(self, prompt_syntax: Syntax = "a1111") -> dict[str, Callable[[str], str]]:
-        """For each image, by its key, a function that puts the categories in it after a text."""
-        return {image.key: self.labels.placing(image.name, prompt_syntax) for image in self.images}
-
-    def identity(self) -> dict[str, Any]:
-        """The fields that it adds to run.json."""
-        labels = self.labels
-        return {"labels": labels.format, "labels_sha256": labels.sha256, "keep": self.keep}
-
-    def read(self, image: ImageRef, size: tuple[int, int], fit: str) -> LoadedImage:
-        """Read an image at its own size; BrokenImageError if that is no longer the size of its labels."""
-        loaded = read_image(self.path(image))
-        if loaded.pixels.shape[:2] != self.labels.size(image.name):
-            raise BrokenImageError("has another size than when its labels were read")
-        return loaded
-
-    def around(self, images: Sequence[ImageRef]) -> dict[str, Any]:
-        """Further arguments of `Pipeline._augment` for these images: the masks, and which part is kept."""
-        return {"masks": [self.labels.mask(image.name, self.keep) for image in images], "keep": self.keep}
-
-    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef]]) -> None:
-        """Write the annotations of synthetic images: their files in `out`, each with its real image."""
-        names = set(self.labels.names)
-        self.labels.write(out, [(file.removeprefix(f"{LABEL}/"), image.name) for file, image in made
-                                if image.name in names])
-
-
 class Labels(ABC):
     """Annotations and their images, read from one of the formats by `coco`, `yolo`, `voc` or `masks`.
 
@@ -240,6 +245,7 @@ class Labels(ABC):
 
     format: ClassVar[str]
     place: ClassVar[str]  # of the annotations in the folder that `write` fills
+    has_names: ClassVar[bool] = True  # whether its categories have names, and not only numbers
 
     def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
         self.path, self.root = Path(path), Path(root)
@@ -270,16 +276,23 @@ class Labels(ABC):
         """The things in an image, in the frame of the annotations."""
 
     @abstractmethod
-    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+    def write(self, out: Path, made: Iterable[Made]) -> None:
         """Write the annotations of synthetic images, in the format that was read.
 
         Parameters
         ----------
         out : Path
-        made : sequence of (str, str)
-            File names in ``out/images``, each with the name of the real image from which it was made; it has the size
-            and labels of that image.
+        made : iterable of Made
         """
+
+    def check_objects(self) -> None:
+        """Raise ValueError if the format cannot tell single objects."""
+
+    def objects(self, made: Made) -> Sequence[Placed]:
+        """The objects of a synthetic image."""
+        if made.objects is not None:
+            return made.objects
+        return [Placed(made.name, index) for index in range(len(self._things(made.name)))]
 
     def read_back(self, out: Path) -> Labels:
         """Read what `write` has written, with the images in ``out/images``."""
@@ -330,12 +343,14 @@ class Labels(ABC):
                         polygons=tuple(frame.points(points) for points in thing.polygons),
                         mask=None if thing.mask is None else frame.array(thing.mask)) for thing in every]
 
-    def mask(self, name: str, keep: str = "objects") -> NDArray[np.bool_]:
+    def mask(self, name: str, keep: str = "objects", only: Container[int] | None = None) -> NDArray[np.bool_]:
         """The mask of the objects in an image, bool (H, W), for `Pipeline.augment` with this `keep`.
 
-        Ignored regions belong to the part that is kept.
+        Ignored regions belong to the part that is kept. `only` has the numbers of the objects that count, by default
+        all.
         """
-        shape, things = self.size(name), self.things(name)
+        shape = self.size(name)
+        things = [thing for index, thing in enumerate(self.things(name)) if only is None or index in only]
         objects, ignored = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
         for thing in things:
             region = ignored if thing.ignored else objects
@@ -346,11 +361,25 @@ class Labels(ABC):
         """The categories in an image, each once, in order of appearance."""
         return list(dict.fromkeys(thing.category for thing in self.things(name) if not thing.ignored))
 
-    def folder(self, keep: str = "objects") -> AnnotatedFolder:
-        """The images as a data set for `generate_dataset`, ordered by size; `keep` as in `Pipeline.augment`."""
-        order = sorted(self.names, key=lambda name: (self.size(name), name))
-        return AnnotatedFolder(self.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
-                              tuple(self.problems), self, keep)
+    def folder(self, keep: str = "objects", composition: Composition | None = None) -> AnnotatedFolder:
+        """The images as a data set for `generate_dataset`, ordered by size.
+
+        Parameters
+        ----------
+        keep : {"objects", "background", "none"}
+            As in `Pipeline.augment`.
+        composition : Composition, optional
+            Objects of other images to place in each image; needs "objects".
+
+        Raises
+        ------
+        ValueError
+            `composition` is given, and `keep` is not "objects", or no object can be cut out.
+        """
+        from .compose import Composition
+        from .folder import annotated_folder
+
+        return annotated_folder(self, keep, composition or Composition())
 
     def prompts(self, template: str = "a photo of {}", prompt_syntax: Syntax = "a1111") -> dict[str, str]:
         """A prompt for each image of `folder`, by its key: the template with the categories in the image.

@@ -5,18 +5,21 @@ The value 0 is the background. In 8 bits, 255 is ignored: it is neither an objec
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .common import Labels, Thing, png_bytes, read_frame, read_text_file, write_if_other
+from .common import Labels, Made, Thing, png_bytes, read_frame, read_text_file, write_if_other
 from ..files import BrokenImageError
 from ..images import pixels_of_png
 
 IGNORED = 255
-MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+MOST = 65535  # the largest value of 16 bits
+EIGHT_BITS = ("1", "L", "P")
+MODES = (*EIGHT_BITS, "I", "I;16", "I;16B", "I;16L")
 
 
 class MaskLabels(Labels):
@@ -24,6 +27,7 @@ class MaskLabels(Labels):
 
     format = "masks"
     place = "masks"
+    has_names = False
 
     def _read(self) -> Iterator[bytes]:
         if not self.path.is_dir():
@@ -69,22 +73,52 @@ class MaskLabels(Labels):
         """No categories: masks only have numbers."""
         return []
 
-    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+    def check_objects(self) -> None:
+        """Raise ValueError unless the masks have 16 bits: values of 8 bits are classes."""
+        for name, path in self._files.items():
+            if _opened(read_text_file(path)).mode in EIGHT_BITS:
+                raise ValueError(f"{path}: a mask of 8 bits holds classes, which are no single objects; give masks of "
+                                 "16 bits, in which each value is an object")
+
+    def write(self, out: Path, made: Iterable[Made]) -> None:
         """Write ``out/masks/*.png``: the original files without their texts and EXIF data.
 
-        Where the image is turned when it is displayed, its mask is written in that orientation.
+        Where the image is turned when it is displayed, its mask is written in that orientation. An object of another
+        image keeps its value, or gets the next one that is free.
         """
-        from PIL import Image
-
-        for file, name in made:
-            content, frame = read_text_file(self._files[name]), self._frames[name]
-            if frame.orientation != 1:
+        for each in made:
+            content, frame = read_text_file(self._files[each.name]), self._frames[each.name]
+            if frame.orientation != 1 or each.objects is not None:
                 image = _opened(content)
-                turned = Image.fromarray(frame.array(np.asarray(image)))
-                if image.mode == "P":
-                    turned = turned.convert("P") if turned.mode != "L" else _with_palette(turned, image)
-                content = png_bytes(turned)
-            write_if_other(out / "masks" / (file.rpartition(".")[0] + ".png"), pixels_of_png(content))
+                content = png_bytes(_with_values(image, self._now(frame.array(np.asarray(image)), each)))
+            write_if_other(out / "masks" / (each.file.rpartition(".")[0] + ".png"), pixels_of_png(content))
+
+    def _now(self, values: NDArray[Any], made: Made) -> NDArray[Any]:
+        """The values of a synthetic image, made from those of its real image."""
+        if made.objects is None:
+            return values
+        own = [value for value in np.unique(values).tolist() if value]
+        written = {placed.number for placed in made.objects if placed.name == made.name}
+        result = np.where(np.isin(values, [own[index] for index in sorted(written)]), values, 0)
+        used = set(own)
+        for name, _, thing in made.objects:
+            if name != made.name and thing is not None:
+                value = int(thing.category)
+                while value in used:
+                    value = value % MOST + 1
+                used.add(value)
+                result[thing.pixels(values.shape)] = value
+        return result
+
+
+def _with_values(image: Any, values: NDArray[Any]) -> Any:
+    """A mask like `image`, with other values."""
+    from PIL import Image
+
+    result = Image.fromarray(values.astype(np.asarray(image).dtype))
+    if image.mode == "P":
+        result = result.convert("P") if result.mode != "L" else _with_palette(result, image)
+    return result
 
 
 def _with_palette(values: Any, image: Any) -> Any:

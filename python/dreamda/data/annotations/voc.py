@@ -5,12 +5,12 @@ The files are untrusted: a file with a document type, which could bring in entit
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from .common import Frame, Labels, Thing, checked_box, read_text_file, write_if_other
+from .common import Frame, Labels, Made, Thing, checked_box, read_text_file, write_if_other
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # The elements that are true of the images made from an image. Others (source, owner, path) are about the real one.
@@ -61,10 +61,15 @@ class VocLabels(Labels):
     def _things(self, name: str) -> list[Thing]:
         return self._objects[name]
 
-    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+    def write(self, out: Path, made: Iterable[Made]) -> None:
         """Write ``out/Annotations/*.xml``, without the elements that are about the real image."""
-        for file, name in made:
+        for each in made:
+            file, name = each.file, each.name
             root, frame = copy.deepcopy(self._trees[name]), self._frames[name]
+            written = {placed.number for placed in self.objects(each)}
+            for number, thing in enumerate(root.findall("object")):
+                if number not in written:
+                    root.remove(thing)
             for tag, text in (("folder", "images"), ("filename", file)):
                 element = root.find(tag)
                 if element is None:

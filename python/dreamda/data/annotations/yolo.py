@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from .common import Labels, Thing, checked_box, checked_polygon, read_text_file, write_if_other
+from .common import Labels, Made, Thing, checked_box, checked_polygon, read_text_file, write_if_other
+from .outlines import joined, outlines
 
 SLACK = 0.01  # how far a fraction may lie outside [0, 1]
 
@@ -103,15 +104,25 @@ class YoloLabels(Labels):
     def _things(self, name: str) -> list[Thing]:
         return self._objects[name]
 
-    def write(self, out: Path, made: Sequence[tuple[str, str]]) -> None:
+    def write(self, out: Path, made: Iterable[Made]) -> None:
         """Write ``out/labels/*.txt``, with the original lines, and ``out/data.yaml``."""
-        for file, name in made:
-            lines = "".join(f"{line}\n" for line in self._lines[name])
-            write_if_other(out / "labels" / (file.rpartition(".")[0] + ".txt"), lines.encode())
+        for each in made:
+            size = self.size(each.name)
+            lines = [self._lines[name][index] if thing is None else _moved(self._lines[name][index], thing, size)
+                     for name, index, thing in self.objects(each)]
+            write_if_other(out / "labels" / (each.file.rpartition(".")[0] + ".txt"),
+                           "".join(f"{line}\n" for line in lines).encode())
         names = "".join(f"  {number}: {json.dumps(word, ensure_ascii=False)}\n"
                         for number, word in sorted(self._words.items()))
         text = f"train: images\nval: images\nnc: {len(self._words)}\nnames:\n{names}"
         write_if_other(out / "data.yaml", text.encode())
+
+
+def _moved(line: str, thing: Thing, size: tuple[int, int]) -> str:
+    """The line of an object that is elsewhere, or partly hidden; its parts become one polygon."""
+    polygons = thing.polygons or outlines(thing.pixels(size))
+    shares = joined(polygons) / np.array([size[1], size[0]])
+    return " ".join([line.split()[0], *(f"{share:.6g}" for share in shares.ravel().tolist())])
 
 
 def read_names(path: Path, content: bytes) -> dict[int, str]:
