@@ -148,7 +148,7 @@ def generate(
     With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: the images have the sizes of the real
     ones, and their annotations remain valid.
 
-    Exit code 1: some real images were skipped.
+    Exit code 1: some real images were skipped, or new images left out as too similar to real ones (--max-similarity).
     """
     from ..data.folders import ImageFolder, read_names
     from ..data.prompts import choose_prompts

@@ -39,7 +39,7 @@ from .inspection import BITS, differences
 from .output import (PLACES, Finished, LeftOut, Part, RunFolder, check_out, output_stems, places, run_identity,
                      sample_of)
 from .records import Names, changes_as_recorded, hashed, shown_path
-from .safeguards import Judge, Safeguards, noise_key
+from .safeguards import Comparison, Judge, Safeguards, noise_key
 
 MAX_BATCH = 512           # maximum number of images in a batch
 SECONDS_A_BATCH = 10.0    # approximate time per batch, and so the time from a signal to the end of the run
@@ -247,6 +247,8 @@ def generate_dataset(folder: ImageFolder,
     run = {k: v for k, v in (run | where).items() if k in where or k not in PLACES} | folder.identity()
     check_out(out, folder, run, names)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # checks that need the model
+    if judge is None and safeguards.max_similarity is not None:
+        judge = Comparison.with_images_of(folder, safeguards)
     notice = "finishing the images in hand; a second signal stops at once and loses those"
     with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part, names) as run_folder:
         generation = _Generation(run_folder, pipeline, settings, prompts,

@@ -6,15 +6,21 @@ image and n (`noise_key`). So the result does not depend on batches, shards or i
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..options import Options, documented, option
+from ..options import Options, ParameterError, documented, option
+
+if TYPE_CHECKING:
+    from ..data.folders import ImageFolder, ImageRef
 
 SENSITIVE = "Sensitive data"  # the heading of the options in the help
+REDRAWS = 3
+DIGITS = 4  # similarities are rounded before they are compared, as they are recorded
 
 
 @documented
@@ -25,11 +31,33 @@ class Safeguards(Options):
     Raises `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
+    max_similarity: float | None = option(
+        None,
+        "Make a new image again, with other noise, if its similarity to any real image is above X, from 0 to 1 (a "
+        "copy).",
+        group=SENSITIVE,
+        above=0,
+        high=1,
+        shown_default="new images are not compared")
+    redraw: int | None = option(
+        None,
+        "How often an image is made again at most for `max_similarity`, before it is left out.",
+        group=SENSITIVE,
+        low=0,
+        high=1000,
+        shown_default=f"{REDRAWS}")
     record_names: Literal["names", "hash", "paths"] = option(
         "names",
         "What run.json, metadata.jsonl and file names say of real images: their names in REAL; a hash instead of each; "
         "or names and the absolute paths of REAL and the model, with which dreamda replay finds them.",
         group=SENSITIVE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_similarity is None and self.redraw is not None:
+            raise ParameterError("redraw", "has no effect without `max_similarity`; give that too")
+        if self.max_similarity is not None and self.redraw is None:
+            object.__setattr__(self, "redraw", REDRAWS)
 
 
 def noise_key(key: str, redraw: int) -> str:
@@ -59,6 +87,50 @@ class Judge(Protocol):
     """Decides on the new image of a variant, uint8 (H, W, 3), that is the n-th redraw."""
 
     def __call__(self, key: str, variant: int, redraw: int, pixels: np.ndarray) -> Judgement: ...
+
+
+class Comparison:
+    """A `Judge` that compares new images with all real ones.
+
+    Parameters
+    ----------
+    safeguards : Safeguards
+    similarity : callable
+        The highest similarity of an image, uint8 (H, W, 3), to a real image.
+    """
+
+    def __init__(self, safeguards: Safeguards, similarity: Callable[[np.ndarray], float]) -> None:
+        assert safeguards.max_similarity is not None and safeguards.redraw is not None
+        self._most, self._redraws, self._similarity = safeguards.max_similarity, safeguards.redraw, similarity
+
+    @classmethod
+    def with_images_of(cls, folder: ImageFolder, safeguards: Safeguards) -> Comparison:
+        """Compare with every readable image of a data set, also with those that are excluded."""
+        from ..copies.index import CopyIndex
+        from ..copies.thumbnails import thumbnail, views
+        from ..data.files import BrokenImageError
+        from ..data.images import read_image
+
+        def one(image: ImageRef) -> list[np.ndarray]:
+            try:
+                return views(read_image(folder.path(image)).pixels)
+            except BrokenImageError:
+                return []  # the run reports it
+
+        with ThreadPoolExecutor(2) as pool:
+            found = [view for each in pool.map(one, folder.images + folder.excluded) for view in each]
+        if not found:
+            raise ValueError(f"{folder.root}: none of the images can be read")
+        index = CopyIndex(np.stack(found))
+        # one image at a time: in a batch, the last digits of the products would depend on the other images
+        return cls(safeguards, lambda pixels: float(index.nearest(thumbnail(pixels)[None]).score[0]))
+
+    def __call__(self, key: str, variant: int, redraw: int, pixels: np.ndarray) -> Judgement:
+        """Compare an image."""
+        similarity = round(self._similarity(pixels), DIGITS)
+        if similarity <= self._most:
+            return Judgement(True, None, similarity)
+        return Judgement(False, redraw + 1 if redraw < self._redraws else None, similarity)
 
 
 class Recorded:
