@@ -4,8 +4,8 @@
     python benchmarks/efficacy_prompts.py report                 # the table in EFFICACY.md
 
 Everything else is the same in the rows that are compared: real images, settings of the images, training and seeds.
-Fashion-MNIST as in efficacy.py (10 real images a class, 10 synthetic ones for each), the photographs as in
-efficacy_photos.py (5 and 5), all with the labels of their seeds. The few-step students take the guidance as an input
+Fashion-MNIST as in efficacy.py with 10 real images a class and 5 synthetic ones for each, the photographs as in
+efficacy_photos.py with 5 and 5, all with the labels of their seeds. The few-step students take the guidance as an input
 and therefore no negative prompt; their teachers do. A run that is stopped goes on where it was.
 """
 import argparse
@@ -14,13 +14,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from efficacy import DATA, HERE, IMAGES, RESULTS, VARIANTS, DataSet, Record, fashion_mnist, run_jobs, spread, workers
+from efficacy import DATA, HERE, IMAGES, RESULTS, DataSet, Record, fashion_mnist, run_jobs, spread, workers
 from efficacy_photos import OURS, SHARED, few, photos
-from efficacy_photos import VARIANTS as PHOTO_VARIANTS
 
 ONE = ["a photo of a {}"]
 NEGATIVE = "blurry, low quality, distorted"
 REGIME = "own-domain"
+VARIANTS = 5
+SIZES = {"fashion-mnist": 10, REGIME: 5}  # real images a class
 # Prompts that the models were trained with (recipes/)
 OWN = {
     "fashion-mnist": ["a photo of a {}", "a picture of a {}", "an image of a {}", "a product photo of a {}",
@@ -49,11 +50,10 @@ def against(row: str) -> str:
     return "teacher, one template" if row.startswith("teacher") else "one template"
 
 
-def data_set(name: str, arguments: argparse.Namespace) -> tuple[DataSet, int, int]:
-    """A data set, its number of real images a class, and of synthetic ones for each."""
+def data_set(name: str, arguments: argparse.Namespace) -> DataSet:
     if name == "fashion-mnist":
-        return replace(fashion_mnist(arguments.data), judged=False), 10, VARIANTS
-    return photos(name, arguments.photos, arguments.models), 5, PHOTO_VARIANTS
+        return replace(fashion_mnist(arguments.data), judged=False)
+    return photos(name, arguments.photos, arguments.models)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -61,11 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
     with workers(arguments) as pool:
         for draw in range(arguments.draws):  # a run that is cut short should leave whole draws
             for name in arguments.sets:
-                data, size, variants = data_set(name, arguments)
-                wanted = [dict(name=f"{name}: {row}", data=name, method=row, size=size, draw=draw, kind=kind,
+                wanted = [dict(name=f"{name}: {row}", data=name, method=row, size=SIZES[name], draw=draw, kind=kind,
                                recipe=dict(method="plain" if kind else "real-only")) for row, kind in
-                          rows(name).items()]
-                run_jobs(data, str(arguments.work / name), pool, wanted, record, "final", variants,
+                          rows(name).items() if not arguments.rows or row in arguments.rows]
+                run_jobs(data_set(name, arguments), str(arguments.work / name), pool, wanted, record, "final", VARIANTS,
                          ("data", "method", "size", "draw"))
 
 
@@ -104,6 +103,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--sets", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", help="of the table, by name; default: all")
     arguments = parser.parse_args()
     if arguments.task == "run" and not arguments.work:
         parser.error("--work is missing; name a folder")

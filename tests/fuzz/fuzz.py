@@ -682,6 +682,41 @@ def model_folder(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
     return [*seeds, *(c[:40] for c in cut)], run
 
 
+def prompt_files(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
+    """Values of fields as JSON, YAML and wildcards, lists of prompts, and the syntax of prompts."""
+    from dreamda.data import choose_prompts, escape_prompt
+    from dreamda.data.fields import read_fields
+    from dreamda.data.prompt_syntax import parse_prompt, plain_text
+
+    data_set = _data_set(folder)
+    (folder / "wild").mkdir()
+    files = [folder / "fields.json", folder / "fields.yaml", folder / "wild" / "style.txt", folder / "prompts.json"]
+
+    def run(data: bytes) -> None:
+        for file in files:
+            file.write_bytes(data)
+        calls: list[Callable[[], Any]] = [
+            lambda: read_fields(files[0]), lambda: read_fields(files[1]), lambda: read_fields(files[2].parent),
+            lambda: choose_prompts(data_set, file=files[3]),
+            lambda: choose_prompts(data_set, data.decode(errors="replace"), fields=files[2].parent)
+        ]
+        for call in calls:
+            try:
+                call()
+            except ValueError:
+                pass
+        text = data.decode(errors="replace").replace("BREAK", "")
+        assert plain_text(escape_prompt(text)) == text
+        parse_prompt(text)
+
+    return [
+        b'{"a": ["a {style} of a {}", "(x:1.2)"], "b": "[y] {red|blue} BREAK \\\\("}',
+        b'{"style": ["photo", "sketch"], "templates": ["a {style} of a {}"], "about": "x"}',
+        b"style: [photo, 'oil', \"x\"]  # x\nview:\n  - from above: it\n  - (a:1.2)\none: two\n",
+        b"photo\n# x\nsketch\n", b"a ({class}:1.2) __style__ [{red|blue}] {{x}} \\( BREAK (b"
+    ], run
+
+
 TARGETS = {
     "configs": Target(configs, "json"),
     "safetensors": Target(safetensors, "safetensors"),
@@ -690,6 +725,7 @@ TARGETS = {
     "checkpoint": Target(checkpoint, "safetensors"),
     "tokenizer": Target(tokenizer, "json"),
     "json_lines": Target(json_lines, "jsonl", share=0.5),
+    "prompt_files": Target(prompt_files, "json"),
     "run_folders": Target(run_folders, "json"),
     "images": Target(images),
     "graphs": Target(graphs, memory=True, share=0.3),
