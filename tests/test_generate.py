@@ -533,7 +533,7 @@ def test_a_data_set_may_grow_and_move(real, tmp_path):
 def as_earlier_version(out: Path) -> None:
     """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
     run = json.loads((out / "run.json").read_text())
-    del run["seed_images"], run["fit"], run["negative_prompt"], run["prompt_syntax"]
+    del run["seed_images"], run["fit"], run["negative_prompt"], run["prompt_syntax"], run["tile_size"]
     run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
     (out / "run.json").write_text(json.dumps(run))
 
