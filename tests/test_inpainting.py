@@ -131,7 +131,7 @@ def test_shards_and_replay_give_the_same_bytes(tmp_path, folder):
         assert len(files) == 6
         for file in files:
             assert (tmp_path / "whole" / name / file).read_bytes() == (tmp_path / "parts" / name / file).read_bytes()
-    assert cli.main(["replay", str(tmp_path / "parts"), "--threads", "2"]) == 0
+    assert cli.main(["replay", str(tmp_path / "parts"), str(real), "--model", str(folder), "--threads", "2"]) == 0
 
 
 @pytest.mark.parametrize("channels, out", [(5, 4), (8, 4), (10, 4), (3, 4), (9, 8), (9, 5), (4, 9), (9, 3)])

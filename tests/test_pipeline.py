@@ -476,7 +476,7 @@ def test_a_callback_after_every_step(pipe, seeds, mode, monkeypatch):
     made = pipe.augment(seeds, COAT, callback_on_step_end=callback, **options)
     assert np.array_equal(made, pipe.augment(seeds, COAT, **options))
     assert seen == {(i, k): [(0, 501), (1, 251), (2, 1)] for i in range(3) for k in range(2)}
-    decoded = pipe._decode(np.stack([last[2, 1]]), group_size(1, 16, 16), Tiles.whole((16, 16)), None)
+    decoded = pipe._decode(np.stack([last[2, 1]]), Tiles.whole((16, 16)), None)
     assert np.array_equal(decoded[0], made[2, 1])
 
 

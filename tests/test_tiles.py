@@ -38,16 +38,21 @@ def test_tiles_cover_the_image_and_overlap(size, tile, multiple, corners):
         assert all(a < b <= a + part for a, b in zip(starts, starts[1:]))
 
 
-@pytest.mark.parametrize("scale", [1, 3])
-def test_what_is_put_together_is_the_whole(scale):
+@pytest.mark.parametrize("scale, together", [(1, 1), (3, 1), (1, 4), (2, 100)])
+def test_what_is_put_together_is_the_whole(scale, together):
     cover = Tiles.of((20, 36), (16, 16), 4)
     rng = np.random.default_rng(0)
     image = rng.standard_normal((2, 4, 20 * scale, 36 * scale)).astype(np.float32)
-    made = cover.blended(lambda rows, columns: image[..., rows.start * scale : rows.stop * scale,
-                                                     columns.start * scale : columns.stop * scale], scale)
+
+    def make(parts):
+        every = tiles.stacked(image, parts, together, lambda part: tiles.scaled(part, scale))
+        assert 1 <= len(parts) <= together and every.shape == (2 * together, 4, 16 * scale, 16 * scale)
+        return np.split(every, together)
+
+    made = cover.blended(make, together, scale)
     assert made.dtype == np.float32 and np.allclose(made, image, atol=1e-6)
     alone = np.zeros((1, 4, 4))
-    assert Tiles.of((4, 4), (16, 16), 4).blended(lambda rows, columns: alone) is alone
+    assert Tiles.of((4, 4), (16, 16), 4).blended(lambda parts: [alone]) is alone
 
 
 def test_images_of_four_times_the_area_are_made_whole_and_larger_ones_in_tiles(tall):

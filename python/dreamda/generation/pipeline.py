@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -36,7 +36,7 @@ from .options import GenerationOptions, OptionKeywords
 from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
 from .regions import Canvas, Keep, as_masks, kept_weight, laid_over, seam
 from .schedulers import Schedule
-from .tiles import WHOLE, Tiles, scaled
+from .tiles import WHOLE, Part, Tiles, scaled, stacked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -520,7 +520,7 @@ class Pipeline:
         if isinstance(progress, bool):
             progress = _bar(result.shape[0] * result.shape[1]) if progress and result.size else None
         tiles = self._tiles((height, width), options.tile_size)
-        batch = group_size(1, *tiles.tile)
+        batch, _ = tiles.batches()
         for part in self._blocks(len(images), options.variants, *tiles.tile):
             self._embed(texts[part], options, tiles.tile)
             report = _section(progress, part.start, len(images[part]), len(images))
@@ -540,7 +540,7 @@ class Pipeline:
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
 
             def decode(i: int, lane: int | None) -> None:
-                pixels[i : i + batch] = self._decode(flat[i : i + batch], batch, tiles, lane)
+                pixels[i : i + batch] = self._decode(flat[i : i + batch], tiles, lane)
 
             work_through(range(0, len(flat), batch), decode, self.threads, tiles.tile)
             self._free_plans(tiles.tile, self.vae)
@@ -686,7 +686,7 @@ class Pipeline:
                 hidden: np.ndarray | None = None) -> np.ndarray:
         """`encode`; of the images without their `hidden` latent positions, bool (N, h, w), where those are given."""
         factor, shape = self.vae.factor, (self.vae.config["latent_channels"], *tiles.size)
-        size, batch = (tiles.size[0] * factor, tiles.size[1] * factor), group_size(1, *tiles.tile)
+        size, (batch, together) = (tiles.size[0] * factor, tiles.size[1] * factor), tiles.batches()
         result = np.empty((len(images), *shape), np.float32)
 
         def encode(first: int, lane: int | None) -> None:
@@ -704,18 +704,24 @@ class Pipeline:
                 noise = filled_up(np.stack(drawn), batch)
             x = filled_up(x, batch)
 
-            def encode_tile(rows: slice, columns: slice) -> np.ndarray:
-                pixels = x[..., scaled(rows, factor), scaled(columns, factor)]
-                return self.vae.encode(pixels, None if noise is None else noise[..., rows, columns], lane)
+            def encode_tiles(parts: Sequence[Part]) -> Sequence[np.ndarray]:
+                pixels = stacked(x, parts, together, partial(scaled, scale=factor))
+                drawn = None if noise is None else stacked(noise, parts, together)
+                return np.split(self.vae.encode(pixels, drawn, lane), together)
 
-            result[first : first + batch] = tiles.blended(encode_tile)[: len(part)]
+            result[first : first + batch] = tiles.blended(encode_tiles, together)[: len(part)]
 
         work_through(range(0, len(images), batch), encode, self.threads, tiles.tile)
         return result
 
-    def _decode(self, latents: np.ndarray, batch: int, tiles: Tiles, lane: int | None) -> np.ndarray:
+    def _decode(self, latents: np.ndarray, tiles: Tiles, lane: int | None) -> np.ndarray:
+        batch, together = tiles.batches()
         filled = filled_up(latents, batch)
-        x = tiles.blended(lambda rows, columns: self.vae.decode(filled[..., rows, columns], lane), self.vae.factor)
+
+        def decode(parts: Sequence[Part]) -> Sequence[np.ndarray]:
+            return np.split(self.vae.decode(stacked(filled, parts, together), lane), together)
+
+        x = tiles.blended(decode, together, self.vae.factor)
         x = x[: len(latents)].transpose(0, 2, 3, 1)
         if not np.isfinite(x).all():
             raise _core.Error(

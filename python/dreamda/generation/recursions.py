@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -26,10 +26,10 @@ import numpy as np
 
 from .. import _core
 from ..networks.models import guidance_input
-from .lanes import group_size, work_through
+from .lanes import work_through
 from .options import GenerationOptions
 from .schedulers import Step
-from .tiles import Tiles
+from .tiles import Part, Tiles, stacked
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -210,7 +210,7 @@ class ReverseProcess:
 
     def groups(self, runs: list[list[tuple[int, int]]], rows: int) -> Iterator[list[tuple[int, int]]]:
         """The units in fixed-size groups; the short last one of a run is filled up by repeating its last unit."""
-        size = group_size(rows, *self.tiles.tile)
+        size, _ = self.tiles.batches(rows)
         for units in runs:
             for first in range(0, len(units), size):
                 if self.stop and self.stored and self.stop():
@@ -220,7 +220,7 @@ class ReverseProcess:
 
     def expect(self, runs: list[list[tuple[int, int]]], rows: int, targets: bool = True) -> None:
         """Add the U-Net rows that the units will need to the total of the progress."""
-        size = group_size(rows, *self.tiles.tile)
+        size, _ = self.tiles.batches(rows)
         saved = self.guided.count(False) if targets and self.target > 1 else 0
         groups = sum(-(-len(units) // size) for units in runs)
         self.total += groups * size * (rows * len(self.steps) - saved) * len(self.tiles)
@@ -237,7 +237,8 @@ class ReverseProcess:
             **{name: np.stack([r.condition[name] for r in rows]) for name in rows[0].condition}
         }
         tokens = {"tokens": inputs["context"].shape[1]} if "context" in inputs else {}
-        plan = self.pipe.unet.plan(lane, rows=len(rows), height=h, width=w, decoders=decoders, **tokens)
+        _, together = self.tiles.batches(len(rows))
+        plan = self.pipe.unet.plan(lane, rows=len(rows) * together, height=h, width=w, decoders=decoders, **tokens)
         if self.pipe.unet.takes_guidance:
             inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
         noise: np.ndarray | None = None
@@ -249,20 +250,22 @@ class ReverseProcess:
                                                np.uint32)
             else:
                 noise = np.stack([self.bottleneck_noise(*units[r.unit], index, r.noise_row or 0) for r in rows])
+        if together > 1:
+            inputs = {name: np.concatenate([array] * together) for name, array in inputs.items()}
         names = ("sample", "perturbed")[:decoders]
 
-        def call(tile_rows: slice, columns: slice) -> np.ndarray:
-            inputs["sample"] = sample[..., tile_rows, columns]
+        def call(parts: Sequence[Part]) -> Sequence[np.ndarray]:
+            inputs["sample"] = stacked(sample, parts, together)
             if noise is not None:
-                inputs["noise"] = noise[..., self.coarse(tile_rows), self.coarse(columns)]
+                inputs["noise"] = stacked(noise, parts, together, self.coarse)
             out = plan.run(inputs)
             with self.lock:
-                self.done += len(rows)
+                self.done += len(rows) * len(parts)
                 if self.progress:
                     self.progress(self.done, self.total)
-            return np.stack([out[name] for name in names])
+            return np.split(np.stack([out[name] for name in names]), together, axis=1)
 
-        return dict(zip(names, self.tiles.blended(call)))
+        return dict(zip(names, self.tiles.blended(call, together)))
 
     def coarse(self, part: slice) -> slice:
         """A part of the latents' rows or columns, at the bottleneck."""

@@ -6,11 +6,15 @@ of a tile falls linearly to its edges.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .lanes import group_size
+
+Part = tuple[slice, slice]  # rows and columns of a tile
 
 OVERLAP = 4  # neighbouring tiles share about 1 / OVERLAP of their sides
 WHOLE = 4    # images with at most this many times the area of the model's own are not divided
@@ -57,29 +61,60 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.corners[0]) * len(self.corners[1])
 
-    def blended(self, make: Callable[[slice, slice], NDArray[np.float32]], scale: int = 1) -> NDArray[np.float32]:
-        """What `make` gives for the rows and columns of each tile, (..., h, w), for the whole image.
+    def batches(self, rows: int = 1) -> tuple[int, int]:
+        """The number of images in a call of a network, each of so many rows, and of tiles of each image."""
+        fit = group_size(rows, *self.tile)
+        return (fit, 1) if len(self) == 1 else (1, min(fit, len(self)))
 
-        `scale` is the number of positions in the results for one of the image. A single tile is returned as it is.
+    def blended(self,
+                make: Callable[[Sequence[Part]], Sequence[NDArray[np.float32]]],
+                together: int = 1,
+                scale: int = 1) -> NDArray[np.float32]:
+        """The average of what is made of each tile, for the whole image.
+
+        Parameters
+        ----------
+        make : callable
+            It is given up to `together` tiles and returns an array (..., h, w) for each, and perhaps more arrays.
+        together : int
+        scale : int
+            The number of positions in the arrays for one of the image.
+
+        Returns
+        -------
+        float32 array (..., H, W)
+            A single tile is returned as it was made.
         """
+        parts = [(slice(top, top + self.tile[0]), slice(left, left + self.tile[1])) for top in self.corners[0]
+                 for left in self.corners[1]]
+        if len(parts) == 1:
+            return make(parts)[0]
         whole: NDArray[np.float32] | None = None
-        for rows, columns, weight in self._weighted(scale):
-            made = make(rows, columns)
-            if len(self) == 1:
-                return made
-            if whole is None:
-                whole = np.zeros((*made.shape[:-2], self.size[0] * scale, self.size[1] * scale), np.float32)
-            whole[..., scaled(rows, scale), scaled(columns, scale)] += weight * made
+        weights = self._weights(scale)
+        for first in range(0, len(parts), together):
+            group = parts[first : first + together]
+            for (rows, columns), array, weight in zip(group, make(group), weights):
+                if whole is None:
+                    whole = np.zeros((*array.shape[:-2], self.size[0] * scale, self.size[1] * scale), np.float32)
+                whole[..., scaled(rows, scale), scaled(columns, scale)] += weight * array
         assert whole is not None  # there is at least one tile
         return whole
 
-    def _weighted(self, scale: int) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
-        """The rows and columns of each tile, and its weight in the average."""
+    def _weights(self, scale: int) -> Iterator[NDArray[np.float32]]:
+        """The weights of the tiles in the average, tile by tile."""
         vertical, horizontal = (_weights(size * scale, tile * scale, [corner * scale for corner in corners])
                                 for size, tile, corners in zip(self.size, self.tile, self.corners))
-        for top, above in zip(self.corners[0], vertical):
-            for left, beside in zip(self.corners[1], horizontal):
-                yield slice(top, top + self.tile[0]), slice(left, left + self.tile[1]), above[:, None] * beside
+        return (above[:, None] * beside for above in vertical for beside in horizontal)
+
+
+def stacked(array: np.ndarray, parts: Sequence[Part], count: int,
+            change: Callable[[slice], slice] = lambda part: part) -> np.ndarray:
+    """The parts (N, ..., h, w) of an array, one after the other; `count` of them, by repeating the last.
+
+    `change` turns the rows or columns of a tile into those of the array.
+    """
+    every = [array[..., change(rows), change(columns)] for rows, columns in parts]
+    return np.concatenate(every + [every[-1]] * (count - len(every)))
 
 
 def scaled(part: slice, scale: int) -> slice:
