@@ -245,6 +245,8 @@ def generate_few(arguments) -> list[dict]:
         shared = job | dict(variants=SHARED, method="cycle", share_source=True)
         authors = {name: value for name, value in job.items() if name != "vae"} | dict(steps=1, strength=1.0)
         engines = [("dreamda-c, sdedit", sys.executable, "engine_ours.py", job | dict(method="sdedit")),
+                   ("dreamda-c, sdedit, keep objects", sys.executable, "engine_ours.py",
+                    job | dict(method="sdedit", keep="objects")),
                    (f"dreamda-c, cycle, share_source, K {SHARED}", sys.executable, "engine_ours.py", shared),
                    ("diffusers' img2img", arguments.peer_python, "engine_torch.py", peer),
                    ("diffusers' img2img, U-Net in OpenVINO", arguments.peer_python, "engine_openvino.py",

@@ -39,8 +39,11 @@ def load(job):
         size = (job["size"], job["size"]) if job.get("size") else None
         pipe = dreamda.Pipeline.load(job["model"], job["dtype"], job["threads"], size, job.get("vae"))
         images = rng.integers(0, 256, (job["images"], *pipe.size, 3), dtype=np.uint8)
-        names = ("variants", "steps", "strength", "share_source", "method")
+        names = ("variants", "steps", "strength", "share_source", "method", "keep")
         options = {name: job[name] for name in names if name in job}
+        if "keep" in job:
+            y, x = np.ogrid[-1 : 1 : pipe.size[0] * 1j, -1 : 1 : pipe.size[1] * 1j]
+            options["masks"] = [y * y + x * x < 0.25] * len(images)
 
         calls = timed_calls(pipe.unet) if job.get("time_steps") else {}
 

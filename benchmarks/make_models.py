@@ -3,14 +3,16 @@ peers' environment.
 
     PEER/bin/python benchmarks/make_models.py OUT
     PEER/bin/python benchmarks/make_models.py OUT --lcm                  # a latent consistency model, and TAESD's shape
+    PEER/bin/python benchmarks/make_models.py OUT --inpaint              # an inpainting model: 9 input channels
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml             # the U-Net of MODEL for OpenVINO, 2 rows
     PEER/bin/python benchmarks/make_models.py MODEL FILE.onnx            # for ONNX Runtime; weights beside it
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml --step      # for a whole DreamDA step: 4 rows, noise
 
 OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L text encoder; the tokenizer is
 fashion-mini's, padded to 77 tokens (speed does not depend on its words). With --lcm the U-Net takes the guidance as an
-input (256 numbers, as LCM_Dreamshaper_v7's), the weights are float16, and OUT/taesd is an AutoencoderTiny. Exported
-networks have static shapes and float32 weights; the U-Net of a latent consistency model has 1 row.
+input (256 numbers, as LCM_Dreamshaper_v7's), the weights are float16, and OUT/taesd is an AutoencoderTiny; with
+--inpaint they are float16 too. Exported networks have static shapes and float32 weights; the U-Net of a latent
+consistency model has 1 row.
 """
 
 import argparse
@@ -41,13 +43,14 @@ TOKENS = 77
 GUIDANCE = 256  # numbers that tell a latent consistency model its guidance
 
 
-def make(out: Path, lcm: bool) -> None:
+def make(out: Path, lcm: bool, inpaint: bool = False) -> None:
     if (out / "model_index.json").exists():
         return
     torch.manual_seed(0)
     out.mkdir(parents=True, exist_ok=True)
-    dtype = torch.float16 if lcm else torch.float32
-    unet = UNet2DConditionModel(**UNET, time_cond_proj_dim=GUIDANCE if lcm else None).eval()
+    dtype = torch.float16 if lcm or inpaint else torch.float32
+    channels = {"in_channels": 9} if inpaint else {}
+    unet = UNet2DConditionModel(**UNET | channels, time_cond_proj_dim=GUIDANCE if lcm else None).eval()
     unet.to(dtype).save_pretrained(out / "unet")
     AutoencoderKL(**VAE).to(dtype).save_pretrained(out / "vae")
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
@@ -121,8 +124,9 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--step", action="store_true")
     parser.add_argument("--lcm", action="store_true")
+    parser.add_argument("--inpaint", action="store_true")
     arguments = parser.parse_args()
     if arguments.file:
         export(arguments.model, arguments.file, arguments.step)
     else:
-        make(arguments.model, arguments.lcm)
+        make(arguments.model, arguments.lcm, arguments.inpaint)
