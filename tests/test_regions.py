@@ -6,7 +6,7 @@ import pytest
 import dreamda
 from dreamda.generation import recursions
 from dreamda.generation.options import GenerationOptions
-from dreamda.generation.regions import Canvas, kept_weight
+from dreamda.generation.regions import Canvas, kept_weight, laid_over
 from dreamda.options import ParameterError
 
 METHODS = ("cycle", "asymmetric", "sdedit")
@@ -116,6 +116,20 @@ def test_a_canvas_keeps_the_aspect_ratio_and_gives_the_size_back(shape):
         weight = kept_weight(thin, keep, canvas.edge)
         kept = canvas.kept_latents(weight, keep, 8)
         assert kept.any() if keep == "objects" else not kept.all()
+
+
+@pytest.mark.parametrize("keep", ["objects", "background"])
+@pytest.mark.parametrize("shape, edge", [((1, 1), 1), ((5, 9), 2), ((30, 21), 3), ((4, 4), 7)])
+def test_the_edge_is_a_mean_over_the_grown_region(shape, edge, keep):
+    mask = np.random.default_rng(edge).random(shape) < 0.2
+    region = np.pad(mask if keep == "objects" else ~mask, edge, "edge")
+    windows = np.lib.stride_tricks.sliding_window_view
+    grown = windows(region, (2 * edge + 1,) * 2).any((2, 3))
+    weight = windows(np.pad(grown, edge, "edge"), (2 * edge + 1,) * 2).mean((2, 3), np.float32)
+    assert np.allclose(kept_weight(mask, keep, edge), weight, atol=1e-6)
+    image, made = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    laid = laid_over(image, made[None], weight)[0]
+    assert np.abs(laid - (weight[..., None] * image + (1 - weight[..., None]) * made)).max() <= 0.5 + 1e-4
 
 
 def test_a_float_mask_is_its_own_edge(pipe):

@@ -103,7 +103,7 @@ def _touched(region: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.boo
     """A region on a grid of another size: the positions whose area it touches."""
     rows, columns = ([np.arange(n) * side // n for n, side in zip(size, region.shape)])
     last_rows, last_columns = ([-(-(np.arange(n) + 1) * side // n) for n, side in zip(size, region.shape)])
-    sums = np.pad(region, ((1, 0), (1, 0))).cumsum(0, dtype=np.int64).cumsum(1)
+    sums = np.pad(region, ((1, 0), (1, 0))).cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32)
     inside = (sums[last_rows][:, last_columns] - sums[rows][:, last_columns] - sums[last_rows][:, columns] +
               sums[rows][:, columns])
     return inside > 0
@@ -129,14 +129,13 @@ def kept_weight(mask: np.ndarray, keep: Keep, edge: int) -> NDArray[np.float32]:
     return (_window_sums(grown, edge) / np.float32((2 * edge + 1) ** 2)).astype(np.float32)
 
 
-def _window_sums(region: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
+def _window_sums(region: NDArray[np.bool_], radius: int) -> NDArray[np.int32]:
     """The number of a region's pixels in the square around each pixel; its edge is continued beyond the image."""
-    sums = np.pad(region, radius, "edge").astype(np.int64)
-    for axis in (0, 1):
-        sums = np.insert(sums.cumsum(axis), 0, 0, axis)
-        n = region.shape[axis]
-        sums = np.take(sums, np.arange(n) + 2 * radius + 1, axis) - np.take(sums, np.arange(n), axis)
-    return sums
+    sums = np.pad(region, radius, "edge").cumsum(0, dtype=np.int32)
+    sums[2 * radius + 1 :] -= sums[: -2 * radius - 1].copy()
+    sums = sums[2 * radius :].cumsum(1, dtype=np.int32)
+    sums[:, 2 * radius + 1 :] -= sums[:, : -2 * radius - 1].copy()
+    return sums[:, 2 * radius :]
 
 
 def seam(weight: NDArray[np.float32], width: int) -> NDArray[np.bool_]:
@@ -153,8 +152,11 @@ def seam(weight: NDArray[np.float32], width: int) -> NDArray[np.bool_]:
 
 def laid_over(image: NDArray[np.uint8], made: NDArray[np.uint8], weight: NDArray[np.float32]) -> NDArray[np.uint8]:
     """An image's own pixels over new ones (..., H, W, 3), by weight; at weight 1, exactly the image's own."""
-    share = weight[..., None]
-    return np.rint(share * image.astype(np.float32) + (1 - share) * made.astype(np.float32)).astype(np.uint8)
+    result = np.where((weight == 1)[..., None], image, made)
+    edge = (0 < weight) & (weight < 1)
+    share = weight[edge][:, None]
+    result[..., edge, :] = np.rint(share * image[edge].astype(np.float32) + (1 - share) * made[..., edge, :])
+    return result
 
 
 def as_masks(masks: np.ndarray | Sequence[np.ndarray] | None, shapes: Sequence[tuple[int, int]],
