@@ -36,6 +36,7 @@ class FakePipeline:
     fingerprint = "f" * 64
     threads_matter = False
     loras = embeddings = ()
+    conditioning = "text"
 
     def __init__(self, on_call=None, variant_by_variant=False):
         self.calls, self.variants, self.on_call, self.variant_by_variant = [], set(), on_call, variant_by_variant

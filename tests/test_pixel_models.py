@@ -2,12 +2,16 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dreamda
-from dreamda import Pipeline, _core
+from dreamda import Pipeline, _core, cli
+from dreamda.data.class_labels import number_classes
+from dreamda.data.folders import ImageFolder
 from dreamda.generation.recursions import STREAM_BOTTLENECK, STREAM_START, STREAM_STEP
 from dreamda.options import ParameterError
 from networks import write_model, write_pixel_model
@@ -195,3 +199,118 @@ def test_the_network_alone(models):
             network(x, 5, **call)
     with pytest.raises(ValueError, match="sample: 15 x 16 is not a multiple of 2"):
         plain(x[:, :, 1:], 5)
+
+
+# ---- data sets
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Three images in each of four class folders, and captions that such a model cannot read."""
+    rng = np.random.default_rng(1)
+    for label in ("bag", "boot", "coat", "shirt"):
+        (tmp_path / "real" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "real" / label / f"{number}.png")
+    return tmp_path / "real"
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def generate(real, out, model, *more):
+    return run("generate", real, "--out", out, "--model", model, "--variants", 2, "--steps", 2, "--dtype", "f32",
+               "--threads", 1, *more)
+
+
+def images(out):
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
+
+
+@pytest.mark.parametrize("name", ["plain", "classes"])
+def test_a_run_its_shards_and_its_replay(models, real, tmp_path, capsys, name):
+    out, parts = tmp_path / "out", tmp_path / "parts"
+    assert generate(real, out, models / name) == 0
+    printed = capsys.readouterr().out
+    classes = name == "classes"
+    says = "classes of the model: bag is 0, boot is 1, coat is 2, shirt is 3" if classes else "takes no prompts"
+    assert says in printed
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    numbers = {"bag": "0", "boot": "1", "coat": "2", "shirt": "3"}
+    assert len(rows) == 24 and all(row["prompt"] == (numbers[row["label"]] if classes else "") for row in rows)
+    recorded = json.loads((out / "run.json").read_text())
+    assert recorded.get("class_labels") == ({k: int(v) for k, v in numbers.items()} if classes else None)
+    for part in ("1/2", "0/2"):
+        assert generate(real, parts, models / name, "--shard", part) == 0
+    assert images(parts) == images(out)
+    for path in sorted(out.rglob("*.png"))[::5]:
+        path.unlink()
+    before = images(parts)
+    assert generate(real, out, models / name) == 0 and images(out) == before
+    again = "--out", tmp_path / "again", "--model", models / name, "--threads", 1
+    assert run("replay", out / "run.json", real, *again) == 0
+    assert "24" in capsys.readouterr().out and images(tmp_path / "again") == before
+
+
+def test_few_steps_and_labelled_images(models, real, tmp_path):
+    """LCM's sampler on a model in pixel space, and objects that stay."""
+    assert generate(real, tmp_path / "few", models / "classes", "--scheduler", "lcm") == 0
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9] = 1
+    for number in range(3):
+        Image.fromarray(mask).save(masks / f"{number}.png")
+    assert generate(real / "bag", tmp_path / "kept", models / "plain", "--masks", masks) == 0
+    made = next((tmp_path / "kept").rglob("0-000.png"))
+    kept = np.asarray(Image.open(made))[mask > 0]
+    assert np.array_equal(kept, np.asarray(Image.open(real / "bag/0.png"))[mask > 0])
+
+
+def test_names_of_classes(models, real, tmp_path, capsys):
+    """The names in dreamda.json number the folders, which need not be all of the model's classes."""
+    model = shutil.copytree(models / "classes", tmp_path / "named")
+    (model / "dreamda.json").write_text(json.dumps({"classes": ["shirt", "coat", "boot", "bag"]}))
+    shutil.rmtree(real / "boot")
+    assert generate(real, tmp_path / "out", model) == 0
+    assert "bag is 3, coat is 1, shirt is 0" in capsys.readouterr().out
+    (model / "dreamda.json").write_text(json.dumps({"classes": ["shirt", "bag", "boot", "coat"]}))
+    assert generate(real, tmp_path / "out", model) == 2
+    assert "numbering of the classes" in capsys.readouterr().err
+
+
+def test_the_order_of_sorted_names(tmp_path):
+    folder = ImageFolder(tmp_path, ("b", "B", "10", "9"), (), ())
+    assert number_classes(folder) == {"10": 0, "9": 1, "B": 2, "b": 3}
+
+
+@pytest.mark.parametrize("model, about, more, message", [
+    ("plain", {}, ["--template", "a {}"], "--template: has no effect"),
+    ("classes", {}, ["--guidance-scale", "2"], "--guidance-scale: has no effect"),
+    ("plain", {}, ["--negative-prompt", "x"], "--negative-prompt: has no effect"),
+    ("classes", {}, ["--vae", "somewhere"], "--vae: is not possible: this model works on pixels"),
+    ("classes", {"classes": ["bag", "boot", "coat"]}, [], "shirt is no class of"),
+    ("classes", {"classes": ["bag", "boot", "coat", "shirt", "hat"]}, [], "'classes' has 5 names, and the U-Net 4"),
+    ("classes", {"classes": ["bag", "bag"]}, [], "'classes' must be a list of different names"),
+    ("classes", None, [], "has 3 class folders and"),
+])
+def test_commands_that_are_refused(models, real, tmp_path, capsys, model, about, more, message):
+    """One sentence, exit 2, and nothing is written."""
+    folder = shutil.copytree(models / model, tmp_path / "model")
+    if about is None:
+        shutil.rmtree(real / "coat")
+    elif about:
+        (folder / "dreamda.json").write_text(json.dumps(about))
+    assert generate(real, tmp_path / "out", folder, *more) == 2
+    error = capsys.readouterr().err
+    assert message in error and not (tmp_path / "out").exists()
+
+
+def test_inspect_and_dry_run(models, real, tmp_path, capsys):
+    assert run("inspect", models / "classes", "--json", "--threads", 1) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["conditioning"] == "class" and list(about["parts"]) == ["unet"] and about["latent"] == [3, 16, 16]
+    assert generate(real, tmp_path / "out", models / "plain", "--dry-run") == 0
+    assert "24 images" in capsys.readouterr().out and not (tmp_path / "out").exists()

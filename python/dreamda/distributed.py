@@ -164,7 +164,7 @@ class RayWorkers:
 
     Attributes
     ----------
-    size, dtype, fingerprint, threads_matter, folder, vae_folder, loras, embeddings
+    size, dtype, fingerprint, threads_matter, conditioning, folder, vae_folder, loras, embeddings
         As in `Pipeline`, from the first worker.
     threads : int
     count : int
@@ -248,7 +248,7 @@ class RayWorkers:
         self.size, self.dtype, self.fingerprint = about["size"], about["dtype"], about["fingerprint"]
         self.threads_matter, self.environment = about["threads_matter"], about["environment"]
         self.folder, self.vae_folder, self.loras = about["folder"], about["vae_folder"], about["loras"]
-        self.embeddings = about["embeddings"]
+        self.embeddings, self.conditioning = about["embeddings"], about["conditioning"]
         self.notes += [text for lora in self.loras for text in lora.warnings()]
         if about["dreamda"] != __version__:
             raise ValueError(
@@ -355,7 +355,7 @@ class _Worker:
         return {
             "size": pipe.size, "dtype": pipe.dtype, "fingerprint": pipe.fingerprint, "threads_matter":
             pipe.threads_matter, "folder": pipe.folder.resolve(),
-            "vae_folder": pipe.vae_folder and pipe.vae_folder.resolve(),
+            "vae_folder": pipe.vae_folder and pipe.vae_folder.resolve(), "conditioning": pipe.conditioning,
             "loras": pipe.loras, "embeddings": pipe.embeddings, "dreamda":
             __version__, "environment": environment(), "host": socket.gethostname()
         }

@@ -19,6 +19,8 @@ from ..presets import presets
 from ..progress import bar
 
 if TYPE_CHECKING:
+    from ..data.folders import ImageFolder
+    from ..data.prompts import Prompts
     from ..generation.pipeline import Pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -269,6 +271,26 @@ def only_out(argument: Path | None, option: Path | None) -> Path:
     if out is None:
         raise ValueError("--out is missing; name a folder for the images")
     return out
+
+
+def without_text(context: typer.Context, folder: ImageFolder, model: str) -> Prompts | None:
+    """What stands in place of prompts for a model that reads none; then also refuses options for prompts.
+
+    None if the model reads prompts, or is not found, which `load` reports.
+    """
+    from ..generation.pipeline import OF_TEXT
+    from ..networks.hub import find_model
+    from ..runs.checks import conditions_without_text
+
+    try:
+        place = find_model(model)
+    except (FileNotFoundError, ValueError):
+        return None
+    found = conditions_without_text(folder, place)
+    for name in ("template", "prompts", "fields", *OF_TEXT) if found else ():
+        if is_given(context, name):
+            raise ParameterError(name, f"has no effect: {model} reads no prompts; leave it out")
+    return found
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -145,6 +145,9 @@ def generate(
     --template or --prompts, else from the captions in metadata.jsonl or metadata.csv in REAL, else from the recipe,
     else from the class names: the folder names, or the words for them in REAL/classes.json. dreamda prompts shows them.
 
+    A class-conditional model in pixel space takes the numbers of classes instead: those of the names in the list
+    "classes" of MODEL/dreamda.json, else those of the sorted folder names.
+
     With --coco, --yolo, --voc or --masks, OUT is a data set in the same format: the images have the sizes of the real
     ones, and their annotations remain valid.
 
@@ -172,7 +175,8 @@ def generate(
     if exclude_ids is not None:
         folder = folder.without(read_names(exclude_ids))
     complain_of([], folder.notes)
-    chosen_prompts = choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
+    chosen_prompts = common.without_text(context, folder, model) or choose_prompts(
+        folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
     complain_of([], list(chosen_prompts.notes))
     check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity())
     changes = common.changes(vae, loras, scheduler, embeddings)
@@ -338,10 +342,15 @@ def _outline(folder: ImageFolder, prompts: Prompts, settings: GenerationOptions)
     shown = list(prompts.distinct(settings.variants))
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
+    made = (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
+            f"{len(folder.images):,}{folder.describe()}; ")
+    if "class_labels" in prompts.source:
+        return made + "classes of the model: " + ", ".join(f"{label} is {number}" for label, number
+                                                           in prompts.source["class_labels"].items())
+    if shown == [""]:
+        return f"{made}the model takes no prompts"
     prompted = ", ".join(f'"{text[:100]}"' for text in some)
-    prompted = ", ".join(f'"{text[:100]}"' for text in some)
-    return (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
-            f"{len(folder.images):,}{folder.describe()}; prompts: {prompted}{more}")
+    return f"{made}prompts: {prompted}{more}"
 
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:

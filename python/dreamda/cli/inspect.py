@@ -48,7 +48,10 @@ def inspect(
     chosen(GenerationOptions, options)  # refuses incompatible options before the model is loaded
     given = {name: value for name, value in options.items() if is_given(context, name)}
     changes = common.changes(vae, loras, scheduler, embeddings)
-    about = describe_model(common.load(model, dtype, threads, size, **changes), progress, **given)
+    pipe = common.load(model, dtype, threads, size, **changes)
+    if pipe.conditioning != "text":
+        pipe.check_given(given)
+    about = describe_model(pipe, progress, **given)
     if as_json:
         print(json.dumps(about, indent=1))
         return

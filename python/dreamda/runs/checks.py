@@ -5,6 +5,7 @@ its training data in ``dreamda.json`` in its folder; all fields are optional:
 
     {"training_size": [32, 32], "greyscale": true, "words": ["a", "coat", "of", "photo", ...]}
 
+A class-conditional model may name its classes by number: ``{"classes": ["cat", "dog"]}``.
 (``parts_from`` in the same file is read by `dreamda.networks.hub.part_folder`.)
 """
 from __future__ import annotations
@@ -21,8 +22,10 @@ from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
 from ..data.images import read_image
 from ..data.prompt_syntax import Syntax, plain_text, unclosed
-from ..data.prompts import class_names
-from ..networks.config import read_json
+from ..data.class_labels import number_classes, numbers_as_prompts
+from ..data.prompts import Prompts, class_names
+from ..networks.config import read_json, read_unet_config
+from ..networks.hub import part_folder
 from ..text import counted
 
 if TYPE_CHECKING:
@@ -33,6 +36,45 @@ SHOWN = 3                  # maximum number of prompts, words or classes in one 
 SAMPLE = 16                # number of images that are checked
 COLOURFUL = 8.0            # an image is in colour from this mean distance between its channels, of 255
 OTHER_SIZE = 3.0           # warn of images larger or smaller than the training images by this factor
+
+
+def conditions_without_text(folder: ImageFolder, model: Path) -> Prompts | None:
+    """What stands in place of prompts for a model without text: the numbers of classes, or nothing.
+
+    Parameters
+    ----------
+    folder : ImageFolder
+    model : Path
+        The model's folder.
+
+    Returns
+    -------
+    Prompts or None
+        None if the model reads prompts.
+
+    Raises
+    ------
+    ValueError
+        A class of `folder` has no number, or a file of the model is damaged.
+    """
+    config = read_unet_config(part_folder(model, "unet"))
+    if config["context_dim"]:
+        return None
+    if not config["class_embedding"]:
+        return Prompts({image.key: "" for image in folder.images}, {})
+    if folder.sizes is not None:
+        raise ValueError(f"{model} is class-conditional, and labelled images show several classes; use an "
+                         "unconditional model, or one that reads prompts")
+    names, count = read_purpose(model).get("classes"), config["num_class_embeds"] or None
+    if names is not None and count is not None and len(names) > count:
+        raise ValueError(f"{model / NAME}: 'classes' has {len(names)} names, and the U-Net {count} classes")
+    return numbers_as_prompts(folder, number_classes(folder, count, names, model))
+
+
+def conditions_of(folder: ImageFolder, pipeline: Any) -> Prompts | None:
+    """`conditions_without_text` for the model of a pipeline."""
+    text = getattr(pipeline, "conditioning", "text") == "text"  # of objects that are like a pipeline, too
+    return None if text else conditions_without_text(folder, pipeline.folder)
 
 
 def check_prompts(folder: ImageFolder, prompts: Mapping[str, str], tokenizer: Tokenizer,
@@ -195,6 +237,10 @@ def read_purpose(model: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: 'words' must be a list of texts")
     if type(about.get("greyscale", False)) is not bool:
         raise ValueError(f"{path}: 'greyscale' must be true or false")
+    classes = about.get("classes")
+    if classes is not None and not (isinstance(classes, list) and classes and all(
+            isinstance(name, str) and name for name in classes) and len(set(classes)) == len(classes)):
+        raise ValueError(f"{path}: 'classes' must be a list of different names, by number")
     return about
 
 

@@ -34,6 +34,7 @@ from ..data.templates import Prompt
 from ..generation.options import GenerationOptions
 from ..options import ParameterError
 from ..text import counted, in_brackets
+from .checks import conditions_of
 from .files import OutputError, StopOnSignals
 from .inspection import BITS, differences
 from .output import (PLACES, Finished, LeftOut, Part, RunFolder, check_out, output_stems, places, run_identity,
@@ -227,7 +228,8 @@ def generate_dataset(folder: ImageFolder,
         raise ParameterError("diverse", "chooses the starts of all variants of an image together, and with `compose` "
                                         "each is made from a picture of its own; leave one of the two off")
     if prompts is None:
-        prompts = choose_prompts(folder, DEFAULT_TEMPLATE, prompt_syntax=settings.prompt_syntax)
+        prompts = conditions_of(folder, pipeline) or choose_prompts(folder, DEFAULT_TEMPLATE,
+                                                                    prompt_syntax=settings.prompt_syntax)
     prompts = as_prompts(prompts)
     prompt_source = prompts.source if prompt_source is None else prompt_source
     if isinstance(prompts.choice, Listed):

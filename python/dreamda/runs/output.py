@@ -53,7 +53,7 @@ FORMAT = 2
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
-               "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
+               "class_labels", "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
 PLACES = ("real", "labels_path")
 SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
 MAX_SHARDS = 1 << 16
@@ -67,10 +67,11 @@ def run_identity(folder: ImageFolder, settings: GenerationOptions, prompt_source
     """The fields of run.json that are known before the model is loaded, besides `ImageFolder.identity`."""
     from .. import __version__
 
+    numbers = {"class_labels": prompt_source["class_labels"]} if "class_labels" in prompt_source else {}
     excluded = "\n".join(f"{digest_if_readable(folder.path(image))} {image.key}" for image in folder.excluded)
     return {"format": FORMAT, "dreamda": __version__, "template": prompt_source.get("template"),
             "prompts_sha256": prompt_source.get("prompts_sha256"),
-            "fields_sha256": prompt_source.get("fields_sha256"), **asdict(settings), **asdict(safeguards),
+            "fields_sha256": prompt_source.get("fields_sha256"), **numbers, **asdict(settings), **asdict(safeguards),
             "exclude_ids_sha256": hashlib.sha256(excluded.encode()).hexdigest() if excluded else None}
 
 
@@ -188,7 +189,8 @@ _OPTIONS = {
     "labels": ("format of annotations", True), "labels_sha256": ("content of the annotations", False),
     "format": ("format of run.json", True), "dreamda": ("version of dreamda", True),
     "model_sha256": ("--model, --vae, --lora, --scheduler or --embedding", False),
-    "prompts_sha256": ("--prompts file", False), "fields_sha256": ("--fields", False)
+    "prompts_sha256": ("--prompts file", False), "fields_sha256": ("--fields", False),
+    "class_labels": ("numbering of the classes", True)
 }
 
 

@@ -40,6 +40,7 @@ from ..text import counted, in_brackets
 from ..training.classifier import AMSTClassifier
 from ..training.recipe import natural_size
 from ..training.views import SMALL, keyed
+from .checks import conditions_of
 from .files import OutputError, StopOnSignals
 from .generate import generate_dataset
 from .inspection import describe_model
@@ -404,7 +405,7 @@ class _Trial:
              f"{', '.join(plan.presets)}; {plan.folds} folds, trainings of {plan.steps} steps at {self.size[0]} x "
              f"{self.size[1]} pixels; about {plan.seconds / 60:.0f} of {self.minutes:g} minutes for the first round")
         trial = Trial(plan, skipped=self.skipped)
-        self.prompts = choose_prompts(self.used)
+        self.prompts = conditions_of(self.used, self.pipeline) or choose_prompts(self.used)
         for preset in plan.presets:
             if (stopped := self.generate(preset, watch)) is not None:
                 trial.signal = stopped
