@@ -90,6 +90,19 @@ def compare_inpainting(report: Report, work: Path) -> None:
         report.line("inpaint", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
 
 
+def compare_sdxl(report: Report, work: Path) -> None:
+    """Latents by their error; pixels may differ by one where a value lies between two."""
+    ours, reference = (np.load(work / "sdxl-img2img" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        if name.endswith(".pixels"):
+            off = np.abs(ours[name].astype(int) - reference[name])
+            passed, text = off.max() <= 1 and (off > 0).mean() < 0.01, f"{(off > 0).sum()} of {off.size} differ"
+        else:
+            error = nmse(ours[name], reference[name])
+            passed, text = error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}"
+        report.line("sdxl", name, bool(passed), text)
+
+
 def compare_tokens(report: Report, work: Path) -> None:
     ours, reference = (np.load(work / "tokens" / f"{side}.npz") for side in ("ours", "reference"))
     for name in reference.files:
@@ -123,7 +136,7 @@ def main() -> int:
                         help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "loras", "trajectories", "inpaint", "tokens", "prompts"]
+    names = [*CASES, "loras", "trajectories", "inpaint", "sdxl-img2img", "tokens", "prompts"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -153,6 +166,12 @@ def main() -> int:
             run(options.ours_python, "inpaint_ours.py", str(work / "inpaint"))
             run(options.reference_python, "inpaint_reference.py", str(work / "inpaint"), str(MODEL))
             compare_inpainting(report, work)
+        if "sdxl-img2img" in options.cases:
+            place = str(work / "sdxl-img2img")
+            run(options.reference_python, "sdxl_reference.py", place, str(MODEL / "tokenizer"))
+            run(options.ours_python, "sdxl_ours.py", place)
+            run(options.reference_python, "sdxl_reference.py", place)
+            compare_sdxl(report, work)
         if "tokens" in options.cases:
             run(options.ours_python, "token_ours.py", str(work / "tokens"))
             run(options.reference_python, "token_reference.py", str(work / "tokens"))

@@ -59,7 +59,7 @@ def inspect(
     for text in about["loras"]:
         print(printable(f"  {text}"))
     for name, part in about["parts"].items():
-        print(f"  {name:<13} {part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
+        print(f"  {name:<14}{part['parameters']:>13,} parameters {part['bytes'] / 2**20:>9,.1f} MiB on disk")
     print(
         f"  images        {about['size'][0]} x {about['size'][1]}, latents {' x '.join(map(str, about['latent']))}, "
         f"predicts {about['prediction']}\n"

@@ -75,7 +75,8 @@ class Pipeline:
 
     Parameters
     ----------
-    unet, vae, text_encoder, schedule, folder, size, vae_folder, loras, scheduler, embeddings
+    unet, vae, text_encoder, schedule, folder, size, vae_folder, loras, scheduler, embeddings, text_encoder_2,
+    force_zeros_for_empty_prompt
         The attributes below. By default, `size` is the size that the U-Net was made for, and `vae_folder` the VAE in
         `folder`.
 
@@ -84,8 +85,8 @@ class Pipeline:
     unet : UNet
     vae : VAE or dreamda.networks.models.PixelSpace
         The latter for a model in pixel space.
-    text_encoder : TextEncoder or None
-        None for a model in pixel space.
+    text_encoder, text_encoder_2 : TextEncoder or None
+        None for a model in pixel space. Only SDXL has a second.
     conditioning : {"text", "class", "none"}
         What tells the model what to make: prompts, the numbers of classes, or nothing.
     guided_by_rows : bool
@@ -108,6 +109,8 @@ class Pipeline:
         The sampler of `schedule`, if it is not the model's own.
     embeddings : tuple of dreamda.networks.embeddings.Embedding
         Their tokens were added to those of the text encoder.
+    force_zeros_for_empty_prompt : bool
+        Whether zeros stand for the embedding of a missing negative prompt, as in SDXL.
     """
 
     def __init__(self,
@@ -120,9 +123,12 @@ class Pipeline:
                  vae_folder: Path | None = None,
                  loras: Sequence[Lora] = (),
                  scheduler: str | None = None,
-                 embeddings: Sequence[Embedding] = ()) -> None:
+                 embeddings: Sequence[Embedding] = (),
+                 text_encoder_2: TextEncoder | None = None,
+                 force_zeros_for_empty_prompt: bool = False) -> None:
         self.loras, self.scheduler, self.embeddings = tuple(loras), scheduler, tuple(embeddings)
         self.unet, self.vae, self.text_encoder, self.schedule, self.folder = unet, vae, text_encoder, schedule, folder
+        self.text_encoder_2, self.force_zeros_for_empty_prompt = text_encoder_2, force_zeros_for_empty_prompt
         own_vae = None if isinstance(vae, PixelSpace) else part_folder(folder, "vae")
         self.vae_folder = own_vae if vae_folder is None else vae_folder
         self.conditioning: Literal["text", "class", "none"] = (
@@ -133,7 +139,7 @@ class Pipeline:
                                 vae.factor * unet.config["size_multiple"])
         self.dtype, self.threads = unet.dtype, unet.threads
         self.threads_matter = not is_small(self.size[0] // vae.factor, self.size[1] // vae.factor)
-        self._contexts: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._embedded: OrderedDict[tuple[str, str], dict[str, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
         channels, latent = (unet.config["in_channels"], unet.config["out_channels"]), vae.config["latent_channels"]
         if channels not in ((latent, latent), (2 * latent + 1, latent)):
@@ -146,10 +152,29 @@ class Pipeline:
         if unet.takes_class_labels:
             raise ValueError(f"{folder}: its U-Net takes class labels beside the text, which is not supported; a UNet "
                              "alone can be loaded")
-        if unet.config["context_dim"] != text_encoder.config["hidden_size"]:
-            raise ValueError(
-                f"{folder}: the U-Net's cross_attention_dim {unet.config['context_dim']} is not the text encoder's "
-                f"hidden_size {text_encoder.config['hidden_size']}")
+        self._check_text(text_encoder, text_encoder_2)
+
+    def _check_text(self, first: TextEncoder, second: TextEncoder | None) -> None:
+        """Refuse a U-Net that the text encoders do not fit."""
+        unet = self.unet.config
+        if self.unet.takes_size != (second is not None):
+            raise ValueError(f"{self.folder}: its U-Net {'takes' if second is None else 'does not take'} the pooled "
+                             f"text of a second text encoder, and it has {'none' if second is None else 'one'}")
+        encoders = [first] if second is None else [first, second]
+        width = sum(encoder.config["hidden_size"] for encoder in encoders)
+        if unet["context_dim"] != width:
+            raise ValueError(f"{self.folder}: the U-Net's cross_attention_dim {unet['context_dim']} is not the "
+                             f"hidden_size {width} of the text encoder{'' if second is None else 's'}")
+        if second is None:
+            return
+        if unet["text_embeds_dim"] != second.config["projection_dim"]:
+            raise ValueError(f"{self.folder}: the U-Net takes a pooled text of {unet['text_embeds_dim']} values, and "
+                             f"its second text encoder gives {second.config['projection_dim']}; refiners are not "
+                             "supported")
+        lengths = [encoder.tokenizer.length for encoder in encoders if encoder.tokenizer is not None]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"{self.folder}: the tokenizers of its two text encoders have other model_max_length: "
+                             f"{lengths[0]} and {lengths[1]}")
 
     @classmethod
     def load(cls,
@@ -168,7 +193,7 @@ class Pipeline:
         model : str or path
             A bundled name ("fashion-mini", or its few-step student "fashion-mini-lcm"), a folder in diffusers' format,
             or a model id on the Hugging Face hub ("owner/name" or "owner/name@revision", fetched with the `hub` extra).
-            It is a Stable Diffusion 1.x or 2.x model or, with a UNet2DModel, a model in pixel space (DDPMPipeline,
+            It is a Stable Diffusion 1.x, 2.x or XL model or, with a UNet2DModel, a model in pixel space (DDPMPipeline,
             DDIMPipeline), unconditional or class-conditional.
         dtype : {"auto", "f32", "bf16"}
             "auto" is bf16 if the CPU has instructions for it.
@@ -182,7 +207,7 @@ class Pipeline:
             for the same latents.
         loras : sequence of (path, float)
             LoRA files of peft, diffusers or kohya's scripts, with their scales. They are added to the weights of the
-            U-Net and the text encoder.
+            U-Net and the text encoders.
         scheduler : {"lcm", "tcd", "euler-trailing", "ddim-trailing", "dpm"}, optional
             The sampler, if a LoRA needs another one than the model's own: "lcm" for an LCM-LoRA.
         embeddings : sequence of path or (path, str)
@@ -207,11 +232,7 @@ class Pipeline:
         own = part_folder(folder, "vae")
         vae_folder = own if vae is None else _other_vae(Path(vae), own)
         parts = read_json(folder / "model_index.json")
-        text = parts.get("text_encoder")
-        if isinstance(text, list) and text[-1:] not in ([None], ["CLIPTextModel"]):
-            raise ValueError(
-                f"{folder / 'model_index.json'}: the text encoder {str(text)[:200]} is not "
-                "supported, only CLIPTextModel is")
+        two = _has_two_text_encoders(folder / "model_index.json", parts)
         learned = open_embeddings(embeddings)
         with opened(loras) as found:
             return cls(
@@ -226,6 +247,9 @@ class Pipeline:
                 found,
                 scheduler,
                 learned,
+                TextEncoder.load(part_folder(folder, "text_encoder_2"), part_folder(folder, "tokenizer_2"), dtype,
+                                 threads, found) if two else None,
+                parts.get("force_zeros_for_empty_prompt", two) is True,
             )
 
     @classmethod
@@ -267,6 +291,10 @@ class Pipeline:
         files.append(("scheduler", place["scheduler"] / "scheduler_config.json"))
         files += [("tokenizer", file) for file in sorted(place["tokenizer"].glob("*.json"))]
         files.append(("tokenizer", place["tokenizer"] / "merges.txt"))
+        if self.text_encoder_2 is not None:
+            tokenizer = part_folder(self.folder, "tokenizer_2")
+            files.append(("text_encoder_2", part_folder(self.folder, "text_encoder_2") / "config.json"))
+            files += [("tokenizer_2", file) for file in [*sorted(tokenizer.glob("*.json")), tokenizer / "merges.txt"]]
         for part, network in self.networks.items():
             files += [(part, file) for file in network.files]
         digest = hashlib.sha256()
@@ -279,12 +307,15 @@ class Pipeline:
             digest.update(f"scheduler {self.scheduler}\n".encode())
         for embedding in self.embeddings:
             digest.update(f"embedding {embedding.token}\n".encode() + bytes.fromhex(embedding.sha256))
+        if self.force_zeros_for_empty_prompt:
+            digest.update(b"force_zeros_for_empty_prompt\n")
         return digest.hexdigest()
 
     @property
     def networks(self) -> dict[str, UNet | VAE | TextEncoder]:
         """The networks by the names of their folders."""
-        parts = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        parts = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder,
+                 "text_encoder_2": self.text_encoder_2}
         return {name: part for name, part in parts.items() if isinstance(part, (UNet, VAE, TextEncoder))}
 
     def close(self) -> None:
@@ -292,7 +323,7 @@ class Pipeline:
         for part in self.networks.values():
             part.unload()
         with self._lock:
-            self._contexts.clear()
+            self._embedded.clear()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -624,8 +655,8 @@ class Pipeline:
                                                                                                        int]) -> None:
         """Embed the prompts that are needed next.
 
-        For large images, then free the memory of the text encoder: with Stable Diffusion 0.4 GiB, for the minutes that
-        an image takes.
+        For large images, then free the memory of the text encoders: with Stable Diffusion 0.4 GiB, for the minutes
+        that an image takes.
         """
         if self.text_encoder is None:
             for text in {text for variants in prompts for text in variants}:
@@ -633,11 +664,13 @@ class Pipeline:
             return
         texts = [text for variants in prompts for text in variants]
         needed = dict.fromkeys([*texts, "", options.source_prompt, options.negative_prompt])
-        missing = [p for p in needed if (p, options.prompt_syntax) not in self._contexts]
+        missing = [p for p in needed if (p, options.prompt_syntax) not in self._embedded]
         for prompt in missing:
             self.context(prompt, options.prompt_syntax)
         if missing and not is_small(*latent_size):
-            self.text_encoder.unload()
+            for part in self.networks.values():
+                if isinstance(part, TextEncoder):
+                    part.unload()
 
     def encode(self,
                images: Images,
@@ -806,30 +839,48 @@ class Pipeline:
         ParameterError
             A weight is not a number or too large, the prompt is too long, or the model reads no prompts.
         """
+        return self._text_condition(prompt, prompt_syntax, chunks)["context"]
+
+    def _text_condition(self, prompt: str, prompt_syntax: Syntax, chunks: int) -> dict[str, np.ndarray]:
+        """The U-Net's inputs for a prompt: the embedding and, for SDXL, the pooled text."""
         if self.text_encoder is None:
             raise ParameterError("prompt", "is not possible: this model reads no text")
         with self._lock:
             key = prompt, prompt_syntax
-            if key not in self._contexts:
+            if key not in self._embedded:
                 try:
-                    self._contexts[key] = (self.text_encoder([prompt])[0] if prompt_syntax == "plain" else
-                                           self.text_encoder.embed(prompt))
+                    self._embedded[key] = self._encode_prompt(self.text_encoder, prompt, prompt_syntax)
                 except ValueError as error:
                     raise ParameterError("prompts", str(error)) from error
-                if len(self._contexts) > MAX_PROMPTS:
-                    self._contexts.popitem(last=False)
-            found = self._contexts[key]
-        missing = chunks - len(found) // self.text_encoder.tokenizer.length
-        return np.concatenate([found, *[self.context("", prompt_syntax)] * missing]) if missing > 0 else found
+                if len(self._embedded) > MAX_PROMPTS:
+                    self._embedded.popitem(last=False)
+            found = self._embedded[key]
+        missing = chunks - len(found["context"]) // self.text_encoder.tokenizer.length
+        if missing <= 0:
+            return found
+        empty = self.context("", prompt_syntax)
+        return found | {"context": np.concatenate([found["context"], *[empty] * missing])}
 
+    def _encode_prompt(self, first: TextEncoder, prompt: str, prompt_syntax: Syntax) -> dict[str, np.ndarray]:
+        second = self.text_encoder_2
+        if second is None:
+            return {"context": first([prompt])[0] if prompt_syntax == "plain" else first.embed(prompt)}
+        (hidden, _), (more, pooled) = (encoder.embed_for_xl(prompt, prompt_syntax) for encoder in (first, second))
+        if len(hidden) != len(more):
+            raise ValueError(f"the two tokenizers of {self.folder} make {len(hidden)} and {len(more)} tokens of the "
+                             f"prompt {prompt[:100]!r}; they do not belong together")
+        assert pooled is not None  # its projection was compared with the U-Net
+        return {"context": np.concatenate([hidden, more], axis=-1), "text_embeds": pooled}
 
-    def condition(self, text: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> dict[str, np.ndarray]:
+    def condition(self, text: str | None, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> dict[str, np.ndarray]:
         """The inputs of a row of the U-Net that tell it what to make.
 
         Parameters
         ----------
-        text : str
+        text : str or None
             A prompt; for a class-conditional model the number of a class, and for an unconditional one the empty text.
+            None stands for a missing negative prompt: the empty text, or zeros for a model with
+            ``force_zeros_for_empty_prompt``.
         prompt_syntax, chunks
             As in `context`, for prompts.
 
@@ -844,11 +895,14 @@ class Pipeline:
             The text is not such a number.
         """
         if self.conditioning == "text":
-            return {"context": self.context(text, prompt_syntax, chunks)}
+            found = self._text_condition(text or "", prompt_syntax, chunks)
+            if text is None and self.force_zeros_for_empty_prompt:
+                found = {name: np.zeros_like(value) for name, value in found.items()}
+            return found
         if self.conditioning == "none":
             return {}
         try:
-            return {"class_labels": self.unet.class_input(int(text), 1)[0]}
+            return {"class_labels": self.unet.class_input(int(text or ""), 1)[0]}
         except ValueError:
             classes = self.unet.config["num_class_embeds"]
             possible = f"from 0 to {classes - 1}" if classes else "as the model was trained with"
@@ -924,6 +978,20 @@ def _renumbered(callback: StepCallback | None, numbers: Sequence[int]) -> StepCa
                                                                                      for image, variant in units])
 
 
+def _has_two_text_encoders(index: Path, parts: dict[str, Any]) -> bool:
+    """Whether a model has a second text encoder, as SDXL; other kinds are refused."""
+    two = parts.get("text_encoder_2") not in (None, [None, None])
+    for part, wanted in (("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")):
+        kind = parts.get(part)
+        if isinstance(kind, list) and kind[-1:] not in ([None], [wanted]):
+            raise ValueError(f"{index}: the {part.replace('_', ' ', 1)} {str(kind)[:200]} is not supported, only "
+                             f"{wanted} is")
+    if parts.get("requires_aesthetics_score"):
+        raise ValueError(f"{index}: 'requires_aesthetics_score' is on, as of a refiner of SDXL, which is not "
+                         "supported; use a base model")
+    return two
+
+
 def _other_vae(vae: Path, replaced: Path) -> Path:
     """The folder of a VAE that replaces the model's own; ParameterError if it was made for other latents."""
     folder = Path(os.path.abspath(vae))
@@ -933,11 +1001,11 @@ def _other_vae(vae: Path, replaced: Path) -> Path:
     other, own = read_vae_config(folder), read_vae_config(replaced)
     same = ["latent_channels", "factor"]
     if other["family"] == own["family"]:  # an AutoencoderTiny gives scaled latents
-        same += ["scaling_factor", "shift_factor"]
+        same += ["scaling_factor", "shift_factor", "latents_mean", "latents_std"]
     for name in same:
         if other[name] != own[name]:
             raise ParameterError(
-                "vae", f"{vae} has the {name} {other[name]:g}, and the model's own VAE {own[name]:g}: it was made for "
+                "vae", f"{vae} has the {name} {other[name]}, and the model's own VAE {own[name]}: it was made for "
                 "other latents; use one made for this kind of model")
     return folder
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _core
-from ..networks.models import guidance_input
+from ..networks.models import guidance_input, size_input
 from .lanes import work_through
 from .options import GenerationOptions
 from .schedulers import Step
@@ -159,7 +159,7 @@ class ReverseProcess:
 
     # ---- prompts
 
-    def condition(self, prompt: str, chunks: int = 1) -> dict[str, np.ndarray]:
+    def condition(self, prompt: str | None, chunks: int = 1) -> dict[str, np.ndarray]:
         """The inputs of a row that depend on its prompt, whose embedding has at least `chunks` chunks."""
         return self.pipe.condition(prompt, self.options.prompt_syntax, chunks)
 
@@ -239,6 +239,8 @@ class ReverseProcess:
         tokens = {"tokens": inputs["context"].shape[1]} if "context" in inputs else {}
         _, together = self.tiles.batches(len(rows))
         plan = self.pipe.unet.plan(lane, rows=len(rows) * together, height=h, width=w, decoders=decoders, **tokens)
+        if self.pipe.unet.takes_size:
+            inputs["time_ids"] = size_input(h * self.pipe.vae.factor, w * self.pipe.vae.factor, len(rows))
         if self.pipe.unet.takes_guidance:
             inputs["guidance"] = guidance_input([r.guidance_scale for r in rows], len(rows))
         noise: np.ndarray | None = None
@@ -313,7 +315,8 @@ class ReverseProcess:
                 for u, (image, variant) in enumerate(units)]
         if not self.guided[step.index]:
             return text
-        return [_Row(u, self.condition(self.options.negative_prompt, chunks), 0) for u in range(len(units))] + text
+        negative = self.condition(self.options.negative_prompt or None, chunks)
+        return [_Row(u, negative, 0) for u in range(len(units))] + text
 
     def source_rows(self, units: list[tuple[int, int]], chunks: int) -> list[_Row]:
         """Unconditional rows (if the source is guided), then text rows, all without perturbation."""
@@ -322,7 +325,7 @@ class ReverseProcess:
                 for u, (image, _) in enumerate(units)]
         if self.options.source_prompt == "" or guidance in (0, 1) or not self.pipe.guided_by_rows:
             return text
-        return [_Row(u, self.condition("", chunks)) for u in range(len(units))] + text
+        return [_Row(u, self.condition(None, chunks)) for u in range(len(units))] + text
 
     # ---- the recursions
 

@@ -13,7 +13,8 @@ from .config import read_json, shown
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 _ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
-_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+_WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
+            "text_encoder_2": "model"}
 
 
 def find_model(model: str | os.PathLike[str]) -> Path:
@@ -62,7 +63,7 @@ def bundled_models() -> list[str]:
 
 
 def part_folder(model: Path, part: str) -> Path:
-    """The folder of a part ("unet", "vae", "text_encoder", "tokenizer", "scheduler") of a model.
+    """The folder of a part ("unet", "vae", "text_encoder", "tokenizer", "scheduler" and so on) of a model.
 
     It is inside the model's own folder. If that has no such part, ``dreamda.json`` may name a bundled model whose
     parts are shared: ``{"parts_from": "fashion-mini"}``.
@@ -104,7 +105,8 @@ def needed_files(files: Iterable[str]) -> list[str]:
     files = sorted(files)
     needed = [
         name for name in files if name in ("model_index.json", "dreamda.json") or name.count("/") == 1 and
-        (name.startswith("tokenizer/") and name.endswith((".json", ".txt")) or name == "scheduler/scheduler_config.json"
+        (name.startswith(("tokenizer/", "tokenizer_2/")) and name.endswith((".json", ".txt"))
+         or name == "scheduler/scheduler_config.json"
          or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)
     ]
     for part, stem in _WEIGHTS.items():
@@ -162,7 +164,10 @@ def _cached(model: str, revision: str | None, reason: str) -> Path:
             f"{name}: not a local folder, not in the hub's cache, and it cannot be fetched ({reason})")
     folder = Path(index).parent
     there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    parts = read_json(folder / "model_index.json")
     for part in _WEIGHTS:
+        if part == "text_encoder_2" and not parts.get(part):
+            continue
         weights = [file for file in there if file.startswith(f"{part}/") and file.endswith(".safetensors")]
         if part_folder(folder, part) == folder / part and not weights:
             raise FileNotFoundError(

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _core
+from ..data.prompt_syntax import Syntax
 from ..options import ParameterError
 from ..text import counted
 from .config import TIME_IDS, read_text_config, read_unet_config, read_vae_config
@@ -167,7 +168,7 @@ def size_input(height: int, width: int, rows: int) -> np.ndarray:
 
     The same as those of diffusers' img2img pipeline: an image counts as made at its own size and not cropped.
     """
-    return np.tile(np.float32([height, width, 0, 0, height, width]), (rows, 1))
+    return np.tile(np.array([height, width, 0, 0, height, width], np.float32), (rows, 1))
 
 
 class Part:
@@ -531,9 +532,15 @@ class VAE(Part):
         mean, std = self.moments(images, lane)
         z = mean if noise is None else mean + std * np.asarray(noise, np.float32)
         if self.config["latents_mean"]:
-            centre, scale = (np.float32(self.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+            centre, scale = self._statistics()
             return (z - centre) * np.float32(self.config["scaling_factor"]) / scale
         return (z - np.float32(self.config["shift_factor"])) * np.float32(self.config["scaling_factor"])
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation by which the latents are normalized, each (channels, 1, 1)."""
+        mean, deviation = (np.array(self.config[name], np.float32)[:, None, None]
+                           for name in ("latents_mean", "latents_std"))
+        return mean, deviation
 
     def decode(self, latents: ArrayLike, lane: int | None = None) -> np.ndarray:
         """Images from scaled latents.
@@ -551,7 +558,7 @@ class VAE(Part):
         """
         latents = np.asarray(_array(latents, "latents", 4, "(rows, channels, height, width)"), np.float32)
         if self.config["latents_mean"]:
-            centre, scale = (np.float32(self.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+            centre, scale = self._statistics()
             z = latents * scale / np.float32(self.config["scaling_factor"]) + centre
         else:
             z = latents / np.float32(self.config["scaling_factor"]) + np.float32(self.config["shift_factor"])
@@ -796,17 +803,52 @@ class TextEncoder(Part):
             The text encoder was loaded without a tokenizer, or the prompt cannot be read.
         """
         self._need_tokenizer()
-        every = [apply_weights(self.encode_tokens(ids[None])[0], weights)
-                 for ids, weights in zip(*self.tokenizer.chunks(prompt))]
-        if not all(np.isfinite(each).all() for each in every):
-            raise ValueError(f"the weights of the prompt {prompt[:100]!r} cancel each other or are too large; write "
-                             "weights of about 0.5 to 1.5")
-        return np.concatenate(every)
+        ids, weights = self.tokenizer.chunks(prompt)
+        return _weighted(prompt, [self.encode_tokens(row[None])[0] for row in ids], weights)
+
+    def embed_for_xl(self, prompt: str, prompt_syntax: Syntax = "a1111") -> tuple[np.ndarray, np.ndarray | None]:
+        """Embedding of a prompt as SDXL takes it; see `embed` and `encode_for_xl`.
+
+        Parameters
+        ----------
+        prompt : str
+        prompt_syntax : {"a1111", "plain"}
+            "plain" reads the prompt as it is, and cuts it after one chunk.
+
+        Returns
+        -------
+        hidden : float32 array (chunks * tokenizer.length, hidden_size)
+        text_embeds : float32 array (projection_dim,) or None
+            The pooled text of the first chunk, as in A1111.
+
+        Raises
+        ------
+        ValueError
+            As in `embed`.
+        """
+        self._need_tokenizer()
+        if prompt_syntax == "plain":
+            ids = self.tokenizer([prompt])
+            weights = np.ones(ids.shape, np.float32)
+        else:
+            ids, weights = self.tokenizer.chunks(prompt)
+        encoded = [self.encode_for_xl(row[None]) for row in ids]
+        pooled = encoded[0][1]
+        return _weighted(prompt, [hidden[0] for hidden, _ in encoded], weights), None if pooled is None else pooled[0]
 
     def _need_tokenizer(self) -> None:
         if self.tokenizer is None:
             raise ValueError(
                 "prompts: this text encoder was loaded without a tokenizer; pass tokenizer=FOLDER to TextEncoder.load")
+
+
+def _weighted(prompt: str, chunks: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """The embeddings of a prompt's chunks one after the other, with the weights of their tokens."""
+    every = [apply_weights(hidden, row) for hidden, row in zip(chunks, weights)]
+    if not all(np.isfinite(each).all() for each in every):
+        raise ValueError(f"the weights of the prompt {prompt[:100]!r} cancel each other or are too large; write "
+                         "weights of about 0.5 to 1.5")
+    return np.concatenate(every)
 
 
 def apply_weights(hidden: np.ndarray, weights: np.ndarray) -> np.ndarray:
