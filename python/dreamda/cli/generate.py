@@ -274,14 +274,14 @@ def _generate(folder: ImageFolder,
               preset: str = BALANCED,
               safeguards: Safeguards = Safeguards()) -> int:
     from ..distributed import RayWorkers
-    from ..runs.checks import check_model, disk_space
+    from ..runs.checks import disk_space
     from ..runs.generate import generate_dataset
     from ..runs.inspection import environment
 
-    complain_of([], [*_prompt_notes(folder, prompts, pipe, settings),
-                     *check_model(folder, prompts.distinct(settings.variants), pipe.folder, pipe.size)])
+    texts = prompts.distinct(settings.variants)
+    complain_of([], _notes(folder, texts, pipe, settings))
     space = disk_space(_images(folder, settings, part, preview), _size_made(folder, pipe))
-    outline = f"{_outline(folder, prompts, settings)}; {space}"
+    outline = f"{_outline(folder, prompts, texts, settings)}; {space}"
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
     workers = pipe if isinstance(pipe, RayWorkers) else None
     changes = dict(changes or {})
@@ -337,9 +337,9 @@ def _images(folder: ImageFolder, settings: GenerationOptions, part: tuple[int, i
     return min(preview, images) if preview else images
 
 
-def _outline(folder: ImageFolder, prompts: Prompts, settings: GenerationOptions) -> str:
-    """One line about the images to be made: their number, their source, and some of the prompts."""
-    shown = list(prompts.distinct(settings.variants))
+def _outline(folder: ImageFolder, prompts: Prompts, texts: Mapping[str, str], settings: GenerationOptions) -> str:
+    """One line about the images to be made: their number, their source, and some of the prompts, which are `texts`."""
+    shown = list(texts)
     some = [shown[i * len(shown) // 3] for i in range(3)] if len(shown) > 3 else shown
     more = f" and {len(shown) - len(some)} more" if len(shown) > len(some) else ""
     made = (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
@@ -359,33 +359,33 @@ def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, i
     return pipe.size if sizes is None else (1, round(sum(map(math.prod, sizes)) / len(sizes)))
 
 
-def _prompt_notes(folder: ImageFolder, prompts: Prompts, pipe: Pipeline | RayWorkers,
-                  settings: GenerationOptions) -> list[str]:
+def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWorkers,
+           settings: GenerationOptions) -> list[str]:
+    """What is to be said of the prompts `texts` (each with the key of an image), and of the images and the model."""
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
-    from ..runs.checks import check_prompts, other_classes
+    from ..runs.checks import check_model, check_prompts, other_classes
 
-    place = part_folder(pipe.folder, "tokenizer")
-    if not place.is_dir():
-        return []
-    tokenizer = Tokenizer(place)
-    for embedding in pipe.embeddings:
-        tokenizer.add(embedding.tokens)
-    distinct = prompts.distinct(settings.variants)
-    return [*check_prompts(folder, distinct, tokenizer, settings.negative_prompt, settings.prompt_syntax),
-            *other_classes(folder, distinct, settings.negative_prompt, settings.prompt_syntax)]
+    notes, place = [], part_folder(pipe.folder, "tokenizer")
+    if place.is_dir():
+        tokenizer = Tokenizer(place)
+        for embedding in pipe.embeddings:
+            tokenizer.add(embedding.tokens)
+        notes += check_prompts(folder, texts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
+        notes += other_classes(folder, texts, settings.negative_prompt, settings.prompt_syntax)
+    return notes + check_model(folder, texts, pipe.folder, pipe.size)
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: Prompts,
               part: tuple[int, int]) -> int:
     """Print the estimated cost of the run on this machine."""
-    from ..runs.checks import check_model, disk_space, forecast
+    from ..runs.checks import disk_space, forecast
     from ..runs.inspection import describe_model
 
-    complain_of(list(folder.ignored),
-                [*_prompt_notes(folder, prompts, pipe, settings),
-                 *check_model(folder, prompts.distinct(settings.variants), pipe.folder, pipe.size)])
-    print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), _outline(folder, prompts, settings)])))
+    texts = prompts.distinct(settings.variants)
+    complain_of(list(folder.ignored), _notes(folder, texts, pipe, settings))
+    outline = _outline(folder, prompts, texts, settings)
+    print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
     size = "{} x {}".format(*pipe.size)

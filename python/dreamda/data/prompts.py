@@ -29,7 +29,7 @@ from .templates import CAPTION, CLASS, Prompt, Template, class_words, order_of, 
 DEFAULT_TEMPLATE = "a photo of a {}"
 CLASSES_FILE = "classes.json"
 CAPTIONS = ("text", "caption", "prompt")
-MAX_CHECKED = 200_000  # prompts that are made to be looked at before a run
+MAX_CHECKED = 50_000  # prompts that are made to be looked at before a run
 
 
 @dataclass(frozen=True)
@@ -186,15 +186,15 @@ def choose_prompts(folder: ImageFolder, template: str | Sequence[str] | None = N
     _check(templates, known, captions is not None)
     source = {"template": templates[0].text if len(templates) == 1 else [each.text for each in templates]} | source
     own = _own_values(folder, captions, prompt_syntax)
-    if folder.captions and (folder.root / CLASSES_FILE).exists():
-        words = json.dumps(class_names(folder), sort_keys=True)
-        source["prompts_sha256"] = hashlib.sha256((words + source.get("prompts_sha256", "")).encode()).hexdigest()
     return _chosen(folder, {label: tuple(templates) for label in folder.classes}, known, own, seed, source, notes)
 
 
 def _chosen(folder: ImageFolder, templates: dict[str, tuple[Template, ...]], known: Fields | None,
             own: dict[str, dict[str, Any]], seed: int, source: dict[str, Any], notes: list[str]) -> Prompts:
     """The prompts of checked templates."""
+    if folder.captions and (folder.root / CLASSES_FILE).exists():
+        words = json.dumps(class_names(folder), sort_keys=True)
+        source["prompts_sha256"] = hashlib.sha256((words + source.get("prompts_sha256", "")).encode()).hexdigest()
     every = [template for each in templates.values() for template in each]
     used = {name for template in every for name in template.fields}
     values = {name: choices for template in every for name, choices in template.inline.items()}
