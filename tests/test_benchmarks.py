@@ -141,3 +141,34 @@ def test_the_curves_of_steps_differ_in_the_model_and_the_steps_alone(efficacy_st
     kinds = [kind for curve in efficacy_steps.CURVES.values() for kind in curve.values()]
     rest = [{k: v for k, v in kind.items() if k not in ("model", "steps")} for kind in kinds]
     assert all(r == rest[0] for r in rest) and len({(k.get("model"), k["steps"]) for k in kinds}) == len(kinds)
+
+
+@pytest.fixture(scope="module")
+def efficacy_prompts(photos):
+    yield from loaded("efficacy_prompts")
+
+
+def test_rows_of_prompts_differ_in_prompts_alone(efficacy, efficacy_prompts):
+    """From the row that each is compared with; and a variant's prompt is that of `choose_prompts`."""
+    for name in efficacy_prompts.STUDENTS:
+        rows = efficacy_prompts.rows(name)
+        for row, kind in rows.items():
+            other = rows[efficacy_prompts.against(row)]
+            if kind is not None:
+                assert {k for k in {**kind, **other} if kind.get(k) != other.get(k)} <= {
+                    "templates", "fields", "negative_prompt"}
+    data = efficacy.fashion_mnist("")
+    made = efficacy.varied_prompts(data, np.array([4, 9]), ["a", "b"], ["a photo of a {}", "a {}"], None, 0, 4)
+    assert [sorted(texts) for texts in made] == [["a coat", "a coat", "a photo of a coat", "a photo of a coat"],
+                                                 ["a photo of an ankle boot"] * 2 + ["an ankle boot"] * 2]
+    assert efficacy.varied_prompts(data, np.array([4]), ["a"], None, None, 0, 4) == ["a photo of a coat"]
+
+
+def test_the_table_of_prompts_compares_draw_by_draw(efficacy_prompts):
+    records = [dict(data="fashion-mnist", method=method, draw=draw, accuracy=value)
+               for method, values in (("one template", (0.7, 0.8)), ("six templates, the model's own", (0.72, 0.83)))
+               for draw, value in enumerate(values)]
+    lines = efficacy_prompts.table(records).splitlines()
+    assert lines[2].startswith("| one template | 75.0 ± 7.1 (2 draws) |  |")
+    assert lines[3] == "| six templates, the model's own | 77.5 ± 7.8 (2 draws) | 2.5 ± 0.7 |"
+    assert "| real only | - |  |" in lines

@@ -3,12 +3,14 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_pipeline import MODEL
 
-from dreamda import Pipeline, TextEncoder
-from dreamda.data import escape_prompt
+from dreamda import Pipeline, TextEncoder, cli
+from dreamda.data import escape_prompt, load_bundled
 from dreamda.data.prompt_syntax import parse_prompt, plain_text, unclosed
 from dreamda.networks.tokenizer import MAX_CHUNKS, Tokenizer
+from dreamda.runs.manifest import read_manifest
 
 UP, DOWN = 1.1, 1 / 1.1
 LENGTH = 16  # tokens of a chunk of the bundled model
@@ -182,3 +184,19 @@ def test_plain_prompts_have_no_syntax(pipe):
 def test_bad_prompts_are_refused(pipe, prompts, message):
     with pytest.raises(ValueError, match=message):
         pipe.augment(np.zeros((1, 32, 32, 3), np.uint8), prompts, variants=3, steps=2)
+
+
+def test_a_run_with_weights_is_replayed(tmp_path, capsys):
+    """With the real engine: several templates, weights, two chunks and a negative prompt, to the same bytes."""
+    bundled, out = load_bundled(), tmp_path / "out"
+    for label in (0, 1):
+        (tmp_path / "real" / f"coat_({label})").mkdir(parents=True)
+        Image.fromarray(bundled.seeds[10 * label]).save(tmp_path / "real" / f"coat_({label})" / "0.png")
+    assert cli.main(["generate", str(tmp_path / "real"), "--out", str(out), "--model", "fashion-mini", "--steps", "2",
+                     "--variants", "3", "--dtype", "f32", "--template", "a (photo:1.3) of a {}", "--template",
+                     "a {picture|photo} BREAK of a {}", "--negative-prompt", "a [bag]"]) == 0
+    rows = read_manifest(out)
+    assert {row["fields"]["template"] for row in rows} == {"a (photo:1.3) of a {}", "a {picture|photo} BREAK of a {}"}
+    assert all(rf"coat \({row['label'][6]}\)" in row["prompt"] for row in rows) and len(rows) == 6
+    assert cli.main(["replay", str(out)]) == 0
+    assert "6 of 6 images repeated to the same bytes" in capsys.readouterr().out
