@@ -19,6 +19,7 @@ from ..presets import presets
 from ..progress import bar
 
 if TYPE_CHECKING:
+    from ..data.annotations import Labels
     from ..data.folders import ImageFolder
     from ..data.prompts import Prompts
     from ..generation.pipeline import Pipeline
@@ -240,6 +241,19 @@ PromptFile = Annotated[
     typer.Option("--prompts", metavar="FILE", rich_help_panel=PROMPTS,
                  help="JSON Lines or CSV with file_name and text for every image; or .json, an object with a prompt or "
                  "a list of prompts for each class.  [default: the captions in REAL, where there are any]")]
+Coco = Annotated[Optional[Path],
+                 typer.Option("--coco", metavar="FILE", rich_help_panel=LABELS,
+                              help="REAL is a folder of images, FILE has their COCO instances (JSON).")]
+Yolo = Annotated[Optional[Path],
+                 typer.Option("--yolo", metavar="FILE", rich_help_panel=LABELS,
+                              help="The same with an Ultralytics data.yaml and its text files.")]
+Voc = Annotated[Optional[Path],
+                typer.Option("--voc", metavar="FOLDER", rich_help_panel=LABELS,
+                             help="The same with Pascal VOC's XML files.")]
+Masks = Annotated[Optional[Path],
+                  typer.Option("--masks", metavar="FOLDER", rich_help_panel=LABELS,
+                               help="The same with a PNG per image, of the same name, whose values are classes or "
+                               "objects; 0 is the background, and in 8 bits 255 is ignored.")]
 LabelsPath = Annotated[
     Optional[Path],
     typer.Option("--labels",
@@ -305,6 +319,20 @@ def with_preset(context: typer.Context, options: Mapping[str, Any], taken: Mappi
     if is_given(context, "method"):
         ours.pop("noise_scale", None)  # it belongs to the preset's method
     return {**options, **ours}
+
+
+def read_labels(real: Path, **given: Path | None) -> Labels | None:
+    """The annotations of an option --coco, --yolo, --voc or --masks; None if there is none."""
+    from ..data.annotations import READERS
+
+    paths = {name: path for name, path in given.items() if path is not None}
+    if len(paths) > 1:
+        raise ValueError(" and ".join(f"--{name}" for name in paths) + " exclude each other; give one of them")
+    for name, path in paths.items():
+        labels = READERS[name](path, real)
+        complain_of([], labels.notes)
+        return labels
+    return None
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The commands `dreamda import` and `report`; `dreamda.cli` registers them."""
+"""The commands `dreamda import`, `crops` and `report`; `dreamda.cli` registers them."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ..text import counted
-from .common import (Debug, LabelsPath, OutArgument, Progress, Threads, add_command, check_result, complain_of,
-                     only_out, out_option, printable, write_result)
+from .common import (Coco, Debug, LabelsPath, Masks, OutArgument, Progress, Threads, Voc, Yolo, add_command,
+                     check_result, complain_of, only_out, out_option, printable, read_labels, write_result)
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,8 @@ def register(app: typer.Typer) -> None:
                 "dreamda import oxford-pets downloads --out pets",
                 "dreamda import stl10 stl10_binary.tar.gz --out stl",
                 name="import")
+    add_command(app, crops, "dreamda crops images --coco instances.json --out crops",
+                "dreamda crops images --yolo data.yaml -o crops")
     add_command(app, report, "dreamda report photos synthetic --out report.html",
                 "dreamda report photos synthetic --classifier run")
 
@@ -53,6 +55,35 @@ def import_(
     return 0 if report.complete else 1
 
 
+def crops(
+    real: Annotated[Path, typer.Argument(help="The folder of the images.")],
+    out_argument: OutArgument = None,
+    out: Annotated[Path | None, out_option("New or empty; becomes OUT/<category>/<image>-<number>.png.  [required]")]
+    = None,
+    coco: Coco = None,
+    yolo: Yolo = None,
+    voc: Voc = None,
+    masks: Masks = None,
+    debug: Debug = False,
+) -> int:
+    """Cut the objects out of annotated images, by their boxes, into class folders for dreamda train.
+
+    A classifier of them is what dreamda generate --verify needs. Crowds and objects below 8 pixels are left out. Exit
+    code 1: some images or annotations were skipped.
+    """
+    from ..data.annotations.crops import write_crops
+
+    place, labels = only_out(out_argument, out), read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
+    if labels is None:
+        raise ValueError("the annotations are missing; add --coco, --yolo, --voc or --masks")
+    with Progress() as progress:
+        made = write_crops(labels, place, progress=progress)
+    complain_of(made.skipped, [f"{counted(made.small, 'object')} below 8 pixels left out"] if made.small else [])
+    print(printable(f"{place}: {counted(sum(made.counts.values()), 'object')} of "
+                    f"{counted(len(made.counts), 'class')}"))
+    return 1 if made.skipped else 0
+
+
 def report(
     real: Annotated[Path, typer.Argument(help="The data set that the synthetic images were made from.")],
     synthetic: Annotated[Path, typer.Argument(help="The output of dreamda generate, finished or still running.")],
@@ -75,7 +106,7 @@ def report(
     """
     from ..runs.measures import read_network
     from ..runs.report import report_page
-    from ..runs.train import model_file
+    from ..runs.files import model_file
     from ..training.saved import TrainedModel
 
     if classifier is not None and features is not None:

@@ -16,18 +16,19 @@ from ..presets import BALANCED, load_preset, presets
 from ..runs.safeguards import SENSITIVE, Safeguards
 from ..text import counted
 from . import common, train
-from .common import (LABELS, PROMPTS, RUNNING, Debug, Dtype, Embeddings, FieldsOption, LabelsPath, Loras, OutArgument,
-                     Preset, Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, accepts_options,
-                     add_command, chosen, complain, complain_of, not_negative, only_out, out_option, parse_shard,
-                     parse_size, printable, with_preset)
+from .common import (LABELS, PROMPTS, RUNNING, Coco, Debug, Dtype, Embeddings, FieldsOption, LabelsPath, Loras, Masks,
+                     OutArgument, Preset, Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, Voc, Yolo,
+                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out, out_option,
+                     parse_shard, parse_size, printable, read_labels, with_preset)
 
 if TYPE_CHECKING:
-    from ..data.annotations import AnnotatedFolder
+    from ..data.annotations import AnnotatedFolder, Labels
     from ..data.folders import ImageFolder
     from ..data.prompts import Prompts
     from ..distributed import RayWorkers
     from ..generation.pipeline import Pipeline
     from ..runs.generate import Report
+    from ..runs.verify import Verifier
 
 
 LAYOUT_STRENGTH = 0.5  # for labelled images with --keep none: objects stay about where they are
@@ -76,23 +77,10 @@ def generate(
     template: Templates = None,
     fields: FieldsOption = None,
     prompts: PromptFile = None,
-    coco: Annotated[Path | None,
-                    typer.Option(rich_help_panel=LABELS,
-                                 metavar="FILE",
-                                 help="REAL is a folder of images, FILE has their COCO instances (JSON).")] = None,
-    yolo: Annotated[Path | None,
-                    typer.Option(rich_help_panel=LABELS,
-                                 metavar="FILE",
-                                 help="The same with an Ultralytics data.yaml and its text files.")] = None,
-    voc: Annotated[Path | None,
-                   typer.Option(rich_help_panel=LABELS, metavar="FOLDER", help="The same with Pascal VOC's XML files."
-                                )] = None,
-    masks: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=LABELS,
-                     metavar="FOLDER",
-                     help="The same with a PNG per image, of the same name, whose values are classes or objects; 0 is "
-                     "the background, and in 8 bits 255 is ignored.")] = None,
+    coco: Coco = None,
+    yolo: Yolo = None,
+    voc: Voc = None,
+    masks: Masks = None,
     keep: Annotated[
         str,
         typer.Option(rich_help_panel=LABELS,
@@ -100,6 +88,17 @@ def generate(
                      help="The part of labelled images to keep: objects (the background is regenerated), background "
                      "(the objects are regenerated), or none (everything is, by default with --strength 0.5).  "
                      "[default: objects]")] = "",
+    verify: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=LABELS,
+                     metavar="MODEL",
+                     help="A classifier of dreamda train on dreamda crops, which judges the objects in the new images: "
+                     "an object is lost if it was recognised in the real image and no longer is.")] = None,
+    verify_action: Annotated[
+        str,
+        typer.Option(rich_help_panel=LABELS,
+                     metavar="[drop|flag]",
+                     help="Leave the annotations of lost objects out, or only name them in metadata.jsonl.")] = "drop",
     exclude_ids: Annotated[
         Path | None,
         typer.Option(rich_help_panel=SENSITIVE,
@@ -156,6 +155,7 @@ def generate(
     from ..data.folders import ImageFolder, read_names
     from ..data.prompts import choose_prompts
     from ..runs.output import check_out, run_identity
+    from ..runs.verify import Verifier
     from ..generation.recipes import load_recipe
 
     place = only_out(out_argument, out)
@@ -170,15 +170,17 @@ def generate(
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
-    folder = _labelled(real, {"coco": coco, "yolo": yolo, "voc": voc, "masks": masks}, keep,
-                       chosen(Composition, options)) or ImageFolder.scan(real)
+    labels = read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
+    folder = _labelled(labels, keep, chosen(Composition, options), verify) or ImageFolder.scan(real)
     if exclude_ids is not None:
         folder = folder.without(read_names(exclude_ids))
     complain_of([], folder.notes)
     chosen_prompts = common.without_text(context, folder, model) or choose_prompts(
         folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
     complain_of([], list(chosen_prompts.notes))
-    check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity())
+    verifier = Verifier(verify, folder, settings.seed, verify_action) if verify is not None else None
+    check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity()
+              | dict(verifier.identity if verifier is not None else {}))
     changes = common.changes(vae, loras, scheduler, embeddings)
     if dry_run:
         if engine == "ray":
@@ -190,30 +192,23 @@ def generate(
         with RayWorkers(model, address=address or None, threads=threads or None, dtype=dtype,
                         size=parse_size(size), **changes) as workers:
             return _generate(folder, place, workers, model, settings, chosen_prompts, part, preview, changes, preset,
-                             safeguards)
+                             safeguards, verifier)
     return _generate(folder, place, common.load(model, dtype, threads, size, **changes), model, settings,
-                     chosen_prompts, part, preview, changes, preset, safeguards)
+                     chosen_prompts, part, preview, changes, preset, safeguards, verifier)
 
 
-def _labelled(real: Path, given: dict[str, Path | None], keep: str,
-              composition: Composition) -> AnnotatedFolder | None:
-    """The data set of the given annotations; None if there are none."""
-    from ..data.annotations import READERS
+def _labelled(labels: Labels | None, keep: str, composition: Composition,
+              verify: Path | None) -> AnnotatedFolder | None:
+    """The data set of these annotations; None if there are none."""
     from ..generation.regions import KEEPS
 
-    paths = {name: path for name, path in given.items() if path is not None}
     if keep not in ("", *KEEPS):
         raise ValueError(f"--keep must be objects, background or none; it is {keep!r}")
-    if not paths:
-        if keep or composition.compose:
-            raise ValueError(f"--{'keep' if keep else 'compose'} is for labelled images; add --coco, --yolo, --voc or "
-                             "--masks")
+    if labels is None:
+        given = {"--keep": keep, "--compose": composition.compose, "--verify": verify}
+        if option := next((option for option, value in given.items() if value), None):
+            raise ValueError(f"{option} is for labelled images; add --coco, --yolo, --voc or --masks")
         return None
-    if len(paths) > 1:
-        raise ValueError(" and ".join(f"--{name}" for name in paths) + " exclude each other; give one of them")
-    (name, path), = paths.items()
-    labels = READERS[name](path, real)
-    complain_of([], labels.notes)
     return labels.folder(keep or "objects", composition)
 
 
@@ -272,7 +267,8 @@ def _generate(folder: ImageFolder,
               preview: int = 0,
               changes: Mapping[str, Any] | None = None,
               preset: str = BALANCED,
-              safeguards: Safeguards = Safeguards()) -> int:
+              safeguards: Safeguards = Safeguards(),
+              verify: Verifier | None = None) -> int:
     from ..distributed import RayWorkers
     from ..runs.checks import disk_space
     from ..runs.generate import generate_dataset
@@ -298,6 +294,7 @@ def _generate(folder: ImageFolder,
                                   pipe,
                                   settings,
                                   safeguards=safeguards,
+                                  verify=verify,
                                   prompts=prompts,
                                   model=model,
                                   changes=changes,
@@ -520,7 +517,8 @@ def _summarise(report: Report, out: Path) -> int:
             if report.made and report.seconds else "")
     there = f", {report.present} were there already" if report.present else ""
     without = f", {report.left_out} left out as too similar to real images" if report.left_out else ""
-    print(printable(f"{out}: {counted(report.made, 'image')} made{rate}{there}{without}"))
+    lost = f", {counted(report.lost, 'object')} no longer recognised" if report.lost else ""
+    print(printable(f"{out}: {counted(report.made, 'image')} made{rate}{there}{without}{lost}"))
     if report.signal:
         left = report.total - report.made - report.present - report.left_out
         complain(f"stopped by {signal.Signals(report.signal).name} with up to {counted(left, 'image')} to go; "

@@ -204,7 +204,7 @@ def predict(
 
 def _load(path: Path) -> TrainedModel:
     """Load the model of a file or a run; print a message if the run was stopped."""
-    from ..runs.train import model_file
+    from ..runs.files import model_file
     from ..training.saved import TrainedModel
 
     model = TrainedModel.load(model_file(path))

@@ -10,9 +10,10 @@ reason.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from .templates import placed
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .annotations import Labels
+    from .annotations import Labels, Placed, Thing
 
 SPLITS = ("train", "training", "trainval", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout",
           "unlabelled", "unlabeled")
@@ -46,6 +47,25 @@ class ImageRef(NamedTuple):
     def key(self) -> str:
         """``label/name``: identifies the image in manifests and prompt files, and is the key of its noise."""
         return f"{self.label}/{self.name}"
+
+
+class SyntheticImage(NamedTuple):
+    """An image that was made from one of an `ImageFolder`.
+
+    Attributes
+    ----------
+    file : str
+        Relative to OUT.
+    real : ImageRef
+    variant : int
+    dropped : collection of int
+        The numbers of objects whose annotations are left out.
+    """
+
+    file: str
+    real: ImageRef
+    variant: int
+    dropped: Collection[int] = ()
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,8 +225,12 @@ class ImageFolder:
         """Further arguments of `Pipeline._augment` for a variant of these images, or for all if none is `apart`."""
         return {}
 
-    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef, int]], seed: int) -> None:
-        """Write the annotations of synthetic images: their files in `out`, real images and variants."""
+    def objects(self, image: ImageRef, variant: int, seed: int) -> list[tuple[Placed, Thing]]:
+        """The annotated objects of a variant of an image in a run with this seed, and where they are."""
+        return []
+
+    def write_annotations(self, out: Path, made: Iterable[SyntheticImage], seed: int) -> None:
+        """Write the annotations of synthetic images of a run with this seed."""
 
 
 def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -262,6 +286,14 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
     if not names:
         raise ValueError(f"{path} has no names; write the name of an image on each line")
     return names
+
+
+def folder_name(words: str) -> str:
+    """Words as a folder name: ``Ram C/V`` -> ``Ram_C-V``.
+
+    Spaces become underscores, and characters that a folder name cannot have become hyphens.
+    """
+    return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"
 
 
 def shown(name: str, others: Iterable[str] = ()) -> str:

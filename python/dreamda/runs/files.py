@@ -82,3 +82,13 @@ def write_all(fd: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view):]
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """The model file: the path itself, or model.safetensors in a run folder."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors, or the folder of a dreamda train")
+    return path

@@ -41,6 +41,7 @@ from .output import (PLACES, Finished, LeftOut, Part, RunFolder, check_out, outp
                      sample_of)
 from .records import Names, changes_as_recorded, hashed, shown_path
 from .safeguards import Comparison, Judge, Safeguards, noise_key
+from .verify import Verify
 
 MAX_BATCH = 512           # maximum number of images in a batch
 SECONDS_A_BATCH = 10.0    # approximate time per batch, and so the time from a signal to the end of the run
@@ -124,6 +125,8 @@ class Report:
         similar to a real image.
     skipped : list of (str, str)
         Real images (or folders) that were left out, each with the reason.
+    lost : int
+        Objects in new images that a `Verify` no longer recognised.
     seconds : float
         Time spent on `made`.
     signal : int or None
@@ -137,6 +140,7 @@ class Report:
     total: int = 0
     left_out: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    lost: int = 0
     seconds: float = 0.0
     signal: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -166,6 +170,7 @@ def generate_dataset(folder: ImageFolder,
                      stems: Mapping[str, str] | None = None,
                      record: Mapping[str, Any] | None = None,
                      judge: Judge | None = None,
+                     verify: Verify | None = None,
                      most: int | None = None,
                      progress: Callable[[float, int], None] | None = None,
                      engine: Engine | None = None) -> Report:
@@ -205,6 +210,8 @@ def generate_dataset(folder: ImageFolder,
         environment. `safeguards` is then unused.
     judge : Judge, optional
         Decides whether new images are kept, instead of a comparison with the real images.
+    verify : Verify, optional
+        Judges the objects in new labelled images, such as a `dreamda.runs.verify.Verifier`.
     most : int, optional
         Make only this number of images, the first ones of this call's shard; a later call makes the others.
     progress : callable, optional
@@ -247,6 +254,7 @@ def generate_dataset(folder: ImageFolder,
     } if record is None else dict(record)
     where = places(folder, Path(out), record_names, environment or {})
     run = {k: v for k, v in (run | where).items() if k in where or k not in PLACES} | folder.identity()
+    run |= verify.identity if verify is not None else {}
     check_out(out, folder, run, names)
     pipeline._augment(np.empty((0, *pipeline.size, 3), np.uint8), [], [], settings)  # checks that need the model
     if judge is None and safeguards.max_similarity is not None:
@@ -254,7 +262,7 @@ def generate_dataset(folder: ImageFolder,
     notice = "finishing the images in hand; a second signal stops at once and loses those"
     with StopOnSignals(notice) as stop, RunFolder(Path(out), folder, run, part, names) as run_folder:
         generation = _Generation(run_folder, pipeline, settings, prompts,
-                                 output_stems(folder) if stems is None else stems, judge, most, progress
+                                 output_stems(folder) if stems is None else stems, judge, verify, most, progress
                                  or (lambda done, total: None))
         return generation.run(engine or partial(_in_turn, pipeline), stop)
 
@@ -442,10 +450,10 @@ class _Generation:
     """One call of `generate_dataset` on an open run folder: lists, makes, writes and reports the missing images."""
 
     def __init__(self, run_folder: RunFolder, pipeline: PipelineLike, settings: GenerationOptions,
-                 prompts: Prompts, stems: Mapping[str, str], judge: Judge | None, most: int | None,
-                 progress: Callable[[float, int], None]) -> None:
+                 prompts: Prompts, stems: Mapping[str, str], judge: Judge | None, verify: Verify | None,
+                 most: int | None, progress: Callable[[float, int], None]) -> None:
         self.run_folder, self.settings, self.prompts = run_folder, settings, prompts
-        self.stems, self.judge, self.progress = stems, judge, progress
+        self.stems, self.judge, self.verify, self.progress = stems, judge, verify, progress
         folder, part = run_folder.folder, run_folder.part
         left_out, finished = run_folder.left_out(), run_folder.finished()
         made = left_out | finished
@@ -521,7 +529,17 @@ class _Generation:
                 else:
                     finished.append(Finished(*about, [prompt], variant, pixels[None],
                                              {"similarity": judgement.similarity, "redraws": piece.redraw}))
-        return finished, left_out, again
+        return [part for each in finished for part in self._verified(each)], left_out, again
+
+    def _verified(self, each: Finished) -> Iterator[Finished]:
+        """New images with what is found of the objects in them."""
+        if self.verify is None:
+            yield each
+            return
+        for variant, (pixels, prompt) in enumerate(zip(each.pixels, each.prompts, strict=True), each.first):
+            found = self.verify(each.image, variant, pixels)
+            self.report.lost += len(found.get("lost", ()))
+            yield replace(each, prompts=[prompt], first=variant, pixels=pixels[None], about={**each.about, **found})
 
     def _write(self, finished: Sequence[Finished], left_out: Sequence[LeftOut]) -> int:
         """Write images and what is left out; return the number of images."""

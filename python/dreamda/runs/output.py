@@ -25,7 +25,8 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ import numpy as np
 
 from ..data.annotations import READERS, Composition, Labels
 from ..data.files import digest_if_readable
-from ..data.folders import ImageFolder, ImageRef
+from ..data.folders import ImageFolder, ImageRef, SyntheticImage
 from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..generation.regions import KEEPS
@@ -52,10 +53,13 @@ FORMAT = 2
 # fields of run.json that may differ in a resumed run; separate functions check the last two
 NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "environment", "labels_path", "seed_images",
                 "variants")
+# fields that only runs with these options have
+IF_USED = ("compose", "min_visibility", "verify_sha256", "verify_action")
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
                "class_labels", "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
 PLACES = ("real", "labels_path")
 SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
+SECONDS_A_SAVE = 60.0     # between two writes of the annotations during a run
 MAX_SHARDS = 1 << 16
 NAME_MAX = 255            # maximum length of a file name in bytes
 
@@ -173,7 +177,9 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
         return
     then = _as_today(there)
     others = []
-    for name, value in _as_today(run).items():
+    now = _as_today(run)
+    now |= {name: None for name in IF_USED if name in then and name not in now}
+    for name, value in now.items():
         if name not in NOT_COMPARED and then.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
             others.append(option + (f" {reprlib.repr(then.get(name))} (now {reprlib.repr(value)})" if shown else ""))
@@ -190,7 +196,7 @@ _OPTIONS = {
     "format": ("format of run.json", True), "dreamda": ("version of dreamda", True),
     "model_sha256": ("--model, --vae, --lora, --scheduler or --embedding", False),
     "prompts_sha256": ("--prompts file", False), "fields_sha256": ("--fields", False),
-    "class_labels": ("numbering of the classes", True)
+    "class_labels": ("numbering of the classes", True), "verify_sha256": ("--verify model", False)
 }
 
 
@@ -382,6 +388,7 @@ class RunFolder:
                  names: Names = Names()) -> None:
         self.out, self.folder, self.run, self.part, self.environment = out, folder, run, part, run["environment"]
         self.names = names
+        self._next_save = time.monotonic() + SECONDS_A_SAVE  # of annotations
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as stack:
@@ -466,6 +473,8 @@ class RunFolder:
             finally:  # images written before an error get their lines
                 if lines:
                     self._append(MANIFEST, "".join(lines).encode())
+            if self.folder.annotations is not None:
+                self._save_annotations()
         return len(lines)
 
     def leave_out(self, variants: Sequence[LeftOut]) -> None:
@@ -566,9 +575,7 @@ class RunFolder:
             made = {(row["seed_file"], row["variant"]) for row in rows}
             left_out = [row for row in left_out if (row["seed_file"], row["variant"]) not in made]
             self._rewrite(MANIFEST, rows)
-            there = ((row["file_name"], ImageRef(*self.names.real(row["seed_file"]).split("/", 1)), row["variant"])
-                     for row in rows if (self.out / row["file_name"]).is_file())
-            self.folder.write_annotations(self.out, there, self.run["seed"])
+            self._write_annotations(rows)
         if (self.out / LEFT_OUT).exists():
             self._rewrite(LEFT_OUT, left_out)
         os.unlink(f"{self.part}.lock", dir_fd=self._work)
@@ -581,6 +588,28 @@ class RunFolder:
                 os.rmdir(WORK, dir_fd=self._out)
                 if self._is_new and not os.listdir(self._out):
                     os.rmdir(self.out)
+
+    def _write_annotations(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the annotations of the images that are there; the caller holds the mutex."""
+        drop = self.run.get("verify_action") == "drop"
+        self.folder.write_annotations(
+            self.out,
+            (SyntheticImage(row["file_name"], ImageRef(*self.names.real(row["seed_file"]).split("/", 1)),
+                            row["variant"], {each["number"] for each in row.get("lost", ())} if drop else ())
+             for row in rows if (self.out / row["file_name"]).is_file()), self.run["seed"])
+
+    def _save_annotations(self) -> None:
+        """Write the annotations during a run, so often that this takes at most a hundredth of the time."""
+        begun = time.monotonic()
+        if begun < self._next_save:
+            return
+        fcntl.flock(self._mutex, fcntl.LOCK_EX)
+        try:
+            self._write_annotations(in_order(read_rows(self.out / MANIFEST)))
+        finally:
+            fcntl.flock(self._mutex, fcntl.LOCK_UN)
+        now = time.monotonic()
+        self._next_save = now + max(SECONDS_A_SAVE, 100 * (now - begun))
 
     def _rewrite(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the content of a file of JSON Lines, if it changes."""

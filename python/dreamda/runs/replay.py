@@ -33,6 +33,7 @@ from .manifest import read_left_out, read_manifest
 from .output import FORMAT, recorded_folder, recorded_labels
 from .records import Names, names_of, with_real_names
 from .safeguards import Recorded
+from .verify import RecordedObjects
 
 WORTH_TELLING = (*BITS, "threads", "cpu", "numpy", "pillow")
 
@@ -303,6 +304,7 @@ def replay(recorded: RecordedRun,
                                    for key, row in wanted.items()},
                             record=recorded.recorded,
                             judge=judge,
+                            verify=RecordedObjects(rows) if "verify_sha256" in run else None,
                             progress=progress)
     report.signal = done.signal
     for row in rows if done.signal is None else ():

@@ -242,6 +242,16 @@ def _page(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
         sheet=contact_sheet_of_run(out, real, rows, per_class=2, max_classes=20, max_variants=6))
 
 
+def _verified(rows: list[dict[str, Any]]) -> str:
+    """A sentence about the objects that a classifier has judged."""
+    recognised, not_judged = (sum(row.get(name, 0) for row in rows) for name in ("recognised", "not_judged"))
+    lost, dropped = sum(len(row.get("lost", ())) for row in rows), rows[0].get("verify_action") == "drop"
+    done = "their annotations were left out" if dropped else "metadata.jsonl names them"
+    return (f"A classifier of the real objects recognises {recognised:,} objects in the synthetic images; {lost:,} it "
+            f"no longer recognises: {done}. {not_judged:,} it cannot judge, as it does not recognise them in the real "
+            "images either.")
+
+
 def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: str) -> str:
     """The page for labelled images: numbers of images and objects, and a sheet with all labels."""
     made = labels.read_back(out)
@@ -251,6 +261,10 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
         "Backgrounds are the real ones to the pixel, and objects are new inside of their outlines or boxes.", "none":
         "Everything is new: look whether the labels are still true."
     }[keep]
+    if rows[0].get("compose"):
+        what += " Objects of other images were placed in them."
+    lost = Counter(each["category"] for row in rows for each in row.get("lost", ()))
+    verified = any("lost" in row for row in rows)
     return render("labelled",
                   name=out.name,
                   count=len(rows),
@@ -258,8 +272,11 @@ def _labelled_page(labels: Labels, out: Path, rows: list[dict[str, Any]], keep: 
                   model=rows[0].get("model", "unknown"),
                   format=labels.format,
                   what=what,
-                  objects=[(category, f"{number:,}", f"{counts[1][category]:,}")
+                  columns=["category", "real", "synthetic", *(["no longer recognised"] if verified else [])],
+                  objects=[(category, f"{number:,}", f"{counts[1][category]:,}",
+                            *([f"{lost[category]:,}"] if verified else []))
                            for category, number in counts[0].most_common()],
+                  verified=_verified(rows) if verified else "",
                   sheet=labelled_sheet(out, labels, rows))
 
 

@@ -386,16 +386,6 @@ def evaluate_dataset(model: TrainedModel,
     return metrics, folder.ignored
 
 
-def model_file(path: Paths) -> Path:
-    """The model file: the path itself, or model.safetensors in a run folder."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors, or the folder of a dreamda train")
-    return path
-
-
 # ---- the folder
 
 def _check_out(out: Path, inputs: list[Path]) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from .coco import CocoLabels
-from .common import Frame, Labels, Made, Thing
+from .common import Frame, Labels, Made, Placed, Thing
 from .compose import Composition
 from .folder import AnnotatedFolder
 from .masks import MaskLabels
@@ -110,5 +110,7 @@ READERS: dict[str, Callable[[str | os.PathLike[str], str | os.PathLike[str]], La
     "coco": coco, "yolo": yolo, "voc": voc, "masks": masks
 }
 
-__all__ = ["READERS", "AnnotatedFolder", "Composition", "Frame", "Labels", "Made", "Thing", "coco", "masks", "voc",
-           "yolo"]
+__all__ = [
+    "READERS", "AnnotatedFolder", "Composition", "Frame", "Labels", "Made", "Placed", "Thing", "coco", "masks", "voc",
+    "yolo"
+]

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from ...options import ParameterError
 from ...text import counted
 from ..files import BrokenImageError
-from ..folders import ImageFolder, ImageRef
+from ..folders import ImageFolder, ImageRef, SyntheticImage
 from ..images import LoadedImage, read_image
 from ..prompt_syntax import Syntax
-from .common import LABEL, Labels, Made, Placed
+from .common import LABEL, Labels, Made, Placed, Thing
 from .compose import Composer, Composition
 
 
@@ -103,13 +103,27 @@ class AnnotatedFolder(ImageFolder):
         return {"masks": [self.composer.mask(scene) for scene in scenes], "keep": self.keep,
                 "cutouts": [self.composer.cutout(scene) for scene in scenes]}
 
-    def write_annotations(self, out: Path, made: Iterable[tuple[str, ImageRef, int]], seed: int) -> None:
-        """Write the annotations of synthetic images: their files in `out`, real images and variants."""
-        names = set(self.labels.names)
-        self.labels.write(out, (Made(file.removeprefix(f"{LABEL}/"), image.name, self._objects(image, variant, seed))
-                                for file, image, variant in made if image.name in names))
+    def objects(self, image: ImageRef, variant: int, seed: int) -> list[tuple[Placed, Thing]]:
+        """The annotated objects of a variant of an image, and where they are."""
+        things = self.labels.things(image.name)
+        placed = self._placed(image, variant, seed)
+        if placed is None:
+            placed = tuple(Placed(image.name, number) for number in range(len(things)))
+        return [(each, each.thing or things[each.number]) for each in placed]
 
-    def _objects(self, image: ImageRef, variant: int, seed: int) -> tuple[Placed, ...] | None:
+    def write_annotations(self, out: Path, made: Iterable[SyntheticImage], seed: int) -> None:
+        """Write the annotations of synthetic images."""
+        names = set(self.labels.names)
+        self.labels.write(out, (self._made(each, seed) for each in made if each.real.name in names))
+
+    def _made(self, each: SyntheticImage, seed: int) -> Made:
+        objects = self._placed(each.real, each.variant, seed)
+        if each.dropped:
+            every = [placed for placed, _ in self.objects(each.real, each.variant, seed)]
+            objects = tuple(placed for number, placed in enumerate(every) if number not in each.dropped)
+        return Made(each.file.removeprefix(f"{LABEL}/"), each.real.name, objects)
+
+    def _placed(self, image: ImageRef, variant: int, seed: int) -> tuple[Placed, ...] | None:
         return self.composer.scene(image.name, variant, seed).objects if self.composer is not None else None
 
 

@@ -99,7 +99,9 @@ class MaskLabels(Labels):
             return values
         own = [value for value in np.unique(values).tolist() if value]
         written = {placed.number for placed in made.objects if placed.name == made.name}
-        result = np.where(np.isin(values, [own[index] for index in sorted(written)]), values, 0)
+        without = IGNORED if values.dtype.itemsize == 1 else 0  # in 8 bits, what is not known can be told
+        gone = [value for number, value in enumerate(own) if number not in written]
+        result = np.where(np.isin(values, gone), without, values)
         used = set(own)
         for name, _, thing in made.objects:
             if name != made.name and thing is not None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -100,11 +99,3 @@ def image_files(found: Found, place_of: dict[str, tuple[str, str, str, str]]) ->
 def drawn(names: Iterable[str], count: int) -> set[str]:
     """`count` of the names, the same everywhere."""
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())[:count])
-
-
-def folder_name(words: str) -> str:
-    """Words as a folder name: ``Ram C/V`` -> ``Ram_C-V``.
-
-    Spaces become underscores, and characters that a folder name cannot have become hyphens.
-    """
-    return re.sub(r"[^\w.+()&'-]", "-", words.replace(" ", "_")).lstrip(".") or "class"

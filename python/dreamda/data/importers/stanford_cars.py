@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..prompts import fill_template
-from .common import DataSet, ImportReport, Picture, folder_name, image_files
+from ..folders import folder_name
+from .common import DataSet, ImportReport, Picture, image_files
 from .source import Source
 
 
