@@ -210,7 +210,7 @@ def varied_prompts(data: DataSet, labels: np.ndarray, keys: list[str], templates
 
     images = tuple(ImageRef(data.classes[label], key) for label, key in zip(labels, keys, strict=True))
     chosen = choose_prompts(ImageFolder(Path("none"), data.classes, images, ()), templates, fields=fields, seed=seed)
-    return [chosen.variants(image.key, variants) for image in images]
+    return [chosen.variants(image.key, 0, variants) for image in images]
 
 
 def decoded(pipe, latents: np.ndarray) -> np.ndarray:

@@ -71,7 +71,10 @@ def test_every_value_appears_evenly(folder, tmp_path):
     assert again.of(folder.images[5].key, 7) == whole[folder.images[5].key][7], "not by the other images"
     other = choose_prompts(folder, templates, fields=fields_file(tmp_path), seed=5)
     assert any(other.of(key, 0) != made[0] for key, made in whole.items())
-    assert prompts.variants(folder.images[0].key, 3) == [prompt.text for prompt in whole[folder.images[0].key][:3]]
+    texts = [prompt.text for prompt in whole[folder.images[0].key]]
+    assert prompts.variants(folder.images[0].key, 0, 3) == texts[:3]
+    assert prompts.variants(folder.images[0].key, 2, 4)[2:] == texts[2:4]
+    assert prompts.variants(folder.images[0].key, 5, 6) == texts[5]
     assert len(prompts.distinct(18)) == len({p.text for made in whole.values() for p in made})
 
 

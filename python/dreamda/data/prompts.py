@@ -93,12 +93,15 @@ class Prompts:
         """The prompt of a variant of an image."""
         return Prompt(self.texts[key], {}) if self.choice is None else self.choice.of(key, variant)
 
-    def variants(self, key: str, count: int) -> str | list[str]:
-        """The prompts of the first `count` variants of an image; a single text if they are equal."""
+    def variants(self, key: str, first: int, last: int) -> str | list[str]:
+        """The prompts of the variants `first` to `last` (exclusive) of an image, for `dreamda.Pipeline.augment`.
+
+        It is a list of `last` texts, of which those before `first` mean nothing; or a single text for all.
+        """
         if self.choice is None:
             return self.texts[key]
-        texts = [self.choice.of(key, variant).text for variant in range(count)]
-        return texts[0] if len(set(texts)) == 1 else texts
+        texts = [self.choice.of(key, variant).text for variant in range(first, last)]
+        return texts[0] if len(set(texts)) == 1 else [""] * first + texts
 
     def distinct(self, variants: int) -> dict[str, str]:
         """The different prompts of a run, each with the key of the first image that has it.

@@ -553,7 +553,7 @@ class Pipeline:
         tiles = self._tiles((height, width), options.tile_size)
         batch, _ = tiles.batches()
         for part in self._blocks(len(images), options.variants, *tiles.tile):
-            self._embed(texts[part], options, tiles.tile)
+            self._embed([variants[first:] for variants in texts[part]], options, tiles.tile)
             report = _section(progress, part.start, len(images[part]), len(images))
             real = images[part] if canvas is None else [canvas.place(image) for image in images[part]]
             z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit, tiles)

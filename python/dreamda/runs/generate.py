@@ -503,7 +503,8 @@ class _Generation:
         if piece is None:
             return None
         seeds, settings = [image for image, _ in piece.seeds], piece.options(self.settings)
-        return replace(piece, prompts=[self.prompts.variants(image.key, settings.variants) for image in seeds],
+        return replace(piece, prompts=[self.prompts.variants(image.key, piece.first, settings.variants)
+                                       for image in seeds],
                        around=folder.around(seeds, piece.first, self.settings.seed))
 
     def _within(self, images: float) -> None:
