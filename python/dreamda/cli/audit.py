@@ -6,19 +6,26 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..text import counted
 from .common import Debug, Progress, Threads, add_command, complain_of, out_option, printable
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
     add_command(app, audit, "dreamda audit photos synthetic --out report",
-                "dreamda audit photos synthetic --reference held-out --out report --max-similarity 0.9")
+                "dreamda audit photos synthetic --reference held-out --out report --max-similarity 0.9",
+                "dreamda audit --withdraw photos/coat/7.jpg synthetic other-synthetic")
 
 
 def audit(
-    real: Annotated[Path, typer.Argument(help="The real images that must not be copied.")],
-    synthetic: Annotated[Path, typer.Argument(help="The synthetic images.")],
-    out: Annotated[Path, out_option("New, or the folder of an interrupted audit; gets audit.json and audit.html.")],
+    real: Annotated[Path, typer.Argument(help="The real images that must not be copied; with --withdraw, a folder of "
+                                         "synthetic images.")],
+    synthetic: Annotated[
+        Optional[list[Path]],
+        typer.Argument(help="The synthetic images; with --withdraw, more folders of them.")] = None,
+    out: Annotated[Optional[Path], out_option("New, or the folder of an interrupted audit; gets audit.json and "
+                                              "audit.html. With --withdraw it may be left off, and gets "
+                                              "withdrawal.json.")] = None,
     reference: Annotated[
         Optional[Path],
         typer.Option(metavar="FOLDER", help="Real images that the generator has never seen, for tests of distances and "
@@ -26,7 +33,11 @@ def audit(
     max_similarity: Annotated[
         Optional[float],
         typer.Option(help="Images more similar to a real one than this are copies; 1 is the same picture.  [default: "
-                     "what 1 % of the real images exceed among themselves]")] = None,
+                     "what 1 % of the real images exceed among themselves; with --withdraw 0.9]")] = None,
+    withdraw: Annotated[
+        Optional[Path],
+        typer.Option(metavar="IMAGE", help="List what was made from this real image or looks like it, instead of an "
+                     "audit. If the file is gone, its name in the data set.")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -36,7 +47,38 @@ def audit(
     flips, brightness, contrast, inversion, rescaling, borders, text. Exit code 0: no copy was found; 1: copies were
     found, or images could not be read; 2: bad input. That no copy is found does not show that the synthetic images
     reveal nothing about the real ones.
+
+    With --withdraw it lists what has to do with one real image, such as one whose owner has withdrawn the consent: what
+    was made from it, by metadata.jsonl, and what looks like it. Exit code 1: there is such an image.
     """
+    folders = [real, *(synthetic or ())]
+    if withdraw is not None:
+        if reference is not None:
+            raise ValueError("--withdraw and --reference exclude each other; give one of them")
+        return _trace(withdraw, folders, out, max_similarity, threads)
+    if len(folders) != 2:
+        raise ValueError(f"an audit needs two folders, REAL and SYNTHETIC; {len(folders)} are given")
+    if out is None:
+        raise ValueError("--out is missing; name a folder for the report")
+    return _audit(real, folders[1], out, reference, max_similarity, threads)
+
+
+def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: float | None, threads: int) -> int:
+    from ..runs.withdrawal import trace
+
+    found = trace(image, folders, max_similarity=max_similarity, threads=threads or None)
+    complain_of(found.skipped, found.notes)
+    for each in found.traces:
+        score = "" if each.score is None else f"  {each.score:6.3f}"
+        print(printable(f"{Path(each.folder) / each.file}{score}  {each.reason}"))
+    print(printable(f"{len(found.traces):,} of {counted(found.images, 'image')} made from {image} or like it"))
+    if out is not None:
+        found.write(out)
+    return 1 if found.traces or found.skipped else 0
+
+
+def _audit(real: Path, synthetic: Path, out: Path, reference: Path | None, max_similarity: float | None,
+           threads: int) -> int:
     from ..runs.audit import audit as compare
 
     with _Phases() as progress:
