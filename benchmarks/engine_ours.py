@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 
 import numpy as np
-from worker import serve
+from worker import serve, unet_inputs
 
 
 def load(job):
@@ -15,9 +15,8 @@ def load(job):
     rng = np.random.default_rng(0)
     if job["task"] == "unet":
         unet = dreamda.UNet.load(f"{job['model']}/unet", job["dtype"], job["threads"])
-        sample = rng.standard_normal((job["rows"], 4, 64, 64), dtype=np.float32)
-        context = rng.standard_normal((job["rows"], 77, 768), dtype=np.float32)
-        return lambda: unet(sample, 500, context), label
+        inputs = unet_inputs(job)
+        return lambda: unet(timestep=500, **inputs), label
     if job["task"] == "vae":
         vae = dreamda.VAE.load(f"{job['model']}/vae", job["dtype"], job["threads"])
         if job["direction"] == "decode":

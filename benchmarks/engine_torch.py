@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import torch
-from worker import serve
+from worker import serve, unet_inputs
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -25,9 +25,10 @@ def load(job):
 
             inductor.freezing = True
             unet = torch.compile(unet)
-        sample = torch.randn(job["rows"], 4, 64, 64).to(dtype).to(memory_format=torch.channels_last)
-        context, t = torch.randn(job["rows"], 77, 768).to(dtype), torch.tensor(500)
-        return lambda: unet(sample, t, context), label
+        inputs = {name: torch.from_numpy(array).to(dtype) for name, array in unet_inputs(job).items()}
+        sample, context = inputs.pop("sample").to(memory_format=torch.channels_last), inputs.pop("context")
+        t = torch.tensor(500)
+        return lambda: unet(sample, t, context, added_cond_kwargs=inputs), label
     if job["task"] == "vae":
         from diffusers import AutoencoderKL
 

@@ -4,6 +4,7 @@ peers' environment.
     PEER/bin/python benchmarks/make_models.py OUT
     PEER/bin/python benchmarks/make_models.py OUT --lcm                  # a latent consistency model, and TAESD's shape
     PEER/bin/python benchmarks/make_models.py OUT --inpaint              # an inpainting model: 9 input channels
+    PEER/bin/python benchmarks/make_models.py OUT --sdxl                 # SDXL's size, in bfloat16: 7 GB
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml             # the U-Net of MODEL for OpenVINO, 2 rows
     PEER/bin/python benchmarks/make_models.py MODEL FILE.onnx            # for ONNX Runtime; weights beside it
     PEER/bin/python benchmarks/make_models.py MODEL FILE.xml --step      # for a whole DreamDA step: 4 rows, noise
@@ -12,7 +13,7 @@ OUT becomes a whole diffusers folder: U-Net of 860 M parameters, VAE, CLIP ViT-L
 fashion-mini's, padded to 77 tokens (speed does not depend on its words). With --lcm the U-Net takes the guidance as an
 input (256 numbers, as LCM_Dreamshaper_v7's), the weights are float16, and OUT/taesd is an AutoencoderTiny; with
 --inpaint they are float16 too. Exported networks have static shapes and float32 weights; the U-Net of a latent
-consistency model has 1 row.
+consistency model has 1 row. An SDXL can be made, but not exported.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, LCMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 BUNDLED = Path(__file__).parents[1] / "python/dreamda/bundled/fashion-mini"
 UNET = dict(sample_size=64,
@@ -39,8 +40,54 @@ VAE = dict(
     block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=512, scaling_factor=0.18215,
 )
+XL_UNET = dict(sample_size=128,
+               block_out_channels=(320, 640, 1280),
+               layers_per_block=2,
+               down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+               up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+               cross_attention_dim=2048,
+               attention_head_dim=(5, 10, 20),
+               transformer_layers_per_block=(1, 2, 10),
+               use_linear_projection=True,
+               addition_embed_type="text_time",
+               addition_time_embed_dim=256,
+               projection_class_embeddings_input_dim=2816)
 TOKENS = 77
 GUIDANCE = 256  # numbers that tell a latent consistency model its guidance
+
+
+TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                 set_alpha_to_one=False, steps_offset=1)
+
+
+def save_tokenizer(folder: Path, **changes: str) -> None:
+    shutil.copytree(BUNDLED / "tokenizer", folder, dirs_exist_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": TOKENS} | changes
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def make_sdxl(out: Path) -> None:
+    if (out / "model_index.json").exists():
+        return
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)  # of the parameters: no network is in memory in float32
+    UNet2DConditionModel(**XL_UNET).save_pretrained(out / "unet")
+    vae = VAE | dict(sample_size=1024, scaling_factor=0.13025, force_upcast=True)
+    AutoencoderKL(**vae).save_pretrained(out / "vae")
+    CLIPTextModel(CLIPTextConfig(**TEXT)).save_pretrained(out / "text_encoder")
+    second = CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+                            hidden_act="gelu", projection_dim=1280, eos_token_id=2)
+    CLIPTextModelWithProjection(second).save_pretrained(out / "text_encoder_2")
+    DDIMScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    save_tokenizer(out / "tokenizer")
+    save_tokenizer(out / "tokenizer_2", pad_token="!")
+    (out / "tokenizer_2/special_tokens_map.json").unlink()
+    index = json.loads((BUNDLED / "model_index.json").read_text()) | {
+        "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"]}
+    (out / "model_index.json").write_text(json.dumps(index))
 
 
 def make(out: Path, lcm: bool, inpaint: bool = False) -> None:
@@ -53,20 +100,12 @@ def make(out: Path, lcm: bool, inpaint: bool = False) -> None:
     unet = UNet2DConditionModel(**UNET | channels, time_cond_proj_dim=GUIDANCE if lcm else None).eval()
     unet.to(dtype).save_pretrained(out / "unet")
     AutoencoderKL(**VAE).to(dtype).save_pretrained(out / "vae")
-    text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    CLIPTextModel(text).to(dtype).save_pretrained(out / "text_encoder")
+    CLIPTextModel(CLIPTextConfig(**TEXT)).to(dtype).save_pretrained(out / "text_encoder")
     if lcm:
         AutoencoderTiny().save_pretrained(out / "taesd")
     scheduler = LCMScheduler if lcm else DDIMScheduler
-    scheduler(beta_start=0.00085,
-              beta_end=0.012,
-              beta_schedule="scaled_linear",
-              clip_sample=False,
-              set_alpha_to_one=False,
-              steps_offset=1).save_pretrained(out / "scheduler")
-    shutil.copytree(BUNDLED / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    config = json.loads((out / "tokenizer/tokenizer_config.json").read_text()) | {"model_max_length": TOKENS}
-    (out / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))
+    scheduler(**SCHEDULER).save_pretrained(out / "scheduler")
+    save_tokenizer(out / "tokenizer")
     index = json.loads((BUNDLED / "model_index.json").read_text())
     if lcm:
         index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
@@ -125,8 +164,11 @@ if __name__ == "__main__":
     parser.add_argument("--step", action="store_true")
     parser.add_argument("--lcm", action="store_true")
     parser.add_argument("--inpaint", action="store_true")
+    parser.add_argument("--sdxl", action="store_true")
     arguments = parser.parse_args()
     if arguments.file:
         export(arguments.model, arguments.file, arguments.step)
+    elif arguments.sdxl:
+        make_sdxl(arguments.model)
     else:
         make(arguments.model, arguments.lcm, arguments.inpaint)

@@ -148,11 +148,11 @@ def test_every_spelling_changes_the_same_weights(spelling, expected, tmp_path):
         result = run(load(part, lora))
         assert lora.unmatched == [] or spelling.startswith("one network") or spelling == "of peft itself"
         if spelling == "diffusers' first":
-            assert list(lora.matched) == [f"{layer}.weight" for layer in attention[part]]
+            assert list(lora.matched) == [(part, f"{layer}.weight") for layer in attention[part]]
             folder = merged(tmp_path / part, part, SCALE, attention)
             assert close(result, run(kind.load(folder, dtype="f32", threads=1)))
             continue
-        assert sorted(lora.matched) == sorted(f"{layer}.weight" for layer in LAYERS[part])
+        assert sorted(lora.matched) == sorted((part, f"{layer}.weight") for layer in LAYERS[part])
         factor = SCALE * ALPHA / RANK if "kohya" in spelling else SCALE
         assert close(result, expected[part, factor])
         assert not close(result, expected[part, None])
@@ -237,10 +237,9 @@ REFUSED = {
     "DoRA of peft": (layer() | one("unet.conv_in.lora_magnitude_vector"), "a file of DoRA"),
     "three factors": (layer() | one("lora_unet_conv_in.lora_mid.weight"), "LoCon with a third factor"),
     "biases": (layer() | one("unet.conv_in.lora_B.bias"), "LoRA with biases"),
-    "SDXL": (layer() | layer("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "second text encoder, as of SDXL"),
     "no LoRA": (one("conv_in.weight"), r"no LoRA: it has no names .* \(the first is 'conv_in.weight'\)"),
     "nothing": ({}, "no LoRA"),
-    "another architecture": (layer("lora_unet_input_blocks_1_1_proj_in"), "none of its 1 layers for the U-Net is in"),
+    "another architecture": (layer("lora_unet_input_blocks_70_1_proj_in"), "none of its 1 layers for the U-Net is in"),
     "another width": (layer(width=WIDTH + 1), "does not fit the model's conv_in.weight"),
     "other inputs": (layer(channels=IN + 1), "does not fit the model's conv_in.weight"),
     "another kernel": (layer(kernel=1), "does not fit the model's conv_in.weight"),
@@ -263,6 +262,15 @@ def test_what_is_no_lora_for_the_model_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         load("unet", (tmp_path / "a.safetensors", 1.0))
     assert str(tmp_path / "a.safetensors") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_lora_with_a_second_text_encoder_is_for_sdxl(tmp_path):
+    """A U-Net alone ignores such layers; a model without a second text encoder refuses them."""
+    file = tmp_path / "a.safetensors"
+    save_file(layer() | layer("lora_te2_text_model_encoder_layers_0_mlp_fc1"), file)
+    assert predict(load("unet", (file, 1.0))).shape
+    with pytest.raises(ValueError, match="'lora_te2_text_model_encoder_layers_0_mlp_fc1' is for a second text encoder"):
+        Pipeline.load(MODEL, "f32", 1, loras=[(file, 1.0)])
 
 
 # adapter_config.json -> what the message says
@@ -337,7 +345,8 @@ def test_a_pipeline_and_its_fingerprint(tmp_path):
     own, one, same, less, two = (Pipeline.load(MODEL, "f32", 1, loras=each) for each in loras)
     assert one.fingerprint == same.fingerprint
     assert len({pipe.fingerprint for pipe in (own, one, less, two)}) == 4
-    assert sorted(one.loras[0].matched) == sorted(f"{layer}.weight" for names in LAYERS.values() for layer in names)
+    layers = [(part, f"{layer}.weight") for part in LAYERS for layer in LAYERS[part]]
+    assert sorted(one.loras[0].matched) == sorted(layers)
     assert not np.array_equal(own.context("a photo of a coat"), one.context("a photo of a coat"))
     text = write_lora(tmp_path / "text.safetensors", layers={"text_encoder": LAYERS["text_encoder"]})
     assert len(Pipeline.load(MODEL, "f32", 1, loras=[(text, 1.0)]).loras[0].matched) == 3
@@ -386,7 +395,7 @@ def test_other_processes_get_the_same_model(tmp_path):
 def test_wrong_loras_on_the_command_line(given, message, real, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file(layer(), "a.safetensors")
-    save_file(layer("lora_unet_input_blocks_1_1_proj_in"), "wrong.safetensors")
+    save_file(layer("lora_unet_input_blocks_70_1_proj_in"), "wrong.safetensors")
     assert command("generate", real, "out", *OPTIONS, "--lora", given) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

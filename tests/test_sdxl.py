@@ -177,6 +177,68 @@ def test_the_fingerprint_counts_the_second_text_encoder(pipe, tmp_path, file):
     assert Pipeline.load(other, "f32", 1).fingerprint != pipe.fingerprint
 
 
+# ---- LoRA
+
+LAYERS = {
+    "unet": ["conv_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.transformer_blocks.1.attn1.to_q",
+             "down_blocks.0.downsamplers.0.conv", "mid_block.attentions.0.proj_in", "mid_block.resnets.1.time_emb_proj",
+             "up_blocks.0.upsamplers.0.conv", "up_blocks.1.resnets.1.conv_shortcut", "add_embedding.linear_1",
+             "up_blocks.1.attentions.1.transformer_blocks.0.ff.net.2"],
+    "text_encoder": ["text_model.encoder.layers.0.self_attn.q_proj"],
+    "text_encoder_2": ["text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.1.mlp.fc2"],
+}
+# The same layers of the U-Net in Stability's code, which numbers all blocks on the way down and up.
+STABILITY = ["input_blocks.0.0", "input_blocks.1.0.in_layers.2",
+             "input_blocks.1.1.transformer_blocks.1.attn1.to_q", "input_blocks.2.0.op", "middle_block.1.proj_in",
+             "middle_block.2.emb_layers.1", "output_blocks.1.1.conv", "output_blocks.3.0.skip_connection",
+             "label_emb.0.0", "output_blocks.3.1.transformer_blocks.0.ff.net.2"]
+
+
+def lora_file(path, folder, kohya):
+    tensors = {}
+    for part, names in LAYERS.items():
+        weights = load_file(next((folder / part).glob("*.safetensors")))
+        for number, name in enumerate(names):
+            shape = weights[f"{name}.weight"].shape
+            key = f"{part}.{name}"
+            if kohya:
+                named = STABILITY[number] if part == "unet" else name
+                prefix = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}[part]
+                key = f"{prefix}_{named.replace('.', '_')}"
+            rng = np.random.default_rng(number)
+            halves = (2, *shape[1:]), (shape[0], 2, *[1] * len(shape[2:]))
+            for half, size in zip(("lora_down", "lora_up") if kohya else ("lora_A", "lora_B"), halves):
+                tensors[f"{key}.{half}.weight"] = rng.standard_normal(size, dtype=np.float32) / 4
+    save_file(tensors, path)
+    return path
+
+
+def test_loras_of_both_text_encoders(folder, tmp_path):
+    """In peft's names and in kohya's, with Stability's numbers of blocks: the same weights, those that NumPy adds."""
+    files = [lora_file(tmp_path / f"{kohya}.safetensors", folder, kohya) for kohya in (False, True)]
+    merged = tmp_path / "merged"
+    write_sdxl(merged)
+    tensors = load_file(files[0])
+    for part, names in LAYERS.items():
+        file = next((merged / part).glob("*.safetensors"))
+        weights = load_file(file)
+        for name in names:
+            down, up = (tensors[f"{part}.{name}.lora_{half}.weight"] for half in "AB")
+            product = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+            before = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = before + 0.5 * product.reshape(before.shape)
+        save_file(weights, file)
+    wanted = Pipeline.load(merged, "f32", 1)
+    expected = wanted.condition(COAT) | {"image": wanted.augment(IMAGE, COAT, **OPTIONS)}
+    for file in files:
+        pipe = Pipeline.load(folder, "f32", 1, loras=[(file, 0.5)])
+        assert sorted(pipe.loras[0].matched) == sorted((p, f"{name}.weight") for p in LAYERS for name in LAYERS[p])
+        found = pipe.condition(COAT)
+        for name, value in found.items():
+            np.testing.assert_allclose(value, expected[name], atol=1e-4)
+        assert np.abs(pipe.augment(IMAGE, COAT, **OPTIONS).astype(int) - expected["image"]).max() <= 1
+
+
 # ---- what does not fit together
 
 

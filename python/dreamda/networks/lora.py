@@ -27,23 +27,32 @@ from ..text import counted
 from .config import read_json, shown
 from .weights import CONVERT_TENSORS, WeightFile, listed
 
-UNET, TEXT_ENCODER = "unet", "text_encoder"
-_CALLED = {UNET: "U-Net", TEXT_ENCODER: "text encoder"}
+UNET, TEXT_ENCODER, TEXT_ENCODER_2 = "unet", "text_encoder", "text_encoder_2"
+_CALLED = {UNET: "U-Net", TEXT_ENCODER: "text encoder", TEXT_ENCODER_2: "second text encoder"}
 _ARCHITECTURE = "it was made for another architecture; give a LoRA made for this kind of model"
 # The file names that libraries use in a folder.
 _FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](A|B|down|up)(?:\.[\w-]+)?\.weight", re.DOTALL)
 _DOWN = ("A", "down")
-# Prefixes of keys, with "_" for ".", and the network that each names.
+# Prefixes of keys, with "_" for ".", and the network that each names; one that begins like another comes first.
 _PREFIXES = {
     "base_model_model_": None,
     "lora_unet_": UNET,
     "unet_": UNET,
     "lora_te_": TEXT_ENCODER,
     "lora_te1_": TEXT_ENCODER,
+    "lora_te2_": TEXT_ENCODER_2,
+    "text_encoder_2_": TEXT_ENCODER_2,
     "text_encoder_": TEXT_ENCODER,
 }
-_SECOND_ENCODER = ("lora_te2_", "text_encoder_2_")
+# The layers of the U-Net in Stability's code, whose names kohya's scripts use for SDXL, by those of diffusers.
+_STABILITY_LAYERS = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
+                     "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0",
+                     "add_embedding.linear_2": "label_emb.0.2"}
+_STABILITY_RESNET = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3",
+                     "conv_shortcut": "skip_connection"}
+_BLOCK = re.compile(r"(down_blocks|mid_block|up_blocks)\.(?:(\d+)\.)?"
+                    r"(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 # Methods with similar files, by the marks in their keys.
 _OTHER_METHODS = {
     "hada_": "LoHa",
@@ -84,7 +93,7 @@ class Lora:
     Attributes
     ----------
     matched : dict
-        Model parameter -> key of the layer in the file, filled by `match`.
+        (network, parameter) -> key of the layer in the file, filled by `match`.
 
     Raises
     ------
@@ -99,8 +108,8 @@ class Lora:
         self._weights = WeightFile(self.path, convert=CONVERT_TENSORS, numbers=(".alpha",))
         self._layers = self._read_layers()
         self._parts: set[str] = set()
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self.matched: dict[str, str] = {}
+        self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self.matched: dict[tuple[str, str], str] = {}
 
     @cached_property
     def sha256(self) -> str:
@@ -133,7 +142,7 @@ class Lora:
 
         Parameters
         ----------
-        part : {"unet", "text_encoder"}
+        part : {"unet", "text_encoder", "text_encoder_2"}
         parameters : iterable of (name, shape)
 
         Raises
@@ -147,22 +156,32 @@ class Lora:
             if name.endswith(".weight") and len(shape) > 1:
                 flat = name.removesuffix(".weight").replace(".", "_")
                 names[flat] = names[flat.removeprefix("text_model_")] = name, shape
+        if part == UNET:
+            layers = [name.removesuffix(".weight") for name, _ in names.values()]
+            names = {_flat(theirs): names[_flat(own)] for own, theirs in _stability_names(layers).items()} | names
+        elsewhere = set(self.matched.values())
         for key, layer in self._layers.items():
             found = next((names[flat] for flat in _spellings(key) if flat in names), None)
-            if found is None or layer.part not in (None, part):
+            if found is None or layer.part not in (None, part) or key in elsewhere:
                 continue
             name, shape = found
-            if name in self.matched:
-                raise ValueError(f"{self.path}: its layers '{self.matched[name]}' and '{key}' are the same layer of "
+            place = part, name
+            if place in self.matched:
+                raise ValueError(f"{self.path}: its layers '{self.matched[place]}' and '{key}' are the same layer of "
                                  "the model; it is damaged")
             self._check_layer(key, layer, name, shape)
-            self.matched[name], self._shapes[name] = key, shape
+            self.matched[place], self._shapes[place] = key, shape
 
     def check(self) -> None:
         """Check that its layers were found in the networks that it was matched with.
 
         Raises ValueError if none was found, and warns of single layers that were not.
         """
+        if {UNET, TEXT_ENCODER} <= self._parts and TEXT_ENCODER_2 not in self._parts:
+            second = next((key for key, layer in self._layers.items() if layer.part == TEXT_ENCODER_2), None)
+            if second is not None:
+                raise ValueError(f"{self.path}: its layer '{second[:200]}' is for a second text encoder, as of SDXL: "
+                                 + _ARCHITECTURE)
         for part in (*sorted(self._parts), None):
             keys = [key for key, layer in self._layers.items() if layer.part == part]
             if keys and not set(keys) & set(self.matched.values()):
@@ -176,13 +195,13 @@ class Lora:
         for text in self.warnings():
             warnings.warn(text)
 
-    def change(self, parameter: str) -> np.ndarray:
-        """The change that is added to a matched parameter: float32, in its shape."""
-        layer = self._layers[self.matched[parameter]]
+    def change(self, part: str, parameter: str) -> np.ndarray:
+        """The change that is added to a matched parameter of a network: float32, in its shape."""
+        layer = self._layers[self.matched[part, parameter]]
         down, up = (self._weights.read_float32(name) for name in (layer.down, layer.up))
         down, up = down.reshape(len(down), -1), up.reshape(len(up), -1)
         product = _core.linear(up, np.ascontiguousarray(down.T), np.zeros(down.shape[1], np.float32))
-        return (product * np.float32(self.scale * layer.factor)).reshape(self._shapes[parameter])
+        return (product * np.float32(self.scale * layer.factor)).reshape(self._shapes[part, parameter])
 
     # ---- reading the file
 
@@ -200,9 +219,6 @@ class Lora:
         if not halves:
             raise ValueError(f"{self.path}: no LoRA: it has no names that end in lora_A.weight or lora_down.weight"
                              + (f" (the first is '{names[0][:200]}')" if names else ""))
-        if second := next((key for key in halves if _flat(key).startswith(_SECOND_ENCODER)), None):
-            raise ValueError(f"{self.path}: its layer '{second[:200]}' is for a second text encoder, as of SDXL: "
-                             + _ARCHITECTURE)
         alphas = self._recorded_alphas()
         layers, there = {}, set(names)
         for key, both in halves.items():
@@ -346,6 +362,41 @@ def _part(key: str) -> str | None:
     """The network that a key names."""
     flat = _flat(key).removeprefix("base_model_model_")
     return next((part for prefix, part in _PREFIXES.items() if flat.startswith(prefix)), None)
+
+
+def _stability_names(layers: Sequence[str]) -> dict[str, str]:
+    """The names of a U-Net's layers in Stability's code, by those of diffusers.
+
+    There, all ResNet blocks are numbered on the way down, where a downsampling counts too, and on the way up.
+    """
+    found = [(name, match.groups()) for name in layers if (match := _BLOCK.fullmatch(name))]
+    sizes: dict[tuple[str, int], int] = {}  # ResNet blocks of each block
+    attends = {(kind, block) for _, (kind, block, part, _, _) in found if part == "attentions"}
+    for _, (kind, block, part, number, _) in found:
+        if part == "resnets":
+            place = kind, int(block or 0)
+            sizes[place] = max(sizes.get(place, 0), int(number) + 1)
+
+    def first(kind: str, block: int) -> int:
+        before = [size for (each, index), size in sizes.items() if each == kind and index < block]
+        return sum(before) + (1 + len(before) if kind == "down_blocks" else 0)
+
+    names = {own: theirs for own, theirs in _STABILITY_LAYERS.items() if own in layers}
+    for name, (kind, block, part, number, rest) in found:
+        index, own = int(number), int(block or 0)
+        if part == "resnets":
+            rest = _STABILITY_RESNET.get(rest, rest)
+        if kind == "mid_block":
+            names[name] = f"middle_block.{1 if part == 'attentions' else 2 * index}.{rest}"
+        elif part == "downsamplers":
+            names[name] = f"input_blocks.{first(kind, own) + sizes[kind, own]}.0.op"
+        elif part == "upsamplers":
+            names[name] = (f"output_blocks.{first(kind, own) + sizes[kind, own] - 1}."
+                           f"{2 if (kind, block) in attends else 1}.{rest}")
+        else:
+            side = "input_blocks" if kind == "down_blocks" else "output_blocks"
+            names[name] = f"{side}.{first(kind, own) + index}.{int(part == 'attentions')}.{rest}"
+    return names
 
 
 def _spellings(key: str) -> list[str]:

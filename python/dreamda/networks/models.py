@@ -20,7 +20,7 @@ from ..options import ParameterError
 from ..text import counted
 from .config import TIME_IDS, read_text_config, read_unet_config, read_vae_config
 from .embeddings import Embedding, EmbeddingLike, open_embeddings
-from .lora import TEXT_ENCODER, UNET, Lora, LoraLike, opened
+from .lora import TEXT_ENCODER, TEXT_ENCODER_2, UNET, Lora, LoraLike, opened
 from .threads import resolve_threads
 from .weights import CONVERT_TRANSFORMERS, WeightFile
 
@@ -64,6 +64,8 @@ class Network:
         Added to the weights when they are read, in this order.
     new_tokens : mapping of int to array, optional
         For a text encoder: rows, by token id, that the token table in the file does not have.
+    part : {"unet", "text_encoder", "text_encoder_2"}
+        Which layers of the LoRAs are for it.
 
     Raises
     ------
@@ -79,7 +81,8 @@ class Network:
                  threads: int | None,
                  ignore: tuple[str, ...] = (),
                  loras: Sequence[Lora] = (),
-                 new_tokens: Mapping[int, np.ndarray] | None = None) -> None:
+                 new_tokens: Mapping[int, np.ndarray] | None = None,
+                 part: str = UNET) -> None:
         parameters = _core.Model(family, config).parameters()
         weights.check(parameters, ignore)
         self._new_tokens = new_tokens or {}
@@ -87,13 +90,13 @@ class Network:
             config = config | {"vocab_size": max(config["vocab_size"], *(number + 1 for number in new_tokens))}
         self._family, self._config = family, config
         self._model: _core.Model | None = _core.Model(family, config)
-        self._weights, self._loras = weights, loras
+        self._weights, self._loras, self._part = weights, loras, part
         # shape -> (lane, threads) -> plan
         self._plans: OrderedDict[tuple, dict[tuple[int | None, int], _core.Plan]] = OrderedDict()
         self._lock = threading.Lock()
         self.dtype, self.threads = resolve_dtype(dtype), resolve_threads(threads)
         for lora in loras:
-            lora.match(UNET if family == "unet" else TEXT_ENCODER, parameters)
+            lora.match(part, parameters)
         self.parameters = sum(int(np.prod(shape)) for _, shape in parameters)
 
     def plan(self, lane: int | None = None, **shape: int) -> _core.Plan:
@@ -115,7 +118,8 @@ class Network:
                 plan = self._model.plan(dtype=self.dtype, threads=threads, **shape)
                 missing = set(plan.missing())
                 for name in filter(missing.__contains__, self._weights.names()):  # read once, front to back
-                    if changes := [lora.change(name) for lora in self._loras if name in lora.matched]:
+                    if changes := [lora.change(self._part, name) for lora in self._loras
+                                   if (self._part, name) in lora.matched]:
                         weight = self._weights.read_float32(name).reshape(changes[0].shape)
                         plan.load(name, sum(changes, weight))
                     elif name == TOKENS and self._new_tokens:
@@ -627,6 +631,8 @@ class TextEncoder(Part):
         As in `UNet.load`.
     loras : sequence of dreamda.networks.lora.Lora
     embeddings : sequence of dreamda.networks.embeddings.Embedding
+    part : {"text_encoder", "text_encoder_2"}
+        The latter for the second text encoder of SDXL.
 
     Raises
     ------
@@ -641,7 +647,8 @@ class TextEncoder(Part):
                  dtype: str = "auto",
                  threads: int | None = None,
                  loras: Sequence[Lora] = (),
-                 embeddings: Sequence[Embedding] = ()) -> None:
+                 embeddings: Sequence[Embedding] = (),
+                 part: str = TEXT_ENCODER) -> None:
         self.tokenizer = tokenizer
         if tokenizer is not None and tokenizer.length > config["max_position_embeddings"]:
             raise ValueError(
@@ -665,7 +672,7 @@ class TextEncoder(Part):
                 raise ValueError(f"{embedding.path}: {error}; give the embedding another name, as "
                                  f"{embedding.path.name}:NAME or (file, name)") from None
         ignore = () if config["projection_dim"] else ("text_projection",)
-        self._network = Network("clip_text", config, weights, dtype, threads, ignore, loras, new_tokens)
+        self._network = Network("clip_text", config, weights, dtype, threads, ignore, loras, new_tokens, part)
         super().__init__(config, weights, self._network)
 
     @classmethod
@@ -685,7 +692,8 @@ class TextEncoder(Part):
         tokenizer : path, optional
             Default: the folder `tokenizer` beside `folder` (`tokenizer_2` for `text_encoder_2`), if there is one.
         loras : sequence of (path, float)
-            As in `UNet.load`; layers for the U-Net are ignored.
+            As in `UNet.load`; layers for other networks are ignored. Those for SDXL's second text encoder are used in a
+            `folder` named text_encoder_2.
         embeddings : sequence of path or (path, str)
             Textual inversion files, optionally with another name for the token that each adds to the tokenizer.
 
@@ -700,12 +708,13 @@ class TextEncoder(Part):
         """
         from .tokenizer import Tokenizer
 
-        beside = Path(folder).parent / ("tokenizer_2" if Path(folder).name == "text_encoder_2" else "tokenizer")
+        part = TEXT_ENCODER_2 if Path(folder).name == TEXT_ENCODER_2 else TEXT_ENCODER
+        beside = Path(folder).parent / ("tokenizer_2" if part == TEXT_ENCODER_2 else "tokenizer")
         where = tokenizer if tokenizer is not None else beside if beside.is_dir() else None
         weights = WeightFile(folder, "text_model.", ("text_projection.",), CONVERT_TRANSFORMERS)
         with opened(loras) as found:
             return cls(read_text_config(folder), weights, Tokenizer(where) if where is not None else None, dtype,
-                       threads, found, open_embeddings(embeddings))
+                       threads, found, open_embeddings(embeddings), part)
 
     def encode_tokens(self, tokens: ArrayLike) -> np.ndarray:
         """Embeddings of token ids, after the final norm.
