@@ -1,6 +1,8 @@
 """The networks that both sides run, as diffusers and transformers configurations. NumPy and the standard library
 only."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
@@ -16,6 +18,19 @@ def _unet(channels: tuple[int, ...], plain: tuple[int, ...], **options) -> dict:
         block_out_channels=channels,
         down_block_types=tuple(kind[0] for kind in kinds),
         up_block_types=tuple(kind[1] for kind in reversed(kinds)),
+    ) | options
+
+
+def _pixel_unet(channels: tuple[int, ...], attention: tuple[int, ...], **options) -> dict:
+    """Keyword arguments of UNet2DModel; `attention` lists the levels with attention."""
+    levels = range(len(channels))
+    return dict(
+        in_channels=3,
+        out_channels=3,
+        sample_size=32,
+        block_out_channels=channels,
+        down_block_types=tuple("AttnDownBlock2D" if level in attention else "DownBlock2D" for level in levels),
+        up_block_types=tuple("AttnUpBlock2D" if level in attention else "UpBlock2D" for level in reversed(levels)),
     ) | options
 
 
@@ -134,6 +149,79 @@ CASES: dict[str, dict] = {
                              transformer_layers_per_block=[1, [2, 2], [4, 4]],
                              reverse_transformer_layers_per_block=[[4, 4, 10], [2, 1, 1], 1]),
          ),
+    # BK-SDM-tiny at a tenth of its width: no mid block.
+    "cut":
+    dict(family="unet",
+         rows=2,
+         height=16,
+         width=24,
+         tokens=77,
+         norms=True,
+         config=_unet((32, 64, 128), (),
+                      layers_per_block=1,
+                      cross_attention_dim=48,
+                      attention_head_dim=8,
+                      norm_num_groups=8,
+                      mid_block_type=None,
+                      sample_size=16),
+         ),
+    # Classes beside the text, norms that the timestep scales, and a mid block of one ResNet block.
+    "classes":
+    dict(family="unet",
+         rows=3,
+         height=16,
+         width=16,
+         tokens=9,
+         norms=True,
+         config=_SMALL | dict(num_class_embeds=7, resnet_time_scale_shift="scale_shift",
+                              mid_block_type="UNetMidBlock2D"),
+         ),
+    # google/ddpm-cifar10-32 at full size, 35.7 M parameters.
+    "ddpm":
+    dict(family="pixel_unet",
+         rows=2,
+         height=32,
+         width=32,
+         norms=True,
+         config=_pixel_unet((128, 256, 256, 256), (1, ),
+                            attention_head_dim=None,
+                            downsample_padding=0,
+                            flip_sin_to_cos=False,
+                            freq_shift=1,
+                            norm_eps=1e-6),
+         ),
+    # What diffusers' example of unconditional training makes, at a quarter of its width, with classes.
+    "ddpm-classes":
+    dict(family="pixel_unet",
+         rows=2,
+         height=64,
+         width=64,
+         norms=True,
+         config=_pixel_unet((32, 32, 64, 64, 128, 128), (4, ), num_class_embeds=10),
+         ),
+    "ddpm-shift":
+    dict(family="pixel_unet",
+         rows=2,
+         height=16,
+         width=24,
+         norms=True,
+         config=_pixel_unet((32, 64), (0, 1),
+                            norm_num_groups=8,
+                            attention_head_dim=16,
+                            class_embed_type="timestep",
+                            center_input_sample=True,
+                            resnet_time_scale_shift="scale_shift",
+                            in_channels=1,
+                            out_channels=1),
+         ),
+    "ddpm-cut":
+    dict(family="pixel_unet",
+         rows=2,
+         height=16,
+         width=16,
+         norms=True,
+         config=_pixel_unet((32, 64), (1, ), norm_num_groups=8, class_embed_type="identity", mid_block_type=None),
+         ),
     "fp16-file":
     dict(family="unet", rows=2, height=16, width=16, tokens=9, norms=True, file="float16", config=_SMALL),
     "bf16-file":
@@ -244,6 +332,8 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
         factor = 2 ** (len(levels) - 1)
         return dict(image=rng.uniform(-1, 1, (rows, 3, height, width)).astype(np.float32),
                     latent=normals(rows, config.get("latent_channels", 4), height // factor, width // factor))
+    if case["family"] == "pixel_unet":
+        return _pixels(case, rng, normals)
     bottom = [size for size in (height, width)]
     for _ in config["block_out_channels"][1:]:
         bottom = [(size + 1) // 2 for size in bottom]
@@ -253,6 +343,8 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
     if ids := config.get("addition_time_embed_dim"):
         more = dict(text_embeds=normals(rows, config["projection_class_embeddings_input_dim"] - 6 * ids),
                     time_ids=rng.randint(0, 1200, (rows, 6)).astype(np.float32))
+    if classes := config.get("num_class_embeds"):
+        more |= dict(class_labels=rng.randint(0, classes, rows).astype(np.int32))
     return more | dict(
         sample=normals(rows, config["in_channels"], height, width),
         timestep=rng.randint(1, 1000, rows).astype(np.float32),
@@ -260,3 +352,22 @@ def inputs(case: dict, turn: int) -> dict[str, np.ndarray]:
         noise=normals(rows, config["block_out_channels"][-1], *bottom),
         noise_scale=scale,
     )
+
+
+def _pixels(case: dict, rng: np.random.RandomState, normals: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs of a UNet2DModel."""
+    config, rows, height, width = (case[key] for key in ("config", "rows", "height", "width"))
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    given = dict(
+        sample=normals(rows, config["in_channels"], height, width),
+        timestep=rng.randint(1, 1000, rows).astype(np.float32),
+        noise=normals(rows, config["block_out_channels"][-1], height // factor, width // factor),
+        noise_scale=np.full(rows, NOISE_SCALE, np.float32),
+    )
+    if classes := config.get("num_class_embeds"):
+        given |= dict(class_labels=rng.randint(0, classes, rows).astype(np.int32))
+    elif config.get("class_embed_type") == "timestep":
+        given |= dict(class_labels=rng.randint(0, 20, rows).astype(np.float32))
+    elif config.get("class_embed_type") == "identity":
+        given |= dict(class_labels=normals(rows, 4 * config["block_out_channels"][0]))
+    return given

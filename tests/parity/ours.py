@@ -29,19 +29,21 @@ def unet(folder: Path, dtype: str) -> Callable[[dict], dict]:
     def run(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows, _, height, width = given["sample"].shape
         noise = given["noise_scale"][:, None, None, None] * given["noise"]
-        triple = given["sample"], given["timestep"], given["context"]
-        more = {name: given.get(name) for name in ("guidance_scale", "text_embeds", "time_ids")}
-        sample, bottleneck = network(*triple, return_bottleneck=True, **more)
+        pair = given["sample"], given["timestep"]
+        more = {name: given.get(name) for name in ("context", "guidance_scale", "text_embeds", "time_ids",
+                                                   "class_labels")}
+        sample, bottleneck = network(*pair, return_bottleneck=True, **more)
         outputs = dict(sample=sample,
                        bottleneck=bottleneck,
-                       perturbed=network(*triple, bottleneck_noise=noise, **more))
+                       perturbed=network(*pair, bottleneck_noise=noise, **more))
         named = {
             "guidance" if k == "guidance_scale" else k: guidance_input(v, rows) if k == "guidance_scale" else v
             for k, v in given.items()
         }
         # The same from one pass with two decoders; here the noise is scaled inside.
-        both = network.plan(rows=rows, height=height, width=width, tokens=given["context"].shape[1],
-                            decoders=2).run(named)
+        tokens = {"tokens": given["context"].shape[1]} if "context" in given else {}
+        both = network.plan(rows=rows, height=height, width=width, decoders=2, **tokens).run(named | {
+            "sample": network.centred(given["sample"])})
         return outputs | {f"{key} (two decoders)": both[key] for key in ("sample", "perturbed", "bottleneck")}
 
     return run
@@ -84,7 +86,8 @@ def main(work: Path, names: list[str]) -> None:
         print(f"dreamda {dreamda.__version__}: {name}", flush=True)
         results = {}
         for dtype in dtypes():
-            kinds = {"unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip, "clip_projection": clip_projection}
+            kinds = {"unet": unet, "pixel_unet": unet, "vae": vae, "tiny_vae": tiny_vae, "clip": clip,
+                     "clip_projection": clip_projection}
             run = kinds[case["family"]](folder / "model", dtype)
             first, second, again = (run(inputs(case, turn)) for turn in (0, 1, 0))
             for turn, outputs in enumerate((first, second)):

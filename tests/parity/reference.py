@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cases import CASES, inputs
-from diffusers import AutoencoderKL, AutoencoderTiny, LatentConsistencyModelPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, LatentConsistencyModelPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import logging
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -28,7 +28,7 @@ def make(case: dict, folder: Path) -> torch.nn.Module:
         kind = CLIPTextModel if case["family"] == "clip" else CLIPTextModelWithProjection
         model = kind(CLIPTextConfig(**case["config"]))
     else:
-        model = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "tiny_vae":
+        model = {"unet": UNet2DConditionModel, "pixel_unet": UNet2DModel, "vae": AutoencoderKL, "tiny_vae":
                  AutoencoderTiny}[case["family"]](**case["config"])
     if case.get("norms"):
         with torch.no_grad():
@@ -62,18 +62,27 @@ def run(case: dict, model: torch.nn.Module, given: dict[str, np.ndarray],
     if "guidance_scale" in x:
         embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
         guidance = embed(None, x["guidance_scale"] - 1, case["config"]["time_cond_proj_dim"]).to(dtype)
-    given = dict(timestep_cond=guidance,
-                 added_cond_kwargs={name: cast[name] for name in ("text_embeds", "time_ids") if name in cast})
+    given = dict(encoder_hidden_states=cast["context"],
+                 timestep_cond=guidance,
+                 added_cond_kwargs={name: cast[name] for name in ("text_embeds", "time_ids") if name in cast}
+                 ) if case["family"] == "unet" else {}
+    if "class_labels" in x:
+        number = x["class_labels"].dtype == torch.int32 or x["class_labels"].ndim == 1
+        given["class_labels"] = x["class_labels"] if number else cast["class_labels"]
+    if case["config"].get("class_embed_type") == "timestep":  # diffusers leaves these sinusoids in float32
+        model.class_embedding.register_forward_pre_hook(lambda module, arguments: (arguments[0].to(dtype), ))
     noise = None
 
     def bottleneck(module, arguments, output):
-        outputs.setdefault("bottleneck", output)
-        return output if noise is None else output + noise
+        last, *skips = output if isinstance(output, tuple) else (output, )
+        outputs.setdefault("bottleneck", last)
+        last = last if noise is None else last + noise
+        return (last, *skips) if skips else last
 
-    hook = model.mid_block.register_forward_hook(bottleneck)
-    outputs["sample"] = model(cast["sample"], x["timestep"], cast["context"], **given).sample
+    hook = (model.mid_block or model.down_blocks[-1]).register_forward_hook(bottleneck)
+    outputs["sample"] = model(cast["sample"], x["timestep"], **given).sample
     noise = cast["noise_scale"][:, None, None, None] * cast["noise"]
-    outputs["perturbed"] = model(cast["sample"], x["timestep"], cast["context"], **given).sample
+    outputs["perturbed"] = model(cast["sample"], x["timestep"], **given).sample
     hook.remove()
     return outputs
 

@@ -83,6 +83,13 @@ def compare_loras(report: Report, work: Path) -> None:
         report.line("loras", name, error <= F32_NMSE, f"NMSE {error:.1e}")
 
 
+def compare_pixels(report: Report, work: Path) -> None:
+    ours, reference = (np.load(work / "pixels" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        error = nmse(ours[name], reference[name])
+        report.line("pixels", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
+
+
 def compare_inpainting(report: Report, work: Path) -> None:
     ours, reference = (np.load(work / "inpaint" / f"{side}.npz") for side in ("ours", "reference"))
     for name in reference.files:
@@ -136,7 +143,7 @@ def main() -> int:
                         help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "loras", "trajectories", "inpaint", "sdxl-img2img", "tokens", "prompts"]
+    names = [*CASES, "loras", "trajectories", "pixels", "inpaint", "sdxl-img2img", "tokens", "prompts"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -162,6 +169,10 @@ def main() -> int:
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
             run(options.reference_python, "trajectory_reference.py", str(work / "trajectories"), str(MODEL))
             compare_trajectories(report, work)
+        if "pixels" in options.cases:
+            run(options.ours_python, "pixel_ours.py", str(work / "pixels"))
+            run(options.reference_python, "pixel_reference.py", str(work / "pixels"))
+            compare_pixels(report, work)
         if "inpaint" in options.cases:
             run(options.ours_python, "inpaint_ours.py", str(work / "inpaint"))
             run(options.reference_python, "inpaint_reference.py", str(work / "inpaint"), str(MODEL))
