@@ -110,6 +110,13 @@ def compare_sdxl(report: Report, work: Path) -> None:
         report.line("sdxl", name, bool(passed), text)
 
 
+def compare_lcm_lora(report: Report, work: Path) -> None:
+    ours, reference = (np.load(work / "lcm-lora" / f"{side}.npz") for side in ("ours", "reference"))
+    for name in reference.files:
+        error = nmse(ours[name], reference[name])
+        report.line("lcm-lora", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
+
+
 def compare_tokens(report: Report, work: Path) -> None:
     ours, reference = (np.load(work / "tokens" / f"{side}.npz") for side in ("ours", "reference"))
     for name in reference.files:
@@ -143,7 +150,7 @@ def main() -> int:
                         help="interpreter with torch, diffusers, transformers, peft (requirements.txt)")
     parser.add_argument("--ours-python", default=sys.executable, help="interpreter with dreamda (default: this one)")
     parser.add_argument("--work", type=Path, help="folder to keep networks and outputs in (default: a temporary one)")
-    names = [*CASES, "loras", "trajectories", "pixels", "inpaint", "sdxl-img2img", "tokens", "prompts"]
+    names = [*CASES, "loras", "lcm-lora", "trajectories", "pixels", "inpaint", "sdxl-img2img", "tokens", "prompts"]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dreamda-parity-") as temporary:
@@ -164,6 +171,10 @@ def main() -> int:
             run(options.reference_python, "lora_reference.py", str(work / "loras"))
             run(options.ours_python, "lora_ours.py", str(work / "loras"))
             compare_loras(report, work)
+        if "lcm-lora" in options.cases:
+            run(options.ours_python, "lcm_lora_ours.py", str(work / "lcm-lora"))
+            run(options.reference_python, "lcm_lora_reference.py", str(work / "lcm-lora"))
+            compare_lcm_lora(report, work)
         if "trajectories" in options.cases:
             # Ours first: it hands over the noise it has drawn.
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
