@@ -2,6 +2,7 @@
 bad ones are refused before anything is written."""
 import json
 import os
+import shutil
 from collections import Counter
 
 import pytest
@@ -307,3 +308,6 @@ def test_the_table_refuses_what_generate_refuses(real, tmp_path, capsys):  # noq
     assert "has the field {x}: it has no values; give them as --fields" in capsys.readouterr().err
     assert run("prompts", real, "--model", tmp_path / "none") == 2 and run("prompts", tmp_path / "none") == 2
     assert run("prompts", real, "--recipe", "oxford-pets") == 0
+    shutil.copytree(MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
+    assert run("prompts", real, "--model", tmp_path / "model") == 2
+    assert "has no tokenizer: it reads no prompts" in capsys.readouterr().err

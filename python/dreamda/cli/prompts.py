@@ -59,6 +59,8 @@ def prompts(
     tokenizer = None
     if model:
         place = find_model(model)
+        if not part_folder(place, "tokenizer").is_dir():
+            raise ValueError(f"--model {model} has no tokenizer: it reads no prompts; give another model, or none")
         tokenizer = Tokenizer(part_folder(place, "tokenizer"))
         notes += check_prompts(folder, distinct, tokenizer, settings.negative_prompt, settings.prompt_syntax)
         notes += unknown_words(distinct, read_purpose(place))

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,11 @@ from typing import Any
 from ..options import ParameterError
 from .files import BrokenImageError, is_utf8, read_bounded
 from .templates import CAPTION, CLASS, Template
+from .yaml import yaml_lists
 
 SETS = Path(__file__).with_name("prompt_sets")
 TEMPLATES, ABOUT = "templates", "about"
 MAX_BYTES = 1 << 20
-_QUOTED = r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'"""
-_FIRST = r"""[^\s\[\]{},:#&*!|>'"%@`-]"""
-_LINE = re.compile(rf"""{_QUOTED}|{_FIRST}(?:[^\n:#]|(?<=\S)#|:(?=\S))*""")  # a scalar in a line of its own
-_ITEM = re.compile(rf"""{_QUOTED}|{_FIRST}(?:[^\n\[\]{{}},:#]|(?<=\S)#|:(?=\S))*""")  # and one in brackets
-_GAP = re.compile(r"\s*(,?)\s*")  # after it
-_COMMENT = re.compile(rf"({_QUOTED})|(?:^|\s)#[^\n]*")
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,10 @@ def read_fields(source: str | os.PathLike[str]) -> Fields:
         raise ParameterError("fields", f"{source}: no such file or folder; give one, or a set that comes with dreamda: "
                              + ", ".join(set_names()))
     content = _read(path)
-    found = dict(_yaml_lists(path, content)) if path.suffix.lower() in (".yaml", ".yml") else _json(path, content)
+    try:
+        found = yaml_lists(path, content) if path.suffix.lower() in (".yaml", ".yml") else _json(path, content)
+    except ValueError as error:
+        raise ParameterError("fields", str(error)) from None
     found.pop(ABOUT, None)
     lists = {name: _values(path, name, value) for name, value in found.items()}
     try:
@@ -123,7 +119,7 @@ def _json(path: Path, content: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ParameterError("fields", f'{path} is no JSON object of lists; write {{"style": ["photo", "sketch"]}}')
+        raise ValueError(f'{path} is no JSON object of lists; write {{"style": ["photo", "sketch"]}}')
     return found
 
 
@@ -134,85 +130,3 @@ def _values(path: Path, name: str, given: Any) -> tuple[str, ...]:
     if twice := next((value for value, count in Counter(values).items() if count > 1), ""):
         raise ParameterError("fields", f"{path}: {name!r} has the value {twice[:80]!r} twice; remove one")
     return tuple(values)
-
-
-def _yaml_lists(path: Path, content: str) -> Iterator[tuple[str, list[str]]]:
-    """The entries of a YAML file in the usual forms: ``name: [one, two]``, or ``name:`` and a line ``- one`` for each.
-
-    All values are texts. Anything else is refused; tags and references are not read.
-    """
-    lines = enumerate(content.splitlines(), 1)
-    name, values, seen = "", [], set()
-    for number, line in lines:
-        def scalar(text: str, number: int = number) -> str:
-            found = _scalar(text.strip()) if _LINE.fullmatch(text.strip()) else None
-            if found is None:
-                raise _refused(path, number)
-            return found
-
-        line = _uncommented(line)
-        if not line.strip():
-            continue
-        if item := re.match(r"\s*-\s", line):
-            if not name:
-                raise _refused(path, number)
-            values.append(scalar(line[item.end() :]))
-            continue
-        key = re.match(rf"({_QUOTED}|[^\W\d][\w/-]*)\s*:(?=\s|$)", line)
-        if not key or scalar(key[1]) in seen:
-            raise _refused(path, number)
-        if name:
-            yield name, values
-        name, rest = scalar(key[1]), line[key.end() :].strip()
-        seen.add(name)
-        values = []
-        if rest.startswith("["):
-            text, closed = rest[1:], False
-            while not closed:
-                found, closed = _items(text)
-                values += found or []
-                following = (0, "") if closed else next(lines, None)
-                if found is None or following is None:
-                    raise _refused(path, number)
-                text = _uncommented(following[1])
-        elif rest:
-            values = [scalar(rest)]
-    if name:
-        yield name, values
-
-
-def _refused(path: Path, number: int) -> ParameterError:
-    return ParameterError("fields", f"{path} line {number} is in none of the forms of YAML that are read; write "
-                          "name: [one, two], or a line - one for each value below name:, with quotes around special "
-                          "characters")
-
-
-def _uncommented(line: str) -> str:
-    return _COMMENT.sub(lambda found: found[1] or "", line)
-
-
-def _items(line: str) -> tuple[list[str] | None, bool]:
-    """The values in a line of a list in brackets, None if it is not one; and whether the list ends there."""
-    values: list[str] = []
-    place, line = 0, line.strip()
-    while place < len(line) and (line[place] != "]" or place + 1 < len(line)):
-        found = _ITEM.match(line, place)
-        value = _scalar(found[0].strip()) if found else None
-        if found is None or value is None:
-            return None, True
-        values.append(value)
-        end = _GAP.match(line, found.end())
-        place = end.end() if end else place
-        if end is None or not end[1] and line[place : place + 1] not in ("", "]"):
-            return None, True
-    return values, place < len(line)
-
-
-def _scalar(text: str) -> str | None:
-    """The text of a scalar; None if its quotes hold what is none."""
-    if text.startswith('"'):
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            return None
-    return text[1:-1].replace("''", "'") if text.startswith("'") else text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..yaml import SCALAR, scalar
 from .common import Labels, Made, Thing, checked_box, checked_polygon, read_text_file, write_if_other
 from .outlines import joined, outlines
 
@@ -142,7 +143,7 @@ def read_names(path: Path, content: bytes) -> dict[int, str]:
     items: list[str] = []
     if first.startswith(("[", "{")):
         text = "\n".join([first, *lines[start + 1 :]])
-        tokens = re.finditer(rf"{_SCALAR}|[\[\]{{}},:]|#[^\n]*|\s+", text)
+        tokens = re.finditer(rf"{SCALAR}|[\[\]{{}},:]|#[^\n]*|\s+", text)
         item, end = "", 0
         for token in tokens:
             if token.start() != end:
@@ -172,23 +173,11 @@ def read_names(path: Path, content: bytes) -> dict[int, str]:
             items.append(line.strip().removeprefix("- ") if line.lstrip().startswith("- ") else line.strip())
     found: dict[int, str] = {}
     for position, item in enumerate(items):
-        match = re.fullmatch(rf"(?:(\d+)\s*:\s+)?({_SCALAR})\s*(?:\s#.*)?", item.strip())
-        word = _scalar(match[2]) if match else None
+        match = re.fullmatch(rf"(?:(\d+)\s*:\s+)?({SCALAR})\s*(?:\s#.*)?", item.strip())
+        word = scalar(match[2]) if match else None
         if match is None or not word:
             raise refused
         found[int(match[1]) if match[1] else position] = word
     if len(found) != len(items) or not found:
         raise refused
     return found
-
-
-_SCALAR = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s\[\]{},:#&*!|>'"%@`-](?:[^\n\[\]{},:#]|(?<=\S)#|:(?=\S))*)"""
-
-
-def _scalar(text: str) -> str | None:
-    if text.startswith('"'):
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            return None
-    return text[1:-1].replace("''", "'") if text.startswith("'") else text.strip()
