@@ -16,6 +16,7 @@ TITLES = {
     "tokenizers": ("Tokenizers", "Folders of CLIP tokenizers, as old and new versions of transformers write them."),
     "schedulers": ("Schedulers",
                    "What `scheduler_config.json` may say. Its noise levels are used; the steps are DreamDA's own."),
+    "unets": ("U-Nets", "What `unet/config.json` may say: networks of text models, and of models in pixel space."),
     "labels": ("Labels", "What `AMSTClassifier` takes for classes, and where `dreamda train` "
                          "and `evaluate` find labels."),
     "environments": ("Environments", "Environment variables and containers: how many threads compute. The images and "
