@@ -38,6 +38,10 @@ def audit(
         Optional[Path],
         typer.Option(metavar="IMAGE", help="List what was made from this real image or looks like it, instead of an "
                      "audit. If the file is gone, its name in the data set.")] = None,
+    features: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE", help="Weights of a ResNet from timm or torchvision (safetensors), such as "
+                     "ImageNet's, for one more view of similarity.")] = None,
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
@@ -53,14 +57,15 @@ def audit(
     """
     folders = [real, *(synthetic or ())]
     if withdraw is not None:
-        if reference is not None:
-            raise ValueError("--withdraw and --reference exclude each other; give one of them")
+        for option, value in (("--reference", reference), ("--features", features)):
+            if value is not None:
+                raise ValueError(f"--withdraw and {option} exclude each other; give one of them")
         return _trace(withdraw, folders, out, max_similarity, threads)
     if len(folders) != 2:
         raise ValueError(f"an audit needs two folders, REAL and SYNTHETIC; {len(folders)} are given")
     if out is None:
         raise ValueError("--out is missing; name a folder for the report")
-    return _audit(real, folders[1], out, reference, max_similarity, threads)
+    return _audit(real, folders[1], out, reference, max_similarity, features, threads)
 
 
 def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: float | None, threads: int) -> int:
@@ -78,12 +83,12 @@ def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: f
 
 
 def _audit(real: Path, synthetic: Path, out: Path, reference: Path | None, max_similarity: float | None,
-           threads: int) -> int:
+           features: Path | None, threads: int) -> int:
     from ..runs.audit import audit as compare
 
     with _Phases() as progress:
-        result = compare(real, synthetic, reference, out=out, max_similarity=max_similarity, threads=threads or None,
-                         progress=progress)
+        result = compare(real, synthetic, reference, out=out, max_similarity=max_similarity, features=features,
+                         threads=threads or None, progress=progress)
     complain_of(result.skipped, result.notes)
     for line in result.table().splitlines():
         print(printable(line))

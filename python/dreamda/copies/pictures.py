@@ -110,6 +110,7 @@ class Pictures:
              root: str | os.PathLike[str],
              blocks: Blocks | None = None,
              *,
+             without: str = "",
              threads: int = 1,
              progress: Callable[[int, int], None] | None = None) -> Pictures:
         """Read all images of a folder and its subfolders.
@@ -119,6 +120,8 @@ class Pictures:
         root : path
         blocks : Blocks, optional
             Where finished parts are kept.
+        without : str
+            A folder directly below `root` that does not count.
         threads : int
         progress : callable, optional
             Called with the number of images read and that of all.
@@ -136,6 +139,8 @@ class Pictures:
         if not root.is_dir():
             raise NotADirectoryError(f"{root} is a file; give a folder of images")
         names, ignored = _files(root)
+        if without:
+            names = [name for name in names if not name.startswith(f"{without}/")]
         if not names:
             raise ValueError(f"{root} holds no images; give a folder of images, with or without folders of classes")
         states = [_state(root, name) for name in names]

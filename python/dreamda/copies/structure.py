@@ -51,7 +51,6 @@ def structure(a: Floats, b: Floats, start: Floats) -> tuple[Floats, Floats]:
 
 def _align(a: Floats, b: Floats, start: Floats) -> tuple[Floats, Floats, Floats]:
     """`b` as it fits `a` best, where it covers `a`, and the placement."""
-    stacked = np.stack([b, np.gradient(b, axis=1), np.gradient(b, axis=2)]).reshape(3, len(b), -1)
     flat = a.reshape(len(a), -1)
     place = start.astype(np.float32)
     best = np.full(len(a), -2, np.float32)
@@ -60,9 +59,9 @@ def _align(a: Floats, b: Floats, start: Floats) -> tuple[Floats, Floats, Floats]
         y = place[:, 0:1] + place[:, 2:] * _Y
         x = place[:, 1:2] + place[:, 2:] * _X
         mask = ((y >= -0.5) & (y <= SIDE - 0.5) & (x >= -0.5) & (x <= SIDE - 0.5)).astype(np.float32)
-        warped, d_y, d_x = _sample(stacked, y, x)
+        warped = _sample(b, y, x)
         count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-        target, norm = _unit(flat, mask, count)[0], None
+        target, _ = _unit(flat, mask, count)
         found, norm = _unit(warped, mask, count)
         correlation = (target * found).sum(axis=1)
         correlation[count[:, 0] < LEAST * SIDE * SIDE] = -2
@@ -71,6 +70,7 @@ def _align(a: Floats, b: Floats, start: Floats) -> tuple[Floats, Floats, Floats]
         best[better] = correlation[better]
         if step == STEPS:
             break
+        d_y, d_x = (d.reshape(len(a), -1) / place[:, 2:] for d in np.gradient(warped.reshape(a.shape), axis=(1, 2)))
         slopes = np.stack([_centred(d, mask, count) / norm for d in (d_y, d_x, d_y * _Y + d_x * _X)], axis=1)
         slopes -= (slopes * found[:, None]).sum(axis=2, keepdims=True) * found[:, None]
         normal = (slopes[:, :, None] * slopes[:, None]).sum(axis=3)
@@ -85,11 +85,12 @@ def _align(a: Floats, b: Floats, start: Floats) -> tuple[Floats, Floats, Floats]
 
 
 def _sample(images: Floats, y: Floats, x: Floats) -> Floats:
-    """Bilinear samples of (C, P, 32 * 32) at positions (P, 32 * 32)."""
-    row, column = (np.clip(np.floor(v), 0, SIDE - 2).astype(np.int32) for v in (y, x))
-    down, right = np.clip(y - row, 0, 1), np.clip(x - column, 0, 1)
-    at = row * SIDE + column
-    corner = [np.take_along_axis(images, (at + offset)[None], axis=2) for offset in (0, 1, SIDE, SIDE + 1)]
+    """Bilinear samples of (P, 32, 32) at positions (P, 32 * 32)."""
+    row, column = (np.minimum(np.maximum(v, 0).astype(np.intp), SIDE - 2) for v in (y, x))
+    down, right = (np.clip(v - whole, 0, 1, dtype=np.float32) for v, whole in ((y, row), (x, column)))
+    at = row * SIDE + column + np.arange(0, images.size, SIDE * SIDE)[:, None]
+    flat = images.ravel()
+    corner = [flat.take(at + offset) for offset in (0, 1, SIDE, SIDE + 1)]
     above = corner[0] + (corner[1] - corner[0]) * right
     below = corner[2] + (corner[3] - corner[2]) * right
     return above + (below - above) * down

@@ -20,15 +20,20 @@ import numpy as np
 
 from ..copies.calibration import Threshold, area_under_curve, calibrated, share, share_above
 from ..copies.evidence import FEWEST, membership, ratios, thinned
-from ..copies.index import CopyIndex, Ints, Matches
+from ..copies.features import features_of, nearest_features
+from ..copies.index import CopyIndex, Floats, Ints, Matches
 from ..copies.pictures import BLOCK, Blocks, Pictures
-from ..data.files import write_atomically
+from ..data.files import digest_of_file, write_atomically
 from ..data.metadata import metadata_file, read_rows
 from ..networks.threads import resolve_threads
 from ..options import ParameterError
 from ..text import counted, in_brackets
+from ..training.saved import TrainedModel
 from .audit_page import PAIRS, audit_page
 from .files import OutputError
+from .manifest import read_manifest
+from .measures import read_network
+from .records import hash_of
 
 RATE = 0.01         # of false alarms, of the default threshold
 SHOWN = 20          # pairs in the table
@@ -161,6 +166,7 @@ def audit(real: str | os.PathLike[str],
           *,
           out: str | os.PathLike[str] | None = None,
           max_similarity: float | None = None,
+          features: str | os.PathLike[str] | None = None,
           threads: int | None = None,
           progress: Progress | None = None) -> Audit:
     """Find synthetic images that are near copies of real ones.
@@ -181,6 +187,9 @@ def audit(real: str | os.PathLike[str],
     max_similarity : float, optional
         Images more similar than this are copies. Default: the similarity to the nearest other image that 1 % of the
         real images exceed.
+    features : path, optional
+        Weights of a ResNet from timm or torchvision (safetensors), for one more view of similarity: the cosine between
+        its features.
     threads : int, optional
     progress : callable, optional
         Called as ``progress(phase, done, total)``.
@@ -194,7 +203,7 @@ def audit(real: str | os.PathLike[str],
     FileNotFoundError, NotADirectoryError
         A folder does not exist.
     ValueError
-        There are no images, none can be read, or `reference` contains images of `real`.
+        There are no images, none can be read, `reference` contains images of `real`, or `features` is no ResNet.
 
     Examples
     --------
@@ -203,10 +212,12 @@ def audit(real: str | os.PathLike[str],
     """
     if max_similarity is not None and not 0 < max_similarity < 1:
         raise ParameterError("max_similarity", f"{max_similarity!r} is not possible; use a number between 0 and 1")
+    network = None if features is None else (read_network(features), digest_of_file(features))
     work = _Work(resolve_threads(threads), Blocks(None if out is None else Path(out) / WORK),
                  progress or (lambda phase, done, total: None))
     result, page = _audit(work, work.read(real), work.read(synthetic),
-                          None if reference is None else work.read(reference), max_similarity, out is not None)
+                          None if reference is None else work.read(reference), max_similarity, network,
+                          out is not None)
     if out is not None:
         _write(Path(out), result, page)
         work.blocks.remove()
@@ -224,7 +235,8 @@ class _Work(NamedTuple):
         def tell(done: int, total: int) -> None:
             self.progress(f"reading {root}", done, total)
 
-        return Pictures.read(root, self.blocks, threads=self.threads, progress=tell)
+        masks = "masks" if (Path(root) / "run.json").is_file() else ""  # of a run with annotations
+        return Pictures.read(root, self.blocks, without=masks, threads=self.threads, progress=tell)
 
     def nearest(self, index: CopyIndex, key: str, queries: np.ndarray, of: Ints | None = None) -> Matches:
         """The nearest real image of each query, or each compared with one of its own (-1 for none)."""
@@ -239,8 +251,28 @@ class _Work(NamedTuple):
         return Matches(*(np.concatenate(values) for values in zip(*found)))
 
 
+    def by_features(self, network: TrainedModel, key: str, real: Pictures, synthetic: Pictures,
+                    among: Ints) -> dict[str, Any]:
+        """The similarity of features: of synthetic to real images, and of the real images `among` themselves."""
+        def rows(pictures: Pictures) -> Floats:
+            def tell(done: int, total: int) -> None:
+                self.progress(f"features of {pictures.root}", done, total)
+
+            return features_of(pictures, lambda images: network.features(images, threads=self.threads), network.size,
+                               key, self.blocks, tell)
+
+        of_real, of_synthetic = rows(real), rows(synthetic)
+        image, similarity = nearest_features(of_synthetic, of_real)
+        null = nearest_features(of_real[among], of_real, among)[1]
+        best = np.argsort(-similarity, kind="stable")[:SHOWN]
+        return _view(similarity, null) | {
+            "pairs": [{"synthetic": synthetic.names[i], "real": real.names[image[i]],
+                       "score": round(float(similarity[i]), 4)} for i in best.tolist()]}
+
+
 def _audit(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures | None,
-           max_similarity: float | None, with_page: bool) -> tuple[Audit, str]:
+           max_similarity: float | None, network: tuple[TrainedModel, str] | None,
+           with_page: bool) -> tuple[Audit, str]:
     """The result, and its page."""
     if reference is not None:
         _check_apart(real, reference)
@@ -257,9 +289,11 @@ def _audit(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures
         "reference": None if reference is None else _about(reference),
         "max_similarity": limit,
         "calibration": calibration,
-        "similarity": {"synthetic": _spread(matches.score), "real_among_themselves": _spread(null)},
-        "hash": {"synthetic": _spread(matches.hash_score), "real_among_themselves": _spread(among.matches.hash_score)},
+        "views": {"structure": _view(matches.score, null, limit),
+                  "hash": _view(matches.hash_score, among.matches.hash_score)},
     }
+    if network is not None:
+        measures["views"]["features"] = work.by_features(*network, real, synthetic, among.image)
     copies = _pairs(real, synthetic, matches, null, np.flatnonzero(matches.score > limit))
     if seeds is not None and (known := np.flatnonzero(seeds >= 0)).size:
         own = work.nearest(index, key, synthetic.whole[known], seeds[known])
@@ -327,6 +361,14 @@ def _spread(scores: np.ndarray) -> dict[str, float]:
             (("least", 0), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("largest", 1))}
 
 
+def _view(scores: np.ndarray, null: np.ndarray, limit: float | None = None) -> dict[str, Any]:
+    """One view of similarity: how it is distributed, and how many images are above its limit."""
+    if limit is None and len(null):
+        limit = round(calibrated(null, RATE).value, 4)
+    return {"synthetic": _spread(scores), "real_among_themselves": _spread(null), "limit": limit,
+            "above": None if limit is None else int((scores > limit).sum())}
+
+
 def _kind(matches: Matches, i: int) -> str:
     flips = {(True, False): "mirrored", (False, True): "upside down", (True, True): "turned by 180 degrees"}
     row, column, scale = matches.placement[i]
@@ -350,13 +392,17 @@ def _seeds(real: Pictures, synthetic: Pictures) -> Ints | None:
     path = metadata_file(synthetic.root)
     if path is None:
         return None
-    number = {name: i for i, name in enumerate(real.names)}
+    number: dict[str, int] = {}
+    for i, (name, digest) in enumerate(zip(real.names, real.digests)):
+        # an annotated image is recorded with a class that is no folder; and any image by a hash, if it was asked for
+        inside = name.partition("/")[2]
+        number |= {name: i, hash_of(name, digest): i, hash_of(inside, digest): i}
     seed_of: dict[str, int] = {}
-    for _, row in read_rows(path):
-        name, seed = row.get("file_name"), row.get("seed_file")
-        if isinstance(name, str) and isinstance(seed, str):
-            # annotated images are in one class, which is no folder
-            seed_of[name] = number.get(seed, number.get(seed.partition("/")[2], -1))
+    for row in read_manifest(synthetic.root) if (synthetic.root / "run.json").is_file() else (
+            row for _, row in read_rows(path)):
+        made, seed = row.get("file_name"), row.get("seed_file")
+        if isinstance(made, str) and isinstance(seed, str):
+            seed_of[made] = number.get(seed, number.get(seed.partition("/")[2], -1))
     return np.array([seed_of.get(name, -1) for name in synthetic.names], np.int64) if seed_of else None
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .audit import Audit, Copy
 
 PAIRS = 24
+VIEWS = {"structure": "one image laid over the other; this view decides what is a copy",
+         "hash": "share of equal bits of the perceptual hashes of the whole images",
+         "features": "cosine between the features of a network: what is to be seen, rather than the same picture"}
 LEFT, RIGHT, TOP, BOTTOM = 50, 620, 10, 260     # of the plot, in pixels
 COLOURS = ("#1a73e8", "#188038", "#9334e6")
 
@@ -54,6 +57,10 @@ def audit_page(result: Audit, real: Path, synthetic: Path, nearest: Sequence[Cop
             for score, share in zip(np.quantile(values, shares), shares))
     } for (name, values), colour in zip(scores.items(), COLOURS) if len(values)]
     measures = result.measures
+    views = [[name, VIEWS[name], "" if view["limit"] is None else f"{view['limit']:.4f}",
+              "" if view["above"] is None else f"{view['above']:,}", f"{view['synthetic']['median']:.3f}",
+              f"{view['real_among_themselves']['median']:.3f}" if view["real_among_themselves"] else ""]
+             for name, view in measures["views"].items()]
     return render("audit",
                   m=measures,
                   synthetic=synthetic.absolute().name,
@@ -68,6 +75,7 @@ def audit_page(result: Audit, real: Path, synthetic: Path, nearest: Sequence[Cop
                   ticks=[(across(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
                   limit_at=across(result.max_similarity),
                   curves=curves,
+                  views=views,
                   classes=[[row["class"], "", row["images"], row["copies"], f"{row['similarity']['median']:.3f}",
                             f"{row['similarity']['largest']:.3f}"] for row in measures["classes"]],
                   tests=_tests(measures),

@@ -59,6 +59,11 @@ class Names:
     _keys: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
 
+def hash_of(name: str, content: str) -> str:
+    """The hash that names a real image, of its name in its class folder and of the SHA-256 of its file."""
+    return hashlib.sha256(f"{name}/{content}".encode()).hexdigest()[:HASH_DIGITS]
+
+
 def hashed(folder: ImageFolder) -> tuple[ImageFolder, Names]:
     """Read every image file, and name the images by hashes.
 
@@ -73,7 +78,7 @@ def hashed(folder: ImageFolder) -> tuple[ImageFolder, Names]:
             content = digest_of_image(folder.path(image))
         except BrokenImageError as error:
             return error
-        return f"{image.label}/{hashlib.sha256(f'{image.name}/{content}'.encode()).hexdigest()[:HASH_DIGITS]}"
+        return f"{image.label}/{hash_of(image.name, content)}"
 
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(folder.images, pool.map(one, folder.images), strict=True))

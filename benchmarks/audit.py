@@ -1,0 +1,144 @@
+"""How well `dreamda audit` finds copies: recall by transformation and false alarms, with confidence intervals.
+
+    python benchmarks/audit.py recall --photos FOLDER --out audit.json     # natural images from FOLDER, X-ray-like ones made here
+    python benchmarks/audit.py speed --real 20000 --synthetic 2000         # pairs a second, and what 100,000 x 100,000 take
+    python benchmarks/audit.py table audit.json                            # writes AUDIT.md
+
+Without --photos the natural images are procedural too. Photographs are never copied anywhere.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+from audit_images import CHANGES, natural, xray  # noqa: E402
+
+from dreamda.copies.calibration import calibrated, share  # noqa: E402
+from dreamda.copies.index import CopyIndex  # noqa: E402
+from dreamda.copies.thumbnails import thumbnail  # noqa: E402
+
+
+def photographs(folder: str, count: int) -> list[Path]:
+    """A random choice of image files, the same at every call."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if len(files) < count:
+        raise SystemExit(f"{folder} holds {len(files)} images; {count} are needed")
+    return [files[i] for i in np.random.default_rng(0).permutation(len(files))[:count]]
+
+
+def measure(kind: str, open_image, count: int, copied: int, threads: int) -> dict:
+    """Recall of every transformation, of `copied` of `count` real images, and false alarms among as many others."""
+    def thumbnails(images) -> np.ndarray:
+        return np.stack([thumbnail(np.asarray(image)) for image in images])
+
+    begun = time.monotonic()
+    index = CopyIndex(thumbnails(open_image(i) for i in range(count)))
+    among = index.among_themselves(count, threads=threads)
+    limit = calibrated(among.matches.score).value
+    others = index.nearest(thumbnails(open_image(count + i) for i in range(count)), threads=threads)
+    alarms = share(int((others.score > limit).sum()), count)
+    found = {"kind": kind, "real": count, "copied": copied, "others": count, "limit": limit,
+             "duplicates": among.duplicates, "false_alarms": alarms._asdict(), "recall": {}}
+    print(f"{kind}: limit {limit:.4f}, {among.duplicates} duplicates, false alarms {alarms.value:.2%} "
+          f"({alarms.low:.2%} to {alarms.high:.2%})", flush=True)
+    chosen = np.arange(copied) * count // copied
+    for name, change in CHANGES.items():
+        rng = np.random.default_rng(0)
+        matches = index.nearest(thumbnails(change(open_image(int(i)), rng) for i in chosen), threads=threads)
+        recall = share(int((matches.score > limit).sum()), copied)
+        found["recall"][name] = recall._asdict() | {"right_image": float((matches.image == chosen).mean())}
+        print(f"  {name}: {recall.value:.2%} ({recall.low:.2%} to {recall.high:.2%})", flush=True)
+    found["seconds"] = time.monotonic() - begun
+    return found
+
+
+def recall(arguments: argparse.Namespace) -> None:
+    """The command `recall`."""
+    if arguments.photos:
+        files = photographs(arguments.photos, 2 * arguments.natural)
+        results = [measure("photographs", lambda i: Image.open(files[i]).convert("RGB"), arguments.natural,
+                           arguments.copied, arguments.threads)]
+    else:
+        results = [measure("procedural natural", natural, arguments.natural, arguments.copied, arguments.threads)]
+    results.append(measure("X-ray-like", xray, arguments.xray, min(arguments.copied, arguments.xray),
+                           arguments.threads))
+    Path(arguments.out).write_text(json.dumps(results, indent=1))
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """The command `speed`."""
+    rng = np.random.default_rng(0)
+
+    def thumbnails(count: int) -> np.ndarray:
+        noise = rng.normal(size=(count, 8, 8)).astype(np.float32).repeat(4, axis=1).repeat(4, axis=2)
+        return np.clip(128 + 40 * noise + rng.normal(size=(count, 32, 32)) * 10, 0, 255).astype(np.uint8)
+
+    real, queries = thumbnails(arguments.real), thumbnails(arguments.synthetic)
+    begun = time.monotonic()
+    index = CopyIndex(real)
+    built = time.monotonic() - begun
+    few = CopyIndex(real[:64])
+    begun = time.monotonic()
+    few.nearest(queries, threads=arguments.threads)
+    each = (time.monotonic() - begun) / len(queries)
+    begun = time.monotonic()
+    index.nearest(queries, threads=arguments.threads)
+    seconds = time.monotonic() - begun
+    pair = (seconds / len(queries) - each) / (len(real) - 64)
+    whole = built / len(real) * 1e5 + each * 1e5 + pair * 1e10
+    print(json.dumps({
+        "real": len(real), "synthetic": len(queries), "threads": arguments.threads, "index_seconds": round(built, 2),
+        "search_seconds": round(seconds, 2), "microseconds_a_pair": round(1e6 * pair, 4),
+        "milliseconds_a_query": round(1e3 * each, 3), "minutes_for_100000_x_100000": round(whole / 60, 1),
+        "peak_memory_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    }, indent=1))
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """The command `table`."""
+    results = json.loads(Path(arguments.file).read_text())
+    percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
+    cell = lambda s: f"{percent(s['value'])} ({percent(s['low'])} to {percent(s['high'])})"  # noqa: E731
+    lines = ["| what was done | " + " | ".join(r["kind"] for r in results) + " |", "|---|" + "---|" * len(results)]
+    lines += [f"| {name} | " + " | ".join(cell(r["recall"][name]) for r in results) + " |" for name in CHANGES]
+    lines.append("| **false alarms** | " + " | ".join(cell(r["false_alarms"]) for r in results) + " |")
+    page = HERE / "AUDIT.md"
+    text = page.read_text()
+    start, end = "<!-- recall: made by audit.py table -->\n", "<!-- end of recall -->"
+    before, after = text.split(start)[0], text.split(end)[1]
+    about = "; ".join(f"{r['kind']}: {r['copied']:,} copies of each kind among {r['real']:,} real images, "
+                      f"{r['others']:,} others, limit {r['limit']:.4f}, {r['duplicates']} images with a duplicate left out "
+                      "of the calibration" for r in results)
+    page.write_text(before + start + "\n".join(lines) + f"\n\n{about}.\n" + end + after)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("recall")
+    command.add_argument("--photos", default="")
+    command.add_argument("--natural", type=int, default=2000)
+    command.add_argument("--xray", type=int, default=500)
+    command.add_argument("--copied", type=int, default=2000)
+    command.add_argument("--out", default="audit.json")
+    command.set_defaults(run=recall)
+    command = commands.add_parser("speed")
+    command.add_argument("--real", type=int, default=20000)
+    command.add_argument("--synthetic", type=int, default=2000)
+    command.set_defaults(run=speed)
+    for each in commands.choices.values():
+        each.add_argument("--threads", type=int, default=2)
+    command = commands.add_parser("table")
+    command.add_argument("file")
+    command.set_defaults(run=table)
+    chosen = parser.parse_args()
+    chosen.run(chosen)
