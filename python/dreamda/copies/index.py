@@ -28,8 +28,9 @@ SAMPLES = 16
 PART = 0.72
 OFFSETS = ((0.62, 0.075), (0.67, 0.035), (0.72, 0.06), (0.72, 0.12), (0.8, 0.04), (0.9, 0.0))
 CANDIDATES = 5          # real images that are laid over each synthetic one
-# Two real images are the same if their thumbnails differ by less: root mean square, of 255 and of the contrast.
-SAME, SAME_SHARE = 3.0, 0.15
+# Two real images are the same picture if their thumbnails differ by less (root mean square, of 255 and of the
+# contrast), or if the one is so much nearer to the other than any third: the ratio of the distances.
+SAME, SAME_SHARE, SAME_RATIO = 3.0, 0.15, 0.25
 QUERIES, ROWS = 128, 1024    # of a block of the matrix products
 
 Ints = NDArray[np.int64]
@@ -44,6 +45,8 @@ class Matches(NamedTuple):
         Its position; -1 if there is none.
     score : float32 (Q,)
         From -1 to 1, rounded to four decimals.
+    next_score : float32 (Q,)
+        That of the second nearest real image; -1 if there is none.
     mirrored, upside_down, inverted : bool (Q,)
         What makes the query look like it.
     placement : float32 (Q, 3)
@@ -54,6 +57,7 @@ class Matches(NamedTuple):
 
     image: Ints
     score: Floats
+    next_score: Floats
     mirrored: NDArray[np.bool_]
     upside_down: NDArray[np.bool_]
     inverted: NDArray[np.bool_]
@@ -214,7 +218,8 @@ class CopyIndex:
         there = found.image >= 0
         others = self.thumbnails[first[np.searchsorted(numbers, found.image)]].astype(np.float32)
         apart = np.sqrt(np.square(others - queries).mean(axis=(1, 2)))
-        same = there & (apart <= np.minimum(SAME, SAME_SHARE * others.std(axis=(1, 2))))
+        identical = apart <= np.minimum(SAME, SAME_SHARE * others.std(axis=(1, 2)))
+        same = there & (identical | (1 - found.score < SAME_RATIO * (1 - found.next_score)) & (found.next_score > -1))
         kept = there & ~same
         return Among(numbers[chosen][kept], Matches(*(values[kept] for values in found)), int(same.sum()))
 
@@ -286,8 +291,10 @@ class CopyIndex:
         hashes = _hash_vectors(queries)[:, None] * _FLIPS
         of_hash = np.abs(np.einsum("qkc,qfc->qkf", self._vectors[-1][entries], hashes))
         there = score[each, best] > -1
+        images = self.images[entries]
+        other = np.where(images == images[each, best][:, None], -1, score).max(axis=1)
         return Matches(np.where(there, self.images[entries[each, best]], -1), np.round(score[each, best], 4),
-                       flip[each, best] % 2 == 1, flip[each, best] >= 2, sign[each, best] < 0,
+                       np.round(other, 4), flip[each, best] % 2 == 1, flip[each, best] >= 2, sign[each, best] < 0,
                        placement.reshape(count, few, 3)[each, best], self.images[entries[:, 0]],
                        _share(of_hash.max(axis=2).max(axis=1)))
 
