@@ -121,9 +121,9 @@ def table(arguments: argparse.Namespace) -> None:
     start, end = "<!-- recall: made by audit.py table -->\n", "<!-- end of recall -->"
     before, after = text.split(start)[0], text.split(end)[1]
     about = "; ".join(
-        f"{r['kind']}: {r['copied']:,} copies of each kind among {r['real']:,} real images, {r['others']:,} others, limit "
-        f"{r['limit']:.4f}; {r['duplicates']} real and {r['same']} other images that the source holds twice were left out "
-        "of calibration and false alarms" for r in results)
+        f"{r['kind']}: {r['copied']:,} copies of each kind among {r['real']:,} real images, {r['others']:,} others, "
+        f"limit {r['limit']:.4f}; {r['duplicates']} real and {r['same']} other images that the source holds twice were "
+        "left out of calibration and false alarms" for r in results)
     page.write_text(before + start + "\n".join(lines) + f"\n\n{about}.\n" + end + after)
 
 

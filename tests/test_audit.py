@@ -77,8 +77,9 @@ def test_one_image_is_compared_with_a_given_one(made):
 
 def test_an_image_that_is_there_twice_does_not_raise_the_threshold():
     real = thumbnails([natural(i) for i in range(30)])
-    among = CopyIndex(np.concatenate([real, real[:3] // 2 * 2])).among_themselves()
-    assert among.duplicates == 6 and len(among.image) == 27
+    changed = thumbnails([CHANGES["crop of 15 %"](natural(i), np.random.default_rng(i)) for i in (3, 4)])
+    among = CopyIndex(np.concatenate([real, real[:3] // 2 * 2, changed])).among_themselves()
+    assert among.duplicates == 10 and len(among.image) == 25
     assert among.matches.score.max() < 0.95
 
 
