@@ -26,6 +26,12 @@ def efficacy_steps():
     yield from loaded("efficacy_steps")
 
 
+@pytest.fixture(scope="module")
+def efficacy_labels(efficacy):
+    sys.modules.setdefault("efficacy", efficacy)
+    yield from loaded("efficacy_labels")
+
+
 def loaded(name):
     sys.path.insert(0, str(FOLDER))
     try:
@@ -172,3 +178,20 @@ def test_the_table_of_prompts_compares_draw_by_draw(efficacy_prompts):
     assert lines[2].startswith("| one template | 75.0 ± 7.1 (2 draws) |  |")
     assert lines[3] == "| six templates, the model's own | 77.5 ± 7.8 (2 draws) | 2.5 ± 0.7 |"
     assert "| real only | - |  |" in lines
+
+
+def test_the_table_of_labels_compares_seed_by_seed_and_image_by_image(efficacy_labels):
+    records = [dict(row=row, seed=seed, overlaps=[0.5 + 0.1 * number, 0.3 + 0.02 * seed])
+               for number, row in enumerate(efficacy_labels.ROWS) for seed in range(2)]
+    lines = efficacy_labels.table(records).splitlines()
+    assert lines[2] == "| real only | 40.5 | 40.0, 41.0 | | |"
+    assert lines[3].startswith("| real + flips and colours | 45.5 | 45.0, 46.0 | +5.0 (+5.0, +5.0) | +0.0 to +10.0 |")
+    assert len(lines) == 2 + len(efficacy_labels.ROWS)
+
+
+def test_overlap_leaves_out_what_does_not_count(efficacy_labels):
+    found, mask = np.array([[1, 1, 0, 0]], bool), np.array([[0, 1, 1, 0]], bool)
+    everything = np.ones_like(mask)
+    assert efficacy_labels.overlap(found, mask, everything) == pytest.approx(1 / 3)
+    assert efficacy_labels.overlap(found, mask, ~(found & ~mask)) == 1 / 2
+    assert efficacy_labels.overlap(~everything, ~everything, everything) == 1
