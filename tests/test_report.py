@@ -14,7 +14,8 @@ from test_generate import SETTINGS, FakePipeline, make_real, tree
 from dreamda.training import saved
 from dreamda.runs.generate import generate_dataset
 from dreamda.runs import measures
-from dreamda.runs.measures import Judged, judge, neighbour_metrics, read_network, verdicts
+from dreamda.runs.measures import Judged, Space, covered, judge, neighbour_metrics, read_network, verdicts
+from dreamda.runs.report import _balance, _redrawn
 from dreamda.training.saved import TrainedModel
 
 RNG = np.random.default_rng(0)
@@ -53,6 +54,33 @@ def test_measures_where_the_answer_is_known():
     assert collapsed.precision == 1 and collapsed.recall < 0.05 and collapsed.coverage < 0.1
     with pytest.raises(ValueError, match="need more than 5 images"):
         neighbour_metrics(real[:5], same)
+
+
+def test_coverage_where_the_answer_is_known():
+    """A class of two groups of images: of the second one, nothing was made. A class of two images is not judged."""
+    groups = np.concatenate([RNG.normal(size=(20, 4)), RNG.normal(size=(10, 4)) + 40]).astype(np.float32)
+    others = RNG.normal(size=(2, 4)).astype(np.float32) - 40
+    made = groups[:20] + RNG.normal(size=(20, 4)).astype(np.float32) * 0.1
+    labels = np.array([0] * 30 + [1] * 2)
+    space = Space(np.arange(32), np.concatenate([groups, others]), np.arange(20), made)
+    found = covered([space], labels, np.arange(20))
+    assert found[:20].all() and not found[20:30].any() and np.isnan(found[30:]).all()
+    nothing = covered([space._replace(synthetic=np.arange(0), synthetic_features=made[:0])], labels, np.arange(20))
+    assert not nothing[:30].any()
+
+
+def test_shares_of_classes_and_what_was_left_out():
+    same = _balance({"a": 10, "b": 30}, {"a": 40, "b": 120}, {"a": np.ones(10), "b": np.array([1.0] * 15 + [0] * 15)})
+    assert "about the same shares" in same["sentences"][0]
+    assert same["table"] == [["a", "10", "25.0%", "40", "25.0%", "100%"], ["b", "30", "75.0%", "120", "75.0%", "50%"]]
+    assert "62% of the real images" in same["sentences"][1] and "is b, with 50%" in same["sentences"][1]
+    other = _balance({"a": 10, "b": 30, "c": 0}, {"b": 120}, {"b": np.full(30, np.nan)})
+    assert "2 classes have another share" in other["sentences"][0] and len(other["sentences"]) == 1
+    assert "a (25.0% of the real images, 0.0% of the synthetic ones)" in other["sentences"][0]
+    assert _redrawn([{"redraws": 0}, {}], []) == []
+    assert _redrawn([{"redraws": 2}], [{"label": "b"}, {"label": "b"}, {"label": "a"}]) == [
+        "Because of their similarity to real images, 1 image was made again with other noise, and 3 left out, most of "
+        "class b."]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from test_cli import run
 from test_generate import SETTINGS
 from test_safeguards import Copying, pattern
 
+import dreamda
 from dreamda.data import ImageFolder
 from dreamda.options import ParameterError
 from dreamda.runs.generate import generate_dataset
@@ -74,6 +75,7 @@ def test_runs_that_record_hashes(photos, tmp_path):
     generate_dataset(ImageFolder.scan(photos), out, Copying(), SETTINGS, safeguards=Safeguards(record_names="hash"))
     result = trace(photos / "bag/1.png", [out])
     assert len(result.traces) == 3 and {each.reason for each in result.traces} == {MADE} and not result.notes
+    assert dreamda.audit(photos, out).measures["own_seed"]["images"] == 12  # an audit knows the real images, too
     with pytest.raises(FileNotFoundError, match="no synthetic image is recorded"):
         trace("bag/1.png", [out])
 

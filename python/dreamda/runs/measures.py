@@ -83,6 +83,32 @@ def _radii(features: Floats, k: int) -> Floats:
     return np.partition(distances(features, features), k, axis=1)[:, k]  # the nearest of all is the image itself
 
 
+def covered(spaces: Sequence[Space], labels: Ints, seeds: Ints, k: int = NEIGHBOURS) -> NDArray[np.float64]:
+    """Whether each real image has a synthetic image of its class in its neighbourhood: 1, 0, or NaN if unknown.
+
+    The neighbourhood reaches to the k-th nearest real image of the class, or the farthest one if there are fewer.
+
+    Parameters
+    ----------
+    spaces : sequence of Space
+    labels, seeds : int (N,), (M,)
+        As for `judge`.
+    k : int
+    """
+    found = np.full(len(labels), np.nan)
+    for space in spaces:
+        for label in np.unique(labels[space.real]):
+            members = labels[space.real] == label
+            if members.sum() < 3:
+                continue
+            real = space.real_features[members]
+            made = space.synthetic_features[labels[seeds[space.synthetic]] == label]
+            reach = _radii(real, min(k, len(real) - 1))
+            nearest = distances(real, made).min(axis=1) if len(made) else np.full(len(real), np.inf)
+            found[space.real[members]] = nearest <= reach
+    return found
+
+
 def distances(a: Floats, b: Floats) -> Floats:
     """Euclidean distances, float32 (len(a), len(b))."""
     a, b = a.astype(np.float64), b.astype(np.float64)

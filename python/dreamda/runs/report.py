@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from ..data.folders import ImageFolder
 from ..data.images import read_image
 from ..generation.options import with_todays_names
 from ..networks.config import read_json
+from ..text import counted
 from ..training.saved import TrainedModel
 from .checks import colourful
 from .labelled import dimensions
-from .measures import NEIGHBOURS, Judged, Verdict, distances, judge, verdicts
+from .measures import NEIGHBOURS, Judged, Verdict, covered, distances, judge, verdicts
 from .manifest import read_left_out, read_manifest
 from .output import recorded_labels
 from .page import render
@@ -39,6 +41,8 @@ SMALL = 32               # maximum side in pixels of the images for networks tha
 STRIPS = 6
 STRIP_VARIANTS = 8
 COLOURLESS = 0.1         # minimum share of coloured images; below it, synthetic images count as colourless
+ALONE = 6                # real images without a synthetic one near them that are shown
+SHIFTED = 0.2            # change of a class's share that is told, relative to its share of the real images
 COPY = 0.1               # mean distance to the real image; 1 is that of two real images of the class
 
 
@@ -79,7 +83,8 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
         raise ValueError(
             f"{out / 'metadata.jsonl'} lists no images; give the OUT of a dreamda generate that has finished some")
     folder = ImageFolder.scan(root)
-    rows = with_real_names(rows, names_of(run, folder))
+    recorded = names_of(run, folder)
+    rows, left_out = (with_real_names(each, recorded) for each in (rows, read_left_out(out)))
     all_seeds = [image.key for image in folder.images]
     known, used = set(all_seeds), dict.fromkeys(row["seed_file"] for row in rows)
     if gone := next((key for key in used if key not in known), None):
@@ -93,6 +98,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     kept = {row["file_name"]: row for row in _thinned([row for row in rows if row["seed_file"] in position])}
     names, synthetic_images = _read(out, list(kept), size, skipped)
     unread = {name for name, _ in skipped}
+    every_row = rows
     rows = [row for row in rows if not {str(root / row["seed_file"]), str(out / row["file_name"])} & unread]
     classes = list(dict.fromkeys(key.split("/")[0] for key in seeds))
     class_of = np.array([classes.index(key.split("/")[0]) for key in seeds])
@@ -107,8 +113,16 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
     colourless = colourful(synthetic_images) < COLOURLESS and colourful(real_images) > 0.5
     verdict = verdicts(found, class_of, seed_of, classes, colourless)
     table, near = _per_class(found, class_of, seeds, seed_of, classes, verdict)
+    within = covered(found.spaces, class_of, seed_of)
+    real_keys = known & {row["seed_file"] for row in (*every_row, *left_out)}  # without those that generate has skipped
+    balance = _balance(Counter(key.split("/")[0] for key in real_keys), Counter(row["label"] for row in every_row),
+                       {name: within[class_of == label] for label, name in enumerate(classes)})
+    balance["sentences"] += _redrawn(every_row, left_out)
+    alone = [seeds[i] for i in np.flatnonzero(within == 0)]
+    balance["alone"] = [{"image": picture(root / key), "alt": f"The real image {key}"}
+                        for key in alone[:: max(1, len(alone) // ALONE)][:ALONE]]
     page = _page(root, out, rows, len({row["seed_file"] for row in rows}), found,
-                 _summary(found, class_of, seed_of, verdict), table, near, len(seeds), len(names))
+                 _summary(found, class_of, seed_of, verdict), table, near, len(seeds), len(names), balance)
     return page, skipped
 
 
@@ -199,8 +213,54 @@ def _per_class(found: Judged, labels: NDArray[np.int64], seeds: list[str], seed_
     return table, sorted(near)
 
 
+def _balance(real: Mapping[str, int], made: Mapping[str, int],
+             within: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """How the classes, and kinds of images within them, are represented: a table, and sentences about it.
+
+    Parameters
+    ----------
+    real, made : mapping of class to int
+        Numbers of real and of synthetic images.
+    within : mapping of class to array
+        What `covered` found for its real images.
+    """
+    share = {name: (real[name] / max(1, sum(real.values())), made.get(name, 0) / max(1, sum(made.values())))
+             for name in sorted(real)}
+    known = {name: float(np.nanmean(values)) for name, values in within.items() if not np.isnan(values).all()}
+    table = [[name, f"{real[name]:,}", f"{was:.1%}", f"{made.get(name, 0):,}", f"{now:.1%}",
+              f"{known[name]:.0%}" if name in known else ""] for name, (was, now) in share.items()]
+    off = sorted((name for name, (was, now) in share.items() if was and abs(now / was - 1) > SHIFTED),
+                 key=lambda name: -abs(share[name][1] - share[name][0]))
+    sentences = ["The classes have about the same shares of the synthetic images as of the real ones."]
+    if off:
+        worst = ", ".join(f"{name} ({share[name][0]:.1%} of the real images, {share[name][1]:.1%} of the synthetic "
+                          "ones)" for name in off[:3])
+        have = "class has" if len(off) == 1 else "classes have"
+        sentences = [f"{len(off):,} {have} another share of the synthetic images than of the real ones: {worst}"
+                     f"{', ...' if len(off) > 3 else ''}. What is trained on both may prefer the classes that have "
+                     "gained."]
+    if known:
+        every = np.concatenate([values[~np.isnan(values)] for values in within.values()])
+        least = min(known, key=lambda name: known[name])
+        sentences.append(f"{every.mean():.0%} of the real images have a synthetic image of their class in their "
+                         f"neighbourhood; the least covered class is {least}, with {known[least]:.0%}.")
+    return {"columns": BALANCE, "table": table, "sentences": sentences}
+
+
+def _redrawn(rows: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence about variants that were too similar to real images."""
+    redrawn = sum(type(row.get("redraws")) is int and row["redraws"] > 0 for row in rows)
+    if not redrawn and not left_out:
+        return []
+    classes = Counter(row["label"] for row in left_out)
+    where = f", most of class {classes.most_common(1)[0][0]}" if len(classes) > 1 else ""
+    return [f"Because of their similarity to real images, {counted(redrawn, 'image')} "
+            f"{'was' if redrawn == 1 else 'were'} made again with other noise, and {len(left_out):,} left out{where}."]
+
+
 # ---- the page
 
+BALANCE = ["class", "real images", "share", "synthetic images", "share", "covered"]
 MEANING = {
     "precision": "of the synthetic images lie among the real ones (fidelity)",
     "recall": "of the real images lie among the synthetic ones (diversity)",
@@ -212,7 +272,8 @@ FARTHEST = "Farthest from it: are they still of the class?"
 
 
 def _page(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: Judged, summary: list[str],
-          table: list[dict[str, Any]], near: list[tuple[float, str]], n_real: int, n_synthetic: int) -> str:
+          table: list[dict[str, Any]], near: list[tuple[float, str]], n_real: int, n_synthetic: int,
+          balance: dict[str, Any]) -> str:
     first = with_todays_names(rows[0])
     columns = list(dict.fromkeys(name for row in table for name in row))
     by_seed: dict[str, list[dict[str, Any]]] = {}
@@ -237,6 +298,7 @@ def _page(real: Path, out: Path, rows: list[dict[str, Any]], seeds: int, found: 
         measures=[{"name": name, "value": value, "meaning": MEANING[name],
                    "best": getattr(found.best, name) if found.best else None}
                   for name, value in (found.neighbours._asdict() if found.neighbours else {}).items()],
+        balance=balance,
         strips=[(title, [_strip(real, out, key, by_seed[key], distance) for distance, key in chosen])
                 for title, chosen in ((CLOSEST, near[:STRIPS]), (FARTHEST, near[-STRIPS:][::-1]))],
         sheet=contact_sheet_of_run(out, real, rows, per_class=2, max_classes=20, max_variants=6))
