@@ -66,6 +66,15 @@ def test_only_needed_files_are_chosen(there, chosen):
     assert sorted(needed_files(COMMON + OTHERS + there)) == sorted(COMMON + chosen)
 
 
+@pytest.mark.parametrize("place", ["", "unet/"])
+def test_the_files_of_a_model_in_pixel_space(place):
+    """Old models of the hub have all files at their root."""
+    scheduler = "scheduler/scheduler_config.json" if place else "scheduler_config.json"
+    wanted = ["model_index.json", scheduler, f"{place}config.json", f"{place}diffusion_pytorch_model.safetensors"]
+    others = ["README.md", "diffusion_pytorch_model.bin", "images/generated_image_0.png", "run.py"]
+    assert sorted(needed_files(wanted + others)) == sorted(wanted)
+
+
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 

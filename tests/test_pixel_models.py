@@ -155,6 +155,17 @@ def test_folders_that_are_refused(tmp_path, changes, message):
     assert message in str(caught.value) and str(tmp_path / "m") in str(caught.value)
 
 
+def test_a_model_with_all_files_at_its_root(models, tmp_path):
+    """As google/ddpm-cifar10-32 on the hub."""
+    root = tmp_path / "root"
+    shutil.copytree(models / "plain/unet", root)
+    for file in ("model_index.json", "scheduler/scheduler_config.json"):
+        shutil.copy(models / "plain" / file, root)
+    made, same = (Pipeline.load(folder, "f32", 1) for folder in (root, models / "plain"))
+    assert made.fingerprint == same.fingerprint
+    assert np.array_equal(*(pipe.augment(IMAGES, variants=1, steps=2) for pipe in (made, same)))
+
+
 def test_a_pixel_model_with_other_parts(tmp_path):
     file = write_pixel_model(tmp_path / "m") / "model_index.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))

@@ -13,6 +13,7 @@ from .config import read_json, shown
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 _ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
+_AT_THE_ROOT = {"unet": "config.json", "scheduler": "scheduler_config.json"}
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model",
             "text_encoder_2": "model"}
 
@@ -66,7 +67,8 @@ def part_folder(model: Path, part: str) -> Path:
     """The folder of a part ("unet", "vae", "text_encoder", "tokenizer", "scheduler" and so on) of a model.
 
     It is inside the model's own folder. If that has no such part, ``dreamda.json`` may name a bundled model whose
-    parts are shared: ``{"parts_from": "fashion-mini"}``.
+    parts are shared: ``{"parts_from": "fashion-mini"}``. Old models in pixel space have the files of the U-Net and the
+    scheduler in the model's folder itself, where diffusers finds them as well.
 
     Parameters
     ----------
@@ -85,7 +87,11 @@ def part_folder(model: Path, part: str) -> Path:
         ``dreamda.json`` names something other than a bundled model.
     """
     about = model / "dreamda.json"
-    if (model / part).exists() or not about.is_file():
+    if (model / part).exists():
+        return model / part
+    if part in _AT_THE_ROOT and (model / _AT_THE_ROOT[part]).is_file():
+        return model
+    if not about.is_file():
         return model / part
     shared = read_json(about).get("parts_from")
     if shared is None:
@@ -109,13 +115,16 @@ def needed_files(files: Iterable[str]) -> list[str]:
          or name == "scheduler/scheduler_config.json"
          or name.endswith("/config.json") and name.partition("/")[0] in _WEIGHTS)
     ]
+    in_folders = any(name.startswith("unet/") for name in files)
+    needed += [] if in_folders else [name for name in files if name in _AT_THE_ROOT.values()]
     for part, stem in _WEIGHTS.items():
         for patterns in ([f"{stem}.safetensors"
                           ], [f"{stem}-?????-of-?????.safetensors",
                               f"{stem}.safetensors.index.json"], [f"{stem}.fp16.safetensors"],
                          [f"{stem}.fp16-*-of-*.safetensors", f"{stem}-*-of-*.fp16.safetensors",
                           f"{stem}.*index*.json"]):
-            chosen = [name for name in files if any(fnmatchcase(name, f"{part}/{pattern}") for pattern in patterns)]
+            place = "" if part == "unet" and not in_folders else f"{part}/"
+            chosen = [name for name in files if any(fnmatchcase(name, place + pattern) for pattern in patterns)]
             if any(name.endswith(".safetensors") for name in chosen):
                 needed += chosen
                 break
@@ -166,10 +175,11 @@ def _cached(model: str, revision: str | None, reason: str) -> Path:
     there = needed_files(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     parts = read_json(folder / "model_index.json")
     for part in _WEIGHTS:
-        if part == "text_encoder_2" and not parts.get(part):
+        if part != "unet" and not parts.get(part):
             continue
-        weights = [file for file in there if file.startswith(f"{part}/") and file.endswith(".safetensors")]
-        if part_folder(folder, part) == folder / part and not weights:
+        place = part_folder(folder, part)
+        weights = [file for file in there if (folder / file).parent == place and file.endswith(".safetensors")]
+        if place in (folder, folder / part) and not weights:
             raise FileNotFoundError(
                 f"{name}: its copy in the hub's cache has no weights for {part}, and they cannot be fetched ({reason})")
     return folder
