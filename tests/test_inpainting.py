@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from networks import write_lcm, write_model
+from networks import write_lcm, write_model, write_sdxl
 from PIL import Image
 from test_regions import METHODS, scene
 
@@ -114,7 +114,16 @@ def test_a_model_of_few_steps_whose_guidance_is_an_input(tmp_path):
     assert np.array_equal(made[0][0][mask], image[mask]) and not np.array_equal(*made)
 
 
-def test_shards_and_replay_give_the_same_bytes(tmp_path, folder):
+@pytest.mark.parametrize("options", [{}, {"tile_size": 16}], ids=str)
+def test_a_model_of_sdxls_kind(tmp_path, options):
+    pipe = dreamda.Pipeline.load(write_sdxl(tmp_path / "sdxl", in_channels=9), dtype="f32", threads=2)
+    image, mask = scene(48, 16)
+    made, = pipe.augment([image], "a coat", masks=[mask], keep="objects", steps=2, variants=1, **options)
+    assert np.array_equal(made[0][mask], image[mask]) and (made[0] != image).any()
+
+
+@pytest.mark.parametrize("more", [[], ["--size", "32x32", "--tile-size", "16"]], ids=["whole", "tiles"])
+def test_shards_and_replay_give_the_same_bytes(tmp_path, folder, more):
     real, masks = tmp_path / "photos", tmp_path / "masks"
     real.mkdir(), masks.mkdir()
     for seed, size in enumerate([(16, 24), (16, 24), (20, 16)]):
@@ -122,7 +131,7 @@ def test_shards_and_replay_give_the_same_bytes(tmp_path, folder):
         Image.fromarray(image).save(real / f"{seed}.png")
         Image.fromarray(mask.astype(np.uint8)).save(masks / f"{seed}.png")
     command = ["generate", str(real), "--masks", str(masks), "--model", str(folder), "--variants", "2", "--steps", "2",
-               "--threads", "2", "--dtype", "f32"]
+               "--threads", "2", "--dtype", "f32", *more]
     assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
     for part in ("1/2", "0/2"):
         assert cli.main([*command, "--out", str(tmp_path / "parts"), "--shard", part]) == 0
