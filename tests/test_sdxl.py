@@ -239,6 +239,38 @@ def test_loras_of_both_text_encoders(folder, tmp_path):
         assert np.abs(pipe.augment(IMAGE, COAT, **OPTIONS).astype(int) - expected["image"]).max() <= 1
 
 
+# ---- textual inversion
+
+
+def test_an_embedding_of_two_parts(folder, tmp_path):
+    """Each text encoder gets its own vectors; the token is the file's name."""
+    rng = np.random.default_rng(0)
+    halves = {"clip_l": rng.standard_normal((2, 32), np.float32), "clip_g": rng.standard_normal((2, 24), np.float32)}
+    save_file(halves, tmp_path / "style.safetensors")
+    pipe = Pipeline.load(folder, "f32", 1, embeddings=[tmp_path / "style.safetensors"])
+    for encoder, name in ((pipe.text_encoder, "clip_l"), (pipe.text_encoder_2, "clip_g")):
+        ids = encoder.tokenizer(["a style"])[0]
+        assert list(ids[2:4]) == [598, 599]
+        assert np.array_equal(encoder._network._token_table()[598:], halves[name])
+    given = pipe.condition("a style")
+    assert not np.allclose(given["text_embeds"], pipe.condition("a coat")["text_embeds"], atol=1e-3)
+    # the highest id is that of a new token, but the text ends at the end token
+    ids = pipe.text_encoder_2.tokenizer(["a style"])
+    assert list(pipe.text_encoder_2._ends(ids)) == [int((ids[0] == 597).argmax())] and ids.argmax() == 3
+
+
+@pytest.mark.parametrize("tensors, message", [
+    ({"style": np.ones((1, 32), np.float32)}, "made for one text encoder, and this model has two"),
+    ({"clip_l": np.ones((1, 32), np.float32), "clip_g": np.ones((2, 24), np.float32)}, "clip_l has 1 vectors and"),
+    ({"clip_l": np.ones((1, 24), np.float32), "clip_g": np.ones((1, 24), np.float32)}, "its vectors have 24 values"),
+    ({"clip_l": np.ones((1, 32), np.float32)}, "has the tensors clip_l and clip_g, and this file has clip_l"),
+])
+def test_embeddings_that_do_not_fit(tensors, message, folder, tmp_path):
+    save_file(tensors, tmp_path / "style.safetensors")
+    with pytest.raises(ValueError, match=message):
+        Pipeline.load(folder, "f32", 1, embeddings=[tmp_path / "style.safetensors"])
+
+
 # ---- what does not fit together
 
 

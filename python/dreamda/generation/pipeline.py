@@ -234,12 +234,13 @@ class Pipeline:
         parts = read_json(folder / "model_index.json")
         two = _has_two_text_encoders(folder / "model_index.json", parts)
         learned = open_embeddings(embeddings)
+        first, second = ([each.half(number) for each in learned] for number in (0, 1)) if two else (learned, [])
         with opened(loras) as found:
             return cls(
                 UNet.load(part_folder(folder, "unet"), dtype, threads, found),
                 VAE.load(vae_folder, dtype, threads),
                 TextEncoder.load(part_folder(folder, "text_encoder"), part_folder(folder, "tokenizer"), dtype, threads,
-                                 found, learned),
+                                 found, first),
                 Schedule(read_scheduler_config(part_folder(folder, "scheduler"), scheduler)),
                 folder,
                 size,
@@ -248,7 +249,7 @@ class Pipeline:
                 scheduler,
                 learned,
                 TextEncoder.load(part_folder(folder, "text_encoder_2"), part_folder(folder, "tokenizer_2"), dtype,
-                                 threads, found) if two else None,
+                                 threads, found, second) if two else None,
                 parts.get("force_zeros_for_empty_prompt", two) is True,
             )
 

@@ -660,6 +660,9 @@ class TextEncoder(Part):
                              f"{config['vocab_size']}; the two folders do not belong together")
         new_tokens: dict[int, np.ndarray] = {}
         for embedding in embeddings:
+            if embedding.second is not None:
+                raise ValueError(f"{embedding.path}: made for the two text encoders of SDXL; give one made for this "
+                                 "kind of model")
             width = embedding.vectors.shape[1]
             if width != config["hidden_size"]:
                 raise ValueError(f"{embedding.path}: its vectors have {width} values, and the text encoder's tokens "
