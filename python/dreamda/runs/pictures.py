@@ -194,6 +194,8 @@ def labelled_sheet(out: str | os.PathLike[str],
                 image = Image.fromarray(draw_labels(read_image(path).pixels, things))
             except BrokenImageError as error:
                 raise ValueError(f"{path}: {error}; repair or remove it") from None
+            if (factor := cell // max(image.size)) > 1:
+                image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
             image.thumbnail((cell, cell))
             x, y = MARGIN + column * (cell + GAP) + (2 * GAP if column else 0), top + row_number * (cell + GAP)
             sheet.paste(image, (x, y))
