@@ -190,6 +190,7 @@ class Target:
 
 
 def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
+    from batteries.unets import UNETS
     from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
     from dreamda.generation.pipeline import BUNDLED
 
@@ -197,6 +198,7 @@ def configs(folder: Path) -> tuple[list[bytes], Callable[[bytes], None]]:
                (read_text_config, "text_encoder", "config.json"),
                (read_scheduler_config, "scheduler", "scheduler_config.json")]
     seeds = [(BUNDLED / "fashion-mini" / part / name).read_bytes() for _, part, name in readers]
+    seeds += [json.dumps(entry["config"]).encode() for entry in UNETS]
 
     def run(data: bytes) -> None:
         from dreamda import _core
