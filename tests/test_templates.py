@@ -210,6 +210,10 @@ def test_a_prompt_for_each_variant_from_python(tmp_path):
     assert [row["prompt"] for row in lines(out)] == [text for key in sorted(prompts) for text in prompts[key]]
     with pytest.raises(ValueError, match="prompts: ankle_boot/00.png has 3 prompts, and no variant 3; give one for"):
         generate_dataset(folder, tmp_path / "b", FakePipeline(), GenerationOptions(variants=4), prompts=prompts)
+    for wrong, message in (({"coat/00.png": "x"}, "there is none for ankle_boot/00.png"),
+                           (prompts | {"coat/00.png": []}, "the list for coat/00.png is empty")):
+        with pytest.raises(ValueError, match=f"prompts: {message}"):
+            generate_dataset(folder, tmp_path / "b", FakePipeline(), settings, prompts=wrong)
     assert not (tmp_path / "b").exists()
 
 

@@ -281,6 +281,8 @@ def as_prompts(given: Prompts | Mapping[str, str | Sequence[str | Prompt]]) -> P
         return given
     listed = {key: [each] if isinstance(each, str) else list(each) for key, each in given.items()}
     prompts = {key: [Prompt(each, {}) if isinstance(each, str) else each for each in of] for key, of in listed.items()}
+    if empty := next((key for key, of in prompts.items() if not of), None):
+        raise ParameterError("prompts", f"the list for {empty} is empty; give a prompt for each variant")
     varied = any(not isinstance(each, str) for each in given.values())
     return Prompts({key: of[0].text for key, of in prompts.items()}, {}, choice=Listed(prompts) if varied else None)
 

@@ -239,6 +239,8 @@ def generate_dataset(folder: ImageFolder,
                                                                     prompt_syntax=settings.prompt_syntax)
     prompts = as_prompts(prompts)
     prompt_source = prompts.source if prompt_source is None else prompt_source
+    if lacking := next((image.key for image in folder.images if image.key not in prompts.texts), None):
+        raise ParameterError("prompts", f"there is none for {lacking}; give one for every image")
     if isinstance(prompts.choice, Listed):
         for image in folder.images:
             prompts.of(image.key, settings.variants - 1)  # refuses too few prompts before the work
