@@ -3,7 +3,8 @@
     python tests/parity/inpaint_ours.py WORK [MODEL STEPS]
 
 The models are fashion-mini, and fashion-mini with random weights for 5 more input channels; with MODEL, an inpainting
-model of any size, the first two cases are run on it in STEPS steps. Writes WORK/ours.npz, and WORK/9 if it makes it.
+model of any size (benchmarks/make_models.py OUT --inpaint), the first two cases are run on it in STEPS steps. Writes
+WORK/ours.npz, and WORK/9 if it makes it.
 """
 
 import json
