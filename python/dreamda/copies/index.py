@@ -26,7 +26,7 @@ SAMPLES = 16
 # off the centre; 1 is the side of the image. A part of the same size is a shifted copy, a smaller one an enlarged
 # copy (a crop), a larger one a reduced copy (with a border).
 PART = 0.72
-OFFSETS = ((0.62, 0.075), (0.67, 0.035), (0.72, 0.06), (0.72, 0.12), (0.8, 0.04), (0.9, 0.0))
+OFFSETS = ((0.62, (0.0375, 0.075)), (0.67, (0.035, )), (0.72, (0.06, )), (0.72, (0.12, )), (0.8, (0.04, )), (0.9, ()))
 CANDIDATES = 5          # real images that are laid over each synthetic one
 # Two real images are the same picture if their thumbnails differ by less (root mean square, of 255 and of the
 # contrast), or if the one is so much nearer to the other than any third: the ratio of the distances.
@@ -111,9 +111,9 @@ _FLIPS = np.stack([np.ones(len(_ORDER), np.float32), _MIRRORED, _UPSIDE_DOWN, _M
 def _parts() -> list[tuple[float, float, float]]:
     """Size, row and column of every part of a real image, the central one first."""
     found = [(PART, (1 - PART) / 2, (1 - PART) / 2)]
-    for size, reach in OFFSETS:
-        middle, steps = (1 - size) / 2, (-1, 0, 1) if reach else (0, )
-        found += [(size, middle + down * reach, middle + across * reach) for down in steps for across in steps]
+    for size, offsets in OFFSETS:
+        places = [(1 - size) / 2 + offset for offset in (0, *offsets, *(-offset for offset in offsets))]
+        found += [(size, row, column) for row in places for column in places]
     return list(dict.fromkeys(found))
 
 

@@ -24,7 +24,7 @@ from .index import Ints
 from .thumbnails import Pixels, SIDE, views
 
 BLOCK = 2048    # images, or queries, that are kept together
-VERSION = 2     # of what is kept: thumbnails and matches
+VERSION = 3     # of what is kept: thumbnails and matches
 
 
 class Blocks:
