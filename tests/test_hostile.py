@@ -55,7 +55,9 @@ NAMES = ["a\nb", "\x1b[31mred\x07", "\u202egnp.", "$\\foo{", "%s{}", "猫", "-rf
                        ("vae_decoder", VAE | {"layers_per_block": 1 << 20, "block_out_channels": [16] * 8}),
                        ("tiny_vae_encoder", TINY_VAE | {"encoder_blocks": [1 << 20] * 2}),
                        ("tiny_vae_decoder", TINY_VAE | {"decoder_blocks": [1 << 20] * 2}),
-                       ("clip_text", CLIP | {"num_hidden_layers": 1 << 20})])
+                       ("clip_text", CLIP | {"num_hidden_layers": 1 << 20}),
+                       ("unet", UNET | {"up_transformer_layers": [1 << 20] * 4}),
+                       ("unet", UNET | {"mid_transformer_layers": 1 << 20})])
 def test_models_without_end_are_refused_at_once(family, config):
     began = time.process_time()
     with pytest.raises(ValueError, match="operations|skip connections"):

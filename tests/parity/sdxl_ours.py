@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from sdxl_cases import CASES, PROMPT, SCHEDULER, SEED, SIZE, STEPS, STRENGTH
+from sdxl_cases import CASES, LORA, PROMPT, SCHEDULER, SEED, SIZE, STEPS, STRENGTH
 
 import dreamda
 from dreamda.generation.recursions import STREAM_POSTERIOR, STREAM_START, STREAM_STEP
@@ -24,7 +24,8 @@ def main(work: Path) -> None:
         (folder / "scheduler/scheduler_config.json").write_text(
             json.dumps({"_class_name": case["kind"], **SCHEDULER, "clip_sample": False, "set_alpha_to_one": False}
                        | case.get("scheduler", {})))
-        pipe = dreamda.Pipeline.load(folder, dtype="f32", threads=2)
+        loras = [(work / LORA, case["lora"])] if "lora" in case else []
+        pipe = dreamda.Pipeline.load(folder, dtype="f32", threads=2, loras=loras)
         z0 = pipe.encode(image, keys=[0], seed=SEED)[None]
         options = dict(method="sdedit",
                        variants=1,

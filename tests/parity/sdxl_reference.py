@@ -18,9 +18,12 @@ import torch
 from cases import _TEXT
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image
-from sdxl_cases import CASES, ENCODES_EMPTY, MODELS, PROMPT, SCHEDULER, STEPS, STRENGTH
+from safetensors.torch import save_file
+from sdxl_cases import CASES, ENCODES_EMPTY, LORA, LORA_LAYERS, MODELS, PROMPT, SCHEDULER, STEPS, STRENGTH
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.integrations import peft as integration
 
+integration.MIN_PEFT_VERSION = "0.21.0"  # transformers 5.24 asks for a version of peft that is not published
 torch.set_num_threads(1)  # networks this small gain nothing from more
 torch.set_grad_enabled(False)
 diffusers.utils.logging.set_verbosity_error()
@@ -57,6 +60,14 @@ def make(work: Path, tokenizer: Path) -> None:
                                          add_watermarker=False).save_pretrained(work / name)
 
 
+    tensors = {}
+    for name, (out, inputs) in LORA_LAYERS.items():
+        tensors |= {f"{name}.lora_down.weight": 0.3 * torch.randn(4, inputs),
+                    f"{name}.lora_up.weight": 0.3 * torch.randn(out, 4),
+                    f"{name}.alpha": torch.tensor(3.0)}
+    save_file(tensors, work / LORA)
+
+
 def run(work: Path, case: dict, noise: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     kind = getattr(diffusers, case["kind"])
     scheduler = kind(**SCHEDULER | case.get("scheduler", {})
@@ -64,6 +75,10 @@ def run(work: Path, case: dict, noise: dict[str, torch.Tensor]) -> dict[str, np.
     pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(work / case["model"], scheduler=scheduler,
                                                             add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
+    if "lora" in case:
+        pipe.load_lora_weights(work, weight_name=LORA)
+        pipe.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"], lora_scale=case["lora"])
+        pipe.unload_lora_weights()
     results = []
     for output in ("latent", "np"):
         drawn = {name: iter(value if name == "step" else value[None])
