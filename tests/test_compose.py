@@ -17,6 +17,7 @@ from dreamda.data.annotations.outlines import covered, joined, outlines
 from dreamda.generation.options import GenerationOptions
 from dreamda.runs.generate import generate_dataset
 from dreamda.runs.manifest import read_manifest
+from dreamda.runs.withdrawal import MADE, trace
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 regions = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
@@ -198,10 +199,15 @@ def test_a_data_set_with_objects_of_other_images(tmp_path, real, pipe, kind):
     made = source.read_back(out)
     assert made.problems == [] and made.notes == [] and len(made) == 8
     composer, gained = Composer(source, Composition(compose=2)), 0
+    found = trace(real / "b.png", [out])
+    given = {row["file_name"] for row in read_manifest(out) if "images/b.png" in row.get("objects_from", {})}
+    assert {each.file for each in found.traces if each.reason == MADE} == given | {"images/b-000.png",
+                                                                                  "images/b-001.png"} and given
     for row in read_manifest(out):
         file, seed = row["file_name"].removeprefix("images/"), row["seed_file"].removeprefix("images/")
         pixels, before = (np.asarray(Image.open(p).convert("RGB")) for p in (out / row["file_name"], real / seed))
         scene = composer.scene(seed, row["variant"], 3)
+        assert set(row.get("objects_from", {})) == {f"images/{each.donor.name}" for each in scene.placed}
         cutout, own = composer.cutout(scene), composer.mask(scene)
         if cutout is not None:
             full, own = cutout.weight == 1, own & (cutout.weight == 0)
@@ -267,6 +273,7 @@ def test_the_command(tmp_path, real, capsys):
     path = write_coco(tmp_path)
     arguments = ["generate", str(real), "--out", str(tmp_path / "out"), "--model", "fashion-mini", "--variants", "1",
                  "--steps", "2", "--threads", "2", "--coco", str(path), "--compose", "1"]
+    assert cli.main([*arguments, "--dry-run"]) == 0 and not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--preview", "2"]) == 0
     assert (tmp_path / "out-preview.png").is_file()
     assert "around their objects and 1 object of other images" in capsys.readouterr().out

@@ -376,6 +376,7 @@ def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWo
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: Prompts,
               part: tuple[int, int]) -> int:
     """Print the estimated cost of the run on this machine."""
+    from ..generation.pipeline import options_of_seams
     from ..runs.checks import disk_space, forecast
     from ..runs.inspection import describe_model
 
@@ -385,6 +386,8 @@ def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, 
     print("\n".join(map(printable, [*(lora.describe() for lora in pipe.loras), outline])))
     images = _images(folder, settings, part)
     seconds = describe_model(pipe, **asdict(settings))["seconds_per_image"]
+    if folder.apart:
+        seconds += describe_model(pipe, **asdict(options_of_seams(settings)))["seconds_per_image"]
     size = "{} x {}".format(*pipe.size)
     if folder.sizes is not None:
         areas = [math.prod(pipe._canvas(image).size) for image in folder.sizes]

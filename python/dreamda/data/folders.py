@@ -225,6 +225,10 @@ class ImageFolder:
         """Further arguments of `Pipeline._augment` for a variant of these images, or for all if none is `apart`."""
         return {}
 
+    def donors(self, image: ImageRef, variant: int, seed: int) -> list[ImageRef]:
+        """The images of which objects are placed in a variant of an image, in a run with this seed."""
+        return []
+
     def objects(self, image: ImageRef, variant: int, seed: int) -> list[tuple[Placed, Thing]]:
         """The annotated objects of a variant of an image in a run with this seed, and where they are."""
         return []

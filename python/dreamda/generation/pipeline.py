@@ -602,10 +602,8 @@ class Pipeline:
             pixels, weight = cutouts[number]  # type: ignore[misc]  # it is not None
             made[number] = laid_over(pixels, made[number], weight)
             seams.append(seam(weight, width) & ~masks[number])
-        strength = min(options.strength, max(SEAM_STRENGTH, 1 / options.steps))
         for k in range(made.shape[1]):
-            low = replace(options, method="sdedit", strength=strength, noise_scale=0.0, source_prompt="",
-                          share_source=False, variants=first + k + 1)
+            low = replace(options_of_seams(options), variants=first + k + 1)
             made[numbers, k] = self._augment(made[numbers, k], [texts[n][: first + k + 1] for n in numbers],
                                              [identities[n] for n in numbers], low, first=first + k, masks=seams,
                                              keep="background")[:, 0]
@@ -913,6 +911,12 @@ class Pipeline:
 def in_pixel_space(folder: Path) -> bool:
     """Whether a model's folder has a UNet2DModel, which works on pixels and reads no text."""
     return read_unet_config(part_folder(folder, "unet"))["context_dim"] == 0
+
+
+def options_of_seams(options: GenerationOptions) -> GenerationOptions:
+    """The options with which the seams around objects of other images are made."""
+    strength = min(options.strength, max(SEAM_STRENGTH, 1 / options.steps))
+    return replace(options, method="sdedit", strength=strength, noise_scale=0.0, source_prompt="", share_source=False)
 
 
 def as_pixels(images: Images) -> tuple[list[np.ndarray], bool]:

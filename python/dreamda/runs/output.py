@@ -389,6 +389,7 @@ class RunFolder:
         self.out, self.folder, self.run, self.part, self.environment = out, folder, run, part, run["environment"]
         self.names = names
         self._next_save = time.monotonic() + SECONDS_A_SAVE  # of annotations
+        self._digests: dict[str, str] = {}  # of images that give objects
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as stack:
@@ -505,11 +506,21 @@ class RunFolder:
                 row = {
                     "file_name": f"{label}/{name}", "label": label, "seed_file": self.names.recorded(each.image.key),
                     "seed_sha256": each.seed_sha256, "variant": variant, "prompt": prompt.text,
-                    **({"fields": prompt.fields} if prompt.fields else {}), **each.about, **self._in_rows()
+                    **({"fields": prompt.fields} if prompt.fields else {}), **self._donors(each.image, variant),
+                    **each.about, **self._in_rows()
                 }
                 png = encode_png(pixels, row)
                 self._replace(name, png, target, sync_folder=False)
                 lines.append(format_row({**row, "sha256": hashlib.sha256(png).hexdigest()}))
+
+    def _donors(self, image: ImageRef, variant: int) -> dict[str, Any]:
+        """The field of a row that tells which images gave objects, with their SHA-256; none if no image did."""
+        donors = self.folder.donors(image, variant, self.run["seed"])
+        for donor in donors:
+            if donor.key not in self._digests:
+                self._digests[donor.key] = digest_if_readable(self.folder.path(donor)) or ""
+        found = {self.names.recorded(donor.key): self._digests[donor.key] for donor in donors}
+        return {"objects_from": found} if found else {}
 
     def _in_rows(self) -> dict[str, Any]:
         """The parameters that an image depends on; the number of variants only if starts are chosen together."""

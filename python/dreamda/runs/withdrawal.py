@@ -156,12 +156,13 @@ def _recorded(pictures: Pictures, image: Path, sha256: str) -> dict[str, str]:
     path = metadata_file(pictures.root)
     found: dict[str, str] = {}
     for _, row in read_rows(path) if path is not None else ():
-        name, seed, digest = row.get("file_name"), row.get("seed_file"), row.get("seed_sha256")
+        name, seed, objects = row.get("file_name"), row.get("seed_file"), row.get("objects_from")
         if not (isinstance(name, str) and isinstance(seed, str)):
             continue
-        if sha256 and digest == sha256:
+        sources = {**(objects if isinstance(objects, dict) else {}), seed: row.get("seed_sha256")}
+        if sha256 and sha256 in sources.values():
             found[name] = MADE
-        elif _is_named(seed, image, exists=bool(sha256)):
+        elif any(_is_named(source, image, exists=bool(sha256)) for source in sources if source):
             found[name] = SAME_NAME if sha256 else MADE
     return found
 

@@ -103,6 +103,13 @@ class AnnotatedFolder(ImageFolder):
         return {"masks": [self.composer.mask(scene) for scene in scenes], "keep": self.keep,
                 "cutouts": [self.composer.cutout(scene) for scene in scenes]}
 
+    def donors(self, image: ImageRef, variant: int, seed: int) -> list[ImageRef]:
+        """The images of which objects are placed in a variant of an image, in a run with this seed."""
+        if self.composer is None:
+            return []
+        placed = self.composer.scene(image.name, variant, seed).placed
+        return sorted({ImageRef(LABEL, each.donor.name) for each in placed})
+
     def objects(self, image: ImageRef, variant: int, seed: int) -> list[tuple[Placed, Thing]]:
         """The annotated objects of a variant of an image, and where they are."""
         things = self.labels.things(image.name)
