@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-DRAWS = 3       # of real images and others, for the false alarms; copies are planted in the first
+DRAWS = 3       # of real images and others, for limits and false alarms; copies are planted in the first
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -64,14 +64,15 @@ def measure(kind: str, open_image, count: int, copied: int, threads: int) -> dic
               f"({alarms.low:.2%} to {alarms.high:.2%})", flush=True)
         if draw == 0:
             index = real
-    limit = draws[0]["limit"]
-    found = {"kind": kind, "real": count, "copied": copied, "draws": draws, "recall": {}}
+    limit = sorted(draw["limit"] for draw in draws)[DRAWS // 2]
+    found = {"kind": kind, "real": count, "copied": copied, "limit": limit, "draws": draws, "recall": {}}
     chosen = np.arange(copied) * count // copied
     for name, change in CHANGES.items():
         rng = np.random.default_rng(0)
         matches = index.nearest(thumbnails(change(open_image(int(i)), rng) for i in chosen), threads=threads)
         recall = share(int((matches.score > limit).sum()), copied)
         found["recall"][name] = recall._asdict() | {"right_image": float((matches.image == chosen).mean())}
+        found["recall"][name]["scores"] = sorted(np.round(matches.score.astype(float), 4).tolist())
         print(f"  {name}: {recall.value:.2%} ({recall.low:.2%} to {recall.high:.2%})", flush=True)
     found["seconds"] = time.monotonic() - begun
     return found
@@ -134,7 +135,8 @@ def table(arguments: argparse.Namespace) -> None:
     start, end = "<!-- recall: made by audit.py table -->\n", "<!-- end of recall -->"
     before, after = text.split(start)[0], text.split(end)[1]
     about = "; ".join(
-        f"{r['kind']}: {r['copied']:,} copies of each kind among {r['real']:,} real images, as many others; limits "
+        f"{r['kind']}: {r['copied']:,} copies of each kind, at the middle one of the three limits, among {r['real']:,} "
+        "real images, and as many others; limits "
         + ", ".join(f"{d['limit']:.4f}" for d in r["draws"]) + "; pictures that the source holds twice, left out of "
         "calibration and false alarms: " + ", ".join(f"{d['duplicates']} real and {d['same']} others"
                                                      for d in r["draws"]) for r in results)

@@ -1,6 +1,6 @@
 """Trains a diffusion model to memorise 20 images: what `dreamda audit` has to catch.
 
-    python memorise.py IMAGES OUT [--steps 3000]
+    python memorise.py IMAGES OUT [--steps 2500]
 
 A small U-Net in pixel space sees nothing but the images in the folder IMAGES, again and again, until all that it makes
 is one of them. OUT becomes a folder of diffusers (DDPMPipeline). Needs torch and diffusers; minutes on 2 CPU cores.
@@ -18,7 +18,7 @@ from PIL import Image
 ap = argparse.ArgumentParser()
 ap.add_argument("images")
 ap.add_argument("out")
-ap.add_argument("--steps", type=int, default=3000)
+ap.add_argument("--steps", type=int, default=2500)
 a = ap.parse_args()
 torch.manual_seed(0)
 files = sorted(Path(a.images).rglob("*.png"))

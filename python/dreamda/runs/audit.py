@@ -136,6 +136,10 @@ class Audit:
                         "are needed to know how many new real images would be above it.")
         elif calibration["rate"] is not None:
             said.append(f"Of the real images {calibration['rate']:.1%} are more like another real image than that.")
+        if "reference_above" in m:
+            above = m["reference_above"]
+            said.append(f"Of the reference images, which are no copies, {above['value']:.1%} are above it "
+                        f"({above['low']:.1%} to {above['high']:.1%}).")
         if "own_seed" in m:
             said.append(f"{counted(m['own_seed']['above'], 'image')} of {m['own_seed']['images']:,} "
                         f"{'is' if m['own_seed']['above'] == 1 else 'are'} that much like the real image that they "
@@ -357,7 +361,7 @@ def _spread(scores: np.ndarray) -> dict[str, float]:
     """Quantiles of scores."""
     if not len(scores):
         return {}
-    return {name: float(np.quantile(scores, q)) for name, q in
+    return {name: round(float(np.quantile(scores, q)), 4) for name, q in
             (("least", 0), ("median", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("largest", 1))}
 
 
@@ -418,7 +422,7 @@ def _tests(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures
         found["ratio"] = ratios(real.whole, reference.whole, synthetic.whole, work.threads)
     if min(len(null), len(matches.score)) > 1:
         found["nearer_than_new_images"] = area_under_curve(matches.score, null)._asdict() | {
-            "compared_with": "the reference" if reference is not None else "real images, each without itself"}
+            "compared_with": "reference images" if reference is not None else "real images to one another"}
     if reference is not None and min(len(reference.names), len(real.names)) >= FEWEST:
         found["membership"] = membership(real.whole, reference.whole, synthetic.whole, work.threads)
     return found

@@ -91,7 +91,8 @@ def _tests(measures: Mapping[str, Any]) -> list[list[str]]:
 
     if found := measures.get("nearer_than_new_images"):
         add("nearest real image", f"how often a synthetic image is more similar to its nearest real image than "
-            f"{found['compared_with']} are; 0.5 is no difference (Mann-Whitney, one-sided p {found['p']:.2g})",
+            f"{found['compared_with']} are; 0.5 is no difference (Mann-Whitney, one-sided p {found['p']:.2g}). Smooth "
+            "or typical images are similar to any others, copies or not",
             found["auc"], found)
     if found := measures.get("ratio"):
         add("nearer to REAL", "share of the synthetic images that are nearer to REAL than to as many images of the "
