@@ -44,9 +44,10 @@ TESTED = (
     "mirrored, upside down, inverted, brighter or darker, with more or less contrast, cropped or with a border (to "
     "about 15 % of the side), shifted (to about 12 %), blurred, compressed, and partly covered by text.")
 NOT_TESTED = (
-    "Copies of small details, such as a face or a name in a large image; rotations by other angles than 180 degrees; "
-    "crops of less than two thirds of the side; images that show the same person or object in another view; what an "
-    "attacker who has the generator itself could find out.")
+    "Strongly blurred copies, and copies mostly covered by text, are often missed. Not tested were copies of small "
+    "details, such as a face or a name in a large image; rotations by other angles than 180 degrees; crops of less "
+    "than two thirds of the side; images that show the same person or object in another view; and what an attacker "
+    "who has the generator itself could find out.")
 CAUTION = (
     "That no copy is found does not show that the synthetic images reveal nothing about the real ones: attacks "
     "succeed on sets that pass tests of nearest neighbours (arXiv 2505.01524).")
