@@ -17,6 +17,8 @@ from pathlib import Path
 from efficacy import DATA, HERE, IMAGES, RESULTS, DataSet, Record, fashion_mnist, run_jobs, spread, workers
 from efficacy_photos import OURS, SHARED, few, photos
 
+from dreamda.text import counted
+
 ONE = ["a photo of a {}"]
 NEGATIVE = "blurry, low quality, distorted"
 REGIME = "own-domain"
@@ -80,9 +82,10 @@ def table(records: list[dict]) -> str:
         for name in names:
             mine, other = found.get((name, row), {}), found.get((name, against(row)), {})
             gains = [value - other[draw] for draw, value in mine.items() if draw in other]
-            cells += [f"{spread(list(mine.values()))} ({len(mine)} draws)" if mine else "-",
+            cells += [f"{spread(list(mine.values()))} ({counted(len(mine), 'draw')})" if mine else "-",
                       spread(gains) if gains and row not in ("one template", "teacher, one template") else ""]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        if set(cells) - {"-", ""}:
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -177,7 +177,7 @@ def test_the_table_of_prompts_compares_draw_by_draw(efficacy_prompts):
     lines = efficacy_prompts.table(records).splitlines()
     assert lines[2].startswith("| one template | 75.0 ± 7.1 (2 draws) |  |")
     assert lines[3] == "| six templates, the model's own | 77.5 ± 7.8 (2 draws) | 2.5 ± 0.7 |"
-    assert "| real only | - |  |" in lines
+    assert len(lines) == 4, "rows that were not measured are left out"
 
 
 def test_the_table_of_labels_compares_seed_by_seed_and_image_by_image(efficacy_labels):
