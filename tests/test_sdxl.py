@@ -135,6 +135,14 @@ def test_all_methods(pipe, method, options):
     assert not np.array_equal(both[1], pipe.augment(255 - IMAGE, COAT, keys=[2], **options))
 
 
+def test_a_shared_source(pipe):
+    """Its trajectory is one for all variants, with the conditions of the source."""
+    options = OPTIONS | dict(share_source=True, source_prompt="a bag")
+    both = pipe.augment([IMAGE, 255 - IMAGE], COAT, keys=[1, 2], **options)
+    assert np.array_equal(both[0], pipe.augment(IMAGE, COAT, keys=[1], **options))
+    assert not np.array_equal(both[0, 0], both[0, 1])
+
+
 def test_no_change_without_noise(pipe):
     """Without noise and guidance, the target is its source: the text encoders and the size cancel."""
     z0 = pipe.encode(IMAGE, keys=[1])[None]
@@ -333,7 +341,8 @@ def test_a_run_in_shards_and_its_replay(folder, tmp_path, capsys):
 
     assert images(tmp_path / "whole") == images(tmp_path / "parts") and images(tmp_path / "whole")
     assert all(line["negative_prompt"] == "a bag" for line in lines(tmp_path / "whole"))
-    capsys.readouterr()
+    assert run("replay", tmp_path / "whole", "--model", folder) == 0
+    assert "repeated to the same bytes" in capsys.readouterr().out
     assert run("inspect", folder, "--json", "--threads", 1, "--dtype", "f32", "--steps", 2) == 0
     about = json.loads(capsys.readouterr().out)
     assert list(about["parts"]) == ["unet", "vae", "text_encoder", "text_encoder_2"]
