@@ -120,30 +120,30 @@ class Report:
     ----------
     made, present, total : int
         Number of synthetic images written now, found finished, and in this call's shard.
-    left_out : int
-        Number of images of the shard that are left out, now or by an earlier call, because every redraw was too
-        similar to a real image.
     skipped : list of (str, str)
         Real images (or folders) that were left out, each with the reason.
-    lost : int
-        Objects in new images that a `Verify` no longer recognised.
     seconds : float
         Time spent on `made`.
     signal : int or None
         The signal that ended the run early.
     notes : list of str
         Messages for the user.
+    left_out : int
+        Number of images of the shard that are left out, now or by an earlier call, because every redraw was too
+        similar to a real image.
+    lost : int
+        Number of objects in new images that a `Verify` no longer recognised.
     """
 
     made: int = 0
     present: int = 0
     total: int = 0
-    left_out: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    lost: int = 0
     seconds: float = 0.0
     signal: int | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: int = 0
+    lost: int = 0
 
     def __repr__(self) -> str:
         return in_brackets("Report",
