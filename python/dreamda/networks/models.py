@@ -284,11 +284,30 @@ class UNet(Part):
             return cls(read_unet_config(folder), WeightFile(folder), dtype, threads, found)
 
     def centred(self, sample: np.ndarray) -> np.ndarray:
-        """A sample as the network reads it: 2 x - 1 if its configuration says so (``center_input_sample``)."""
+        """A sample as the network reads it: 2 x - 1 if its configuration says so (``center_input_sample``).
+
+        Parameters
+        ----------
+        sample : array
+
+        Returns
+        -------
+        array
+        """
         return 2 * sample - 1 if self.config["center_input_sample"] else sample
 
     def class_input(self, class_labels: ArrayLike, rows: int) -> np.ndarray:
         """Class labels as inputs of the network's graph, one per row.
+
+        Parameters
+        ----------
+        class_labels : int or array (rows,), or array (rows, width)
+            Numbers of classes, or vectors for a model that reads those.
+        rows : int
+
+        Returns
+        -------
+        array (rows,) or (rows, width)
 
         Raises
         ------
