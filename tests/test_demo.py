@@ -67,9 +67,9 @@ def test_shards_equal_one_run(real, whole, tmp_path):
     assert tree(tmp_path / "out") == tree(whole)
 
 
-def test_replay_makes_the_same_bytes(whole, capsys):
+def test_replay_makes_the_same_bytes(real, whole, capsys):
     capsys.readouterr()
-    assert cli.main(["replay", str(whole / "run.json")]) == 0
+    assert cli.main(["replay", str(whole / "run.json"), str(real)]) == 0
     assert "12 of 12 images repeated to the same bytes" in capsys.readouterr().out
 
 
@@ -147,12 +147,12 @@ def student_run(real, tmp_path_factory):
     return out
 
 
-def test_the_bundled_student_generates_and_replays(student_run, capsys):
+def test_the_bundled_student_generates_and_replays(real, student_run, capsys):
     rows = lines(student_run)
     first, second = (np.array(Image.open(student_run / r["file_name"])) for r in rows[:2])
     assert len(rows) == 12 and first.std() > 10 and not np.array_equal(first, second)
     capsys.readouterr()
-    assert cli.main(["replay", str(student_run / "run.json")]) == 0
+    assert cli.main(["replay", str(student_run / "run.json"), str(real)]) == 0
     assert "12 of 12 images repeated to the same bytes" in capsys.readouterr().out
 
 
