@@ -833,10 +833,10 @@ def test_no_such_model(name, tmp_path, monkeypatch):
 def test_the_text_encoder_of_large_images_gives_its_memory_back():
     small = dreamda.Pipeline.load("fashion-mini", dtype="f32")
     expected = small.context(COAT)
-    size = (66, 66)  # 33 x 33 latents: more than a small image has
+    size = (72, 72)  # 36 x 36 latents: more than a small image has
     large = dreamda.Pipeline.load("fashion-mini", dtype="f32", size=size)
-    z0 = np.zeros((1, 4, 33, 33), np.float32)
-    large.augment_latents(z0, [COAT], variants=1, steps=1, strength=1.0)
+    z0 = np.zeros((1, 4, 36, 36), np.float32)
+    large.augment_latents(z0, [COAT], variants=1, steps=1, strength=1.0, tile_size=72)
     before = dreamda.info()["live_bytes"]
     assert large.text_encoder._network._model is None and np.array_equal(large.context(COAT), expected)
     again = large.text_encoder([COAT])[0]
