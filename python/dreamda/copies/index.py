@@ -185,9 +185,12 @@ class CopyIndex:
         progress : callable, optional
             Called with the number of queries done and that of all.
         """
+        from threadpoolctl import threadpool_limits
+
         starts = range(0, len(queries), QUERIES)
         blocks = []
-        with ThreadPoolExecutor(threads) as pool:
+        # Each thread searches a block: threads of the matrix products' own would only get in their way.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
             def search(at: int) -> Matches:
                 part = slice(at, at + QUERIES)
                 return self._search(queries[part], None if without is None else without[part])
