@@ -12,8 +12,7 @@ from .common import Debug, Progress, Threads, add_command, complain_of, out_opti
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    add_command(app, audit, "dreamda audit photos synthetic --out report",
-                "dreamda audit photos synthetic --reference held-out --out report --max-similarity 0.9",
+    add_command(app, audit, "dreamda audit photos synthetic --reference held-out --out report",
                 "dreamda audit --withdraw photos/coat/7.jpg synthetic other-synthetic")
 
 
