@@ -99,9 +99,9 @@ class DataSet:
     """Images to measure on, and what is measured: the harness below works on any of them.
 
     A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model,
-    "templates" and "fields" are those of `dreamda.data.choose_prompts`, and "from_noise" makes it start from pure
-    noise. As controls, "copies" are the real images themselves, and
-    "reconstructed" what the VAE makes of them. A method is a kind (or None) and what differs in training.
+    "variants" is another K, "templates" and "fields" are those of `dreamda.data.choose_prompts`, and "from_noise" makes
+    it start from pure noise. As controls, "copies" are the real images themselves, and "reconstructed" what the VAE
+    makes of them. A method is a kind (or None) and what differs in training.
     """
 
     name: str
@@ -174,6 +174,7 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     images, labels = data.images(part)
     members = data.members(part, draw)[:, first:last].ravel()
     parameters = dict(kind)
+    variants = parameters.pop("variants", variants)
     keys = [f"{part}/{i}" for i in members]
     prompts = varied_prompts(data, labels[members], keys, parameters.pop("templates", None),
                              parameters.pop("fields", None), draw, variants)
@@ -599,21 +600,33 @@ def report(arguments) -> None:
                     sweep_table(json.loads((RESULTS / "efficacy-sweep.json").read_text())["records"]) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["sweep", "run", "noise", "report"])
-    parser.add_argument("--work", help="keeps the images made")
-    parser.add_argument("--data", default=DATA)
+def command_line(description: str, tasks: dict) -> argparse.ArgumentParser:
+    """The arguments that the efficacy scripts share; each adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(tasks))
+    parser.add_argument("--work", type=Path, help="keeps the images made")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="of the sweep")
-    parser.add_argument("--groups", nargs="+", help="of the sweep; default: all")
-    parser.add_argument("--draws", type=int, default=2, help="of the sweep")
+    return parser
+
+
+def perform(parser: argparse.ArgumentParser, tasks: dict) -> None:
+    """Do the task that the command line names; all but `report` keep their images in --work."""
     arguments = parser.parse_args()
     if arguments.task != "report" and not arguments.work:
         parser.error("--work is missing; name a folder")
     RESULTS.mkdir(exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"sweep": sweep, "run": run, "noise": noise, "report": report}[arguments.task](arguments)
+    tasks[arguments.task](arguments)
+
+
+def main() -> None:
+    tasks = {"sweep": sweep, "run": run, "noise": noise, "report": report}
+    parser = command_line(__doc__, tasks)
+    parser.add_argument("--data", default=DATA)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10], help="of the sweep")
+    parser.add_argument("--groups", nargs="+", help="of the sweep; default: all")
+    parser.add_argument("--draws", type=int, default=2, help="of the sweep")
+    perform(parser, tasks)
 
 
 if __name__ == "__main__":

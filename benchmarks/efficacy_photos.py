@@ -15,7 +15,6 @@ images from them and is tested on their rest. WORK keeps the images made; nothin
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from efficacy import HERE, RESULTS, DataSet, Record, run_jobs, spread, workers
+from efficacy import HERE, RESULTS, DataSet, Record, command_line, perform, run_jobs, spread, workers
 
 SHARED = HERE.parents[1] / "shared"
 REGIMES = {
@@ -103,31 +102,42 @@ def few(**changed: object) -> dict:
 
 
 AUTHORS, OURS = many(), many(guidance_scale=2.0, noise_scale=1.0, share_start=False)
-PLAIN, AMST = dict(method="plain"), dict(method="amst")
+REAL, PLAIN, AMST = dict(method="real-only"), dict(method="plain"), dict(method="amst")
+RANDAUGMENT = dict(view="randaugment")
 TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
 
 # Rows of the table: kind of synthetic images, and what differs in training.
 METHODS = {
-    "real only": (None, dict(method="real-only")), "real + RandAugment":
-    (None, dict(method="real-only", view="randaugment")), "DreamDA, 4 steps + AMST": (few(), AMST),
-    "copies of the real images + AMST": (dict(copies=True), AMST), "DreamDA, 4 steps, labels of the seeds":
-    (few(), PLAIN), "DreamDA, authors' settings + AMST": (AUTHORS, AMST), "DreamDA, 12 steps + AMST": (OURS, AMST),
-    "text alone, 4 steps": (few(**TEXT), PLAIN), "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
-    "DreamDA, 2 steps + AMST": (few(steps=2), AMST), "real + MixUp": (None, dict(method="real-only", mix="mixup")),
-    "real + CutMix": (None, dict(method="real-only",
-                                 mix="cutmix")), "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
+    "real only": (None, REAL),
+    "real + RandAugment": (None, REAL | RANDAUGMENT),
+    "real + MixUp": (None, REAL | dict(mix="mixup")),
+    "real + CutMix": (None, REAL | dict(mix="cutmix")),
+    "copies of the real images + AMST": (dict(copies=True), AMST),
+    "text alone, 4 steps": (few(**TEXT), PLAIN),
+    "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
+    "DreamDA, 4 steps, labels of the seeds": (few(), PLAIN),
+    "DreamDA, 4 steps + AMST": (few(), AMST),
+    "DreamDA, 2 steps + AMST": (few(steps=2), AMST),
+    "DreamDA, 12 steps + AMST": (OURS, AMST),
+    "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
+    "DreamDA, authors' settings + AMST": (AUTHORS, AMST),
 }
 
+# What the sweep compares, group by group: see "Levers" in EFFICACY.md.
+LONG = dict(epochs=60)
+FRESH = dict(method="sdedit", strength=1.0, noise_scale=1.0)
 CHOICES = {
-    "few": [(few(), PLAIN), (few(method="sdedit", noise_scale=0.0, strength=0.5), PLAIN), (few(), AMST),
-            (few(**TEXT), PLAIN),
-            (few(method="sdedit", noise_scale=0.0), PLAIN)], "real": [(None, dict(method="real-only")),
-                                                                      (None, dict(method="real-only",
-                                                                                  view="randaugment"))], "amst":
-    [(dict(copies=True), AMST), (few(), AMST | dict(real_share=0.75)), (few(), AMST | dict(view="randaugment")),
-     (few(**TEXT), AMST)], "controls": [(dict(copies=True), PLAIN), (dict(reconstructed=True), PLAIN)], "many":
-    [(AUTHORS, PLAIN), (OURS, PLAIN), (many(method="sdedit", noise_scale=0.0, guidance_scale=2.0, strength=0.5), PLAIN),
-     (AUTHORS, AMST)], "more": [(few(strength=0.5), PLAIN), (few(noise_scale=3.0, guidance_scale=4.0), PLAIN)],
+    "real": [(None, REAL), (None, REAL | RANDAUGMENT), (None, REAL | LONG), (None, REAL | RANDAUGMENT | LONG)],
+    "K 20": [(few(variants=20), PLAIN | RANDAUGMENT | LONG),
+             (few(variants=20), AMST | RANDAUGMENT | LONG),
+             (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG),
+             (few(variants=20, **FRESH), AMST | RANDAUGMENT | LONG),
+             (few(variants=20, **TEXT), PLAIN | RANDAUGMENT | LONG)],
+    "K 5": [(few(), PLAIN | RANDAUGMENT | LONG), (few(**FRESH), PLAIN | RANDAUGMENT | LONG)],
+    "real share": [(few(variants=20), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.75)),
+                   (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.75)),
+                   (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.2))],
+    "controls": [(dict(copies=True), PLAIN | RANDAUGMENT | LONG), (dict(reconstructed=True), PLAIN | RANDAUGMENT | LONG)],
 }
 
 
@@ -223,21 +233,14 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["choose", "run", "report"])
-    parser.add_argument("--work", type=Path, help="keeps the images made")
+    tasks = {"choose": choose, "run": run, "report": report}
+    parser = command_line(__doc__, tasks)
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "photos64")
     parser.add_argument("--models", type=Path, default=SHARED / "models")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--groups", nargs="+", help="of choose; default: all")
     parser.add_argument("--draws", type=int, default=1)
-    arguments = parser.parse_args()
-    if arguments.task != "report" and not arguments.work:
-        parser.error("--work is missing; name a folder")
-    RESULTS.mkdir(exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"choose": choose, "run": run, "report": report}[arguments.task](arguments)
+    perform(parser, tasks)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ and therefore no negative prompt; their teachers do. A run that is stopped goes 
 """
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
-from efficacy import DATA, HERE, IMAGES, RESULTS, DataSet, Record, fashion_mnist, run_jobs, spread, workers
+from efficacy import (
+    DATA, HERE, IMAGES, RESULTS, DataSet, Record, command_line, fashion_mnist, perform, run_jobs, spread, workers,
+)
 from efficacy_photos import OURS, SHARED, few, photos
 
 from dreamda.text import counted
@@ -97,22 +98,15 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["run", "report"])
-    parser.add_argument("--work", type=Path, help="keeps the images made")
+    tasks = {"run": run, "report": report}
+    parser = command_line(__doc__, tasks)
     parser.add_argument("--data", default=DATA, help="Fashion-MNIST")
     parser.add_argument("--photos", type=Path, default=SHARED / "data" / "photos64")
     parser.add_argument("--models", type=Path, default=SHARED / "models")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--sets", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--rows", nargs="+", help="of the table, by name; default: all")
-    arguments = parser.parse_args()
-    if arguments.task == "run" and not arguments.work:
-        parser.error("--work is missing; name a folder")
-    RESULTS.mkdir(exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"run": run, "report": report}[arguments.task](arguments)
+    perform(parser, tasks)
 
 
 if __name__ == "__main__":

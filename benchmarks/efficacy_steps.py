@@ -5,18 +5,18 @@
     python benchmarks/efficacy_steps.py report                # table and sweep into EFFICACY.md, and the plot
 
 The data, the classifier and its training are efficacy.py's: 10 real images a class, 10 synthetic ones for each (5 in
-the
-sweep), with the labels of their seeds. CPU time is that of one thread, images and training apart: it does not count the
-time that other processes took.
+the sweep), with the labels of their seeds. CPU time is that of one thread, images and training apart: it does not count
+the time that other processes took.
 """
-import argparse
 import json
-import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from efficacy import DATA, HERE, IMAGES, RESULTS, VARIANTS, Record, fashion_mnist, run_jobs, save_plot, spread
+from efficacy import (
+    DATA, HERE, IMAGES, RESULTS, VARIANTS, Record, command_line, fashion_mnist, perform, run_jobs, save_plot, spread,
+    workers,
+)
 
 SIZE, DRAWS, SWEEP_DRAWS = 10, 5, 2
 PLAIN = dict(method="plain")
@@ -54,15 +54,17 @@ def run(arguments) -> None:
                     recipe=PLAIN) for curve, kinds in CURVES.items() for steps, kind in kinds.items()]
     wanted = [w | dict(size=SIZE, draw=draw) for w in wanted for draw in range(arguments.draws or DRAWS)
               if not arguments.methods or w["name"] in arguments.methods]
-    run_jobs(data_set(arguments), arguments, wanted, Record(RESULTS / "efficacy-steps.json"), "final", VARIANTS,
-             ("method", "size", "draw"))
+    with workers(arguments) as pool:
+        run_jobs(data_set(arguments), str(arguments.work), pool, wanted, Record(RESULTS / "efficacy-steps.json"), "final",
+                 VARIANTS, ("method", "size", "draw"))
 
 
 def sweep(arguments) -> None:
     wanted = [dict(name=json.dumps(kind), kind=kind, recipe=PLAIN, size=SIZE, draw=100 + draw) for kind in SWEEP
               for draw in range(arguments.draws or SWEEP_DRAWS)]
-    run_jobs(data_set(arguments), arguments, wanted, Record(RESULTS / "efficacy-steps-sweep.json"), "sweep", 5,
-             ("kind", "size", "draw"))
+    with workers(arguments) as pool:
+        run_jobs(data_set(arguments), str(arguments.work), pool, wanted, Record(RESULTS / "efficacy-steps-sweep.json"),
+                 "sweep", 5, ("kind", "size", "draw"))
 
 
 def data_set(arguments):
@@ -157,19 +159,12 @@ def report(arguments) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["sweep", "run", "report"])
-    parser.add_argument("--work", help="keeps the images made")
+    tasks = {"sweep": sweep, "run": run, "report": report}
+    parser = command_line(__doc__, tasks)
     parser.add_argument("--data", default=DATA)
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--draws", type=int, help=f"default: {DRAWS}, and {SWEEP_DRAWS} of the sweep")
     parser.add_argument("--methods", nargs="+", help="of the table, by name; default: all")
-    arguments = parser.parse_args()
-    if arguments.task != "report" and not arguments.work:
-        parser.error("--work is missing; name a folder")
-    RESULTS.mkdir(exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the worker processes
-    {"sweep": sweep, "run": run, "report": report}[arguments.task](arguments)
+    perform(parser, tasks)
 
 
 if __name__ == "__main__":
