@@ -31,12 +31,12 @@ REGIMES = {
     "names that the model has never read (flowers)"
 }
 SIZES = {5: 5}
-VARIANTS = 5
+VARIANTS = 20
 MOST = 10  # real images a class that a draw may take
 CHOOSING = 0.4
 
 # The network and its steps, the same for every method.
-TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=20, steps_per_epoch=10)
+TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=60, steps_per_epoch=10)
 
 
 @cache
@@ -106,38 +106,37 @@ REAL, PLAIN, AMST = dict(method="real-only"), dict(method="plain"), dict(method=
 RANDAUGMENT = dict(view="randaugment")
 TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
 
-# Rows of the table: kind of synthetic images, and what differs in training.
+# Rows of the table: kind of synthetic images, and what differs in training. Every row with synthetic images, and the
+# second, has RandAugment: see "Levers" in EFFICACY.md.
 METHODS = {
     "real only": (None, REAL),
     "real + RandAugment": (None, REAL | RANDAUGMENT),
-    "real + MixUp": (None, REAL | dict(mix="mixup")),
     "real + CutMix": (None, REAL | dict(mix="cutmix")),
-    "copies of the real images + AMST": (dict(copies=True), AMST),
-    "text alone, 4 steps": (few(**TEXT), PLAIN),
-    "img2img, 4 steps": (few(method="sdedit", noise_scale=0.0), PLAIN),
-    "DreamDA, 4 steps, labels of the seeds": (few(), PLAIN),
-    "DreamDA, 4 steps + AMST": (few(), AMST),
-    "DreamDA, 2 steps + AMST": (few(steps=2), AMST),
-    "DreamDA, 12 steps + AMST": (OURS, AMST),
-    "DreamDA, authors' settings, labels of the seeds": (AUTHORS, PLAIN),
-    "DreamDA, authors' settings + AMST": (AUTHORS, AMST),
+    "copies of the real images + AMST": (dict(copies=True), AMST | RANDAUGMENT),
+    "text alone": (few(**TEXT), PLAIN | RANDAUGMENT),
+    "img2img": (few(method="sdedit", noise_scale=0.0), PLAIN | RANDAUGMENT),
+    "DreamDA, labels of the seeds": (few(), PLAIN | RANDAUGMENT),
+    "DreamDA + AMST": (few(), AMST | RANDAUGMENT),
+    "DreamDA, authors' settings, 12 steps, 5 for each + AMST": (many(variants=5), AMST | RANDAUGMENT),
 }
 
 # What the sweep compares, group by group: see "Levers" in EFFICACY.md.
-LONG = dict(epochs=60)
 FRESH = dict(method="sdedit", strength=1.0, noise_scale=1.0)
 CHOICES = {
-    "real": [(None, REAL), (None, REAL | RANDAUGMENT), (None, REAL | LONG), (None, REAL | RANDAUGMENT | LONG)],
-    "K 20": [(few(variants=20), PLAIN | RANDAUGMENT | LONG),
-             (few(variants=20), AMST | RANDAUGMENT | LONG),
-             (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG),
-             (few(variants=20, **FRESH), AMST | RANDAUGMENT | LONG),
-             (few(variants=20, **TEXT), PLAIN | RANDAUGMENT | LONG)],
-    "K 5": [(few(), PLAIN | RANDAUGMENT | LONG), (few(**FRESH), PLAIN | RANDAUGMENT | LONG)],
-    "real share": [(few(variants=20), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.75)),
-                   (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.75)),
-                   (few(variants=20, **FRESH), PLAIN | RANDAUGMENT | LONG | dict(real_share=0.2))],
-    "controls": [(dict(copies=True), PLAIN | RANDAUGMENT | LONG), (dict(reconstructed=True), PLAIN | RANDAUGMENT | LONG)],
+    "real": [(None, REAL | changed | steps) for steps in (dict(epochs=20), dict(epochs=60))
+             for changed in ({}, RANDAUGMENT)],
+    "K 20": [(few(), PLAIN | RANDAUGMENT),
+             (few(), AMST | RANDAUGMENT),
+             (few(**FRESH), PLAIN | RANDAUGMENT),
+             (few(**FRESH), AMST | RANDAUGMENT),
+             (few(**TEXT), PLAIN | RANDAUGMENT)],
+    "controls": [(dict(copies=True), AMST | RANDAUGMENT),
+                 (dict(reconstructed=True), AMST | RANDAUGMENT)],
+    "AMST": [(few(), AMST | RANDAUGMENT | changed)
+             for changed in (dict(real_share=0.75), dict(consistency_weight=3.0), dict(epochs=120), dict(hint="agree"))],
+    "images": [(few(**changed), AMST | RANDAUGMENT)
+               for changed in (dict(noise_scale=3.0), dict(strength=0.6), dict(guidance_scale=1.0), dict(steps=2))],
+    "K 5": [(few(variants=5), AMST | RANDAUGMENT)],
 }
 
 

@@ -18,6 +18,8 @@ from efficacy import (
     workers,
 )
 
+from dreamda.presets import load_preset
+
 SIZE, DRAWS, SWEEP_DRAWS = 10, 5, 2
 PLAIN = dict(method="plain")
 
@@ -41,6 +43,7 @@ SWEEP = [
     *(student(4, noise_scale=scale) for scale in (0.0, 1.0, 3.0, 6.0)),
     *(student(4, guidance_scale=scale) for scale in (1.0, 2.5)),
     *(student(2, noise_scale=scale) for scale in (1.0, 3.0)),
+    load_preset("fast").generate | dict(model="fashion-mini-lcm"),
 ]
 
 
@@ -104,10 +107,12 @@ def sweep_table(records: list[dict]) -> str:
     groups: dict[str, list[dict]] = {}
     for r in records:
         groups.setdefault(json.dumps(r["kind"]), []).append(r)
-    lines = ["| steps | guidance_scale | noise_scale | draws | % right on validation images |", "|---|---|---|---|---|"]
+    lines = ["| steps | method | strength | guidance_scale | noise_scale | draws | % right on validation images |",
+             "|---|---|---|---|---|---|---|"]
     for kind, rows in groups.items():
         k = json.loads(kind)
-        lines.append(f"| {k['steps']} | {k['guidance_scale']} | {k['noise_scale']} | {len(rows)} | "
+        lines.append(f"| {k['steps']} | {k['method']} | {k['strength']} | {k['guidance_scale']} | {k['noise_scale']} | "
+                     f"{len(rows)} | "
                      f"{spread([r['accuracy'] for r in rows])} |")
     return "\n".join(lines)
 

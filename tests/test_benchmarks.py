@@ -140,7 +140,7 @@ def test_the_table_of_steps_counts_cpu_time_and_compares_draw_by_draw(efficacy_s
         "| fashion-mini-lcm, 4 steps | 1 | 0.30 | 0.50 | 79.0 | -1.0 |"
     ]
     tried = [dict(kind=efficacy_steps.student(4, noise_scale=3.0), draw=draw, accuracy=0.7) for draw in range(2)]
-    assert efficacy_steps.sweep_table(tried).splitlines()[2:] == ["| 4 | 1.5 | 3.0 | 2 | 70.0 ± 0.0 |"]
+    assert efficacy_steps.sweep_table(tried).splitlines()[2:] == ["| 4 | sdedit | 1.0 | 1.5 | 3.0 | 2 | 70.0 ± 0.0 |"]
 
 
 def test_the_curves_of_steps_differ_in_the_model_and_the_steps_alone(efficacy_steps):
