@@ -101,7 +101,7 @@ def few(**changed: object) -> dict:
                 share_start=False) | changed
 
 
-AUTHORS, OURS = many(), many(guidance_scale=2.0, noise_scale=1.0, share_start=False)
+OURS = many(guidance_scale=2.0, noise_scale=1.0, share_start=False)
 REAL, PLAIN, AMST = dict(method="real-only"), dict(method="plain"), dict(method="amst")
 RANDAUGMENT = dict(view="randaugment")
 TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
@@ -133,7 +133,8 @@ CHOICES = {
     "controls": [(dict(copies=True), AMST | RANDAUGMENT),
                  (dict(reconstructed=True), AMST | RANDAUGMENT)],
     "AMST": [(few(), AMST | RANDAUGMENT | changed)
-             for changed in (dict(real_share=0.75), dict(consistency_weight=3.0), dict(epochs=120), dict(hint="agree"))],
+             for changed in (dict(real_share=0.75), dict(consistency_weight=3.0), dict(epochs=120),
+                             dict(hint="agree"))],
     "images": [(few(**changed), AMST | RANDAUGMENT)
                for changed in (dict(noise_scale=3.0), dict(strength=0.6), dict(guidance_scale=1.0), dict(steps=2))],
     "K 5": [(few(variants=5), AMST | RANDAUGMENT)],
@@ -222,10 +223,34 @@ def result_table(records: list[dict], training: dict) -> str:
                                f"{training['batch_size']} images.")
 
 
+def choice_table(records: list[dict]) -> str:
+    """What the sweep compared, over its draws: settings that differ from "DreamDA + AMST" are named."""
+    usual_images, usual_training = few(), TRAINING | AMST | RANDAUGMENT
+    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for r in records:
+        kind, recipe = r["kind"] or {}, dict(view="weak") | r["recipe"]
+        images, training = (", ".join(f"{k} {v}" for k, v in these.items() if usual.get(k) != v) or "as usual"
+                            for these, usual in ((kind, usual_images), (recipe, usual_training)))
+        images = images if kind else "none"
+        rows.setdefault((images, training), {}).setdefault(r["regime"], []).append(r["accuracy"])
+    regimes = [regime for regime in REGIMES if any(regime in found for found in rows.values())]
+    draws = max(len(values) for found in rows.values() for values in found.values())
+    lines = [f"| synthetic images | training | {' | '.join(regimes)} |", "|---" * (len(regimes) + 2) + "|"]
+    for (images, training), found in rows.items():
+        cells = " | ".join(spread(found[regime]) if regime in found else "-" for regime in regimes)
+        lines.append(f"| {images} | {training} | {cells} |")
+    return "\n".join(lines) + (
+        f"\n\n% right on validation images, {draws} draw{'s' * (draws > 1)}, {VARIANTS} synthetic images for each real "
+        f"one. As usual: images by {', '.join(f'{k} {v}' for k, v in few().items())}; training by {AMST['method']} with "
+        "RandAugment.")
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Write what was measured between the markers of EFFICACY.md and of the README."""
     from compare import replace_between
 
+    sweep = json.loads((RESULTS / "efficacy-photos-sweep.json").read_text())
+    replace_between(HERE / "EFFICACY.md", "photos sweep", choice_table(sweep["records"]) + "\n")
     run = json.loads((RESULTS / "efficacy-photos.json").read_text())
     for path in (HERE / "EFFICACY.md", HERE.parent / "README.md"):
         replace_between(path, "photos", result_table(run["records"], run["training"]) + "\n")

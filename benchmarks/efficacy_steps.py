@@ -58,8 +58,8 @@ def run(arguments) -> None:
     wanted = [w | dict(size=SIZE, draw=draw) for w in wanted for draw in range(arguments.draws or DRAWS)
               if not arguments.methods or w["name"] in arguments.methods]
     with workers(arguments) as pool:
-        run_jobs(data_set(arguments), str(arguments.work), pool, wanted, Record(RESULTS / "efficacy-steps.json"), "final",
-                 VARIANTS, ("method", "size", "draw"))
+        run_jobs(data_set(arguments), str(arguments.work), pool, wanted, Record(RESULTS / "efficacy-steps.json"),
+                 "final", VARIANTS, ("method", "size", "draw"))
 
 
 def sweep(arguments) -> None:

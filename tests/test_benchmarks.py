@@ -99,6 +99,18 @@ def test_the_table_of_photographs_says_where_draws_are_missing(photos):
     assert table[2:4] == ["| real only | 45.0 ± 7.1 |", "| real + RandAugment | **50.0** (1) |"]
 
 
+def test_the_sweep_of_photographs_names_what_differs(photos):
+    usual = dict(kind=photos.few(), recipe=dict(method="amst", view="randaugment"))
+    records = [usual | dict(regime="new-names", accuracy=0.4), usual | dict(regime="new-names", accuracy=0.5),
+               dict(kind=photos.few(strength=0.6), recipe=dict(method="plain", view="randaugment"), regime="known-names",
+                    accuracy=0.3),
+               dict(kind=None, recipe=dict(method="real-only"), regime="known-names", accuracy=0.2)]
+    table = photos.choice_table(records).splitlines()
+    assert table[0] == "| synthetic images | training | known-names | new-names |"
+    assert table[2:5] == ["| as usual | as usual | - | 45.0 ± 7.1 |", "| strength 0.6 | method plain | 30.0 | - |",
+                          "| none | view weak, method real-only | 20.0 | - |"]
+
+
 def test_photographs_that_are_missing_are_named_and_skipped(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["efficacy_photos.py", "run", "--work", str(tmp_path / "work"), "--data",
                                       str(tmp_path), "--models", str(tmp_path), "--processes", "1"])
