@@ -241,8 +241,7 @@ def choice_table(records: list[dict]) -> str:
         lines.append(f"| {images} | {training} | {cells} |")
     return "\n".join(lines) + (
         f"\n\n% right on validation images, {draws} draw{'s' * (draws > 1)}, {VARIANTS} synthetic images for each real "
-        f"one. As usual: images by {', '.join(f'{k} {v}' for k, v in few().items())}; training by {AMST['method']} with "
-        "RandAugment.")
+        f"one. As usual: images by {', '.join(f'{k} {v}' for k, v in few().items())}; AMST with RandAugment.")
 
 
 def report(arguments: argparse.Namespace) -> None:

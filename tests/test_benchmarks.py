@@ -102,8 +102,8 @@ def test_the_table_of_photographs_says_where_draws_are_missing(photos):
 def test_the_sweep_of_photographs_names_what_differs(photos):
     usual = dict(kind=photos.few(), recipe=dict(method="amst", view="randaugment"))
     records = [usual | dict(regime="new-names", accuracy=0.4), usual | dict(regime="new-names", accuracy=0.5),
-               dict(kind=photos.few(strength=0.6), recipe=dict(method="plain", view="randaugment"), regime="known-names",
-                    accuracy=0.3),
+               dict(kind=photos.few(strength=0.6), recipe=dict(method="plain", view="randaugment"),
+                    regime="known-names", accuracy=0.3),
                dict(kind=None, recipe=dict(method="real-only"), regime="known-names", accuracy=0.2)]
     table = photos.choice_table(records).splitlines()
     assert table[0] == "| synthetic images | training | known-names | new-names |"
