@@ -121,6 +121,7 @@ def test_where_values_come_from(tmp_path, write):
 BROKEN = {
     "a.json": [("[", "is no JSON object"), ('{"a": 3}', "'a' must be a list"), ('{"a": []}', "'a' must be a list"),
                ('{"a": ["x", "x"]}', "'x' twice"), ('{"class": ["x"]}', "depends on the image; rename it"),
+               ('{"template": ["x"]}', "has a field 'template', the name under which metadata.jsonl records"),
                ('{"templates": ["a {b"]}', "has a { without a }"), ("[" * 99_999, "is no JSON object"),
                ('{"a": ["\\ud800"]}', "'a' must be a list")],
     "a.yaml": [("style", "line 1 is in none of the forms"), ("a: [x", "line 1 is"), ("a: [x]]", "line 1 is"),
@@ -128,7 +129,7 @@ BROKEN = {
                ("a: &b c", "line 1 is"),
                ("a: [x y: z]", "line 1 is"), ("a:\n  - [x]", "line 2 is"), ("a:", "'a' must be a list"),
                ("a: !!python/object:x y", "line 1 is"), ("a: [" + " " * 50_000, "line 1 is"),
-               ("a: [" + "x," * 50_000 + "?:", "line 1 is")],
+               ("a: [" + "x," * 50_000 + "?:", "line 1 is"), ("template: [x]", "has a field 'template'")],
 }
 
 
@@ -230,6 +231,8 @@ def test_a_prompt_for_each_variant_from_python(tmp_path):
     (["--fields", "{f}"], "fields.json has the fields style, view; give a --template with some of them"),
     (["--fields", "none"], "--fields: none: no such file or folder; give one, or a set that comes with dreamda: fine"),
     (["--fields", "{real}"], "has no .txt files"),
+    (["--fields", "{t}", "--template", "a {template} of a {}"], "prompts.yaml has a field 'template', the name under"),
+    (["--fields", "{r}", "--template", "a {}"], "reserved gives values to 'class', which depends on the image; rename"),
     (["--prompts", "{p}"], "prompts.json has no prompts for the class 'ankle_boot'; add them"),
     (["--prompts", "{p}", "--template", "{}"], "a template and a file of prompts exclude each other"),
     (["--template", "a (red:1.2.3) {}"], "has the weight '1.2.3', which is not a number"),
@@ -240,8 +243,11 @@ def test_bad_prompts_are_one_sentence_and_nothing_is_written(fake, real, tmp_pat
     fake.folder = MODEL
     (tmp_path / "w").mkdir()
     (tmp_path / "w/style.txt").write_text("photo\n")
+    (tmp_path / "reserved").mkdir()
+    (tmp_path / "reserved/class.txt").write_text("photo\n")
     names = {"{f}": fields_file(tmp_path), "{p}": fields_file(tmp_path, {"coat": "x"}, "prompts.json"),
-             "{w}": tmp_path / "w", "{real}": real}
+             "{w}": tmp_path / "w", "{real}": real, "{r}": tmp_path / "reserved",
+             "{t}": fields_file(tmp_path, "template: [photo, sketch]", "prompts.yaml")}
     for name, path in names.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
         message = message.replace(name, str(path))

@@ -6,25 +6,32 @@
       - seen from the side, at some distance
 
 A file may also hold ``templates``, the prompts that use its fields, and ``about``. A folder of wildcards has a text
-file for each field, ``style.txt``, with a value on each line; lines that begin with # are comments.
+file for each field, ``style.txt``, with a value on each line; lines that begin with # are comments. No field may be
+called ``class``, ``caption`` or ``template``.
 """
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..options import ParameterError
 from .files import BrokenImageError, is_utf8, read_bounded
-from .templates import CAPTION, CLASS, Template
+from .templates import CAPTION, CLASS, TEMPLATE, Template
 from .yaml import yaml_lists
 
 SETS = Path(__file__).with_name("prompt_sets")
 TEMPLATES, ABOUT = "templates", "about"
 MAX_BYTES = 1 << 20
+RESERVED = {
+    CLASS: "gives values to 'class', which depends on the image",
+    CAPTION: "gives values to 'caption', which depends on the image",
+    TEMPLATE: "has a field 'template', the name under which metadata.jsonl records the template of an image",
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ def read_fields(source: str | os.PathLike[str]) -> Fields:
         if not values:
             raise ParameterError("fields", f"the folder {source} has no .txt files; write a file for each field, with "
                                  "a value on each line")
+        _refuse_reserved(source, values)
         return Fields(str(source), values)
     if not path.is_file():
         raise ParameterError("fields", f"{source}: no such file or folder; give one, or a set that comes with dreamda: "
@@ -91,9 +99,13 @@ def read_fields(source: str | os.PathLike[str]) -> Fields:
         templates = tuple(Template(text) for text in lists.pop(TEMPLATES, ()))
     except ParameterError as error:
         raise ParameterError("fields", f"{path}: the template {error.reason}") from None
-    if reserved := next((name for name in (CLASS, CAPTION) if name in lists), None):
-        raise ParameterError("fields", f"{path} gives values to {reserved!r}, which depends on the image; rename it")
+    _refuse_reserved(path, lists)
     return Fields(str(source), lists, templates)
+
+
+def _refuse_reserved(source: str | os.PathLike[str], values: Mapping[str, tuple[str, ...]]) -> None:
+    if name := next((name for name in RESERVED if name in values), None):
+        raise ParameterError("fields", f"{source} {RESERVED[name]}; rename it")
 
 
 def _read(path: Path) -> str:

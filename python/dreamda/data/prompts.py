@@ -24,7 +24,7 @@ from .files import is_utf8, read_bounded
 from .folders import ImageFolder, shown
 from .metadata import metadata_files, read_rows, rows_of_images
 from .prompt_syntax import Syntax, escape_prompt
-from .templates import CAPTION, CLASS, Prompt, Template, class_words, order_of, placed, readable
+from .templates import CAPTION, CLASS, TEMPLATE, Prompt, Template, class_words, order_of, placed, readable
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 CLASSES_FILE = "classes.json"
@@ -64,7 +64,7 @@ class Choice:
                 uses = turn * sum(name in each.fields for each in templates) + sum(name in t.fields for t in before)
                 number = order_of(len(values), self.seed, key, name, uses // len(values))[uses % len(values)]
                 chosen[name] = values[number]
-        recorded = chosen | ({"template": template.text} if len(templates) > 1 else {})
+        recorded = chosen | ({TEMPLATE: template.text} if len(templates) > 1 else {})
         return Prompt(template.fill(self.own[key] | chosen), recorded)
 
 

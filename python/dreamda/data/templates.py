@@ -22,7 +22,7 @@ from ..options import ParameterError
 from .files import is_utf8
 from .prompt_syntax import Syntax, escape_prompt
 
-CLASS, CAPTION = "class", "caption"
+CLASS, CAPTION, TEMPLATE = "class", "caption", "template"
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|__(\w(?:[\w/-]*?\w)?)__(?![^\W_])|[{}]")
 _NAME = re.compile(r"[^\W\d][\w/-]*")
 
