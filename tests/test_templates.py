@@ -41,6 +41,16 @@ def test_fields_of_a_template(text):
     assert template.inline.get("red|blue", ("red", "blue")) == ("red", "blue")
 
 
+@pytest.mark.parametrize("text, expected", [
+    ("a {red|} {|} of a {}", "a of an ankle boot"), ("a {red|} {}", "an ankle boot"), ("{red|} {}", "ankle boot"),
+    ("an {red|} coat and {}", "an coat and ankle boot"), ("{} {red|}", "ankle boot"), ("a  {|}  {}", "an ankle boot"),
+    ("{red|}, {}", ", ankle boot"), ("{}{red|}, x", "ankle boot, x"), ("x{red|}y  {}", "xy  ankle boot"),
+    ("{caption}  of a {}", "  of an ankle boot"), ("a {caption} of a {} ", "an  of an ankle boot ")])
+def test_an_empty_value_leaves_one_space(text, expected):
+    template = Template(text)
+    assert template.fill({"class": "ankle boot", "caption": "", "red|": "", "|": ""}) == expected
+
+
 @pytest.fixture
 def folder(tmp_path):
     return make_real(tmp_path / "real", per_class=20)

@@ -93,13 +93,17 @@ class Template:
         """The prompt with these values of its fields.
 
         An article ``a`` or ``an`` directly before a field is adapted to its value, see `dreamda.data.fill_template`. A
-        function is called with the text before the field, and returns that with the value.
+        function is called with the text before the field, and returns that with the value. Where a value is empty, as
+        one of ``{red|}``, the spaces around it become one, and an article is adapted to what follows.
         """
-        text = ""
+        text, empty = "", False
         for before, name in self._parts:
+            text = _after_nothing(text, before) if empty else text + before
             value = values[name]
-            text = placed(text + before, value) if isinstance(value, str) else value(text + before)
-        return text + self._rest
+            empty = value == "" and name != CAPTION
+            if not empty:
+                text = placed(text, value) if isinstance(value, str) else value(text)
+        return _after_nothing(text, self._rest).rstrip(" ") if empty else text + self._rest
 
     def count(self, field: str) -> int:
         """How often the template has a field."""
@@ -107,6 +111,13 @@ class Template:
 
     def __repr__(self) -> str:
         return f"Template({self.text!r})"
+
+
+def _after_nothing(before: str, after: str) -> str:
+    """Two texts between which an empty value was: the spaces there become one, or none where the prompt begins."""
+    left, right = before.rstrip(" "), after.lstrip(" ")
+    spaces = len(before) + len(after) - len(left) - len(right)
+    return left + " " * bool(left and spaces) + right
 
 
 def placed(before: str, words: str, prompt_syntax: Syntax = "plain") -> str:
