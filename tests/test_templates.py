@@ -243,6 +243,8 @@ def test_a_prompt_for_each_variant_from_python(tmp_path):
     (["--fields", "{real}"], "has no .txt files"),
     (["--fields", "{t}", "--template", "a {template} of a {}"], "prompts.yaml has a field 'template', the name under"),
     (["--fields", "{r}", "--template", "a {}"], "reserved gives values to 'class', which depends on the image; rename"),
+    (["--prompts", "missing.json"], "--prompts: missing.json: no such file; give JSON Lines or CSV with file_name and"),
+    (["--prompts", "missing.csv"], "--prompts: missing.csv: no such file; give JSON Lines or CSV with file_name and"),
     (["--prompts", "{p}"], "prompts.json has no prompts for the class 'ankle_boot'; add them"),
     (["--prompts", "{p}", "--template", "{}"], "a template and a file of prompts exclude each other"),
     (["--template", "a (red:1.2.3) {}"], "has the weight '1.2.3', which is not a number"),

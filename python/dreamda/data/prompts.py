@@ -169,6 +169,9 @@ def choose_prompts(folder: ImageFolder, template: str | Sequence[str] | None = N
     captioned = any(CAPTION in each.fields for each in templates)
     if templates and file is not None and (is_list or not captioned):
         raise ValueError("a template and a file of prompts exclude each other; give one of them")
+    if file is not None and not Path(file).is_file():
+        raise ParameterError("prompts", f"{file}: no such file; give JSON Lines or CSV with file_name and text for "
+                             "every image, or a .json file with prompts for each class")
     if is_list and file is not None:
         return _from_lists(folder, Path(file), known, prompt_syntax, seed)
     notes: list[str] = []
@@ -240,8 +243,6 @@ def _check(templates: Sequence[Template], known: Fields | None, captioned: bool,
 def _from_lists(folder: ImageFolder, path: Path, known: Fields | None, syntax: Syntax, seed: int) -> Prompts:
     """Prompts of a JSON file of classes and their prompts."""
     example = f'write {{"{folder.classes[0]}": ["a photo", "a sketch"]}}'
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     content = read_bounded(path)
     try:
         given = json.loads(content)
