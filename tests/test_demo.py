@@ -263,7 +263,7 @@ def test_a_preview_is_a_part_of_the_run(real, whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     "template, code, message",
     [("a photo of a {}, " + "very " * 90 + "sharp", 0,
-      "3 of 3 prompts are longer than the 16 tokens that the model reads; of the prompt of ankle_boot/"),
+      "3 of 3 prompts are longer than the 14 tokens that the model reads; of the prompt of ankle_boot/"),
      ("a " + "very " * 90 + "sharp photo of a {}", 2,
       "the class 'ankle boot' is in the part that is cut off; put it first, or shorten the prompt")])
 def test_a_prompt_that_is_cut(real, tmp_path, capsys, template, code, message):

@@ -325,6 +325,18 @@ def test_notes_about_prompts(real, capsys, options, note):  # noqa: F811
     assert code == (2 if "cut off" in note else 0) and note in error and (note or not error)
 
 
+@pytest.mark.parametrize("words, cut", [(11, 0), (12, 1), (13, 2)])
+def test_the_table_and_the_note_count_the_same_tokens(real, capsys, words, cut):  # noqa: F811
+    """Without the marks of start and end; "ankle boot" has a token more than "coat"."""
+    options = ["--template", "a {}" + " photo" * words, "--prompt-syntax", "plain", "--model", "fashion-mini"]
+    assert run("prompts", real, *options, "--variants", "1") == 0
+    captured = capsys.readouterr()
+    tokens = [int(line.partition('"')[0].split()[-2]) for line in captured.out.splitlines()[2:4]]
+    assert sorted(tokens) == [words + 2, words + 3]
+    assert sum(count > 14 for count in tokens) == cut and ("longer" in captured.err) == bool(cut)
+    assert not cut or f"{cut} of 2 prompts {'is' if cut == 1 else 'are'} longer than the 14 tokens" in captured.err
+
+
 def test_the_table_refuses_what_generate_refuses(real, tmp_path, capsys):  # noqa: F811
     assert run("prompts", real, "--template", "a {x} {}") == 2
     assert "has the field {x}: it has no values; give them as --fields" in capsys.readouterr().err

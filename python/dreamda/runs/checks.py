@@ -130,14 +130,15 @@ def _cut_off(folder: ImageFolder, prompts: Mapping[str, str], first: Mapping[str
         words, read = names[labels[key]].lower(), (prompt[len(lost):] if left else prompt[:-len(lost)]).lower()
         if words in prompt.lower() and words not in read:
             raise ValueError(
-                f"the prompt of {key} is longer than the {tokenizer.length} tokens that the model reads, and the class "
-                f"{names[labels[key]]!r} is in the part that is cut off; put it {'last' if left else 'first'}, or "
-                "shorten the prompt")
+                f"the prompt of {key} is longer than the {tokenizer.length - 2} tokens that the model reads, and the "
+                f"class {names[labels[key]]!r} is in the part that is cut off; put it {'last' if left else 'first'}, "
+                "or shorten the prompt")
     if not cut:
         return []
     prompt, lost = next(iter(cut.items()))
-    return [f"{len(cut)} of {counted(len(first), 'prompt')} are longer than the {tokenizer.length} tokens that the "
-            f"model reads; of {first[prompt]} it does not read {lost.strip()[:80]!r}"]
+    are = "is" if len(cut) == 1 else "are"
+    return [f"{len(cut)} of {counted(len(first), 'prompt')} {are} longer than the {tokenizer.length - 2} tokens that "
+            f"the model reads; of {first[prompt]} it does not read {lost.strip()[:80]!r}"]
 
 
 def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:
