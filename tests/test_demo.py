@@ -220,7 +220,7 @@ def test_generate_says_how_long_it_takes_and_until_when(real, tmp_path, capsys, 
     monkeypatch.setattr(cli.common, "SECONDS_TO_FORETELL", 0.0)
     assert cli.main(["generate", str(real), "--out", str(tmp_path / "out"), *FAST]) == 0
     said = capsys.readouterr()
-    assert "12 images: 2 of each of 6" in said.out and "at most 0 MiB on disk" in said.out.splitlines()[0]
+    assert "12 images: 2 of each of 6" in said.out and "less than 1 MiB on disk" in said.out.splitlines()[0]
     told = [line for line in said.err.splitlines() if " images to make: about " in line]
     assert len(told) == 1 and " an image, " in told[0] and " in all (until " in told[0]
 
@@ -247,7 +247,7 @@ def test_dry_run_says_what_it_costs_and_writes_nothing(real, tmp_path, capsys):
     out = capsys.readouterr().out
     assert ('12 images: 2 of each of 6 in 3 classes; prompts: "a photo of an ankle boot", "a photo of a bag", '
             '"a photo of a coat"') in out
-    assert "12 images of 32 x 32 on" in out and " an image, " in out and "MiB on disk" in out and not (
+    assert "12 images of 32 x 32 on" in out and " an image, " in out and "; less than 1 MiB on disk" in out and not (
         tmp_path / "out").exists()
 
 

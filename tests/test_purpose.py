@@ -11,7 +11,7 @@ from test_generate import make_real
 from dreamda import Pipeline
 from dreamda.data import ImageFolder, choose_prompts, load_bundled
 from dreamda.networks.hub import BUNDLED
-from dreamda.runs.checks import check_model
+from dreamda.runs.checks import check_model, disk_space
 
 MODEL = BUNDLED / "fashion-mini"
 
@@ -53,6 +53,13 @@ def test_a_damaged_purpose_is_refused(tmp_path, about, message):
     (tmp_path / "dreamda.json").write_text(about)
     with pytest.raises(ValueError, match=message):
         check_model(folder, choose_prompts(folder).distinct(1), tmp_path, (32, 32))
+
+
+@pytest.mark.parametrize("images, said", [
+    (0, "less than 1 MiB on disk"), (341, "less than 1 MiB on disk"), (342, "at most 1 MiB on disk"),
+    (400_000, "at most 1,172 MiB on disk")])
+def test_disk_space(images, said):
+    assert disk_space(images, (32, 32)) == said
 
 
 def test_the_warnings_come_before_the_run_and_do_not_stop_it(fake, real, tmp_path, capsys):  # noqa: F811

@@ -283,7 +283,8 @@ def forecast(images: float, seconds: float) -> str:
 
 def disk_space(images: int, size: tuple[int, int]) -> str:
     """The maximum disk space for this number of PNG files of this size: ``at most 12 MiB on disk``."""
-    return f"at most {images * size[0] * size[1] * 3 / 2**20:,.0f} MiB on disk"
+    mebibytes = images * size[0] * size[1] * 3 / 2**20
+    return "less than 1 MiB on disk" if mebibytes < 1 else f"at most {mebibytes:,.0f} MiB on disk"
 
 
 def duration(seconds: float) -> str:
