@@ -27,7 +27,7 @@ def daisies(root):
 
 
 @pytest.mark.parametrize("change, warnings", [
-    (lambda root: None, []), (colour, ["in colour"]), (daisies, ['never seen the words "daisy" (class daisy)']),
+    (lambda root: None, []), (colour, ["in colour"]), (daisies, ['never seen the word "daisy" (class daisy)']),
     (lambda root: colour(root, (400, 300)), ["in colour", "the shorter side of these is 300"])])
 def test_a_model_for_something_else_is_named(tmp_path, change, warnings):
     bundled = load_bundled()

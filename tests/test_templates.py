@@ -239,6 +239,7 @@ def test_a_prompt_for_each_variant_from_python(tmp_path):
     (["--template", "a {a b} {}"], "which is no name of a field"),
     (["--template", "{caption}"], "has {caption}, and the data set has no captions"),
     (["--fields", "{f}"], "fields.json has the fields style, view; give a --template with some of them"),
+    (["--fields", "{s}"], "single.json has the field style; give a --template with it, or templates in the file"),
     (["--fields", "none"], "--fields: none: no such file or folder; give one, or a set that comes with dreamda: fine"),
     (["--fields", "{real}"], "has no .txt files"),
     (["--fields", "{t}", "--template", "a {template} of a {}"], "prompts.yaml has a field 'template', the name under"),
@@ -259,6 +260,7 @@ def test_bad_prompts_are_one_sentence_and_nothing_is_written(fake, real, tmp_pat
     (tmp_path / "reserved/class.txt").write_text("photo\n")
     names = {"{f}": fields_file(tmp_path), "{p}": fields_file(tmp_path, {"coat": "x"}, "prompts.json"),
              "{w}": tmp_path / "w", "{real}": real, "{r}": tmp_path / "reserved",
+             "{s}": fields_file(tmp_path, {"style": ["x"]}, "single.json"),
              "{t}": fields_file(tmp_path, "template: [photo, sketch]", "prompts.yaml")}
     for name, path in names.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]

@@ -179,8 +179,9 @@ def choose_prompts(folder: ImageFolder, template: str | Sequence[str] | None = N
     if file is None and (captioned or not templates) and folder.captions:
         files, notes = _own_captions(folder)
     if known and not templates:
-        raise ParameterError("fields", f"{fields} has the fields {', '.join(known.values)}; give a `template` with "
-                             "some of them, or `templates` in the file")
+        one = len(known.values) == 1
+        raise ParameterError("fields", f"{fields} has the {'field' if one else 'fields'} {', '.join(known.values)}; "
+                             f"give a `template` with {'it' if one else 'some of them'}, or `templates` in the file")
     if not templates and not files:
         templates = [Template(otherwise or DEFAULT_TEMPLATE)]
     captions = prompts_from_file(folder, *files, prompt_syntax=prompt_syntax) if files else None

@@ -190,7 +190,8 @@ def unknown_words(prompts: Mapping[str, str], about: Mapping[str, Any]) -> list[
         return []
     more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
     shown = ", ".join(f"{_quoted(word)} (class {label})" for word, label in list(unknown.items())[:SHOWN])
-    return [f"the model has never seen the words {shown}{more}: it will make what it knows instead, under your labels"]
+    noun = "word" if len(unknown) == 1 else "words"
+    return [f"the model has never seen the {noun} {shown}{more}: it will make what it knows instead, under your labels"]
 
 
 def other_classes(folder: ImageFolder, prompts: Mapping[str, str], negative_prompt: str = "",
