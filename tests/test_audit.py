@@ -305,6 +305,8 @@ def unreadable(folder):
     ("reference", empty, "reference holds no images"),
     ("reference", lambda folder: shutil.copy(folder.parent / "real/cat/002.png", folder / "cat/known.png"),
      "--reference: 1 image of {data}/reference is in {data}/real too: cat/known.png (REAL has it as cat/002.png)"),
+    ("reference", lambda folder: natural(7, 32).save(folder / "cat/known.jpg", quality=70),
+     "--reference: 1 image of {data}/reference is in {data}/real too: cat/known.jpg (REAL has it as dog/007.png)"),
     ("reference", lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.parent / "real", folder)),
      "--reference: 100 images of {data}/reference are in {data}/real too: cat/000.png, cat/002.png"),
     ("real", lambda folder: [path.unlink() for path in sorted(folder.rglob("*.png"))[1:]],

@@ -218,13 +218,25 @@ class CopyIndex:
         chosen = np.arange(len(numbers)) if len(numbers) <= most else np.arange(most) * len(numbers) // most
         queries = self.thumbnails[first[chosen]]
         found = self.nearest(queries, without=numbers[chosen], threads=threads)
-        there = found.image >= 0
+        same = self.same_picture(queries, found)
+        kept = (found.image >= 0) & ~same
+        return Among(numbers[chosen][kept], Matches(*(values[kept] for values in found)), int(same.sum()))
+
+    def same_picture(self, queries: Pixels, found: Matches) -> NDArray[np.bool_]:
+        """Whether each query is the same picture as the real image that was found, saved again or slightly changed.
+
+        Parameters
+        ----------
+        queries : uint8 (Q, 32, 32)
+        found : Matches
+            What `nearest` has found for them.
+        """
+        numbers, first = np.unique(self.images, return_index=True)
         others = self.thumbnails[first[np.searchsorted(numbers, found.image)]].astype(np.float32)
         apart = np.sqrt(np.square(others - queries).mean(axis=(1, 2)))
         identical = apart <= np.minimum(SAME, SAME_SHARE * others.std(axis=(1, 2)))
-        same = there & (identical | (1 - found.score < SAME_RATIO * (1 - found.next_score)) & (found.next_score > -1))
-        kept = there & ~same
-        return Among(numbers[chosen][kept], Matches(*(values[kept] for values in found)), int(same.sum()))
+        nearer = (1 - found.score < SAME_RATIO * (1 - found.next_score)) & (found.next_score > -1)
+        return np.asarray((found.image >= 0) & (identical | nearer), np.bool_)
 
     def compare(self, queries: Pixels, images: Ints) -> Matches:
         """Each query against one real image of its own, such as the one that it was made from.

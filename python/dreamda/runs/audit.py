@@ -36,6 +36,7 @@ from .measures import read_network
 from .records import hash_of
 
 RATE = 0.01         # of false alarms, of the default threshold
+SAME_PICTURE = 0.95     # the score above which an image of the reference can be the same picture as a real one
 SHOWN = 20          # pairs in the table
 WORK = ".blocks"
 
@@ -208,7 +209,7 @@ def audit(real: str | os.PathLike[str],
     FileNotFoundError, NotADirectoryError
         A folder does not exist.
     ValueError
-        There are no images, none can be read, `reference` contains images of `real`, or `features` is no ResNet.
+        There are no images, none can be read, `reference` contains images of `real` (or near copies of them), or `features` is no ResNet.
 
     Examples
     --------
@@ -279,10 +280,14 @@ def _audit(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures
            max_similarity: float | None, network: tuple[TrainedModel, str] | None,
            with_page: bool) -> tuple[Audit, str]:
     """The result, and its page."""
+    notes, seeds = _notes(real, synthetic), _seeds(real, synthetic)
     if reference is not None:
         _check_apart(real, reference)
-    notes, seeds = _notes(real, synthetic), _seeds(real, synthetic)
     index = CopyIndex(real.thumbnails, real.images)
+    of_reference = None
+    if reference is not None:
+        of_reference = work.nearest(index, f"{real.key} {reference.key}", reference.whole)
+        _check_near(real, reference, of_reference, index.same_picture(reference.whole, of_reference))
     among = index.among_themselves(threads=work.threads)
     key = f"{real.key} {synthetic.key}"
     matches = work.nearest(index, key, synthetic.whole)
@@ -309,7 +314,7 @@ def _audit(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures
         copies = [copy for copy in copies if copy[:2] not in pairs] + of_seeds
     copies.sort(key=lambda copy: (-copy.score, copy.synthetic, copy.real))
     curves = {"real images among themselves": null, "synthetic images": matches.score}
-    measures |= _tests(work, real, synthetic, reference, index, matches, null, limit, curves)
+    measures |= _tests(work, real, synthetic, reference, of_reference, matches, null, limit, curves)
     measures["classes"] = _classes(synthetic, matches, copies)
     if among.duplicates:
         notes.append(f"{counted(among.duplicates, 'real image')} of {len(real.names):,} have a duplicate among the "
@@ -324,7 +329,17 @@ def _audit(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures
 def _check_apart(real: Pictures, reference: Pictures) -> None:
     """Refuse a reference that contains real images."""
     known = dict(zip(real.digests, real.names))
-    both = [(name, known[digest]) for name, digest in zip(reference.names, reference.digests) if digest in known]
+    _refuse(real, reference, [(name, known[digest]) for name, digest in zip(reference.names, reference.digests)
+                              if digest in known])
+
+
+def _check_near(real: Pictures, reference: Pictures, found: Matches, same: np.ndarray) -> None:
+    """Refuse a reference that contains real images as other files; `same` says which of them look the same."""
+    _refuse(real, reference, [(reference.names[i], real.names[found.image[i]])
+                              for i in np.flatnonzero(same & (found.score > SAME_PICTURE)).tolist()])
+
+
+def _refuse(real: Pictures, reference: Pictures, both: list[tuple[str, str]]) -> None:
     if both:
         shown = ", ".join(name if name == other else f"{name} (REAL has it as {other})" for name, other in both[:5])
         raise ParameterError(
@@ -411,13 +426,12 @@ def _seeds(real: Pictures, synthetic: Pictures) -> Ints | None:
     return np.array([seed_of.get(name, -1) for name in synthetic.names], np.int64) if seed_of else None
 
 
-def _tests(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures | None, index: CopyIndex,
-           matches: Matches, null: np.ndarray, limit: float, curves: dict[str, np.ndarray]) -> dict[str, Any]:
+def _tests(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures | None,
+           of_reference: Matches | None, matches: Matches, null: np.ndarray, limit: float, curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the distances say about the whole set. The reference gets a curve of its own."""
     found: dict[str, Any] = {}
-    if reference is not None:
-        chosen = thinned(len(reference.names))
-        null = curves["images of the reference"] = index.nearest(reference.whole[chosen], threads=work.threads).score
+    if reference is not None and of_reference is not None:
+        null = curves["images of the reference"] = of_reference.score[thinned(len(reference.names))]
         found["reference_above"] = share(int((null > limit).sum()), len(null))._asdict()
         found["similarity_of_reference"] = _spread(null)
         found["ratio"] = ratios(real.whole, reference.whole, synthetic.whole, work.threads)
