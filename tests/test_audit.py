@@ -305,7 +305,7 @@ def unreadable(folder):
     ("reference", empty, "reference holds no images"),
     ("reference", lambda folder: shutil.copy(folder.parent / "real/cat/002.png", folder / "cat/known.png"),
      "--reference: 1 image of {data}/reference is in {data}/real too: cat/known.png (REAL has it as cat/002.png)"),
-    ("reference", lambda folder: natural(7, 32).save(folder / "cat/known.jpg", quality=70),
+    ("reference", lambda folder: natural(7, 32).save(folder / "cat/known.jpg", quality=90),
      "--reference: 1 image of {data}/reference is in {data}/real too: cat/known.jpg (REAL has it as dog/007.png)"),
     ("reference", lambda folder: (shutil.rmtree(folder), shutil.copytree(folder.parent / "real", folder)),
      "--reference: 100 images of {data}/reference are in {data}/real too: cat/000.png, cat/002.png"),
@@ -319,7 +319,34 @@ def test_bad_input_is_refused_in_a_sentence(data, capsys, part, spoil, said):
                data / "report", "--threads", "1") == 2
     error = capsys.readouterr().err
     assert said.format(data=data) in error and error.count("\n") == 1
-    assert not (data / "report/audit.json").exists()
+    assert not (data / "report").exists()  # nor thumbnails of real images
+
+
+@pytest.mark.parametrize("out, said", [
+    ("real", "lies in the folder of images {data}/real"), ("real/report", "lies in the folder of images {data}/real"),
+    ("synthetic/new/deep", "lies in the folder of images {data}/synthetic"),
+    ("reference/.", "lies in the folder of images {data}/reference"),
+    ("notes.txt", "is no folder; give a new or an empty one"),
+    ("notes.txt/report", "--out: {data}/notes.txt is no folder"),
+    ("other", "holds files but no report of an audit; give a new or an empty folder")])
+def test_a_report_is_written_into_no_other_folder(data, capsys, out, said):
+    (data / "notes.txt").write_text("mine")
+    (data / "other").mkdir()
+    (data / "other/thesis.tex").write_text("mine")
+    before = sorted(data.rglob("*"))
+    assert run("audit", data / "real", data / "synthetic", "--reference", data / "reference", "--out", data / out) == 2
+    error = capsys.readouterr().err
+    assert said.format(data=data) in error and "--out: " in error and error.count("\n") == 1
+    assert sorted(data.rglob("*")) == before
+
+
+def test_bad_input_leaves_what_an_interrupted_audit_kept(data):
+    kept = data / "report/.blocks/of-before.npz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    unreadable(data / "synthetic")
+    assert run("audit", data / "real", data / "synthetic", "--out", data / "report", "--threads", "1") == 2
+    assert list((data / "report").rglob("*.npz")) == [kept]
 
 
 def test_unreadable_images_are_named_and_counted(data, capsys):

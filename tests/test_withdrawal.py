@@ -97,14 +97,22 @@ def test_the_command(photos, made, tmp_path, capsys):
     (["--withdraw", "{made}/run.json", "{made}"], "run.json: not an image"),
     (["--withdraw", "{real}/bag/1.png", "{made}", "--reference", "{real}"], "--withdraw and --reference exclude"),
     (["--withdraw", "{real}/bag/1.png", "{made}", "--max-similarity", "2"], "--max-similarity: 2.0 is not possible"),
-    (["{real}", "--out", "{real}/../report"], "an audit needs two folders"),
+    (["--withdraw", "{real}/bag/1.png"], "--withdraw needs a folder of synthetic images to search"),
+    (["--withdraw", "{real}/bag/1.png", "{made}", "--out", "{made}/run.json"], "--out: {made}/run.json lies in the"),
+    (["--withdraw", "{real}/bag/1.png", "{made}", "--out", "{real}/bag/1.png"], "--out: {real}/bag/1.png is no folder"),
+    (["--out", "{real}/../report"], "an audit needs two folders, REAL and SYNTHETIC; none are given"),
+    (["{real}", "--out", "{real}/../report"], "an audit needs two folders, REAL and SYNTHETIC; 1 is given"),
+    (["{real}", "{made}", "{made}", "--out", "{real}/../report"], "REAL and SYNTHETIC; 3 are given"),
+    (["{real}", "{real}/../photos", "--out", "{real}/../report"], "{real}/../photos is given twice"),
+    (["{real}", "{made}", "--out", "{real}/../report", "--max-similarity", "0"],
+     "--max-similarity: 0.0 is not possible; use a number above 0, at most 1"),
     (["{real}", "{made}"], "--out is missing")])
 def test_wrong_use_is_one_sentence_and_nothing_is_written(photos, made, tmp_path, capsys, arguments, message):
     assert run("audit", *(each.format(real=photos, made=made) for each in arguments)) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1 and not (tmp_path / "report").exists()
+    assert message.format(real=photos, made=made) in error and error.count("\n") == 1 and not (tmp_path / "report").exists()
 
 
 def test_wrong_arguments(photos, made):
-    with pytest.raises(ParameterError, match="max_similarity: 1.0 is not possible"):
-        trace(photos / "bag/1.png", [made], max_similarity=1.0)
+    with pytest.raises(ParameterError, match="max_similarity: 1.5 is not possible; use a number above 0, at most 1"):
+        trace(photos / "bag/1.png", [made], max_similarity=1.5)

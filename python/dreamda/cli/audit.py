@@ -17,8 +17,10 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    real: Annotated[Path, typer.Argument(help="The real images that must not be copied; with --withdraw, a folder of "
-                                         "synthetic images.")],
+    real: Annotated[
+        Optional[Path],
+        typer.Argument(help="The real images that must not be copied; with --withdraw, a folder of synthetic "
+                       "images.")] = None,
     synthetic: Annotated[
         Optional[list[Path]],
         typer.Argument(help="The synthetic images; with --withdraw, more folders of them.")] = None,
@@ -54,22 +56,28 @@ def audit(
     With --withdraw it lists what has to do with one real image, such as one whose owner has withdrawn the consent: what
     was made from it, by metadata.jsonl, and what looks like it. Exit code 1: there is such an image.
     """
-    folders = [real, *(synthetic or ())]
+    folders = [*([] if real is None else [real]), *(synthetic or ())]
     if withdraw is not None:
         for option, value in (("--reference", reference), ("--features", features)):
             if value is not None:
                 raise ValueError(f"--withdraw and {option} exclude each other; give one of them")
+        if not folders:
+            raise ValueError("--withdraw needs a folder of synthetic images to search; name one or more")
         return _trace(withdraw, folders, out, max_similarity, threads)
     if len(folders) != 2:
-        raise ValueError(f"an audit needs two folders, REAL and SYNTHETIC; {len(folders)} are given")
+        raise ValueError(f"an audit needs two folders, REAL and SYNTHETIC; {len(folders) or 'none'} "
+                         f"{'is' if len(folders) == 1 else 'are'} given")
     if out is None:
         raise ValueError("--out is missing; name a folder for the report")
-    return _audit(real, folders[1], out, reference, max_similarity, features, threads)
+    return _audit(*folders, out, reference, max_similarity, features, threads)
 
 
 def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: float | None, threads: int) -> int:
+    from ..runs.files import check_report
     from ..runs.withdrawal import trace
 
+    if out is not None:
+        check_report(out, *folders)
     found = trace(image, folders, max_similarity=max_similarity, threads=threads or None)
     complain_of(found.skipped, found.notes)
     for each in found.traces:

@@ -30,15 +30,15 @@ from ..options import ParameterError
 from ..text import counted, in_brackets
 from ..training.saved import TrainedModel
 from .audit_page import PAIRS, audit_page
-from .files import OutputError
+from .files import AUDIT, BLOCKS, OutputError, check_report
 from .manifest import read_manifest
 from .measures import read_network
 from .records import hash_of
+from .safeguards import check_max_similarity
 
 RATE = 0.01         # of false alarms, of the default threshold
-SAME_PICTURE = 0.95     # the score above which an image of the reference can be the same picture as a real one
+SAME_PICTURE = 0.98     # an image of the reference that is the same picture as a real one is at least so similar
 SHOWN = 20          # pairs in the table
-WORK = ".blocks"
 
 TESTED = (
     "Every synthetic image was compared with every real image, as grey thumbnails of 32 x 32 pixels: as it is, "
@@ -209,21 +209,32 @@ def audit(real: str | os.PathLike[str],
     FileNotFoundError, NotADirectoryError
         A folder does not exist.
     ValueError
-        There are no images, none can be read, `reference` contains images of `real` (or near copies of them), or `features` is no ResNet.
+        Two folders are the same, `out` is no place for a report, there are no images, none can be read, `reference` contains images of `real` (or near copies of them), or `features` is no ResNet.
 
     Examples
     --------
     >>> dreamda.audit("photos", "synthetic").copies                # doctest: +SKIP
     []
     """
-    if max_similarity is not None and not 0 < max_similarity < 1:
-        raise ParameterError("max_similarity", f"{max_similarity!r} is not possible; use a number between 0 and 1")
+    if max_similarity is not None:
+        check_max_similarity(max_similarity)
+    folders = [real, synthetic, *([] if reference is None else [reference])]
+    for at, folder in enumerate(folders):
+        if any(os.path.exists(each) and os.path.exists(folder) and os.path.samefile(folder, each)
+               for each in folders[:at]):
+            raise ValueError(f"{folder} is given twice; give different folders of images")
+    if out is not None:
+        check_report(out, *folders)
     network = None if features is None else (read_network(features), digest_of_file(features))
-    work = _Work(resolve_threads(threads), Blocks(None if out is None else Path(out) / WORK),
+    work = _Work(resolve_threads(threads), Blocks(None if out is None else Path(out) / BLOCKS),
                  progress or (lambda phase, done, total: None))
-    result, page = _audit(work, work.read(real), work.read(synthetic),
-                          None if reference is None else work.read(reference), max_similarity, network,
-                          out is not None)
+    try:
+        result, page = _audit(work, work.read(real), work.read(synthetic),
+                              None if reference is None else work.read(reference), max_similarity, network,
+                              out is not None)
+    except (ValueError, FileNotFoundError, NotADirectoryError):  # bad input: there is nothing to go on with
+        work.blocks.remove(only_new=True)
+        raise
     if out is not None:
         _write(Path(out), result, page)
         work.blocks.remove()
@@ -454,7 +465,7 @@ def _classes(synthetic: Pictures, matches: Matches, copies: list[Copy]) -> list[
 def _write(out: Path, result: Audit, page: str) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "audit.json", json.dumps(result.to_json(), indent=1, ensure_ascii=False).encode())
+        write_atomically(out / AUDIT, json.dumps(result.to_json(), indent=1, ensure_ascii=False).encode())
         write_atomically(out / "audit.html", page.encode())
     except OSError as error:
         raise OutputError(error.errno, f"{out} cannot be written ({error.strerror}); fix that, or give another "

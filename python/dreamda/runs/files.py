@@ -1,4 +1,4 @@
-"""Shared by the run folders: `OutputError`, signals that stop a run cleanly, locks and writing.
+"""Shared by the run folders: `OutputError`, folders of reports, signals that stop a run cleanly, locks and writing.
 
     with StopOnSignals("finishing the current step and saving") as stop:
         while stop.signal is None:
@@ -15,12 +15,41 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..options import ParameterError
+
+
+# What the folder of a report holds: finished parts of an audit, or its result.
+BLOCKS, AUDIT, WITHDRAWAL = ".blocks", "audit.json", "withdrawal.json"
+REPORTS = frozenset((BLOCKS, AUDIT, WITHDRAWAL))
+
 
 class OutputError(OSError):
     """The output folder could no longer be written (disk full, read-only, ...).
 
     Finished work stays, and the same call resumes it.
     """
+
+
+def check_report(out: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Raise ParameterError unless a report can be written into `out`: a new or empty folder, or that of a report.
+
+    Parameters
+    ----------
+    out : path
+    *inputs : path
+        Folders of images, which a report must not lie in.
+    """
+    out = Path(out)
+    for folder in map(Path, inputs):
+        if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
+            raise ParameterError("out", f"{out} lies in the folder of images {folder}; give a folder elsewhere")
+    for path in (out, *out.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ParameterError("out", f"{path} is no folder; give a new or an empty one")
+    if out.is_dir():
+        there = os.listdir(out)
+        if there and not REPORTS.intersection(there):
+            raise ParameterError("out", f"{out} holds files but no report of an audit; give a new or an empty folder")
 
 
 class StopOnSignals:

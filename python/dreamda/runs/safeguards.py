@@ -60,6 +60,11 @@ class Safeguards(Options):
             object.__setattr__(self, "redraw", REDRAWS)
 
 
+def check_max_similarity(value: float) -> None:
+    """Raise ParameterError unless `value` is a valid `Safeguards.max_similarity`."""
+    Safeguards(max_similarity=value)
+
+
 def noise_key(key: str, redraw: int) -> str:
     """The key of the noise of an image's n-th redraw; the first time it is the image's own key."""
     return f"{key}\0{redraw}" if redraw else key  # no file name contains the character

@@ -28,10 +28,10 @@ from ..networks.config import read_json
 from ..networks.threads import resolve_threads
 from ..options import ParameterError
 from ..text import counted, in_brackets
-from .files import OutputError
+from .files import WITHDRAWAL, OutputError
+from .safeguards import check_max_similarity
 
 MAX_SIMILARITY = 0.9
-NAME = "withdrawal.json"
 MADE, SAME_NAME, ALIKE = "made from it", "made from a file of this name with another content", "looks like it"
 
 
@@ -85,7 +85,7 @@ class Traces:
                    "skipped": [{"file": name, "reason": reason} for name, reason in self.skipped]}
         try:
             Path(out).mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(out) / NAME, json.dumps(content, indent=1, ensure_ascii=False).encode())
+            write_atomically(Path(out) / WITHDRAWAL, json.dumps(content, indent=1, ensure_ascii=False).encode())
         except OSError as error:
             raise OutputError(error.errno, f"{out} cannot be written ({error.strerror}); fix that, or give another "
                               "place") from error
@@ -120,8 +120,7 @@ def trace(image: str | os.PathLike[str],
         The image cannot be read, or a folder has no images.
     """
     limit = MAX_SIMILARITY if max_similarity is None else max_similarity
-    if not 0 < limit < 1:
-        raise ParameterError("max_similarity", f"{max_similarity!r} is not possible; use a number between 0 and 1")
+    check_max_similarity(limit)
     path = Path(image)
     index, sha256 = None, ""
     if path.exists():
