@@ -55,7 +55,8 @@ def test_what_was_made_from_it_and_what_looks_like_it(photos, made, tmp_path):
     result = trace(tmp_path / "elsewhere.png", [made, tmp_path / "plain"])
     assert {(each.file, each.reason) for each in result.traces if each.folder == str(made)} == OWN | COPY
     assert {(each.file, each.reason) for each in result.traces if each.folder != str(made)} == COPY
-    assert result.images == 24 and "has no run.json" in result.notes[0] and "4 of 24 images" not in repr(made)
+    assert result.images == 24 and len(result.notes) == 1 and (
+        "plain has no metadata that names real images, so what its images were made from is unknown" in result.notes[0]) and "4 of 24 images" not in repr(made)
 
 
 def test_an_image_that_changed_or_is_gone(photos, made):
@@ -65,6 +66,8 @@ def test_an_image_that_changed_or_is_gone(photos, made):
     for name in ("bag/1.png", photos / "bag/1.png"):
         assert found(name, made) == OWN
     assert found("1.png", made) == OWN | {(f"coat/1-00{variant}.png", MADE) for variant in range(3)}
+    assert trace("1.png", [made]).notes == ["1.png is the name of 2 real images: bag/1.png, coat/1.png; give one of "
+                                            "these names for that image alone"]
     for name in ("bag/2.png", "g/1.png2"):
         with pytest.raises(FileNotFoundError, match="no such file, and no synthetic image is recorded"):
             trace(name, [made])
@@ -76,8 +79,18 @@ def test_runs_that_record_hashes(photos, tmp_path):
     result = trace(photos / "bag/1.png", [out])
     assert len(result.traces) == 3 and {each.reason for each in result.traces} == {MADE} and not result.notes
     assert dreamda.audit(photos, out).measures["own_seed"]["images"] == 12  # an audit knows the real images, too
-    with pytest.raises(FileNotFoundError, match="no synthetic image is recorded"):
+    with pytest.raises(FileNotFoundError, match="out records hashes instead of names; give the file of the image"):
         trace("bag/1.png", [out])
+
+
+def test_what_the_records_lack_is_said(photos, made):
+    (made / "run.json").unlink()  # the images' origins are in metadata.jsonl
+    result = trace(photos / "bag/1.png", [made])
+    assert not result.notes and len(result.traces) == 4
+    rows = (made / "metadata.jsonl").read_text().splitlines()
+    (made / "metadata.jsonl").write_text("\n".join(rows[2:]))
+    assert trace(photos / "bag/1.png", [made]).notes == [
+        f"{made} has no record of what 2 of its 12 images were made from"]
 
 
 def test_the_command(photos, made, tmp_path, capsys):

@@ -131,39 +131,58 @@ def trace(image: str | os.PathLike[str],
         thumbnails, sha256 = np.stack(views(real.pixels)), real.sha256
         index = CopyIndex(thumbnails, np.zeros(len(thumbnails), np.int64))
     found = Traces([], 0)
+    sources: set[str] = set()
     workers = resolve_threads(threads)
     for folder in synthetic:
-        pictures = Pictures.read(folder, threads=workers)
+        masks = "masks" if _run(folder) else ""  # of a run with annotations
+        pictures = Pictures.read(folder, without=masks, threads=workers)
         found.images += len(pictures.names)
         found.skipped += [(f"{folder}/{name}", reason) for name, reason in pictures.skipped]
-        found.notes += _notes(folder, index is not None)
-        recorded = _recorded(pictures, path, sha256)
+        recorded, known, named = _recorded(pictures, path, sha256)
+        found.notes += _notes(folder, index is not None, known, len(pictures.names))
+        sources |= named
         scores: list[float | None] = [None] * len(pictures.names)
         if index is not None:
             scores = index.nearest(pictures.whole, threads=workers).score.astype(float).round(4).tolist()
         here = [Trace(str(folder), name, reason, score) for name, score in zip(pictures.names, scores, strict=True)
                 if (reason := recorded.get(name) or (ALIKE if score is not None and score > limit else ""))]
         found.traces += sorted(here, key=lambda each: (each.reason == ALIKE, -(each.score or 0), each.file))
+    if len(path.parts) == 1 and len(sources) > 1:
+        found.notes.append(f"{path} is the name of {len(sources):,} real images: {', '.join(sorted(sources)[:5])}"
+                           f"{', ...' if len(sources) > 5 else ''}; give one of these names for that image alone")
     if index is None and not found.traces:
+        hashed = [str(folder) for folder in synthetic if _run(folder).get("record_names") == "hash"]
+        if hashed:
+            raise FileNotFoundError(f"{path}: no such file, and {hashed[0]} records hashes instead of names; give the "
+                                    "file of the image")
         raise FileNotFoundError(f"{path}: no such file, and no synthetic image is recorded as made from one of that "
                                 "name; give the file, or its name in the data set")
     return found
 
 
-def _recorded(pictures: Pictures, image: Path, sha256: str) -> dict[str, str]:
-    """The images of a folder that metadata.jsonl names as made from the real image, each with the reason."""
+def _recorded(pictures: Pictures, image: Path, sha256: str) -> tuple[dict[str, str], int, set[str]]:
+    """What metadata.jsonl says.
+
+    The images that were made from the real image, each with the reason; the number of images whose origin is recorded;
+    and the names of real images that are meant, if the file is gone.
+    """
     path = metadata_file(pictures.root)
     found: dict[str, str] = {}
+    known: set[str] = set()
+    named: set[str] = set()
     for _, row in read_rows(path) if path is not None else ():
         name, seed, objects = row.get("file_name"), row.get("seed_file"), row.get("objects_from")
         if not (isinstance(name, str) and isinstance(seed, str)):
             continue
+        known.add(name)
         sources = {**(objects if isinstance(objects, dict) else {}), seed: row.get("seed_sha256")}
         if sha256 and sha256 in sources.values():
             found[name] = MADE
-        elif any(_is_named(source, image, exists=bool(sha256)) for source in sources if source):
+        elif those := [source for source in sources if source and _is_named(source, image, exists=bool(sha256))]:
             found[name] = SAME_NAME if sha256 else MADE
-    return found
+            if not sha256:
+                named.update(those)
+    return found, len(known.intersection(pictures.names)), named
 
 
 def _is_named(seed: str, image: Path, exists: bool) -> bool:
@@ -175,13 +194,18 @@ def _is_named(seed: str, image: Path, exists: bool) -> bool:
     return any(image.parts[-len(key):] == key for key in keys if len(key) > 1 or not exists)
 
 
-def _notes(folder: str | os.PathLike[str], exists: bool) -> list[str]:
-    """What the records of a folder cannot tell."""
+def _run(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(folder) / "run.json"
-    run: dict[str, Any] = read_json(path) if path.is_file() else {}
-    if not run:
-        return [f"{folder} has no run.json, so what its images were made from may be unknown"]
-    notes = []
+    return read_json(path) if path.is_file() else {}
+
+
+def _notes(folder: str | os.PathLike[str], exists: bool, known: int, images: int) -> list[str]:
+    """What the records of a folder cannot tell, with records of `known` of its images."""
+    notes, run = [], _run(folder)
+    if not known:
+        notes.append(f"{folder} has no metadata that names real images, so what its images were made from is unknown")
+    elif known < images:
+        notes.append(f"{folder} has no record of what {images - known:,} of its {images:,} images were made from")
     if run.get("record_names") == "hash" and not exists:
         notes.append(f"{folder} records hashes instead of names: only with the file of the image can be found what was "
                      "made from it")
