@@ -157,12 +157,14 @@ def test_nothing_found_then_copies(data, capsys):
     assert run(*command) == 0
     said = capsys.readouterr()
     assert "0 images of 6 are more like a real image" in said.out and said.err == ""
+    assert "That no copy is found does not show" in said.out
     found = result(data / "report")
     assert found["copies"] == [] and found["calibration"]["images"] == 100 and found["calibration"]["enough"]
     for i in (2, 5):
         CHANGES["mirrored"](natural(i, 32), None).save(data / f"synthetic/dog/copy{i}.jpg", quality=80)
     assert run(*command) == 1
-    assert "dog/copy2.jpg" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dog/copy2.jpg" in said and "That no other copy is found does not show" in said
     copies = {copy["synthetic"]: copy for copy in result(data / "report")["copies"]}
     assert {name: (copy["real"], copy["kind"], copy["own_seed"]) for name, copy in copies.items()} == {
         "dog/copy2.jpg": ("cat/002.png", "mirrored", False), "dog/copy5.jpg": ("dog/005.png", "mirrored", False)}
@@ -184,6 +186,7 @@ def test_own_seeds_and_the_reference(data):
     found = dreamda.audit(data / "real", data / "synthetic", data / "reference", threads=1)
     assert [(copy.synthetic, copy.real, copy.kind, copy.own_seed) for copy in found.copies] == [
         ("dog/301.png", "dog/001.png", "as it is", True)] and found.copies[0].score == 1
+    assert "dog/001.png (as it is, its own real image)" in found.table()
     measures = found.to_json()
     assert measures["own_seed"]["images"] == 6 and measures["own_seed"]["above"] == 1
     assert measures["membership"]["members"] == 100 and measures["membership"]["others"] == 20
@@ -285,6 +288,31 @@ def test_an_interrupted_audit_goes_on(data, monkeypatch):
     assert sum(searched) - 100 in (2, 4)  # the calibration; one block that is missing, or also the damaged one
     whole = dreamda.audit(data / "real", data / "synthetic", threads=1)
     assert result(out) == json.loads(json.dumps(whole.to_json())) and not (out / ".blocks").exists()
+
+
+def test_an_interruption_is_said_in_a_line(data, monkeypatch, capsys):
+    nearest, out = CopyIndex.nearest, data / "report"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    command = ("audit", data / "real", data / "synthetic", "--out", out, "--threads", "1")
+    for where, what, said in ((Pictures, "read", "to resume\n"), (
+            CopyIndex, "nearest", f"to resume; {out}/.blocks holds thumbnails of the images, real ones too, until then\n")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, what, stop)
+            assert run(*command) == 130
+        lines = capsys.readouterr().err.splitlines(keepends=True)
+        assert lines[-1].endswith(f"interrupted; run the same command again {said}") and "Traceback" not in "".join(lines)
+    assert nearest is CopyIndex.nearest and run(*command) == 0
+
+
+@pytest.mark.parametrize("option, said", [("--reference", "no such folder; give a folder of real images"),
+                                          ("--features", "no such file; give the weights of a ResNet")])
+def test_what_is_missing_is_named_by_its_option(data, capsys, option, said):
+    assert run("audit", data / "real", data / "synthetic", "--out", data / "report", option, data / "none") == 2
+    error = capsys.readouterr().err
+    assert f"{option}: {data / 'none'}: {said}" in error and error.count("\n") == 1 and not (data / "report").exists()
 
 
 def empty(folder):

@@ -1,13 +1,14 @@
 """The command `dreamda audit`; `dreamda.cli` registers it."""
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from ..text import counted
-from .common import Debug, Progress, Threads, add_command, complain_of, out_option, printable
+from .common import Debug, Progress, Threads, add_command, complain, complain_of, out_option, printable
 
 
 def register(app: typer.Typer) -> None:
@@ -92,10 +93,22 @@ def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: f
 def _audit(real: Path, synthetic: Path, out: Path, reference: Path | None, max_similarity: float | None,
            features: Path | None, threads: int) -> int:
     from ..runs.audit import audit as compare
+    from ..runs.files import BLOCKS
 
-    with _Phases() as progress:
-        result = compare(real, synthetic, reference, out=out, max_similarity=max_similarity, features=features,
-                         threads=threads or None, progress=progress)
+    if reference is not None and not reference.exists():
+        raise FileNotFoundError(f"--reference: {reference}: no such folder; give a folder of real images that the "
+                                "generator has not seen")
+    if features is not None and not features.exists():
+        raise FileNotFoundError(f"--features: {features}: no such file; give the weights of a ResNet (safetensors)")
+    try:
+        with _Phases() as progress:
+            result = compare(real, synthetic, reference, out=out, max_similarity=max_similarity, features=features,
+                             threads=threads or None, progress=progress)
+    except KeyboardInterrupt:
+        kept = out / BLOCKS
+        complain("interrupted; run the same command again to resume"
+                 + (f"; {kept} holds thumbnails of the images, real ones too, until then" if kept.is_dir() else ""))
+        return 128 + signal.SIGINT
     complain_of(result.skipped, result.notes)
     for line in result.table().splitlines():
         print(printable(line))

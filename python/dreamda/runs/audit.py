@@ -49,9 +49,10 @@ NOT_TESTED = (
     "details, such as a face or a name in a large image; rotations by other angles than 180 degrees; crops of less "
     "than two thirds of the side; images that show the same person or object in another view; and what an attacker "
     "who has the generator itself could find out.")
+NONE_FOUND, SOME_FOUND = "That no copy is found", "That no other copy is found"
 CAUTION = (
-    "That no copy is found does not show that the synthetic images reveal nothing about the real ones: attacks "
-    "succeed on sets that pass tests of nearest neighbours (arXiv 2505.01524).")
+    " does not show that the synthetic images reveal nothing about the real ones: attacks succeed on sets that pass "
+    "tests of nearest neighbours (arXiv 2505.01524).")
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,7 +72,8 @@ class Copy(NamedTuple):
     own_seed : bool
         It was made from this real image.
     p : float
-        The share of real images that are as much alike to another real image.
+        How rare the score is: (k + 1) / (n + 1), where k of the n real images that the limit was calibrated on are at
+        least as similar to another real image.
     hash : float
         The share of equal bits of their perceptual hashes.
     """
@@ -122,7 +124,12 @@ class Audit:
         """All of it as JSON values."""
         return {"copies": [copy._asdict() for copy in self.copies], **self.measures,
                 "skipped": [{"file": name, "reason": reason} for name, reason in self.skipped], "notes": self.notes,
-                "tested": TESTED, "not_tested": NOT_TESTED, "caution": CAUTION}
+                "tested": TESTED, "not_tested": NOT_TESTED, "caution": self.caution}
+
+    @property
+    def caution(self) -> str:
+        """What the result does not show."""
+        return (SOME_FOUND if self.copies else NONE_FOUND) + CAUTION
 
     def sentences(self) -> list[str]:
         """The result in a few sentences."""
@@ -159,11 +166,11 @@ class Audit:
             width = max(len(copy.synthetic) for copy in self.copies[:SHOWN])
             lines += ["", f"{'synthetic':{width}}   score  real"]
             lines += [f"{copy.synthetic:{width}}  {copy.score:6.3f}  {copy.real} ({copy.kind}"
-                      + (", its own seed)" if copy.own_seed else ")") for copy in self.copies[:SHOWN]]
+                      + (", its own real image)" if copy.own_seed else ")") for copy in self.copies[:SHOWN]]
             if len(self.copies) > SHOWN:
                 lines.append(f"and {counted(len(self.copies) - SHOWN, 'more pair')} in audit.json")
             lines.append("")
-        return "\n".join([*lines, CAUTION])
+        return "\n".join([*lines, self.caution])
 
 
 def audit(real: str | os.PathLike[str],

@@ -36,7 +36,7 @@ def audit_page(result: Audit, real: Path, synthetic: Path, nearest: Sequence[Cop
     scores : mapping of str to float32 (N,)
         The curves, by their names.
     """
-    from .audit import CAUTION, NOT_TESTED, TESTED
+    from .audit import NOT_TESTED, TESTED
 
     pairs = []
     for copy in nearest[:PAIRS]:
@@ -67,7 +67,7 @@ def audit_page(result: Audit, real: Path, synthetic: Path, nearest: Sequence[Cop
                   real=real.absolute().name,
                   sentences=result.sentences(),
                   notes=result.notes,
-                  caution=CAUTION,
+                  caution=result.caution,
                   tested=TESTED,
                   not_tested=NOT_TESTED,
                   copies=result.copies,
