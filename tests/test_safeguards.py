@@ -47,6 +47,14 @@ def test_nothing_is_made_from_excluded_images(real, tmp_path, fake, text, made):
     assert "withdrawn" not in (tmp_path / "out/run.json").read_text()
 
 
+def test_a_file_name_of_several_images_is_said(real, tmp_path, fake, capsys):  # noqa: F811
+    names = tmp_path / "names.txt"
+    names.write_text("01.png\ncoat/00.png\n")
+    assert run("generate", real.root, "--out", tmp_path / "out", *FAST, "--exclude-ids", names) == 0
+    assert (f"--exclude-ids: 1 file name of {names} means several images, which are all excluded: 01.png "
+            "(ankle_boot/01.png, coat/01.png)\n") in capsys.readouterr().err
+
+
 def test_another_list_is_another_run(real, tmp_path, fake, capsys):  # noqa: F811
     names, out = tmp_path / "names.txt", tmp_path / "out"
     names.write_text("coat/01.png\n00.png\n")
@@ -67,7 +75,7 @@ def test_another_list_is_another_run(real, tmp_path, fake, capsys):  # noqa: F81
 @pytest.mark.parametrize("text, message", [
     ("coat/01.png\ncoat/77.png\nhat/0.png\n", "'coat/77.png' is no image of .*real (and 1 more of the list)"),
     ("\n \n", "has no names; write the name of an image on each line"), ("\xff", "is not UTF-8 text"),
-    ("00.png\n01.png\n02.png\n", "all images of .*real are excluded"), (None, "no such file; give a text file"),
+    ("00.png\n01.png\n02.png\n", "all images of .*real are excluded"), (None, "--exclude-ids: .*names.txt: no such file; give a text file"),
     ("../real/coat/01.png\n", "'../real/coat/01.png' is no image of")])
 def test_a_wrong_list_is_one_sentence_and_nothing_is_written(real, tmp_path, fake, capsys, text, message):  # noqa: F811
     names = tmp_path / "names.txt"

@@ -152,7 +152,7 @@ def generate(
 
     Exit code 1: some real images were skipped, or new images left out as too similar to real ones (--max-similarity).
     """
-    from ..data.folders import ImageFolder, read_names
+    from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
     from ..runs.output import check_out, run_identity
     from ..runs.verify import Verifier
@@ -173,7 +173,7 @@ def generate(
     labels = read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
     folder = _labelled(labels, keep, chosen(Composition, options), verify) or ImageFolder.scan(real)
     if exclude_ids is not None:
-        folder = folder.without(read_names(exclude_ids))
+        folder = _without(folder, exclude_ids)
     complain_of([], folder.notes)
     chosen_prompts = common.without_text(context, folder, model) or choose_prompts(
         folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
@@ -512,6 +512,25 @@ def replay(
         printable(f"{path}: {report.same} of {counted(report.total, 'image')} repeated to the same bytes"
                   + (f", in {out}" if out else "")))
     return 1 if report.changed or report.altered or report.differing else 0
+
+
+def _without(folder: ImageFolder, exclude_ids: Path) -> ImageFolder:
+    """The data set without the images of a list; a note says which names mean several images."""
+    from ..data.folders import read_names
+
+    if not exclude_ids.is_file():
+        raise FileNotFoundError(f"--exclude-ids: {exclude_ids}: no such file; give a text file with the name of an "
+                                "image on each line")
+    names = read_names(exclude_ids)
+    several = [f"{name} ({', '.join(str(folder.path(image).relative_to(folder.root)) for image in images[:5])}"
+               f"{', ...' if len(images) > 5 else ''})" for name, images in folder.named(names).items()
+               if len(images) > 1]
+    less = folder.without(names)
+    if several:
+        complain(f"--exclude-ids: {counted(len(several), 'file name')} of {exclude_ids} "
+                 f"{'means' if len(several) == 1 else 'mean'} several images, which are all excluded: "
+                 f"{', '.join(several[:5])}{', ...' if len(several) > 5 else ''}")
+    return less
 
 
 def _summarise(report: Report, out: Path) -> int:

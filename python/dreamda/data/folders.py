@@ -163,7 +163,25 @@ class ImageFolder:
         ValueError
             A name is that of no image, or no image is left.
         """
-        found: dict[str, list[ImageRef]] = {name: [] for name, _ in self.ignored}  # these are not read anyway
+        out = {image for images in self.named(names).values() for image in images} | set(self.excluded)
+        kept = tuple(image for image in self.images if image not in out)
+        if not kept:
+            raise ValueError(f"all images of {self.root} are excluded; none is left to make new ones from")
+        return replace(self, images=kept, excluded=tuple(sorted(out)))
+
+    def named(self, names: Iterable[str]) -> dict[str, list[ImageRef]]:
+        """The images that each name means, as in `without`; none for a file that is not read anyway.
+
+        Parameters
+        ----------
+        names : iterable of str
+
+        Raises
+        ------
+        ValueError
+            A name is that of no image.
+        """
+        found: dict[str, list[ImageRef]] = {name: [] for name, _ in self.ignored}
         for image in self.images + self.excluded:
             path = self.path(image).relative_to(self.root).as_posix()
             for name in {path, path.rpartition("/")[2]}:
@@ -173,11 +191,7 @@ class ImageFolder:
             more = f" (and {len(unknown) - 1} more of the list)" if len(unknown) > 1 else ""
             raise ValueError(f"{shown(unknown[0], found)} is no image of {self.root}{more}; write paths relative to "
                              "that folder, or file names")
-        out = {image for name in wanted for image in found[name]} | set(self.excluded)
-        kept = tuple(image for image in self.images if image not in out)
-        if not kept:
-            raise ValueError(f"all images of {self.root} are excluded; none is left to make new ones from")
-        return replace(self, images=kept, excluded=tuple(sorted(out)))
+        return {name: found[name] for name in wanted}
 
     # ---- how images are made from it
 
