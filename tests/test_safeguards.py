@@ -75,7 +75,8 @@ def test_another_list_is_another_run(real, tmp_path, fake, capsys):  # noqa: F81
 @pytest.mark.parametrize("text, message", [
     ("coat/01.png\ncoat/77.png\nhat/0.png\n", "'coat/77.png' is no image of .*real (and 1 more of the list)"),
     ("\n \n", "has no names; write the name of an image on each line"), ("\xff", "is not UTF-8 text"),
-    ("00.png\n01.png\n02.png\n", "all images of .*real are excluded"), (None, "--exclude-ids: .*names.txt: no such file; give a text file"),
+    ("00.png\n01.png\n02.png\n", "all images of .*real are excluded"),
+    (None, "--exclude-ids: .*names.txt: no such file; give a text file"),
     ("../real/coat/01.png\n", "'../real/coat/01.png' is no image of")])
 def test_a_wrong_list_is_one_sentence_and_nothing_is_written(real, tmp_path, fake, capsys, text, message):  # noqa: F811
     names = tmp_path / "names.txt"

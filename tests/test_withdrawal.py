@@ -56,7 +56,7 @@ def test_what_was_made_from_it_and_what_looks_like_it(photos, made, tmp_path):
     assert {(each.file, each.reason) for each in result.traces if each.folder == str(made)} == OWN | COPY
     assert {(each.file, each.reason) for each in result.traces if each.folder != str(made)} == COPY
     assert result.images == 24 and len(result.notes) == 1 and (
-        "plain has no metadata that names real images, so what its images were made from is unknown" in result.notes[0]) and "4 of 24 images" not in repr(made)
+        "plain has no metadata that names real images, so what its images were made from is unknown" in result.notes[0])
 
 
 def test_an_image_that_changed_or_is_gone(photos, made):
@@ -123,7 +123,8 @@ def test_the_command(photos, made, tmp_path, capsys):
 def test_wrong_use_is_one_sentence_and_nothing_is_written(photos, made, tmp_path, capsys, arguments, message):
     assert run("audit", *(each.format(real=photos, made=made) for each in arguments)) == 2
     error = capsys.readouterr().err
-    assert message.format(real=photos, made=made) in error and error.count("\n") == 1 and not (tmp_path / "report").exists()
+    assert message.format(real=photos, made=made) in error and error.count("\n") == 1
+    assert not (tmp_path / "report").exists()
 
 
 def test_wrong_arguments(photos, made):

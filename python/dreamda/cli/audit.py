@@ -70,7 +70,7 @@ def audit(
                          f"{'is' if len(folders) == 1 else 'are'} given")
     if out is None:
         raise ValueError("--out is missing; name a folder for the report")
-    return _audit(*folders, out, reference, max_similarity, features, threads)
+    return _audit(folders[0], folders[1], out, reference, max_similarity, features, threads)
 
 
 def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: float | None, threads: int) -> int:

@@ -220,7 +220,7 @@ class CopyIndex:
         found = self.nearest(queries, without=numbers[chosen], threads=threads)
         same = self.same_picture(queries, found)
         kept = (found.image >= 0) & ~same
-        return Among(numbers[chosen][kept], Matches(*(values[kept] for values in found)), int(same.sum()))
+        return Among(numbers[chosen][kept], Matches._make(values[kept] for values in found), int(same.sum()))
 
     def same_picture(self, queries: Pixels, found: Matches) -> NDArray[np.bool_]:
         """Whether each query is the same picture as the real image that was found, saved again or slightly changed.

@@ -216,7 +216,8 @@ def audit(real: str | os.PathLike[str],
     FileNotFoundError, NotADirectoryError
         A folder does not exist.
     ValueError
-        Two folders are the same, `out` is no place for a report, there are no images, none can be read, `reference` contains images of `real` (or near copies of them), or `features` is no ResNet.
+        Two folders are the same, `out` is no place for a report, there are no images, none can be read, `reference`
+        contains images of `real` or near copies of them, or `features` is no ResNet.
 
     Examples
     --------
@@ -444,8 +445,8 @@ def _seeds(real: Pictures, synthetic: Pictures) -> Ints | None:
     return np.array([seed_of.get(name, -1) for name in synthetic.names], np.int64) if seed_of else None
 
 
-def _tests(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures | None,
-           of_reference: Matches | None, matches: Matches, null: np.ndarray, limit: float, curves: dict[str, np.ndarray]) -> dict[str, Any]:
+def _tests(work: _Work, real: Pictures, synthetic: Pictures, reference: Pictures | None, of_reference: Matches | None,
+           matches: Matches, null: np.ndarray, limit: float, curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the distances say about the whole set. The reference gets a curve of its own."""
     found: dict[str, Any] = {}
     if reference is not None and of_reference is not None:
