@@ -328,8 +328,8 @@ def test_a_broken_line_is_left_out(tmp_path, line, said):
     (tmp_path / "labels/other.txt").write_text("")
     labels = yolo(tmp_path / "data.yaml", tmp_path / "images")
     problems = dict(labels.problems)
-    assert problems.pop("other.txt") == "has no image in the folder of the images"
-    assert ("1.txt line 1" in problems and said in problems["1.txt line 1"]) if said else not problems
+    assert problems.pop("labels/other.txt") == "has no image in the folder of the images"
+    assert said in problems["labels/1.txt line 1"] if said else not problems
     assert len(labels.things("1.png")) == (1 if said else 2)
 
 
@@ -349,7 +349,7 @@ def test_hostile_xml_is_left_out(photos, tmp_path, content, said):
     (tmp_path / "bad.xml").write_bytes(content if isinstance(content, bytes) else content.encode())
     labels = voc(tmp_path, photos)
     (where, problem), = labels.problems
-    assert where == "bad.xml" and said in problem and labels.names == ["1.png"]
+    assert where == f"{tmp_path.name}/bad.xml" and said in problem and labels.names == ["1.png"]
 
 
 @pytest.mark.parametrize("image, said", [
@@ -367,9 +367,48 @@ def test_a_broken_mask_is_left_out(photos, tmp_path, image, said):
         image.save(tmp_path / "masks/1.png")
     labels = masks(tmp_path / "masks", photos)
     problems = dict(labels.problems)
-    assert said in problems["1.png"] and "has no image of this name" in problems["none.png"]
+    assert said in problems["masks/1.png"] and "has no image of this name" in problems["masks/none.png"]
     assert labels.names == ["good.png"]
-    assert "1 of 2 images" in labels.notes[0]
+    assert bool(labels.notes) == (said != "is for 36 x 25 pixels")  # that image has a mask, of another size
+    assert all("1 of 2 images" in note for note in labels.notes)
+
+
+def test_an_image_that_cannot_be_read_is_not_said_to_have_no_annotations(photos, tmp_path):
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [{"id": number, "file_name": f"{number}.png", **size} for number in (1, 2, 3)]
+    (photos / "2.png").write_bytes(b"no image")
+    Image.new("RGB", (4, 4)).save(photos / "3.png")
+    labels = coco(coco_file(tmp_path, [{}], images), photos)
+    assert labels.names == ["1.png"] and len(labels.problems) == 2 and labels.notes == []
+    Image.new("RGB", (4, 4)).save(photos / "4.png")
+    assert "1 of 4 images" in coco(tmp_path / "instances.json", photos).notes[0]
+
+
+def test_images_without_objects_are_counted(photos, tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "2.png")
+    images = [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in (1, 2)]
+    labels = coco(coco_file(tmp_path, [{}], images), photos)
+    assert labels.names == ["1.png", "2.png"]
+    assert labels.notes == [f"1 of 2 images have no objects in {tmp_path / 'instances.json'}; the first is 2.png"]
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/2.txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    assert yolo(tmp_path / "data.yaml", photos).notes == [
+        f"1 of 2 images have no objects in {tmp_path / 'labels'}; the first is 1.png"]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_set_without_an_annotation_is_refused(photos, tmp_path, kind):
+    for folder in ("labels", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    (tmp_path / "1.xml").write_text(VOC.format(""))
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "masks/1.png")
+    path, searched = {"coco": (coco_file(tmp_path, []), "instances.json"), "yolo": (tmp_path / "data.yaml", "labels"),
+                      "voc": (tmp_path, "."), "masks": (tmp_path / "masks", "masks")}[kind]
+    with pytest.raises(ValueError, match="no annotation fits an image in .*; looked in") as error:
+        READERS[kind](path, photos).folder()
+    assert str(error.value).endswith(f"looked in {tmp_path / searched}")
 
 
 def test_ignored_and_sixteen_bit_values(photos, tmp_path):

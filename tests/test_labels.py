@@ -253,6 +253,7 @@ def test_the_command(tmp_path, real, capsys):
 
 @pytest.mark.parametrize("extra, said", [
     (["--keep", "objects"], "add --coco, --yolo, --voc or --masks"),
+    (["--coco", "{empty}"], "no annotation fits an image in"),
     (["--coco", "{path}", "--keep", "all"], "--keep must be objects, background or none"),
     (["--coco", "{path}", "--masks", "."], "exclude each other"),
     (["--coco", "nowhere.json"], "nowhere.json: no such file or folder"),
@@ -260,7 +261,8 @@ def test_the_command(tmp_path, real, capsys):
     (["--voc", "{path}"], "is a file; give the folder"),
 ])
 def test_wrong_use_is_refused_and_nothing_written(tmp_path, real, capsys, extra, said):
-    path = write_coco(tmp_path)
+    path, empty = write_coco(tmp_path), tmp_path / "empty.json"
+    empty.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     code = cli.main(["generate", str(real), "--out", str(tmp_path / "out"), "--model", "fashion-mini",
-                     *(word.format(path=path) for word in extra)])
+                     *(word.format(path=path, empty=empty) for word in extra)])
     assert code == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()

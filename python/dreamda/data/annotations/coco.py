@@ -47,6 +47,7 @@ class CocoLabels(Labels):
                 self._annotations[of_id[annotation["image_id"]]].append(annotation)
                 self._regions[id(annotation)] = thing
         self._leave_out_others()
+        self._tell_of_empty()
 
     def _read_images(self) -> dict[Any, str]:
         of_id: dict[Any, str] = {}

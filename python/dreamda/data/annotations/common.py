@@ -231,6 +231,8 @@ class Labels(ABC):
     ----------
     path : Path
         The path of the annotations.
+    searched : Path
+        Where the annotations were found: the file, or the folder of the files.
     root : Path
         The folder of the images.
     names : list of str
@@ -248,7 +250,8 @@ class Labels(ABC):
     has_names: ClassVar[bool] = True  # whether its categories have names, and not only numbers
 
     def __init__(self, path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
-        self.path, self.root = Path(path), Path(root)
+        self.path = self.searched = Path(path)
+        self.root = Path(root)
         self.problems: list[tuple[str, str]] = []
         self.notes: list[str] = []
         if not self.root.is_dir():
@@ -258,14 +261,14 @@ class Labels(ABC):
         found, ignored = list_images(self.root)
         self._found, self.problems[:] = dict.fromkeys(found), ignored
         self._frames: dict[str, Frame] = {}
+        self._unusable: set[str] = set()
         digest = hashlib.sha256()
         for part in self._read():
             digest.update(hashlib.sha256(part).digest())
         self.sha256 = digest.hexdigest()
         self.names = sorted(self._frames)
         if not self.names:
-            reason = f"; the first problem: {self.problems[0][0]}: {self.problems[0][1]}" if self.problems else ""
-            raise ValueError(f"{self.path} has labels of no image in {self.root}{reason}")
+            raise ValueError(f"{self.path} has labels of no image in {self.root}{self._first_problem}")
 
     @abstractmethod
     def _read(self) -> Iterator[bytes]:
@@ -287,6 +290,16 @@ class Labels(ABC):
 
     def check_objects(self) -> None:
         """Raise ValueError if the format cannot tell single objects."""
+
+    def check_any(self) -> None:
+        """Raise ValueError if no image has an annotation."""
+        if not any(self._things(name) for name in self.names):
+            raise ValueError(f"no annotation fits an image in {self.root}; looked in {self.searched}"
+                             f"{self._first_problem}")
+
+    @property
+    def _first_problem(self) -> str:
+        return f"; the first problem: {self.problems[0][0]}: {self.problems[0][1]}" if self.problems else ""
 
     def objects(self, made: Made) -> Sequence[Placed]:
         """The objects of a synthetic image."""
@@ -310,11 +323,13 @@ class Labels(ABC):
                 frame = read_frame(self.root / name)
             except BrokenImageError as error:
                 where, problem = name, str(error)
+                self._unusable.add(name)
             else:
                 turned = Frame(frame.shown) if size is None else frame.turned_for(size)
                 if turned is None and size is not None:
                     problem = (f"is for {size[1]} x {size[0]} pixels, and the image {name} has "
                                f"{frame.shown[1]} x {frame.shown[0]}")
+                    self._unusable.add(name)
                 elif turned is not None:
                     self._frames[name] = turned
         if problem is not None:
@@ -322,11 +337,22 @@ class Labels(ABC):
         return problem is None
 
     def _leave_out_others(self) -> None:
-        """Add a note about images without annotations."""
-        others = [name for name in self._found if name not in self._frames]
+        """Add a note about images without annotations; `problems` has those that cannot be read or used."""
+        others = [name for name in self._found if name not in self._frames and name not in self._unusable]
         if others:
             self.notes.append(f"{len(others)} of {len(self._found)} images in {self.root} have no annotations in "
                               f"{self.path} that can be used, and are left out; the first is {others[0]}")
+
+    def _tell_of_empty(self) -> None:
+        """Add a note about images without objects."""
+        empty = [name for name in sorted(self._frames) if not self._things(name)]
+        if empty:
+            self.notes.append(f"{len(empty)} of {counted(len(self._frames), 'image')} have no objects in "
+                              f"{self.searched}; the first is {empty[0]}")
+
+    def _within(self, inside: str) -> str:
+        """A file of the annotations, for `problems`: its path from the folder around `searched`."""
+        return (Path(self.searched.name) / inside).as_posix()
 
     def size(self, name: str) -> tuple[int, int]:
         """Height and width of an image as displayed."""

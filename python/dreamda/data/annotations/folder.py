@@ -138,6 +138,7 @@ def annotated_folder(labels: Labels, keep: str, composition: Composition) -> Ann
     """`Labels.folder`."""
     if composition.compose and keep != "objects":
         raise ParameterError("compose", f"needs `keep=objects`; it is {keep}")
+    labels.check_any()
     order = sorted(labels.names, key=lambda name: (labels.size(name), name))
     return AnnotatedFolder(labels.root, (LABEL, ), tuple(ImageRef(LABEL, name) for name in order),
                            tuple(labels.problems), labels, keep, composition)

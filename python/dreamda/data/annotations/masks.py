@@ -38,9 +38,10 @@ class MaskLabels(Labels):
             stems.setdefault(name.rpartition(".")[0], []).append(name)
         for path in sorted(self.path.rglob("*.png")):
             inside = path.relative_to(self.path).as_posix()
+            where = self._within(inside)
             names = stems.get(inside[:-4], [])
             if not names:
-                self.problems.append((inside, f"has no image of this name in {self.root}"))
+                self.problems.append((where, f"has no image of this name in {self.root}"))
                 continue
             content = read_text_file(path)
             yield f"{inside}\n".encode() + content
@@ -48,10 +49,10 @@ class MaskLabels(Labels):
                 size = read_frame(path).size
                 _opened(content)
             except BrokenImageError as error:
-                self.problems.append((inside, str(error)))
+                self.problems.append((where, str(error)))
                 continue
             for name in names:
-                if self._image(name, inside, size):
+                if self._image(name, where, size):
                     self._files[name] = path
         self._leave_out_others()
 

@@ -27,6 +27,7 @@ class VocLabels(Labels):
         folder = self.path / "Annotations" if (self.path / "Annotations").is_dir() else self.path
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is a file; give the folder of Pascal VOC's XML files")
+        self.searched = folder
         self._trees: dict[str, ElementTree.Element] = {}
         self._objects: dict[str, list[Thing]] = {}
         stems: dict[str, str] = {}
@@ -34,25 +35,26 @@ class VocLabels(Labels):
             stems.setdefault(name.rpartition(".")[0], name)
         for path in sorted(folder.rglob("*.xml")):
             inside = path.relative_to(folder).as_posix()
+            where = self._within(inside)
             content = read_text_file(path)
             yield f"{inside}\n".encode() + content
             root = _parsed(content)
             if isinstance(root, str):
-                self.problems.append((inside, root))
+                self.problems.append((where, root))
                 continue
             size = tuple(_number(root.find(f"size/{side}")) for side in ("height", "width"))
             if not all(side is not None and side > 0 and side == int(side) for side in size):
-                self.problems.append((inside, "has no size with a width and a height"))
+                self.problems.append((where, "has no size with a width and a height"))
                 continue
             parent, written = inside.rpartition("/")[0], (root.findtext("filename") or "").strip()
             in_place = f"{parent}/{written}" if parent else written
             name = in_place if in_place in self._found else stems.get(inside[:-4], written or inside)
-            if self._image(name, inside, (int(size[0] or 0), int(size[1] or 0))):
+            if self._image(name, where, (int(size[0] or 0), int(size[1] or 0))):
                 self._trees[name], self._objects[name] = root, []
                 for number, element in enumerate(root.findall("object"), 1):
                     thing = _checked(element, self._frames[name].size)
                     if isinstance(thing, str):
-                        self.problems.append((f"{inside} object {number}", thing))
+                        self.problems.append((f"{where} object {number}", thing))
                         root.remove(element)
                     else:
                         self._objects[name].append(thing)

@@ -31,7 +31,7 @@ class YoloLabels(Labels):
         self._words = read_names(self.path, content)
         self._lines: dict[str, list[str]] = {}
         self._objects: dict[str, list[Thing]] = {}
-        folder = self._labels_folder()
+        folder = self.searched = self._labels_folder()
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.txt") if path.is_file()}
         for name in self._found:
             text = name.rpartition(".")[0] + ".txt"
@@ -47,9 +47,10 @@ class YoloLabels(Labels):
             if self._image(name, name, None):
                 self._lines[name], self._objects[name] = [], []
                 for number, line in enumerate(lines, 1):
-                    self._take(name, f"{text} line {number}", line)
+                    self._take(name, f"{self._within(text)} line {number}", line)
         files -= {"classes.txt"}
-        self.problems += [(text, "has no image in the folder of the images") for text in sorted(files)]
+        self.problems += [(self._within(text), "has no image in the folder of the images") for text in sorted(files)]
+        self._tell_of_empty()
 
     def _labels_folder(self) -> Path:
         """The folder in which Ultralytics looks for labels.
