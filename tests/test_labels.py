@@ -12,6 +12,7 @@ from PIL import Image
 import dreamda
 from dreamda import cli, distributed
 from dreamda.data.annotations import READERS, coco, yolo
+from dreamda.data.annotations.crops import write_crops
 from dreamda.generation.options import GenerationOptions
 from dreamda.runs.generate import generate_dataset
 from dreamda.runs.manifest import read_manifest
@@ -253,6 +254,9 @@ def test_the_command(tmp_path, real, capsys):
 
 @pytest.mark.parametrize("extra, said", [
     (["--keep", "objects"], "add --coco, --yolo, --voc or --masks"),
+    (["--masks", "{masks}", "--out", "{masks}/new"], "lies in the folder of annotations"),
+    (["--coco", "{path}", "--min-visibility", "0.5"], "--min-visibility: has no effect without --compose"),
+    (["--coco", "{path}", "--verify-action", "flag"], "--verify-action: has no effect without --verify"),
     (["--coco", "{empty}"], "no annotation fits an image in"),
     (["--coco", "{path}", "--keep", "all"], "--keep must be objects, background or none"),
     (["--coco", "{path}", "--masks", "."], "exclude each other"),
@@ -261,8 +265,19 @@ def test_the_command(tmp_path, real, capsys):
     (["--voc", "{path}"], "is a file; give the folder"),
 ])
 def test_wrong_use_is_refused_and_nothing_written(tmp_path, real, capsys, extra, said):
-    path, empty = write_coco(tmp_path), tmp_path / "empty.json"
+    path, empty, masks = write_coco(tmp_path), tmp_path / "empty.json", write_masks(tmp_path)
     empty.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     code = cli.main(["generate", str(real), "--out", str(tmp_path / "out"), "--model", "fashion-mini",
-                     *(word.format(path=path, empty=empty) for word in extra)])
-    assert code == 2 and said in capsys.readouterr().err and not (tmp_path / "out").exists()
+                     *(word.format(path=path, empty=empty, masks=masks) for word in extra)])
+    assert code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (masks / "new").exists()
+
+
+@pytest.mark.parametrize("kind, inside", [("coco", "photos"), ("voc", "photos"), ("voc", "Annotations"),
+                                          ("yolo", "labels"), ("masks", "masks")])
+def test_nothing_is_written_among_the_images_or_the_annotations(tmp_path, real, pipe, kind, inside):
+    labels, out = READERS[kind](WRITERS[kind](tmp_path), real), tmp_path / inside / "new"
+    for write in (lambda: write_crops(labels, out), lambda: generate(labels, out, pipe)):
+        with pytest.raises(ValueError, match=f"lies in the .* {tmp_path / inside}"):
+            write()
+        assert not out.exists()

@@ -12,14 +12,15 @@ import typer
 
 from ..data.annotations.compose import Composition
 from ..generation.options import GenerationOptions
+from ..options import ParameterError
 from ..presets import BALANCED, load_preset, presets
 from ..runs.safeguards import SENSITIVE, Safeguards
 from ..text import counted
 from . import common, train
 from .common import (LABELS, PROMPTS, RUNNING, Coco, Debug, Dtype, Embeddings, FieldsOption, LabelsPath, Loras, Masks,
                      OutArgument, Preset, Progress, PromptFile, Scheduler, Size, Templates, Threads, Vae, Voc, Yolo,
-                     accepts_options, add_command, chosen, complain, complain_of, not_negative, only_out, out_option,
-                     parse_shard, parse_size, printable, read_labels, with_preset)
+                     accepts_options, add_command, chosen, complain, complain_of, is_given, not_negative, only_out,
+                     out_option, parse_shard, parse_size, printable, read_labels, with_preset)
 
 if TYPE_CHECKING:
     from ..data.annotations import AnnotatedFolder, Labels
@@ -170,6 +171,10 @@ def generate(
         raise ValueError(f"--engine must be local or ray; it is {engine!r}")
     if address and engine != "ray":
         raise ValueError("--address is for --engine ray; add that")
+    for option, needed, value in (("min_visibility", "--compose", options["compose"]),
+                                  ("verify_action", "--verify", verify)):
+        if is_given(context, option) and not value:
+            raise ParameterError(option, f"has no effect without {needed}; add that")
     labels = read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
     folder = _labelled(labels, keep, chosen(Composition, options), verify) or ImageFolder.scan(real)
     if exclude_ids is not None:

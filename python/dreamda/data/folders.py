@@ -251,6 +251,14 @@ class ImageFolder:
         """Write the annotations of synthetic images of a run with this seed."""
 
 
+def check_outside(out: str | os.PathLike[str], folder: Path, what: str = "the data set",
+                  why: str = "its images would become seeds") -> None:
+    """Raise ValueError if `out` is a folder of inputs, or lies in it: the next run would read what this one writes."""
+    place, inputs = Path(out).resolve(), folder.resolve()
+    if place == inputs or inputs in place.parents:
+        raise ValueError(f"OUT {out} lies in {what} {folder}, where {why}; give a folder elsewhere")
+
+
 def list_images(root: str | os.PathLike[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """List the image files in a folder and its subfolders, by the rule that all commands use.
 

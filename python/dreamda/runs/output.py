@@ -35,7 +35,7 @@ import numpy as np
 
 from ..data.annotations import READERS, Composition, Labels
 from ..data.files import digest_if_readable
-from ..data.folders import ImageFolder, ImageRef, SyntheticImage
+from ..data.folders import ImageFolder, ImageRef, SyntheticImage, check_outside
 from ..data.templates import Prompt
 from ..generation.options import GenerationOptions, with_todays_options
 from ..generation.regions import KEEPS
@@ -159,10 +159,9 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
             raise ValueError(
                 f"a class called {label!r} would collide with the file of that name in OUT; "
                 f"rename {folder.root / label}")
-    if out.resolve() == folder.root.resolve() or folder.root.resolve() in out.resolve().parents:
-        raise ValueError(
-            f"OUT {out} lies in the data set {folder.root}, where its images would become "
-            "seeds; give a folder elsewhere")
+    check_outside(out, folder.root)
+    if folder.annotations is not None:
+        folder.annotations.check_out(out)
     if not os.path.lexists(out):
         return
     if not out.is_dir():

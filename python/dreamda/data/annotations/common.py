@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...text import counted, in_brackets
 from ..files import BrokenImageError, read_bounded, write_atomically
-from ..folders import list_images
+from ..folders import check_outside, list_images
 from ..images import FORMATS, MAX_PIXELS
 from ..prompt_syntax import Syntax
 from ..templates import class_words, placed
@@ -296,6 +296,12 @@ class Labels(ABC):
         if not any(self._things(name) for name in self.names):
             raise ValueError(f"no annotation fits an image in {self.root}; looked in {self.searched}"
                              f"{self._first_problem}")
+
+    def check_out(self, out: str | os.PathLike[str]) -> None:
+        """Raise ValueError if `out` lies among the images or the files of annotations."""
+        check_outside(out, self.root)
+        if self.searched.is_dir():
+            check_outside(out, self.searched, "the folder of annotations", "the next run would read what is written")
 
     @property
     def _first_problem(self) -> str:

@@ -94,13 +94,14 @@ def write_crops(labels: Labels, out: str | os.PathLike[str], *,
     Raises
     ------
     ValueError
-        `out` holds files, two categories would share a folder, or no object is large enough.
+        `out` holds files, or lies among the images or the annotations; two categories would share a folder, or no object is large enough.
     OSError
         `out` cannot be written.
     """
     out, report = Path(out), CropReport(skipped=list(labels.problems))
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"OUT {out} is there already; give a new or an empty folder")
+    labels.check_out(out)
     folders = class_folders(labels)
     stems: dict[str, str] = {}
     for done, name in enumerate(labels.names, 1):
