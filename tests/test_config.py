@@ -2,12 +2,14 @@
 and key."""
 
 import json
+import shutil
 
 import pytest
 
 from batteries.unets import REFUSED, UNETS
 from dreamda import _core
 from dreamda.networks.config import read_scheduler_config, read_text_config, read_unet_config, read_vae_config
+from dreamda.networks.models import VAE, UNet
 from dreamda.generation.pipeline import BUNDLED
 
 MODEL = BUNDLED / "fashion-mini"
@@ -133,9 +135,10 @@ def test_the_bundled_model():
         ({"block_out_channels": [320, -1]}, "'block_out_channels'"),
         ({"down_block_types": ["DownBlock2D"]}, "'down_block_types' has to be a list of 4"),
         ({"up_block_types": ["UpBlock2D"] * 3 + ["AttnUpBlock2D"]}, "'up_block_types' names 'AttnUpBlock2D'"),
-        ({"attention_head_dim": [8, 8]}, "'attention_head_dim' has to be a whole number, or a list of 4"),
+        ({"attention_head_dim": [8, 8]}, "has to be a whole number from 1 to 1048576, or a list of 4"),
         ({"attention_head_dim": 7}, "'attention_head_dim' asks for 7 heads at level 0"),
         ({"in_channels": "4"}, "'in_channels' has to be a whole number"),
+        ({"in_channels": 1 << 21}, "'in_channels' has to be a whole number from 1 to 1048576, got 2097152"),
         ({"in_channels": True}, "'in_channels' has to be a whole number"),
         ({"norm_eps": None}, "'norm_eps' has to be a finite number"),
         ({"sample_size": [64, 64, 64]}, "'sample_size'"),
@@ -150,9 +153,9 @@ def test_the_bundled_model():
         ({"addition_time_embed_dim": 256}, "'addition_time_embed_dim' is 256, but only None is supported"),
         (SDXL | {"addition_time_embed_dim": None}, "'addition_time_embed_dim' has to be a whole number"),
         (SDXL | {"projection_class_embeddings_input_dim": 1536}, "is 1536, but has to be more than 6 x"),
-        (SDXL | {"transformer_layers_per_block": [1, 2]}, "has to be a whole number, or a list of 3"),
-        (SDXL | {"transformer_layers_per_block": [1, 2, 0]}, "has at level 2 to be a whole number of 1 or more"),
-        (SDXL | {"transformer_layers_per_block": [1, 2, [3]]}, "has at level 2 to be a whole number of 1 or"),
+        (SDXL | {"transformer_layers_per_block": [1, 2]}, "has to be a whole number from 1 to 1048576, or a list of 3"),
+        (SDXL | {"transformer_layers_per_block": [1, 2, 0]}, "has at level 2 to be a whole number from 1 to"),
+        (SDXL | {"transformer_layers_per_block": [1, 2, [3]]}, "has at level 2 to be a whole number from"),
         (SDXL | {"transformer_layers_per_block": [1, [2, 2], 3]}, "'reverse_transformer_layers_per_block' is missing"),
         (SSD1B | {"reverse_transformer_layers_per_block": [[4, 4], [2, 1, 1], 1]}, "has at level 0 to be"),
         (SSD1B | {"reverse_transformer_layers_per_block": 1 << 30}, "has at level 0 to be a whole number"),
@@ -163,6 +166,16 @@ def test_what_is_not_computed_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError) as caught:
         read_unet_config(write(tmp_path, SD15 | change))
     assert message in str(caught.value) and str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("part, load", [("unet", UNet.load), ("vae", VAE.load)])
+def test_channels_that_the_groups_do_not_divide_are_refused_by_file(tmp_path, part, load):
+    shutil.copytree(MODEL / part, tmp_path / part)
+    content = json.loads((MODEL / part / "config.json").read_text())
+    place = write(tmp_path / part, content | {"norm_num_groups": 7})
+    with pytest.raises(ValueError, match="norm_num_groups 7 does not divide") as caught:
+        load(place)
+    assert str(caught.value).startswith(f"{tmp_path / part / 'config.json'}: ")
 
 
 @pytest.mark.parametrize("entry", UNETS, ids=lambda entry: entry["name"])
@@ -252,7 +265,8 @@ def test_a_tiny_vae(tmp_path):
     ({"upsample_fn": "bilinear"}, "'upsample_fn' is 'bilinear'"),
     ({"upsampling_scaling_factor": 4}, "'upsampling_scaling_factor' is 4"),
     ({"encoder_block_out_channels": [64, 64, 64, 32]}, "'encoder_block_out_channels' differ ([64, 64, 64, 32])"),
-    ({"decoder_block_out_channels": [64, 64]}, "'decoder_block_out_channels' has to be a whole number, or a list of 4"),
+    ({"decoder_block_out_channels": [64, 64]},
+     "'decoder_block_out_channels' has to be a whole number from 1 to 1048576, or a list of 4"),
     ({"num_decoder_blocks": [3, 1], "decoder_block_out_channels": [64, 64]
       }, "'num_decoder_blocks' has 2 levels, but 'num_encoder_blocks' has 4"),
     ({"num_encoder_blocks": [1, 3, 0, 3]}, "'num_encoder_blocks' has to be a list of 1 to 8"),

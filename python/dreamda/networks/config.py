@@ -18,6 +18,10 @@ _shown = reprlib.Repr()  # shortens values from untrusted files for messages
 _shown.maxstring = _shown.maxother = _shown.maxlong = 200
 shown = _shown.repr
 
+_LARGEST = 1 << 20  # whole number in a configuration
+_POSITIVE = f"a whole number from 1 to {_LARGEST}"
+_LEVELS = f"a list of 1 to 8 whole numbers from 1 to {_LARGEST}"
+
 # The numbers of the core's dd_attention_kind and dd_class_embedding
 _NO_ATTENTION, _CROSS_ATTENTION, _SELF_ATTENTION = range(3)
 _CLASS_EMBEDDINGS = {"none": 0, "table": 1, "timestep": 2, "identity": 3}
@@ -166,7 +170,7 @@ class _Reader:
         return value
 
     def integer(self, key: str, default: Any = _ABSENT) -> int:
-        return self.typed(key, _is_positive, "a whole number of 1 or more", default)
+        return self.typed(key, _is_positive, _POSITIVE, default)
 
     def number(self, key: str, default: Any = _ABSENT, null: float | None = None, low: float = -1e9) -> float:
         """A number of at least `low`; `null`, where given, is the value that a null in the file stands for."""
@@ -186,7 +190,7 @@ class _Reader:
         values = [value] * levels if _is_positive(value) else value
         if not (isinstance(values, list) and len(values) == levels and all(map(_is_positive, values))):
             raise self.refuse(
-                key, f"has to be a whole number, or a list of {levels} (one a level), got {_shown.repr(value)}")
+                key, f"has to be {_POSITIVE}, or a list of {levels} (one a level), got {_shown.repr(value)}")
         return values
 
     def depths(self, key: str, value: Any, blocks: list[int], attention: list[bool]) -> list[list[int]]:
@@ -196,7 +200,7 @@ class _Reader:
         """
         values = value if isinstance(value, list) else [value] * len(blocks)
         if len(values) != len(blocks):
-            raise self.refuse(key, f"has to be a whole number, or a list of {len(blocks)} (one a level), "
+            raise self.refuse(key, f"has to be {_POSITIVE}, or a list of {len(blocks)} (one a level), "
                               f"got {_shown.repr(value)}")
         result = []
         for level, (count, attends, depth) in enumerate(zip(blocks, attention, values)):
@@ -204,7 +208,7 @@ class _Reader:
             if not attends:
                 each = [1 if number == 0 else number for number in each]
             if len(each) != count or not all(map(_is_positive, each)):
-                raise self.refuse(key, f"has at level {level} to be a whole number of 1 or more, or a list of {count} "
+                raise self.refuse(key, f"has at level {level} to be {_POSITIVE}, or a list of {count} "
                                   f"(one a ResNet block), got {_shown.repr(depth)}")
             result.append(each)
         return result
@@ -213,7 +217,7 @@ class _Reader:
         value = self.get("block_out_channels")
         if not _is_list_of_levels(value):
             raise self.refuse("block_out_channels",
-                              f"has to be a list of 1 to 8 whole numbers, got {_shown.repr(value)}")
+                              f"has to be {_LEVELS}, got {_shown.repr(value)}")
         return value
 
     def choice(self, key: str, known: tuple[Any, ...], default: Any) -> Any:
@@ -250,7 +254,7 @@ class _Reader:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 20
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST
 
 
 def _is_list_of_levels(value: Any) -> bool:
@@ -364,12 +368,10 @@ def _read_pixel_unet(r: _Reader) -> dict[str, Any]:
     levels = len(channels)
     mid = r.choice("mid_block_type", ("UNetMidBlock2D", None), "UNetMidBlock2D")
     attends = r.boolean("add_attention", True) and mid is not None
-    head = r.typed("attention_head_dim", lambda v: v is None or _is_positive(v), "null or a whole number of 1 or more",
-                   8)
+    head = r.typed("attention_head_dim", lambda v: v is None or _is_positive(v), f"null or {_POSITIVE}", 8)
     layers = _layers(r, levels)
     config = _common_unet(r, channels)
-    groups = r.typed("attn_norm_num_groups", lambda v: v is None or _is_positive(v),
-                     "null or a whole number of 1 or more", None)
+    groups = r.typed("attn_norm_num_groups", lambda v: v is None or _is_positive(v), f"null or {_POSITIVE}", None)
     config |= dict(
         layers_per_block=layers,
         down_attention=r.block_types("down_block_types", levels, {"AttnDownBlock2D": _SELF_ATTENTION,
@@ -412,8 +414,7 @@ def _layers(r: _Reader, levels: int) -> list[int]:
 def _common_unet(r: _Reader, channels: list[int]) -> dict[str, Any]:
     kind = r.choice("class_embed_type", (None, "timestep", "identity"), None)
     # diffusers ignores the number of classes where there is a type.
-    classes = r.typed("num_class_embeds", lambda v: v is None or _is_positive(v), "null or a whole number of 1 or more",
-                      None)
+    classes = r.typed("num_class_embeds", lambda v: v is None or _is_positive(v), f"null or {_POSITIVE}", None)
     kind = kind or ("none" if classes is None else "table")
     return dict(
         in_channels=r.integer("in_channels"),
@@ -435,7 +436,7 @@ def _sample_size(r: _Reader, default: Any = _ABSENT) -> tuple[int, int]:
     value = r.get("sample_size", default)
     size = [value, value] if _is_positive(value) else value
     if not (isinstance(size, list) and len(size) == 2 and all(map(_is_positive, size))):
-        raise r.refuse("sample_size", f"has to be a whole number or [height, width], got {_shown.repr(value)}")
+        raise r.refuse("sample_size", f"has to be {_POSITIVE}, or [height, width], got {_shown.repr(value)}")
     return size[0], size[1]
 
 
@@ -497,7 +498,7 @@ def _latents_statistics(r: _Reader) -> dict[str, list[float]]:
 def _read_tiny_vae(r: _Reader) -> dict[str, Any]:
     halves: dict[str, Any] = {}
     for half, blocks in ("encoder", [1, 3, 3, 3]), ("decoder", [3, 3, 3, 1]):
-        counts = r.typed(f"num_{half}_blocks", _is_list_of_levels, "a list of 1 to 8 whole numbers of 1 or more",
+        counts = r.typed(f"num_{half}_blocks", _is_list_of_levels, _LEVELS,
                          blocks)
         channels = r.per_level(f"{half}_block_out_channels", len(counts), 64)
         if len(set(channels)) > 1:

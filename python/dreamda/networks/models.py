@@ -70,7 +70,7 @@ class Network:
     Raises
     ------
     ValueError
-        The weights do not fit the configuration; the message describes the mismatches.
+        The configuration is not possible, or the weights do not fit it; the message describes the mismatches.
     """
 
     def __init__(self,
@@ -83,7 +83,11 @@ class Network:
                  loras: Sequence[Lora] = (),
                  new_tokens: Mapping[int, np.ndarray] | None = None,
                  part: str = UNET) -> None:
-        parameters = _core.Model(family, config).parameters()
+        try:
+            parameters = _core.Model(family, config).parameters()
+        except ValueError as error:
+            folder = weights.path if weights.path.is_dir() else weights.path.parent
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         weights.check(parameters, ignore)
         self._new_tokens = new_tokens or {}
         if new_tokens:
