@@ -245,6 +245,8 @@ def test_interruptions_shards_replay_and_workers_give_the_same_bytes(tmp_path, r
     assert tree(tmp_path / "there") == tree(tmp_path / "whole")
     with pytest.raises(ValueError, match=r"--compose 2 \(now 1\)"):
         generate(labels, tmp_path / "whole", pipe, compose=1)
+    with pytest.raises(ValueError, match=r"another --compose 2 \(now not given\); repeat that"):
+        generate(labels, tmp_path / "whole", pipe, compose=0)
 
 
 def test_a_broken_image_gives_no_object_and_is_reported(tmp_path, real, pipe):

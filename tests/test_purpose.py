@@ -1,6 +1,7 @@
 """A model says what it was made for: other images and words are named before the run."""
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from test_cli import FAST, fake, real, run  # noqa: F401  (fixtures)
 from test_generate import make_real
 
 from dreamda import Pipeline
-from dreamda.data import ImageFolder, choose_prompts, load_bundled
+from dreamda.data import ImageFolder, choose_prompts, load_bundled, yolo
 from dreamda.networks.hub import BUNDLED
 from dreamda.runs.checks import check_model, disk_space
 
@@ -40,9 +41,25 @@ def test_a_model_for_something_else_is_named(tmp_path, change, warnings):
 
 def test_a_size_that_the_model_was_not_made_for(tmp_path):
     folder = make_real(tmp_path / "real", labels=("coat",))
-    assert "asked for 128 x 128" in check_model(folder, choose_prompts(folder).distinct(1), MODEL, (128, 128))[-1]
+    prompts = choose_prompts(folder).distinct(1)
+    for side, tile_size, said in ((16, 0, True), (64, 0, True), (128, 128, True), (128, 0, False), (64, 32, False)):
+        notes = check_model(folder, prompts, MODEL, (side, side), tile_size)
+        assert any(f"asked for {side} x {side}; leave --size out" in note for note in notes) == said, side
     # a model that does not say
-    assert check_model(folder, choose_prompts(folder).distinct(1), tmp_path, (128, 128)) == []
+    assert check_model(folder, prompts, tmp_path, (128, 128)) == []
+
+
+def test_labelled_images_keep_their_sizes(tmp_path):
+    folder = make_real(tmp_path / "real", labels=("coat",))
+    colour(folder.root, (400, 300))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [coat]")
+    for image in folder.images:
+        (tmp_path / "labels" / Path(image.name).with_suffix(".txt")).write_text("0 0.5 0.5 0.5 0.5")
+    labelled = yolo(tmp_path / "data.yaml", folder.root / "coat").folder()
+    for side in (32, 64, 128):
+        note, = (note for note in check_model(labelled, {}, MODEL, (side, side)) if "32 x 32" in note)
+        assert note.endswith("the shorter side of these is 300: they are resized for it, and back")
 
 
 @pytest.mark.parametrize("about, message", [('{"training_size": 3}', "'training_size'"),

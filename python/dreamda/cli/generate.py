@@ -375,7 +375,7 @@ def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWo
             tokenizer.add(embedding.tokens)
         notes += check_prompts(folder, texts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
         notes += other_classes(folder, texts, settings.negative_prompt, settings.prompt_syntax)
-    return notes + check_model(folder, texts, pipe.folder, pipe.size)
+    return notes + check_model(folder, texts, pipe.folder, pipe.size, settings.tile_size)
 
 
 def _estimate(folder: ImageFolder, pipe: Pipeline, settings: GenerationOptions, prompts: Prompts,

@@ -11,6 +11,7 @@ A class-conditional model may name its classes by number: ``{"classes": ["cat", 
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..data.images import read_image
 from ..data.prompt_syntax import Syntax, plain_text, unclosed
 from ..data.class_labels import number_classes, numbers_as_prompts
 from ..data.prompts import Prompts, class_names
+from ..generation.tiles import WHOLE
 from ..networks.config import read_json, read_unet_config
 from ..networks.hub import part_folder
 from ..text import counted
@@ -141,7 +143,8 @@ def _cut_off(folder: ImageFolder, prompts: Mapping[str, str], first: Mapping[str
             f"the model reads; of {first[prompt]} it does not read {lost.strip()[:80]!r}"]
 
 
-def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int]) -> list[str]:
+def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, size: tuple[int, int],
+                tile_size: int = 0) -> list[str]:
     """Warnings about images and prompts unlike the model's training data; none if its folder does not describe them.
 
     Parameters
@@ -151,7 +154,9 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
     model : Path
         The model's folder.
     size : (height, width)
-        Of the synthetic images.
+        Of the images that the model makes.
+    tile_size : int
+        As in `GenerationOptions`.
 
     Raises
     ------
@@ -170,8 +175,11 @@ def check_model(folder: ImageFolder, prompts: Mapping[str, str], model: Path, si
         if not 1 / OTHER_SIZE < given / min(trained) < OTHER_SIZE:
             found.append(
                 f"the model was made with images of {trained[0]} x {trained[1]} pixels, and the shorter side of these "
-                f"is {given:.0f}: they are resized, and what is made has {size[0]} x {size[1]}")
-        if list(size) != list(trained) and not 1 / 2 < min(size) / min(trained) < 2:
+                f"is {given:.0f}: they are resized"
+                + (f", and what is made has {size[0]} x {size[1]}" if folder.sizes is None else " for it, and back"))
+        is_tiled = min(size) > tile_size if tile_size else math.prod(size) > WHOLE * math.prod(trained)
+        ratio = min(size) / min(trained)
+        if list(size) != list(trained) and (ratio <= 1 / 2 or ratio >= 2 and folder.sizes is None and not is_tiled):
             found.append(
                 f"the model was made for {trained[0]} x {trained[1]} pixels, and is asked for {size[0]} x "
                 f"{size[1]}; leave --size out")

@@ -55,6 +55,7 @@ NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "env
                 "variants")
 # fields that only runs with these options have
 IF_USED = ("compose", "min_visibility", "verify_sha256", "verify_action")
+NEEDS = {"min_visibility": "compose", "verify_action": "verify_sha256"}  # options of other ones
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
                "class_labels", "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
 PLACES = ("real", "labels_path")
@@ -179,14 +180,20 @@ def check_out(out: str | os.PathLike[str], folder: ImageFolder, run: Mapping[str
     now = _as_today(run)
     now |= {name: None for name in IF_USED if name in then and name not in now}
     for name, value in now.items():
+        if name in NEEDS and None in (then.get(NEEDS[name]), now.get(NEEDS[name])):
+            continue  # one of the two runs is without the other option, which is named
         if name not in NOT_COMPARED and then.get(name) != value:
             option, shown = _OPTIONS.get(name, ("--" + name.replace("_", "-"), True))
-            others.append(option + (f" {reprlib.repr(then.get(name))} (now {reprlib.repr(value)})" if shown else ""))
+            others.append(option + (f" {_told(then.get(name))} (now {_told(value)})" if shown else ""))
     if others:
         raise ValueError(f"OUT {out} holds a run with another {', '.join(others)}; repeat that or give another OUT")
     _check_variants(out, there, run)
     if names is not None or there.get("record_names") != "hash":
         _check_data_set(out, there, folder, names or Names())
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is None else reprlib.repr(value)
 
 
 _OPTIONS = {
