@@ -31,6 +31,7 @@ O = TypeVar("O", bound=Options)
 COMMON, MODEL, PROMPTS, LABELS = "Options", "Changes to the model", "Prompts", "Labelled images"
 RUNNING, OTHER = "Running", "Other options"
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+NUMBERS = {METAVARS[int]: "a whole number", METAVARS[float]: "a number"}
 
 show_tracebacks = False
 
@@ -88,6 +89,12 @@ class Command(typer.core.TyperCommand):
         except ParameterError as error:
             option = self.spell(error.parameter) or error.parameter
             raise ValueError(f"{option}: {spelled(error.reason, self.spell)}") from error
+        except typer.BadParameter as error:
+            param = error.param
+            kind = NUMBERS.get(getattr(param, "metavar", None) or "")
+            if type(error) is not typer.BadParameter or param is None or kind is None:  # a missing one has a subclass
+                raise
+            raise ValueError(f"{self.spell(str(param.name))} must be {kind}") from error
 
     def spell(self, name: str, value: str | None = None) -> str | None:
         """A parameter (and its value) as written on the command line; None if the command has no such option."""
