@@ -58,7 +58,10 @@ Model = Annotated[str,
 @accepts_options(GenerationOptions)
 def generate(
     context: typer.Context,
-    real: Annotated[Path, typer.Argument(help="The data set: a folder for each class, with its images.")],
+    real: Annotated[
+        Path,
+        typer.Argument(help="The data set: a folder for each class, with its images; with --coco, --yolo, --voc or "
+                       "--masks a folder of images.")],
     *,
     out_argument: OutArgument = None,
     out: Annotated[

@@ -94,7 +94,8 @@ def write_crops(labels: Labels, out: str | os.PathLike[str], *,
     Raises
     ------
     ValueError
-        `out` holds files, or lies among the images or the annotations; two categories would share a folder, or no object is large enough.
+        `out` holds files, or lies among the images or the annotations; two categories would share a folder, or no
+        object is large enough.
     OSError
         `out` cannot be written.
     """
