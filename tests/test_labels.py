@@ -146,7 +146,9 @@ def test_a_data_set_becomes_a_larger_one_in_the_same_format(tmp_path, real, pipe
     assert (report.made, report.skipped, report.notes) == (8, [], [])
     where = {"coco": "annotations.json", "yolo": "data.yaml", "voc": "", "masks": "masks"}[kind]
     made = READERS[kind](out / where, out / "images")
-    assert made.problems == [] and made.notes == []
+    assert made.problems == []
+    empty = {"coco": out / where, "yolo": out / "labels"}.get(kind)  # the formats whose note tells of such images
+    assert made.notes == ([f"2 of 8 images have no objects in {empty}; the first is empty-000.png"] if empty else [])
     rows = read_manifest(out)
     assert sorted(row["file_name"] for row in rows) == sorted(f"images/{name}"
                                                               for name in made.names) and len(rows) == 8
