@@ -333,7 +333,7 @@ def test_the_command(photos, tmp_path, monkeypatch, capsys, fake):  # noqa: F811
     assert run(*arguments, *guard[:2]) == 2 and "another --redraw 2 (now 3)" in capsys.readouterr().err
     assert run(*arguments, "--max-similarity", "0.9", "--redraw", "2") == 2
     assert "another --max-similarity 0.95 (now 0.9)" in capsys.readouterr().err
-    assert run(*arguments) == 2 and "--max-similarity 0.95 (now None)" in capsys.readouterr().err
+    assert run(*arguments) == 2 and "--max-similarity 0.95 (now not given)" in capsys.readouterr().err
     assert run("replay", tmp_path / "out") == 0
     assert "15 of 15 images repeated to the same bytes" in capsys.readouterr().out
 
