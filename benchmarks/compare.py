@@ -444,7 +444,8 @@ def summaries() -> dict[tuple[str, tuple[str, ...], int], tuple[str, dict[str, s
         for result in run["results"]:
             ours = [row for row in result["rows"] if row["name"].startswith("dreamda-c")]
             peers = [row for row in result["rows"] if row not in ours]
-            for row in ours if peers else []:
+            # No peer keeps objects: that row is compared with our plain images alone.
+            for row in (row for row in ours if peers and not row["name"].endswith("keep objects")):
                 name = title(result, run["threads"]).partition(": seconds")[0] + row["name"].removeprefix("dreamda-c")
                 times = ", ".join(f"{peer['name']} {peer['ratio'] / row['ratio']:.2f}" for peer in peers)
                 memory = ", ".join(f"{peer['peak_rss_gib']:.2f}" for peer in peers)
