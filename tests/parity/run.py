@@ -15,6 +15,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -67,34 +68,13 @@ def compare_networks(report: Report, name: str, work: Path) -> None:
     report.line(name, "turn 0 again, bit for bit", not changed, ", ".join(changed))
 
 
-def compare_trajectories(report: Report, work: Path) -> None:
-    from trajectory_cases import TRAJECTORIES
-
-    ours, reference = (np.load(work / "trajectories" / f"{side}.npz") for side in ("ours", "reference"))
-    for name in TRAJECTORIES:
-        error = nmse(ours[name], reference[name])
-        report.line("trajectory", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
-
-
-def compare_loras(report: Report, work: Path) -> None:
-    ours, reference = (np.load(work / "loras" / f"{side}.npz") for side in ("ours", "reference"))
-    for name in reference.files:
-        error = nmse(ours[name], reference[name])
-        report.line("loras", name, error <= F32_NMSE, f"NMSE {error:.1e}")
-
-
-def compare_pixels(report: Report, work: Path) -> None:
-    ours, reference = (np.load(work / "pixels" / f"{side}.npz") for side in ("ours", "reference"))
-    for name in reference.files:
-        error = nmse(ours[name], reference[name])
-        report.line("pixels", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
-
-
-def compare_inpainting(report: Report, work: Path) -> None:
-    ours, reference = (np.load(work / "inpaint" / f"{side}.npz") for side in ("ours", "reference"))
-    for name in reference.files:
-        error = nmse(ours[f"{name}.latents"], reference[name])
-        report.line("inpaint", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
+def compare_arrays(report: Report, place: Path, names: Iterable[str] = (), *, limit: float = TRAJECTORY_NMSE,
+                   suffix: str = "") -> None:
+    """One line for every array, by its error. Without `names` all that the reference has; ours may end in `suffix`."""
+    ours, reference = (np.load(place / f"{side}.npz") for side in ("ours", "reference"))
+    for name in names or reference.files:
+        error = nmse(ours[name + suffix], reference[name])
+        report.line(place.name, name, error <= limit, f"NMSE {error:.1e}")
 
 
 def compare_sdxl(report: Report, work: Path) -> None:
@@ -108,13 +88,6 @@ def compare_sdxl(report: Report, work: Path) -> None:
             error = nmse(ours[name], reference[name])
             passed, text = error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}"
         report.line("sdxl", name, bool(passed), text)
-
-
-def compare_lcm_lora(report: Report, work: Path) -> None:
-    ours, reference = (np.load(work / "lcm-lora" / f"{side}.npz") for side in ("ours", "reference"))
-    for name in reference.files:
-        error = nmse(ours[name], reference[name])
-        report.line("lcm-lora", name, error <= TRAJECTORY_NMSE, f"NMSE {error:.1e}")
 
 
 def compare_tokens(report: Report, work: Path) -> None:
@@ -170,24 +143,26 @@ def main() -> int:
         if "loras" in options.cases:
             run(options.reference_python, "lora_reference.py", str(work / "loras"))
             run(options.ours_python, "lora_ours.py", str(work / "loras"))
-            compare_loras(report, work)
+            compare_arrays(report, work / "loras", limit=F32_NMSE)
         if "lcm-lora" in options.cases:
             run(options.ours_python, "lcm_lora_ours.py", str(work / "lcm-lora"))
             run(options.reference_python, "lcm_lora_reference.py", str(work / "lcm-lora"))
-            compare_lcm_lora(report, work)
+            compare_arrays(report, work / "lcm-lora")
         if "trajectories" in options.cases:
+            from trajectory_cases import TRAJECTORIES
+
             # Ours first: it hands over the noise it has drawn.
             run(options.ours_python, "trajectory_ours.py", str(work / "trajectories"))
             run(options.reference_python, "trajectory_reference.py", str(work / "trajectories"), str(MODEL))
-            compare_trajectories(report, work)
+            compare_arrays(report, work / "trajectories", TRAJECTORIES)
         if "pixels" in options.cases:
             run(options.ours_python, "pixel_ours.py", str(work / "pixels"))
             run(options.reference_python, "pixel_reference.py", str(work / "pixels"))
-            compare_pixels(report, work)
+            compare_arrays(report, work / "pixels")
         if "inpaint" in options.cases:
             run(options.ours_python, "inpaint_ours.py", str(work / "inpaint"))
             run(options.reference_python, "inpaint_reference.py", str(work / "inpaint"), str(MODEL))
-            compare_inpainting(report, work)
+            compare_arrays(report, work / "inpaint", suffix=".latents")
         if "sdxl-img2img" in options.cases:
             place = str(work / "sdxl-img2img")
             run(options.reference_python, "sdxl_reference.py", place, str(MODEL / "tokenizer"))

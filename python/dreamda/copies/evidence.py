@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 
 from .calibration import Area, area_under_curve, share
-from .index import CopyIndex, Floats, Ints
+from .index import MOST, CopyIndex, Floats, thinned
 from .thumbnails import Pixels
 
-MOST = 2000         # maximum number of images of each kind that are compared, evenly chosen
 FEWEST = 4          # minimum number of reference images, for two halves
 CLOSEST = 1e-3      # smaller distances are taken for this one
-
-
-def thinned(count: int, most: int = MOST) -> Ints:
-    """The positions of at most `most` of `count` images, evenly chosen."""
-    return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
 def _distance(index: CopyIndex, queries: Pixels, threads: int) -> Floats:

@@ -32,6 +32,7 @@ CANDIDATES = 5          # real images that are laid over each synthetic one
 # contrast), or if the one is so much nearer to the other than any third: the ratio of the distances.
 SAME, SAME_SHARE, SAME_RATIO = 3.0, 0.15, 0.25
 QUERIES, ROWS = 128, 1024    # of a block of the matrix products
+MOST = 2000                  # maximum number of images that measures of a whole data set look at, evenly chosen
 
 Ints = NDArray[np.int64]
 
@@ -81,6 +82,11 @@ class Among(NamedTuple):
     image: Ints
     matches: Matches
     duplicates: int
+
+
+def thinned(count: int, most: int = MOST) -> Ints:
+    """The positions of at most `most` of `count` images, evenly chosen."""
+    return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
 def _cosines(samples: int) -> Floats:
@@ -201,7 +207,7 @@ class CopyIndex:
                     progress(min((number + 1) * QUERIES, len(queries)), len(queries))
         return Matches(*(np.concatenate(values) for values in zip(*blocks))) if blocks else self._search(queries, None)
 
-    def among_themselves(self, most: int = 2000, *, threads: int = 1) -> Among:
+    def among_themselves(self, most: int = MOST, *, threads: int = 1) -> Among:
         """The nearest other real image of each real image: the similarity of images that are no copies.
 
         Parameters
@@ -215,7 +221,7 @@ class CopyIndex:
         Among
         """
         numbers, first = np.unique(self.images, return_index=True)
-        chosen = np.arange(len(numbers)) if len(numbers) <= most else np.arange(most) * len(numbers) // most
+        chosen = thinned(len(numbers), most)
         queries = self.thumbnails[first[chosen]]
         found = self.nearest(queries, without=numbers[chosen], threads=threads)
         same = self.same_picture(queries, found)

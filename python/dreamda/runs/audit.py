@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..copies.calibration import Threshold, area_under_curve, calibrated, share, share_above
-from ..copies.evidence import FEWEST, membership, ratios, thinned
+from ..copies.evidence import FEWEST, membership, ratios
 from ..copies.features import features_of, nearest_features
-from ..copies.index import CopyIndex, Floats, Ints, Matches
+from ..copies.index import CopyIndex, Floats, Ints, Matches, thinned
 from ..copies.pictures import BLOCK, Blocks, Pictures
 from ..data.files import digest_of_file, write_atomically
 from ..data.metadata import metadata_file, read_rows

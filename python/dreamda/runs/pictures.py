@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..copies.index import thinned
 from ..data.files import BrokenImageError
 from ..data.images import FITS, read_image
 
@@ -172,8 +173,9 @@ def labelled_sheet(out: str | os.PathLike[str],
     for row in read_manifest(out) if rows is None else rows:
         files.setdefault(row["seed_file"].removeprefix(row["label"] + "/"), []).append(row["file_name"])
     made = labels.read_back(Path(out))
-    names = [name for name in files if name in set(labels.names)]
-    names = [names[i * len(names) // most] for i in range(most)] if len(names) > most else names
+    known = set(labels.names)
+    names = [name for name in files if name in known]
+    names = [names[i] for i in thinned(len(names), most)]
     if not names:
         raise ValueError(f"{Path(out) / 'metadata.jsonl'} lists no images of {labels.path}")
     cell = 2 * CELL

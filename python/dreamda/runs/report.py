@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..copies.index import thinned
 from ..data.annotations import Labels
 from ..data.files import BrokenImageError
 from ..data.folders import ImageFolder
@@ -127,7 +128,7 @@ def report_page(real: str | os.PathLike[str], out: str | os.PathLike[str], netwo
 
 
 def _thinned(items: list[Any]) -> list[Any]:
-    return items if len(items) <= MOST else [items[i * len(items) // MOST] for i in range(MOST)]
+    return [items[i] for i in thinned(len(items), MOST)]
 
 
 def _small_size(root: Path, keys: list[str]) -> tuple[int, int]:
