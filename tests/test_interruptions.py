@@ -19,11 +19,28 @@ from test_generate import tree
 import dreamda
 from dreamda import cli
 from dreamda.data import load_bundled
+from dreamda.runs import files
+from dreamda.runs.files import try_lock
 
 # sanitizers look at memory, not at files
 STOPS = 50 if os.environ.get("DREAMDA_LONG") else 2 if os.environ.get("DREAMDA_SANITIZED") else 6
 # A batch a seed image, so that writes are spread over the whole run.
-START = "import dreamda.runs.generate as g, sys; g.SECONDS_A_BATCH = 0; from dreamda.cli import main; sys.exit(main())"
+START = """
+import sys
+from dreamda.cli import main
+from dreamda.runs import generate, trial
+
+generate.SECONDS_A_BATCH = 0
+trial.STEPS, trial.EPOCHS, trial.VARIANTS, trial.ROUNDS, trial.FOLDS = (3, ), 3, (1, ), 1, 2
+sys.exit(main())
+"""
+HALTED = """
+import os, signal
+from dreamda.copies.pictures import Pictures
+from dreamda.runs import trial
+
+trial.describe_model = Pictures.read = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
+""" + START
 GENERATE = [
     "--model", "fashion-mini", "--variants", "3", "--steps", "2", "--strength", "0.5", "--dtype", "f32", "--threads",
     "2"
@@ -57,6 +74,13 @@ def data(tmp_path_factory):
 def command(name: str, root: Path, out: Path) -> list[str]:
     if name == "generate":
         return ["generate", str(root / "seeds"), "--out", str(out), *GENERATE]
+    if name == "try":
+        return ["try", str(root / "seeds"), "--out", str(out), "--model", "fashion-mini", "--preset", "fast"]
+    if name == "audit":
+        return ["audit", str(root / "seeds"), str(root / "whole-generate"), "--out", str(out)]
+    if name == "withdraw":
+        image = next((root / "seeds/bag").iterdir())
+        return ["audit", "--withdraw", str(image), str(root / "whole-generate"), "--out", str(out)]
     return [
         "train",
         str(root / "seeds"),
@@ -79,10 +103,10 @@ def content(out: Path) -> dict[str, bytes]:
     return files
 
 
-def start(name: str, root: Path, out: Path) -> subprocess.Popen:
+def start(name: str, root: Path, out: Path, program: str = START) -> subprocess.Popen:
     """The command in a process of its own, from the moment on that it works on `out`."""
     environment = {**os.environ, "PYTHONPATH": str(Path(dreamda.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", START, *command(name, root, out)],
+    process = subprocess.Popen([sys.executable, "-c", program, *command(name, root, out)],
                                env=environment,
                                stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE,
@@ -162,6 +186,43 @@ def test_a_second_process_on_the_same_folder_is_refused(data, tmp_path, name):
     _, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors
     assert content(out) == content(data / f"whole-{name}")
+
+
+@pytest.mark.parametrize("name, result", [("try", "trial.html"), ("audit", "audit.json"),
+                                          ("withdraw", "withdrawal.json")])
+def test_a_second_process_writes_nothing_and_a_killed_one_leaves_no_lock(data, tmp_path, name, result):
+    out = tmp_path / "out"
+    first = start(name, data, out, HALTED)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    try:
+        there = tree(out)
+        second = start(name, data, out)
+        _, errors = second.communicate(timeout=600)
+        assert (second.returncode, errors) == (
+            2, f"dreamda: --out: {out} is being written by another process; wait for it, or give another folder\n")
+        assert tree(out) == there
+    finally:
+        first.kill()
+        first.communicate(timeout=600)
+    third = start(name, data, out)
+    _, errors = third.communicate(timeout=600)
+    assert third.returncode in (0, 1) and result in tree(out), errors
+
+
+def test_a_folder_that_is_removed_while_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process ends in it between the two steps; empty new folders are removed at the end."""
+    out, calls = tmp_path / "new/out", []
+
+    def late(fd):
+        calls.append(fd)
+        if len(calls) == 1:
+            out.rmdir()
+        return try_lock(fd)
+
+    monkeypatch.setattr(files, "try_lock", late)
+    with files.locked_folder(out):
+        assert len(calls) == 2 and is_locked(out)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lost_lock_of_tqdm_does_not_block_our_bars():

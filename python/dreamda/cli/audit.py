@@ -1,6 +1,7 @@
 """The command `dreamda audit`; `dreamda.cli` registers it."""
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Annotated, Optional
@@ -74,19 +75,20 @@ def audit(
 
 
 def _trace(image: Path, folders: list[Path], out: Path | None, max_similarity: float | None, threads: int) -> int:
-    from ..runs.files import check_report
+    from ..runs.files import check_report, locked_folder
     from ..runs.withdrawal import trace
 
     if out is not None:
         check_report(out, *folders)
-    found = trace(image, folders, max_similarity=max_similarity, threads=threads or None)
+    with contextlib.nullcontext() if out is None else locked_folder(out):
+        found = trace(image, folders, max_similarity=max_similarity, threads=threads or None)
+        if out is not None:
+            found.write(out)
     complain_of(found.skipped, found.notes)
     for each in found.traces:
         score = "" if each.score is None else f"  {each.score:6.3f}"
         print(printable(f"{Path(each.folder) / each.file}{score}  {each.reason}"))
     print(printable(f"{len(found.traces):,} of {counted(found.images, 'image')} made from {image} or like it"))
-    if out is not None:
-        found.write(out)
     return 1 if found.traces or found.skipped else 0
 
 

@@ -428,11 +428,15 @@ def try_(
 
     This is a small cross-validated experiment: classifiers with and without synthetic images are tested on real images
     that they have not seen. The result includes its uncertainty, and is also written to OUT/trial.html. Run the same
-    command again to resume; more --minutes make the result more certain.
+    command again to resume; more --minutes make the result more certain. OUT is locked: a second process that writes
+    there is refused.
     """
+    from ..runs.files import locked_folder
     from ..runs.inspection import environment
     from ..runs.trial import try_dataset
 
+    with locked_folder(out):  # try_dataset locks it again; this one refuses before the model is loaded
+        pass
     pipe = common.load(model, dtype, threads, size)
     about = _environment(pipe, environment(), {})
     trial = try_dataset(real, out, pipe, model=model, minutes=minutes, presets=preset or (), seed=seed,

@@ -40,7 +40,6 @@ class Blocks:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._new: list[Path] = []
-        self._new_folders: list[Path] = []
 
     def get(self, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The arrays that were kept under a key; if there are none, they are computed and kept."""
@@ -54,24 +53,18 @@ class Blocks:
             arrays = compute()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type, unused-ignore]
-        if not self.folder.is_dir():
-            self._new_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._new.append(path)
         write_atomically(path, buffer.getvalue())
         return arrays
 
     def remove(self, only_new: bool = False) -> None:
-        """Delete what is kept; with `only_new`, what this object has added, folders too."""
-        if only_new:
-            for path in self._new:
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another call keeps parts there
-                for folder in self._new_folders:
-                    folder.rmdir()
-        elif self.folder is not None and self.folder.is_dir():
-            for path in self.folder.glob("*.npz"):
-                path.unlink()
+        """Delete what is kept; with `only_new`, only what this object has added."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self._new if only_new else self.folder.glob("*.npz"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # parts of an earlier call stay
             self.folder.rmdir()
 
 

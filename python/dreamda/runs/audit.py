@@ -9,6 +9,7 @@ reveals nothing: membership attacks succeed on sets that pass tests of nearest n
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from ..options import ParameterError
 from ..text import counted, in_brackets
 from ..training.saved import TrainedModel
 from .audit_page import PAIRS, audit_page
-from .files import AUDIT, BLOCKS, OutputError, check_report
+from .files import AUDIT, BLOCKS, OutputError, check_report, locked_folder
 from .manifest import read_manifest
 from .measures import read_network
 from .records import hash_of
@@ -196,7 +197,8 @@ def audit(real: str | os.PathLike[str],
     reference : path, optional
         Real images that the generator has never seen, for two more tests: of distances, and of membership.
     out : path, optional
-        A folder for audit.json and audit.html. An interrupted audit goes on when it is called again.
+        A folder for audit.json and audit.html. An interrupted audit goes on when it is called again. The folder is
+        locked during the call.
     max_similarity : float, optional
         Images more similar than this are copies. Default: the similarity to the nearest other image that 1 % of the
         real images exceed.
@@ -216,8 +218,8 @@ def audit(real: str | os.PathLike[str],
     FileNotFoundError, NotADirectoryError
         A folder does not exist.
     ValueError
-        Two folders are the same, `out` is no place for a report, there are no images, none can be read, `reference`
-        contains images of `real` or near copies of them, or `features` is no ResNet.
+        Two folders are the same, `out` is no place for a report or another process writes there, there are no images,
+        none can be read, `reference` contains images of `real` or near copies of them, or `features` is no ResNet.
 
     Examples
     --------
@@ -236,16 +238,17 @@ def audit(real: str | os.PathLike[str],
     network = None if features is None else (read_network(features), digest_of_file(features))
     work = _Work(resolve_threads(threads), Blocks(None if out is None else Path(out) / BLOCKS),
                  progress or (lambda phase, done, total: None))
-    try:
-        result, page = _audit(work, work.read(real), work.read(synthetic),
-                              None if reference is None else work.read(reference), max_similarity, network,
-                              out is not None)
-    except (ValueError, FileNotFoundError, NotADirectoryError):  # bad input: there is nothing to go on with
-        work.blocks.remove(only_new=True)
-        raise
-    if out is not None:
-        _write(Path(out), result, page)
-        work.blocks.remove()
+    with contextlib.nullcontext() if out is None else locked_folder(out):
+        try:
+            result, page = _audit(work, work.read(real), work.read(synthetic),
+                                  None if reference is None else work.read(reference), max_similarity, network,
+                                  out is not None)
+        except (ValueError, FileNotFoundError, NotADirectoryError):  # bad input: there is nothing to go on with
+            work.blocks.remove(only_new=True)
+            raise
+        if out is not None:
+            _write(Path(out), result, page)
+            work.blocks.remove()
     return result
 
 
@@ -472,7 +475,6 @@ def _classes(synthetic: Pictures, matches: Matches, copies: list[Copy]) -> list[
 
 def _write(out: Path, result: Audit, page: str) -> None:
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / AUDIT, json.dumps(result.to_json(), indent=1, ensure_ascii=False).encode())
         write_atomically(out / "audit.html", page.encode())
     except OSError as error:

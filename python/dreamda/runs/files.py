@@ -1,5 +1,8 @@
 """Shared by the run folders: `OutputError`, folders of reports, signals that stop a run cleanly, locks and writing.
 
+    with locked_folder("report"):
+        ...  # another process that writes there is refused
+
     with StopOnSignals("finishing the current step and saving") as stop:
         while stop.signal is None:
             ...
@@ -11,6 +14,7 @@ import fcntl
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -43,13 +47,18 @@ def check_report(out: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -
     for folder in map(Path, inputs):
         if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
             raise ParameterError("out", f"{out} lies in the folder of images {folder}; give a folder elsewhere")
-    for path in (out, *out.parents):
-        if os.path.lexists(path) and not path.is_dir():
-            raise ParameterError("out", f"{path} is no folder; give a new or an empty one")
+    _check_folder(out)
     if out.is_dir():
         there = os.listdir(out)
         if there and not REPORTS.intersection(there):
             raise ParameterError("out", f"{out} holds files but no report of an audit; give a new or an empty folder")
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ParameterError if `out` or what it lies in exists and is no folder."""
+    for path in (out, *out.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            raise ParameterError("out", f"{path} is no folder; give a new or an empty one")
 
 
 class StopOnSignals:
@@ -97,6 +106,55 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def locked_folder(out: str | os.PathLike[str]) -> Iterator[None]:
+    """Create the folder `out`, and lock it for one process; at the end, remove new folders that are still empty.
+
+    The lock is on the folder itself, so that it leaves no file behind, and ends with the process, also with a kill.
+
+    Parameters
+    ----------
+    out : path
+
+    Raises
+    ------
+    ParameterError
+        Another process has locked the folder, or `out` is no folder.
+    OutputError
+        The folder cannot be created.
+    """
+    out = Path(out)
+    _check_folder(out)
+    with contextlib.ExitStack() as stack:
+        try:
+            new = _lock(out, stack)
+        except OSError as error:
+            raise OutputError(
+                error.errno, f"{out} cannot be written ({error.strerror}); fix that, or give another folder") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty
+                for folder in new:
+                    folder.rmdir()
+
+
+def _lock(out: Path, stack: contextlib.ExitStack) -> list[Path]:
+    """Create and lock a folder until the stack unwinds; return the folders that were created, the innermost first."""
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    while True:
+        out.mkdir(parents=True, exist_ok=True)
+        # another process may be removing the folder
+        with contextlib.ExitStack() as attempt, contextlib.suppress(FileNotFoundError):
+            folder = open_in(attempt, out, os.O_RDONLY | os.O_DIRECTORY)
+            if not try_lock(folder):
+                raise ParameterError("out",
+                                     f"{out} is being written by another process; wait for it, or give another folder")
+            if os.path.samestat(os.fstat(folder), os.stat(out)):
+                stack.push(attempt.pop_all())
+                return new
 
 
 def open_in(stack: contextlib.ExitStack, path: str | Path, flags: int, folder: int | None = None) -> int:

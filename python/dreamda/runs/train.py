@@ -13,7 +13,6 @@ run. A run with other parameters, data or another number of threads is refused.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -39,7 +38,7 @@ from ..training.saved import TrainedModel, load_arrays, save_arrays
 from ..training.setup import Setup
 from ..training.stages import DivergenceError, Event, Training, describe
 from ..training.views import SMALL, is_grey
-from .files import OutputError, StopOnSignals
+from .files import OutputError, StopOnSignals, locked_folder
 from .inspection import BITS, differences, environment
 from .labelled import FolderImages, LabelledFolder, dimensions, read_folder, scan_labelled, scan_real
 
@@ -466,9 +465,6 @@ def _writing(out: Path) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if isinstance(error, BlockingIOError):
-            raise ParameterError(
-                "out", f"{out} is being written by another process; wait for it, or give another folder") from None
         raise OutputError(
             error.errno,
             f"{out} cannot be written ({error.strerror}); fix that, then run the same command again to resume "
@@ -482,23 +478,19 @@ class _Folder:
         self.out, self.identity, self.begun = out, identity, identity
 
     def __enter__(self) -> _Folder:
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked_folder(self.out))
             _check_out(self.out, [])  # again: another process may have begun, and ended, since the first time
             self.begun = _check_same(self.out, self.identity)
             for name in _TEMPORARY:
                 self.path(name).unlink(missing_ok=True)
             if not self.path("run.json").is_file():
                 self.replace("run.json", (json.dumps(self.identity, indent=1, ensure_ascii=False) + "\n").encode())
-        except BaseException:
-            os.close(self._lock)
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        self._stack.close()
 
     def path(self, name: str) -> Path:
         return self.out / name

@@ -41,7 +41,7 @@ from ..training.classifier import AMSTClassifier
 from ..training.recipe import natural_size
 from ..training.views import SMALL, keyed
 from .checks import conditions_of
-from .files import OutputError, StopOnSignals
+from .files import OutputError, StopOnSignals, locked_folder
 from .generate import generate_dataset
 from .inspection import describe_model
 from .labelled import FolderImages, dimensions, scan_labelled, scan_real
@@ -226,7 +226,8 @@ def try_dataset(real: str | Path,
     real : path
         The data set, with one folder per class.
     out : path
-        A new or empty folder, or the folder of the same trial, which then resumes.
+        A new or empty folder, or the folder of the same trial, which then resumes. It is locked during the call, so
+        that another process that writes there is refused.
     pipeline : dreamda.Pipeline
     model : str
         The model's name, for the records.
@@ -251,7 +252,7 @@ def try_dataset(real: str | Path,
     Raises
     ------
     ValueError
-        The data set or `out` cannot be used, or the time is too short.
+        The data set or `out` cannot be used, another process writes `out`, or the time is too short.
     OutputError
         `out` could no longer be written.
     """
@@ -260,8 +261,12 @@ def try_dataset(real: str | Path,
     names = tuple(dict.fromkeys(presets or default_presets(pipeline)))
     for name in names:
         load_preset(name)
-    trial = _Trial(Path(real), Path(out), pipeline, names, minutes, seed, threads, workers, model, environment or {})
-    return trial.run(watch or (lambda unit: contextlib.nullcontext(lambda done, total: None)), tell)
+    real, out = Path(real), Path(out)
+    if out.resolve() == real.resolve() or real.resolve() in out.resolve().parents:
+        raise ParameterError("out", f"{out} lies in the data set {real}; give a folder elsewhere")
+    with locked_folder(out):
+        trial = _Trial(real, out, pipeline, names, minutes, seed, threads, workers, model, environment or {})
+        return trial.run(watch or (lambda unit: contextlib.nullcontext(lambda done, total: None)), tell)
 
 
 class _Trial:
@@ -271,8 +276,6 @@ class _Trial:
         self.seed, self.threads, self.workers = seed, threads, workers
         self.model, self.environment = model, environment
         self.folder = ImageFolder.scan(real)
-        if out.resolve() == real.resolve() or real.resolve() in out.resolve().parents:
-            raise ParameterError("out", f"{out} lies in the data set {real}; give a folder elsewhere")
         found = scan_real(real)
         self.classes = found.classes
         sides = [side for path in found.paths if (side := dimensions(path)) is not None]
@@ -321,7 +324,7 @@ class _Trial:
                 return self.taken_up(there)
             except (KeyError, TypeError, AttributeError, ValueError):
                 raise ParameterError("out", f"{path} is not as dreamda try writes it; give another folder") from None
-        if self.out.exists() and any(self.out.iterdir()):
+        if any(self.out.iterdir()):
             raise ParameterError("out", f"{self.out} holds files but no trial.json; give a new or an empty folder")
         begun = time.monotonic()
         tell("measuring what an image and a training step take here")
@@ -355,7 +358,6 @@ class _Trial:
             round(self.spent, 1), "results": self.results
         }
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
             write_atomically(self.out / "trial.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
         except OSError as error:
             raise OutputError(
