@@ -1,6 +1,7 @@
 """How well `dreamda audit` finds copies: recall by transformation and false alarms, with confidence intervals.
 
     python benchmarks/audit.py recall --photos FOLDER... --out audit.json    # photographs, and X-ray-like images
+    python benchmarks/audit.py withdraw --images 20 --others 500             # one X-ray-like image among others
     python benchmarks/audit.py speed --real 20000 --synthetic 2000           # pairs a second; 100,000 x 100,000
     python benchmarks/audit.py table audit.json                              # into AUDIT.md
     python benchmarks/audit.py images WORK                                   # folders for the tests of generators
@@ -28,8 +29,9 @@ from audit_images import CHANGES, natural, xray  # noqa: E402
 
 from dreamda.copies.calibration import calibrated, share  # noqa: E402
 from dreamda.copies.index import SAME_RATIO, CopyIndex  # noqa: E402
-from dreamda.copies.thumbnails import thumbnail  # noqa: E402
+from dreamda.copies.thumbnails import thumbnail, views  # noqa: E402
 from dreamda.data import load_bundled  # noqa: E402
+from dreamda.runs.withdrawal import MAX_SIMILARITY  # noqa: E402
 
 
 def photographs(folders: list[str], count: int) -> list[Path]:
@@ -90,6 +92,29 @@ def recall(arguments: argparse.Namespace) -> None:
     results.append(measure("X-ray-like", cache(xray), arguments.xray, min(arguments.copied, arguments.xray),
                            arguments.threads))
     Path(arguments.out).write_text(json.dumps(results, indent=1))
+
+
+def withdraw(arguments: argparse.Namespace) -> None:
+    """The command `withdraw`: what looks like an X-ray-like image, of its copies and of other images, at two limits."""
+    others = np.stack([thumbnail(np.asarray(xray(i))) for i in range(arguments.images + arguments.others)])
+    among = CopyIndex(others).among_themselves(len(others), threads=arguments.threads)
+    limits = {"default": MAX_SIMILARITY, "of an audit": calibrated(among.matches.score).value}
+    copies, alike = [], []
+    for i in range(arguments.images):
+        image, rng = xray(i), np.random.default_rng(0)
+        known = np.stack(views(np.asarray(image)))
+        index = CopyIndex(known, np.zeros(len(known), np.int64))
+        changed = np.stack([thumbnail(np.asarray(change(image, rng))) for change in CHANGES.values()])
+        copies.append(index.nearest(changed, threads=arguments.threads).score)
+        alike.append(index.nearest(np.delete(others, i, axis=0), threads=arguments.threads).score)
+    found, missed = np.stack(copies), {}
+    for name, limit in limits.items():
+        listed = [int((scores > limit).sum()) for scores in alike]
+        missed[name] = {"limit": round(limit, 4), "copies_found": int((found > limit).sum()), "copies": found.size,
+                        "missed_by_kind": {kind: int((found[:, k] <= limit).sum())
+                                           for k, kind in enumerate(CHANGES) if (found[:, k] <= limit).any()},
+                        "others": len(alike[0]), "others_listed": {"mean": float(np.mean(listed)), "most": max(listed)}}
+    print(json.dumps(missed, indent=1))
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -166,6 +191,10 @@ if __name__ == "__main__":
     command.add_argument("--copied", type=int, default=2000)
     command.add_argument("--out", default="audit.json")
     command.set_defaults(run=recall)
+    command = commands.add_parser("withdraw")
+    command.add_argument("--images", type=int, default=20)
+    command.add_argument("--others", type=int, default=500)
+    command.set_defaults(run=withdraw)
     command = commands.add_parser("speed")
     command.add_argument("--real", type=int, default=20000)
     command.add_argument("--synthetic", type=int, default=2000)
