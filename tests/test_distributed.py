@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 from networks import write_lcm, write_tiny_vae
 from test_generate import tree
+from test_labels import write_coco, write_images
 
 import dreamda
 from dreamda import distributed
 from dreamda.runs import generate
-from dreamda.data import ImageFolder, choose_prompts, load_bundled
+from dreamda.data import ImageFolder, choose_prompts, coco, load_bundled
+from dreamda.data.annotations import Composition
 from dreamda.distributed import Augmenter, RayWorkers
 from dreamda.runs.generate import EngineError, GenerationOptions, generate_dataset
+from dreamda.runs.safeguards import Safeguards
 
 FAST = {"variants": 2, "steps": 4, "seed": 3}
 
@@ -292,6 +295,26 @@ def test_few_steps_another_vae_and_prompts_of_variants(ray, real, tmp_path):
     assert same(tmp_path / "out", tree(tmp_path / "alone"))
     with pytest.raises(ValueError, match="^vae: .* is no folder of a VAE"):
         RayWorkers(str(lcm), threads=1, vae=str(tmp_path))
+
+
+def test_composed_images_and_copies_that_are_made_again(ray, real, tmp_path):
+    """Objects are placed, and copies made again or left out, as by one process."""
+    labels = coco(write_coco(tmp_path), write_images(tmp_path / "photos"))
+    composed = labels.folder("objects", Composition(compose=2))
+    settings = GenerationOptions(variants=2, steps=2, seed=3, method="sdedit", strength=1)
+    cases = {"composed": (composed, {"prompts": labels.prompts(), "prompt_source": {"template": "a photo of {}"}}),
+             "guarded": (ImageFolder.scan(real), {"safeguards": Safeguards(max_similarity=0.95, redraw=1)})}
+    pipe = dreamda.Pipeline.load("fashion-mini", threads=1)
+    with RayWorkers("fashion-mini", threads=1) as workers:
+        for name, (folder, more) in cases.items():
+            one, many = tmp_path / name, tmp_path / f"{name}-by-workers"
+            alone = generate_dataset(folder, one, pipe, settings, **more)
+            report = generate_dataset(folder, many, workers, settings, engine=workers.stream, **more)
+            assert same(many, tree(one)) and (report.made, report.left_out) == (alone.made, alone.left_out)
+    rows = [json.loads(line) for line in (tmp_path / "composed/metadata.jsonl").open()]
+    assert len(rows) == 8 and any(row.get("objects_from") for row in rows)
+    rows = [json.loads(line) for line in (tmp_path / "guarded/metadata.jsonl").open()]
+    assert alone.left_out and any(row["redraws"] for row in rows)
 
 
 def test_more_threads_than_any_node_has(ray):
