@@ -139,8 +139,8 @@ def test_a_prompt_file_that_names_absent_images(fake, real, tmp_path, capsys):
 def test_other_parameters_on_an_existing_out(fake, real, tmp_path, capsys):
     assert run("generate", real, "--out", tmp_path / "out", *FAST) == 0
     before = tree(tmp_path)
-    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--noise-scale", "1") == 2
-    assert "another --noise-scale 3.0 (now 1.0);" in capsys.readouterr().err and tree(tmp_path) == before
+    assert run("generate", real, "--out", tmp_path / "out", *FAST, "--noise-scale", "3") == 2
+    assert "another --noise-scale 1.0 (now 3.0);" in capsys.readouterr().err and tree(tmp_path) == before
 
 
 def test_signals(fake, real, tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_diverse_needs_starts_of_its_own(fake, real, tmp_path, capsys):
 def test_the_noise_scale_of_plain_img2img_is_0(fake, real, tmp_path):
     assert run("generate", real, "--out", tmp_path / "a", *FAST, "--method", "sdedit") == 0
     assert run("generate", real, "--out", tmp_path / "b", *FAST) == 0
-    assert [lines(tmp_path / n)[0]["noise_scale"] for n in "ab"] == [0.0, 3.0]
+    assert [lines(tmp_path / n)[0]["noise_scale"] for n in "ab"] == [0.0, 1.0]
 
 
 def test_demo_writes_everything_and_repeats(monkeypatch, fake, tmp_path, capsys):

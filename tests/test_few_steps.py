@@ -55,6 +55,15 @@ def real(tmp_path):
     return make_real(tmp_path / "real").root
 
 
+def test_more_steps_than_a_few_step_model_is_made_for_are_noted(models, real, tmp_path, capsys):
+    command = ["generate", real, "--out", tmp_path / "out", "--model", models / "lcm", "--variants", "1", "--dry-run",
+               "--threads", "1"]
+    assert run(*command) == 0
+    assert "made for about 1 to 8 steps, and will run 20: --preset fast takes 4" in capsys.readouterr().err
+    assert run(*command, "--preset", "fast") == 0
+    assert "is made for about" not in capsys.readouterr().err
+
+
 def without_run(out):
     return {name: content for name, content in tree(out).items() if name != "run.json"}
 

@@ -178,7 +178,7 @@ def test_the_run_itself_is_no_place_for_its_repetition(made, capsys):
 
 OLD_RUN = {
     "format": 1, "dreamda": __version__, "template": "a photo of a {}", "prompts_sha256": None, "variants": 2, "steps":
-    3, "strength": 0.8, "eta": 1.0, "guidance_scale": 7.5, "noise_scale": 0.0, "source_prompt": "",
+    3, "strength": 0.8, "eta": 1.0, "guidance_scale": 2.0, "noise_scale": 0.0, "source_prompt": "",
     "source_guidance_scale": 1.5, "step": "sdedit", "share_source": False, "share_start": True, "diverse": False,
     "seed": 0, "guidance_low": 0.0, "guidance_high": 1.0, "dtype": "f32", "size": [8, 8], "model_sha256": "f" * 64,
     "model": "fake"

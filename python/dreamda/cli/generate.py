@@ -367,6 +367,8 @@ def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, i
 def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWorkers,
            settings: GenerationOptions) -> list[str]:
     """What is to be said of the prompts `texts` (each with the key of an image), and of the images and the model."""
+    from ..generation.pipeline import Pipeline
+    from ..generation.schedulers import MOST_OF_FEW_STEPS
     from ..networks.hub import part_folder
     from ..networks.tokenizer import Tokenizer
     from ..runs.checks import check_model, check_prompts, other_classes
@@ -378,6 +380,9 @@ def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWo
             tokenizer.add(embedding.tokens)
         notes += check_prompts(folder, texts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
         notes += other_classes(folder, texts, settings.negative_prompt, settings.prompt_syntax)
+    if isinstance(pipe, Pipeline) and pipe.schedule.few_steps and settings.steps > MOST_OF_FEW_STEPS:
+        notes.append(f"this model is made for about 1 to {MOST_OF_FEW_STEPS} steps, and will run {settings.steps}: "
+                     "--preset fast takes 4")
     return notes + check_model(folder, texts, pipe.folder, pipe.size, settings.tile_size)
 
 

@@ -16,6 +16,7 @@ from ..options import ParameterError
 from ..text import counted
 
 CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # for them, strength selects the timesteps, and all steps are run
+MOST_OF_FEW_STEPS = 8  # models that were distilled for few steps are made for up to about so many
 _EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 _DDPM = ("DDPMScheduler", "DDPMParallelScheduler")
 _MULTISTEP = "DPMSolverMultistepScheduler"
@@ -167,7 +168,7 @@ class Schedule:
                 raise ParameterError(
                     "steps",
                     f"{steps} exceeds the {origin} of this model's schedule ({self.name}); few-step models are made "
-                    "for about 1 to 8")
+                    f"for about 1 to {MOST_OF_FEW_STEPS}")
             kept = int(origin * strength)
             if kept < steps:
                 raise ParameterError(
