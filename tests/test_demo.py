@@ -201,7 +201,7 @@ def test_inspect(capsys):
     about = json.loads(capsys.readouterr().out)
     assert about["parts"]["unet"]["parameters"] == 4_731_364 and about["latent"] == [
         4, 16, 16
-    ] and about["rows_per_image"] == 240
+    ] and about["rows_per_image"] == 16 * 3
     assert 0 < about["seconds_per_image"] < 1000 and about["peak_memory_bytes"] > 10_000_000
     assert cli.main(["inspect", "fashion-mini"]) == 0
     assert "4,731,364 parameters" in capsys.readouterr().out

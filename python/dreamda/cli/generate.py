@@ -380,7 +380,8 @@ def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWo
             tokenizer.add(embedding.tokens)
         notes += check_prompts(folder, texts, tokenizer, settings.negative_prompt, settings.prompt_syntax)
         notes += other_classes(folder, texts, settings.negative_prompt, settings.prompt_syntax)
-    if isinstance(pipe, Pipeline) and pipe.schedule.few_steps and settings.steps > MOST_OF_FEW_STEPS:
+    if isinstance(pipe, Pipeline) and pipe.schedule.few_steps and (
+            MOST_OF_FEW_STEPS < settings.steps <= pipe.schedule.most_steps):
         notes.append(f"this model is made for about 1 to {MOST_OF_FEW_STEPS} steps, and will run {settings.steps}: "
                      "--preset fast takes 4")
     return notes + check_model(folder, texts, pipe.folder, pipe.size, settings.tile_size)
