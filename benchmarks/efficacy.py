@@ -99,9 +99,11 @@ class DataSet:
     """Images to measure on, and what is measured: the harness below works on any of them.
 
     A kind of synthetic images is a dict of arguments of `Pipeline.augment`; "model" in it names another model,
-    "variants" is another K, "templates" and "fields" are those of `dreamda.data.choose_prompts`, and "from_noise" makes
-    it start from pure noise. As controls, "copies" are the real images themselves, and "reconstructed" what the VAE
-    makes of them. A method is a kind (or None) and what differs in training.
+    "variants" is another K, "templates" and "fields" are those of `dreamda.data.choose_prompts`, "from_noise" makes it
+    start from pure noise, and "learned" says that prompts have words learned from the draw's images in place of names.
+    As controls, "copies" are the real images themselves, and "reconstructed" what the VAE makes of them. A kind with
+    "parts" is made of others: of n of them each gives the first K / n variants. A method is a kind (or None) and what
+    differs in training.
     """
 
     name: str
@@ -130,6 +132,10 @@ class DataSet:
         """What `Pipeline.load` takes for the name of a model."""
         return model
 
+    def embeddings(self, work: str, part: str, draw: int) -> tuple[str, ...]:
+        """Files with the words learned from the images of a draw, one for each class."""
+        return tuple(str(Path(work) / "embeddings" / f"{part}-{draw}" / f"{name}.safetensors") for name in self.classes)
+
     def prompt(self, label: int) -> str:
         """What the image of a class is said to show."""
         name = self.classes[label]
@@ -153,9 +159,9 @@ def fashion_mnist(folder: str) -> DataSet:
 # ---- jobs: functions of plain values, run in worker processes
 
 @cache
-def pipeline(model: str):
+def pipeline(model: str, embeddings: tuple[str, ...] = ()):
     from dreamda import Pipeline
-    return Pipeline.load(model, threads=1)
+    return Pipeline.load(model, threads=1, embeddings=embeddings)
 
 
 def image_file(work: str, kind: dict, part: str, draw: int, first: int, last: int) -> Path:
@@ -178,7 +184,10 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     keys = [f"{part}/{i}" for i in members]
     prompts = varied_prompts(data, labels[members], keys, parameters.pop("templates", None),
                              parameters.pop("fields", None), draw, variants)
-    pipe = pipeline(data.locate(parameters.pop("model", data.model)))
+    learned = data.embeddings(work, part, draw) if parameters.pop("learned", False) else ()
+    pipe = pipeline(data.locate(parameters.pop("model", data.model)), learned)
+    if learned:
+        prompts = [f"a photo of a {pipe.embeddings[label].token}" for label in labels[members]]
     if parameters.pop("copies", False):
         made = np.repeat(images[members], variants, axis=0)
     elif parameters.pop("reconstructed", False):
@@ -220,10 +229,17 @@ def decoded(pipe, latents: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(pixels.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
 
 
+def parts_of(kind: dict) -> list[dict]:
+    return kind.get("parts", [kind])
+
+
 def image_seconds(data: DataSet, work: str, kind: dict, part: str, draw: int, size: int) -> float | None:
     """CPU seconds that the images of a draw took; None where that was not recorded."""
-    files = [image_file(work, kind, part, draw, *chunk).with_suffix(".cpu") for chunk in chunks(data, size)]
-    return sum(float(file.read_text()) for file in files) if all(file.exists() for file in files) else None
+    kinds = parts_of(kind)
+    files = [image_file(work, k, part, draw, *chunk).with_suffix(".cpu") for k in kinds for chunk in chunks(data, size)]
+    if not all(file.exists() for file in files):
+        return None
+    return sum(float(file.read_text()) for file in files) / len(kinds)
 
 
 def in_colour(made: np.ndarray) -> np.ndarray:
@@ -234,7 +250,10 @@ def in_colour(made: np.ndarray) -> np.ndarray:
 
 def load_images(data: DataSet, work: str, kind: dict, part: str, draw: int,
                 size: int) -> tuple[np.ndarray, np.ndarray]:
-    made = np.concatenate([np.load(image_file(work, kind, part, draw, *chunk)) for chunk in chunks(data, size)], axis=1)
+    kinds = parts_of(kind)
+    found = [np.concatenate([np.load(image_file(work, k, part, draw, *chunk)) for chunk in chunks(data, size)], axis=1)
+             for k in kinds]
+    made = np.concatenate([images[:, :, :images.shape[2] // len(kinds)] for images in found], axis=2)
     return in_colour(made), np.repeat(np.arange(len(made)), made.shape[1] * made.shape[2])
 
 
@@ -366,9 +385,10 @@ def run_jobs(data: DataSet, work: str, pool: ProcessPoolExecutor, wanted: list[d
         here = [w for w in wanted if w["draw"] == draw]
         images = {}
         for w in here:
-            for first, last in chunks(data, w["size"]) if w["kind"] else []:
-                images[str(image_file(work, w["kind"], part, draw, first,
-                                      last))] = (w["kind"], part, draw, first, last, variants)
+            for kind in parts_of(w["kind"]) if w["kind"] else []:
+                for first, last in chunks(data, w["size"]):
+                    images[str(image_file(work, kind, part, draw, first, last))] = (kind, part, draw, first, last,
+                                                                                    variants)
         jobs = [((make_images, data, work, *job), ) for file, job in images.items() if not Path(file).exists()]
         jobs.sort(key=lambda job: job[0][6] - job[0][7])  # the largest first: both processes end together
         execute(

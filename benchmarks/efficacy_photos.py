@@ -1,5 +1,6 @@
 """Does it help on photographs? The harness of efficacy.py on three data sets of photographs at 64 pixels.
 
+    python benchmarks/efficacy_photos.py learn  --work WORK      # words for the classes, from the real images of draws
     python benchmarks/efficacy_photos.py choose --work WORK      # settings, on validation images
     python benchmarks/efficacy_photos.py run    --work WORK      # the table, on test images
     python benchmarks/efficacy_photos.py report                  # into benchmarks/EFFICACY.md and README.md
@@ -16,7 +17,9 @@ images from them and is tested on their rest. WORK keeps the images made; nothin
 import argparse
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,13 +33,14 @@ REGIMES = {
     "names that the model knows, other pictures (Caltech-101)", "new-names":
     "names that the model has never read (flowers)"
 }
-SIZES = {5: 5}
+SIZES = {5: 5, 10: 3}  # real images a class: draws
 VARIANTS = 20
 MOST = 10  # real images a class that a draw may take
 CHOOSING = 0.4
 
 # The network and its steps, the same for every method.
 TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=60, steps_per_epoch=10)
+LENGTHS = (120, 60)  # epochs of the tables, of 10 steps each
 
 
 @cache
@@ -80,10 +84,11 @@ class Photos(DataSet):
         return str(Path(self.models) / model)
 
 
-def photos(regime: str, data: Path, models: Path) -> Photos:
+def photos(regime: str, data: Path, models: Path, epochs: int = TRAINING["epochs"]) -> Photos:
     folder = data / regime
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    return Photos(regime, str(folder), "natural-mini", classes, SIZES, VARIANTS, TRAINING, models=str(models))
+    return Photos(regime, str(folder), "natural-mini", classes, SIZES, VARIANTS, TRAINING | dict(epochs=epochs),
+                  models=str(models))
 
 
 # Kinds of synthetic images. "many" is the teacher, "few" its few-step student, which takes the guidance as an input.
@@ -105,40 +110,80 @@ OURS = many(guidance_scale=2.0, noise_scale=1.0, share_start=False)
 REAL, PLAIN, AMST = dict(method="real-only"), dict(method="plain"), dict(method="amst")
 RANDAUGMENT = dict(view="randaugment")
 TEXT = dict(method="sdedit", strength=1.0, noise_scale=0.0, from_noise=True)
+FRESH = dict(method="sdedit", strength=1.0, noise_scale=1.0)
+IMG2IMG = dict(method="sdedit", noise_scale=0.0)
 
+
+def mixed(**changed: object) -> dict:
+    """Half of the variants keep to their seed, the others come from the text alone."""
+    return dict(parts=[few(**changed), few(**TEXT, **changed)])
+
+
+LEARNED = dict(learned=True)
 # Rows of the table: kind of synthetic images, and what differs in training. Every row with synthetic images, and the
 # second, has RandAugment: see "Levers" in EFFICACY.md.
 METHODS = {
     "real only": (None, REAL),
     "real + RandAugment": (None, REAL | RANDAUGMENT),
+    "real + MixUp": (None, REAL | dict(mix="mixup")),
     "real + CutMix": (None, REAL | dict(mix="cutmix")),
     "copies of the real images + AMST": (dict(copies=True), AMST | RANDAUGMENT),
     "text alone": (few(**TEXT), PLAIN | RANDAUGMENT),
-    "img2img": (few(method="sdedit", noise_scale=0.0), PLAIN | RANDAUGMENT),
+    "text alone + AMST": (few(**TEXT), AMST | RANDAUGMENT),
+    "img2img": (few(**IMG2IMG), PLAIN | RANDAUGMENT),
+    "img2img + AMST": (few(**IMG2IMG), AMST | RANDAUGMENT),
     "DreamDA, labels of the seeds": (few(), PLAIN | RANDAUGMENT),
     "DreamDA + AMST": (few(), AMST | RANDAUGMENT),
+    "DreamDA at strength 1, labels of the seeds": (few(**FRESH), PLAIN | RANDAUGMENT),
+    "DreamDA at strength 1 + AMST": (few(**FRESH), AMST | RANDAUGMENT),
+    "half DreamDA, half text, labels of the seeds": (mixed(), PLAIN | RANDAUGMENT),
+    "half DreamDA, half text + AMST": (mixed(), AMST | RANDAUGMENT),
+    "DreamDA, authors' settings, 12 steps, 5 for each, labels of the seeds": (many(variants=5), PLAIN | RANDAUGMENT),
     "DreamDA, authors' settings, 12 steps, 5 for each + AMST": (many(variants=5), AMST | RANDAUGMENT),
+    "DreamDA, 12 steps, 5 for each + AMST": (OURS | dict(variants=5), AMST | RANDAUGMENT),
+}
+# With words learned from the real images, where the model does not know the names.
+WITH_LEARNED = {
+    "learned words: text alone": (few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT),
+    "learned words: DreamDA + AMST": (few(**LEARNED), AMST | RANDAUGMENT),
+    "learned words: DreamDA at strength 1 + AMST": (few(**FRESH, **LEARNED), AMST | RANDAUGMENT),
+    "learned words: half DreamDA, half text, labels of the seeds": (mixed(**LEARNED), PLAIN | RANDAUGMENT),
+    "learned words: half DreamDA, half text + AMST": (mixed(**LEARNED), AMST | RANDAUGMENT),
+}
+LEARNING = ("new-names", )  # regimes with such words
+# The best of the sweep for each regime, among those with our method.
+CHOSEN = {
+    "own-domain": "half DreamDA, half text + AMST",
+    "known-names": "half DreamDA, half text + AMST",
+    "new-names": "learned words: half DreamDA, half text + AMST",
 }
 
 # What the sweep compares, group by group: see "Levers" in EFFICACY.md.
-FRESH = dict(method="sdedit", strength=1.0, noise_scale=1.0)
+STRENGTHS = dict(parts=[few(strength=strength) for strength in (0.5, 0.7, 0.85, 1.0)])
+FOUR = dict(parts=[few(**changed, **LEARNED) for changed in ({}, dict(method="sdedit", strength=1.0), IMG2IMG, TEXT)])
+BOTH = (PLAIN | RANDAUGMENT, AMST | RANDAUGMENT)
 CHOICES = {
     "real": [(None, REAL | changed | steps) for steps in (dict(epochs=20), dict(epochs=60))
-             for changed in ({}, RANDAUGMENT)],
-    "K 20": [(few(), PLAIN | RANDAUGMENT),
-             (few(), AMST | RANDAUGMENT),
-             (few(**FRESH), PLAIN | RANDAUGMENT),
-             (few(**FRESH), AMST | RANDAUGMENT),
-             (few(**TEXT), PLAIN | RANDAUGMENT)],
-    "controls": [(dict(copies=True), AMST | RANDAUGMENT),
-                 (dict(reconstructed=True), AMST | RANDAUGMENT)],
+             for changed in ({}, RANDAUGMENT)] + [(None, REAL | RANDAUGMENT | dict(mix="cutmix"))],
+    "K 20": [(kind, training) for kind in (few(), few(**FRESH), few(**TEXT)) for training in BOTH],
+    "controls": [(dict(copies=True), AMST | RANDAUGMENT), (dict(reconstructed=True), AMST | RANDAUGMENT)],
     "AMST": [(few(), AMST | RANDAUGMENT | changed)
-             for changed in (dict(real_share=0.75), dict(consistency_weight=3.0), dict(epochs=120),
-                             dict(hint="agree"))],
-    "images": [(few(**changed), AMST | RANDAUGMENT)
-               for changed in (dict(noise_scale=3.0), dict(strength=0.6), dict(guidance_scale=1.0), dict(steps=2))],
-    "K 5": [(few(variants=5), AMST | RANDAUGMENT)],
+             for changed in (dict(real_share=0.75), dict(consistency_weight=3.0), dict(pretrain_epochs=2),
+                             dict(mix="cutmix"))] + [(few(**TEXT), AMST | RANDAUGMENT | dict(pretrain_epochs=2))],
+    "mixed": [(kind, training) for kind in (mixed(), STRENGTHS) for training in BOTH],
+    "learned": [(few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT), (few(**TEXT, **LEARNED), AMST | RANDAUGMENT),
+                (few(**LEARNED), AMST | RANDAUGMENT), (few(**IMG2IMG, **LEARNED), PLAIN | RANDAUGMENT)] +
+               [(kind, training) for kind in (few(method="sdedit", strength=1.0, **LEARNED), mixed(**LEARNED), FOUR)
+                for training in BOTH],
+    "long": [(kind, training | dict(epochs=120)) for kind, training in ((None, REAL | RANDAUGMENT),
+                                                                        (mixed(), PLAIN | RANDAUGMENT),
+                                                                        (mixed(), AMST | RANDAUGMENT))],
 }
+
+
+# The rows of the README's table.
+SHORT = ("real only", "real + RandAugment", "text alone", "img2img", "half DreamDA, half text + AMST",
+         "DreamDA, authors' settings, 12 steps, 5 for each + AMST", "learned words: half DreamDA, half text + AMST")
 
 
 def available(arguments: argparse.Namespace) -> list[str]:
@@ -152,6 +197,27 @@ def available(arguments: argparse.Namespace) -> list[str]:
     for path in missing:
         print(f"skipped: {path} is not here", file=sys.stderr)
     return [] if any(path.parent == arguments.models for path in missing) else found
+
+
+def learn(arguments: argparse.Namespace) -> None:
+    """Words for the classes, learned from the real images of every draw by recipes/textual_inversion.py."""
+    from PIL import Image
+
+    for draw in range(arguments.draws):
+        for regime in set(available(arguments)) & set(LEARNING):
+            data, work = photos(regime, arguments.data, arguments.models), str(arguments.work / regime)
+            for part, number in (("final", draw), ("sweep", 100 + draw)):
+                files = [Path(file) for file in data.embeddings(work, part, number)]
+                if all(file.exists() for file in files):
+                    continue
+                images, _ = data.images(part)
+                with tempfile.TemporaryDirectory() as folder:
+                    for name, members in zip(data.classes, data.members(part, number), strict=True):
+                        (Path(folder) / name).mkdir()
+                        for i in members[:min(SIZES)]:
+                            Image.fromarray(images[i]).save(Path(folder) / name / f"{i}.png")
+                    subprocess.run([arguments.torch, HERE / "recipes" / "textual_inversion.py",
+                                    arguments.models / "natural-mini", folder, files[0].parent], check=True)
 
 
 def choose(arguments: argparse.Namespace) -> None:
@@ -168,18 +234,26 @@ def choose(arguments: argparse.Namespace) -> None:
                          recipe=recipe,
                          size=size,
                          draw=draw,
-                         group=group) for kind, recipe in candidates for size in SIZES
+                         group=group) for kind, recipe in candidates for size in [min(SIZES)]
                     for draw in range(100, 100 + arguments.draws)
                 ]
                 run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
                          record, "sweep", VARIANTS, ("regime", "group", "kind", "recipe", "size", "draw"))
 
 
+def results(epochs: int) -> Path:
+    """The file with the results of trainings of this length."""
+    return RESULTS / f"efficacy-photos-{epochs * TRAINING['steps_per_epoch']}.json"
+
+
 def run(arguments: argparse.Namespace) -> None:
-    record = Record(RESULTS / "efficacy-photos.json", TRAINING)
+    record = Record(results(arguments.epochs), TRAINING | dict(epochs=arguments.epochs))
     with workers(arguments) as pool:
         for draw in range(arguments.draws):  # a run that is cut short should leave whole draws
             for regime in available(arguments):
+                data = photos(regime, arguments.data, arguments.models, arguments.epochs)
+                work = str(arguments.work / regime)
+                learned = all(Path(file).exists() for file in data.embeddings(work, "final", draw))
                 wanted = [
                     dict(name=f"{regime}: {method}",
                          regime=regime,
@@ -187,27 +261,36 @@ def run(arguments: argparse.Namespace) -> None:
                          kind=kind,
                          recipe=recipe,
                          size=size,
-                         draw=draw) for method, (kind, recipe) in METHODS.items() for size in SIZES
+                         draw=draw)
+                    for method, (kind, recipe) in (METHODS | WITH_LEARNED if learned else METHODS).items()
+                    if not arguments.methods or method in arguments.methods for size in arguments.sizes
                 ]
-                run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
-                         record, "final", VARIANTS, ("regime", "method", "size", "draw"))
+                run_jobs(data, work, pool, wanted, record, "final", VARIANTS, ("regime", "method", "size", "draw"))
 
 
-def result_table(records: list[dict], training: dict) -> str:
+def by_method(records: list[dict], size: int) -> dict[str, dict[str, dict[int, float]]]:
+    """method -> regime -> draw -> accuracy."""
+    found: dict[str, dict[str, dict[int, float]]] = {method: {} for method in METHODS | WITH_LEARNED}
+    for r in records:
+        if r["size"] == size:
+            found[r["method"]].setdefault(r["regime"], {})[r["draw"]] = r["accuracy"]
+    return {method: rows for method, rows in found.items() if rows}
+
+
+def result_table(records: list[dict], size: int, methods: tuple[str, ...] | None = None) -> str:
     """Every method in every regime, over the draws that have been run: a method that has fewer draws than the others of
     its regime says so."""
-    found: dict[str, dict[str, dict[int, float]]] = {method: {} for method in METHODS}
-    for r in records:
-        found[r["method"]].setdefault(r["regime"], {})[r["draw"]] = r["accuracy"]
+    found = by_method(records, size)
     regimes = [regime for regime in REGIMES if any(regime in rows for rows in found.values())]
     most = {regime: max(len(rows.get(regime, ())) for rows in found.values()) for regime in regimes}
     best = {regime: max(statistics.mean(rows[regime].values()) for rows in found.values() if regime in rows)
             for regime in regimes}
-    steps = training["epochs"] * training["steps_per_epoch"]
-    lines = ["| % right on test images, 5 real images a class | " + " | ".join(
+    lines = [f"| % right on test images, {size} real images a class | " + " | ".join(
         f"{regime} ({most[regime]} draw{'s' * (most[regime] > 1)})" for regime in regimes) + " |",
         "|---" * (len(regimes) + 1) + "|"]
     for method, rows in found.items():
+        if methods and method not in methods:
+            continue
         cells = []
         for regime in regimes:
             values = list(rows.get(regime, {}).values())
@@ -217,31 +300,52 @@ def result_table(records: list[dict], training: dict) -> str:
             text = spread(values)
             text = f"**{text}**" if statistics.mean(values) == best[regime] else text
             cells.append(text + (f" ({len(values)})" if len(values) < most[regime] else ""))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def ahead_table(records: list[dict], size: int) -> str:
+    """How far ahead of each other method the one chosen on validation images is, draw by draw."""
+    found = by_method(records, size)
+    regimes = [regime for regime in REGIMES if regime in found.get(CHOSEN[regime], {})]
+    lines = [f"| points that the chosen row is ahead of | {' | '.join(regimes)} |", "|---" * (len(regimes) + 1) + "|"]
+    for method, rows in found.items():
+        cells = []
+        for regime in regimes:
+            ours, theirs = found[CHOSEN[regime]][regime], rows.get(regime, {})
+            gains = [ours[draw] - theirs[draw] for draw in ours if draw in theirs]
+            cells.append("-" if not gains or method == CHOSEN[regime] else
+                         f"{spread(gains)} (ahead in {sum(gain > 0 for gain in gains)} of {len(gains)})")
         if any(cell != "-" for cell in cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + (f"\n\n{VARIANTS} synthetic images for each real one, {steps} steps of "
-                               f"{training['batch_size']} images.")
+    return "\n".join(lines)
+
+
+def described(kind: dict) -> str:
+    """What differs in a kind of synthetic images from the usual one."""
+    if "parts" in kind:
+        return "a share each of: " + "; ".join(map(described, kind["parts"]))
+    return ", ".join(f"{k} {v}" for k, v in kind.items() if few().get(k) != v) or "as usual"
 
 
 def choice_table(records: list[dict]) -> str:
     """What the sweep compared, over its draws: settings that differ from "DreamDA + AMST" are named."""
-    usual_images, usual_training = few(), TRAINING | AMST | RANDAUGMENT
+    usual = TRAINING | AMST | RANDAUGMENT
     rows: dict[tuple[str, str], dict[str, list[float]]] = {}
     for r in records:
-        kind, recipe = r["kind"] or {}, dict(view="weak") | r["recipe"]
-        images, training = (", ".join(f"{k} {v}" for k, v in these.items() if usual.get(k) != v) or "as usual"
-                            for these, usual in ((kind, usual_images), (recipe, usual_training)))
-        images = images if kind else "none"
-        rows.setdefault((images, training), {}).setdefault(r["regime"], []).append(r["accuracy"])
+        training = dict(view="weak") | r["recipe"]
+        key = (described(r["kind"]) if r["kind"] else "none",
+               ", ".join(f"{k} {v}" for k, v in training.items() if usual.get(k) != v) or "as usual")
+        rows.setdefault(key, {}).setdefault(r["regime"], []).append(r["accuracy"])
     regimes = [regime for regime in REGIMES if any(regime in found for found in rows.values())]
-    draws = max(len(values) for found in rows.values() for values in found.values())
     lines = [f"| synthetic images | training | {' | '.join(regimes)} |", "|---" * (len(regimes) + 2) + "|"]
     for (images, training), found in rows.items():
-        cells = " | ".join(spread(found[regime]) if regime in found else "-" for regime in regimes)
+        cells = " | ".join(f"{spread(found[regime])} ({len(found[regime])})" if regime in found else "-"
+                           for regime in regimes)
         lines.append(f"| {images} | {training} | {cells} |")
     return "\n".join(lines) + (
-        f"\n\n% right on validation images, {draws} draw{'s' * (draws > 1)}, {VARIANTS} synthetic images for each real "
-        f"one. As usual: images by {', '.join(f'{k} {v}' for k, v in few().items())}; AMST with RandAugment.")
+        f"\n\n% right on validation images (number of draws), {VARIANTS} synthetic images for each real one. As usual: "
+        f"images by {', '.join(f'{k} {v}' for k, v in few().items())}; AMST with RandAugment.")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -250,19 +354,33 @@ def report(arguments: argparse.Namespace) -> None:
 
     sweep = json.loads((RESULTS / "efficacy-photos-sweep.json").read_text())
     replace_between(HERE / "EFFICACY.md", "photos sweep", choice_table(sweep["records"]) + "\n")
-    run = json.loads((RESULTS / "efficacy-photos.json").read_text())
-    for path in (HERE / "EFFICACY.md", HERE.parent / "README.md"):
-        replace_between(path, "photos", result_table(run["records"], run["training"]) + "\n")
+    tables = []
+    for epochs in LENGTHS:
+        run = json.loads(results(epochs).read_text())
+        records, training = run["records"], run["training"]
+        note = (f"{VARIANTS} synthetic images for each real one, {epochs * training['steps_per_epoch']:,} steps of "
+                f"{training['batch_size']} images.")
+        for size in sorted({r["size"] for r in records}):
+            tables += [result_table(records, size), note, ahead_table(records, size)]
+        if epochs == LENGTHS[0]:
+            shown = f"{result_table(records, min(SIZES), SHORT)}\n\n{note}\n"
+            replace_between(HERE.parent / "README.md", "photos", shown)
+    replace_between(HERE / "EFFICACY.md", "photos", "\n\n".join(tables) + "\n")
 
 
 def main() -> None:
-    tasks = {"choose": choose, "run": run, "report": report}
+    tasks = {"learn": learn, "choose": choose, "run": run, "report": report}
     parser = command_line(__doc__, tasks)
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "photos64")
     parser.add_argument("--models", type=Path, default=SHARED / "models")
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--groups", nargs="+", help="of choose; default: all")
     parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--epochs", type=int, choices=LENGTHS, default=LENGTHS[0], help="of run: of 10 steps each")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS | WITH_LEARNED), metavar="METHOD",
+                        help="of run; default: all")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5], help="of run: real images a class")
+    parser.add_argument("--torch", default="python", help="of learn: a Python with PyTorch, diffusers and transformers")
     perform(parser, tasks)
 
 

@@ -92,11 +92,17 @@ def test_photographs_are_divided_without_overlap(photos, tmp_path):
 
 
 def test_the_table_of_photographs_says_where_draws_are_missing(photos):
-    records = [dict(regime="new-names", method=name, draw=draw, accuracy=0.4 + 0.1 * draw)
+    records = [dict(regime="new-names", method=name, size=5, draw=draw, accuracy=0.4 + 0.1 * draw)
                for name, draw in (("real only", 0), ("real only", 1), ("real + RandAugment", 1))]
-    table = photos.result_table(records, photos.TRAINING).splitlines()
+    table = photos.result_table(records + [records[0] | dict(size=10, draw=2)], 5).splitlines()
     assert table[0].endswith("| new-names (2 draws) |")
-    assert table[2:4] == ["| real only | 45.0 ± 7.1 |", "| real + RandAugment | **50.0** (1) |"]
+    assert table[2:] == ["| real only | 45.0 ± 7.1 |", "| real + RandAugment | **50.0** (1) |"]
+    assert len(photos.result_table(records, 5, ("real only", )).splitlines()) == 3
+    chosen = photos.CHOSEN["new-names"]
+    records += [records[0] | dict(method=chosen, draw=draw, accuracy=0.55) for draw in range(2)]
+    table = photos.ahead_table(records, 5).splitlines()
+    assert table[2:] == ["| real only | 10.0 ± 7.1 (ahead in 2 of 2) |",
+                         "| real + RandAugment | 5.0 (ahead in 1 of 1) |"]
 
 
 def test_the_sweep_of_photographs_names_what_differs(photos):
@@ -107,8 +113,23 @@ def test_the_sweep_of_photographs_names_what_differs(photos):
                dict(kind=None, recipe=dict(method="real-only"), regime="known-names", accuracy=0.2)]
     table = photos.choice_table(records).splitlines()
     assert table[0] == "| synthetic images | training | known-names | new-names |"
-    assert table[2:5] == ["| as usual | as usual | - | 45.0 ± 7.1 |", "| strength 0.6 | method plain | 30.0 | - |",
-                          "| none | view weak, method real-only | 20.0 | - |"]
+    assert table[2:5] == ["| as usual | as usual | - | 45.0 ± 7.1 (2) |",
+                          "| strength 0.6 | method plain | 30.0 (1) | - |",
+                          "| none | view weak, method real-only | 20.0 (1) | - |"]
+    assert photos.described(photos.mixed(steps=2)).startswith("a share each of: steps 2; ")
+
+
+def test_a_kind_of_parts_takes_a_share_of_each(photos, efficacy, tmp_path):
+    data = photos.Photos("none", "", "none", ("a", "b"), {5: 1}, 4, photos.TRAINING)
+    for number, kind in enumerate(parts := [photos.few(), photos.few(strength=0.6)]):
+        file = efficacy.image_file(str(tmp_path), kind, "final", 0, 0, 5)
+        file.parent.mkdir(parents=True)
+        made = np.full((2, 5, 4, 8, 8, 3), 100 * number, np.uint8) + np.arange(4, dtype=np.uint8)[:, None, None, None]
+        np.save(file, made)
+        file.with_suffix(".cpu").write_text(f"{10 * (number + 1)}")
+    images, labels = efficacy.load_images(data, str(tmp_path), dict(parts=parts), "final", 0, 5)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 100, 101] * 10 and labels.tolist() == [0] * 20 + [1] * 20
+    assert efficacy.image_seconds(data, str(tmp_path), dict(parts=parts), "final", 0, 5) == 15.0
 
 
 def test_photographs_that_are_missing_are_named_and_skipped(photos, tmp_path, capsys, monkeypatch):
