@@ -84,10 +84,10 @@ class Photos(DataSet):
         return str(Path(self.models) / model)
 
 
-def photos(regime: str, data: Path, models: Path, epochs: int = TRAINING["epochs"]) -> Photos:
+def photos(regime: str, data: Path, models: Path, **training: object) -> Photos:
     folder = data / regime
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-    return Photos(regime, str(folder), "natural-mini", classes, SIZES, VARIANTS, TRAINING | dict(epochs=epochs),
+    return Photos(regime, str(folder), "natural-mini", classes, SIZES, VARIANTS, TRAINING | training,
                   models=str(models))
 
 
@@ -153,7 +153,7 @@ WITH_LEARNED = {
 LEARNING = ("new-names", )  # regimes with such words
 # The best of the sweep for each regime, among those with our method.
 CHOSEN = {
-    "own-domain": "half DreamDA, half text + AMST",
+    "own-domain": "DreamDA at strength 1 + AMST",
     "known-names": "half DreamDA, half text + AMST",
     "new-names": "learned words: half DreamDA, half text + AMST",
 }
@@ -175,9 +175,8 @@ CHOICES = {
                 (few(**LEARNED), AMST | RANDAUGMENT), (few(**IMG2IMG, **LEARNED), PLAIN | RANDAUGMENT)] +
                [(kind, training) for kind in (few(method="sdedit", strength=1.0, **LEARNED), mixed(**LEARNED), FOUR)
                 for training in BOTH],
-    "long": [(kind, training | dict(epochs=120)) for kind, training in ((None, REAL | RANDAUGMENT),
-                                                                        (mixed(), PLAIN | RANDAUGMENT),
-                                                                        (mixed(), AMST | RANDAUGMENT))],
+    "long": [(None, REAL | RANDAUGMENT | dict(epochs=120))] +
+            [(kind, training | dict(epochs=120)) for kind in (few(**TEXT), few(**FRESH), mixed()) for training in BOTH],
 }
 
 
@@ -241,17 +240,21 @@ def choose(arguments: argparse.Namespace) -> None:
                          record, "sweep", VARIANTS, ("regime", "group", "kind", "recipe", "size", "draw"))
 
 
-def results(epochs: int) -> Path:
+def results(epochs: int, pretrained: bool = False) -> Path:
     """The file with the results of trainings of this length."""
-    return RESULTS / f"efficacy-photos-{epochs * TRAINING['steps_per_epoch']}.json"
+    return RESULTS / f"efficacy-photos-{'pretrained-' * pretrained}{epochs * TRAINING['steps_per_epoch']}.json"
 
 
 def run(arguments: argparse.Namespace) -> None:
-    record = Record(results(arguments.epochs), TRAINING | dict(epochs=arguments.epochs))
+    record = Record(results(arguments.epochs, arguments.pretrained is not None),
+                    TRAINING | dict(epochs=arguments.epochs))
+    training = dict(epochs=arguments.epochs)
+    if arguments.pretrained:
+        training |= dict(pretrained=str(arguments.pretrained))
     with workers(arguments) as pool:
         for draw in range(arguments.draws):  # a run that is cut short should leave whole draws
             for regime in available(arguments):
-                data = photos(regime, arguments.data, arguments.models, arguments.epochs)
+                data = photos(regime, arguments.data, arguments.models, **training)
                 work = str(arguments.work / regime)
                 learned = all(Path(file).exists() for file in data.embeddings(work, "final", draw))
                 wanted = [
@@ -355,14 +358,16 @@ def report(arguments: argparse.Namespace) -> None:
     sweep = json.loads((RESULTS / "efficacy-photos-sweep.json").read_text())
     replace_between(HERE / "EFFICACY.md", "photos sweep", choice_table(sweep["records"]) + "\n")
     tables = []
-    for epochs in LENGTHS:
-        run = json.loads(results(epochs).read_text())
+    for epochs, pretrained in [(epochs, False) for epochs in LENGTHS] + [(min(LENGTHS), True)]:
+        if not results(epochs, pretrained).exists():
+            continue
+        run = json.loads(results(epochs, pretrained).read_text())
         records, training = run["records"], run["training"]
-        note = (f"{VARIANTS} synthetic images for each real one, {epochs * training['steps_per_epoch']:,} steps of "
-                f"{training['batch_size']} images.")
+        note = (f"{'Pretrained backbone; ' * pretrained}{VARIANTS} synthetic images for each real one, "
+                f"{epochs * training['steps_per_epoch']:,} steps of {training['batch_size']} images.")
         for size in sorted({r["size"] for r in records}):
             tables += [result_table(records, size), note, ahead_table(records, size)]
-        if epochs == LENGTHS[0]:
+        if epochs == LENGTHS[0] and not pretrained:
             shown = f"{result_table(records, min(SIZES), SHORT)}\n\n{note}\n"
             replace_between(HERE.parent / "README.md", "photos", shown)
     replace_between(HERE / "EFFICACY.md", "photos", "\n\n".join(tables) + "\n")
@@ -377,6 +382,8 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", help="of choose; default: all")
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--epochs", type=int, choices=LENGTHS, default=LENGTHS[0], help="of run: of 10 steps each")
+    parser.add_argument("--pretrained", type=Path, metavar="FILE",
+                        help="of run: fine-tune this backbone, of recipes/pretrain_backbone.py")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS | WITH_LEARNED), metavar="METHOD",
                         help="of run; default: all")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5], help="of run: real images a class")

@@ -1,6 +1,6 @@
 """Pretrains a ResNet on images that a few-step model makes from names alone, for `AMSTClassifier(pretrained=...)`.
 
-    python pretrain_backbone.py MODEL NAMES OUT [--images 100] [--epochs 20] [--width 16]
+    python pretrain_backbone.py MODEL NAMES OUT [--images 40] [--epochs 20] [--width 16]
 
 NAMES is a text file with the name of a class on each line, such as everyday_names.txt: classes that natural-mini knows,
 without those of the photographs in EFFICACY.md. OUT becomes a folder: images.npy, uint8 (classes, images, height,
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamda import AMSTClassifier, Pipeline
+from dreamda.training.views import IMAGENET_MEAN, IMAGENET_STD  # what is expected of pretrained networks
 
 
 def make(task: tuple[str, list[str], int, int]) -> np.ndarray:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("names", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--width", type=int, default=16)
@@ -57,7 +58,7 @@ def main() -> None:
     images = np.load(file)
     classifier = AMSTClassifier(method="real-only", backbone="resnet18", stem="imagenet", width=arguments.width,
                                 epochs=arguments.epochs, batch_size=64, learning_rate=0.1, view="randaugment",
-                                validation_fraction=0.05, verbose=True)
+                                validation_fraction=0.05, mean=IMAGENET_MEAN, std=IMAGENET_STD, verbose=True)
     classifier.fit(images.reshape(-1, *images.shape[2:]), np.repeat(names, images.shape[1]))
     classifier.save(arguments.out / "backbone.safetensors")
 
