@@ -181,8 +181,10 @@ CHOICES = {
 
 
 # The rows of the README's table.
-SHORT = ("real only", "real + RandAugment", "text alone", "img2img", "half DreamDA, half text + AMST",
-         "DreamDA, authors' settings, 12 steps, 5 for each + AMST", "learned words: half DreamDA, half text + AMST")
+SHORT = ("real only", "real + RandAugment", "text alone", "img2img", "DreamDA at strength 1 + AMST",
+         "half DreamDA, half text, labels of the seeds", "half DreamDA, half text + AMST",
+         "DreamDA, authors' settings, 12 steps, 5 for each + AMST", "learned words: text alone",
+         "learned words: DreamDA at strength 1 + AMST", "learned words: half DreamDA, half text + AMST")
 
 
 def available(arguments: argparse.Namespace) -> list[str]:
@@ -366,8 +368,9 @@ def report(arguments: argparse.Namespace) -> None:
         note = (f"{'Pretrained backbone; ' * pretrained}{VARIANTS} synthetic images for each real one, "
                 f"{epochs * training['steps_per_epoch']:,} steps of {training['batch_size']} images.")
         for size in sorted({r["size"] for r in records}):
-            tables += [result_table(records, size), note, ahead_table(records, size)]
+            tables += [result_table(records, size), note]
         if epochs == LENGTHS[0] and not pretrained:
+            tables.append(ahead_table(records, min(SIZES)))
             shown = f"{result_table(records, min(SIZES), SHORT)}\n\n{note}\n"
             replace_between(HERE.parent / "README.md", "photos", shown)
     replace_between(HERE / "EFFICACY.md", "photos", "\n\n".join(tables) + "\n")

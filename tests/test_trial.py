@@ -166,6 +166,7 @@ def test_the_command(tiny, tmp_path, capsys):
     ]
     assert run(*arguments) == 0
     shown = capsys.readouterr()
+    assert "\\n" not in shown.out and shown.out.splitlines()[-1] == f"Look at: {tmp_path / 'out/trial.html'}"
     assert "preset fast" in shown.out and "real images, RandAugment" in shown.out and "trial.html" in shown.out
     page = (tmp_path / "out/trial.html").read_text()
     assert "Do synthetic images help on real?" in page and page.count("data:image/png") == 1

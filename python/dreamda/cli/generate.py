@@ -455,7 +455,8 @@ def try_(
             gain = gains.get(row)
             shown = f"  {100 * gain.gain:+5.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})" if gain else ""
             print(printable(f"{row if gain is None else f'preset {row}':26} {accuracy:5.1%}{shown}"))
-        print(printable(f"{trial.verdict.sentence}\nLook at: {trial.page}"))
+        print(printable(trial.verdict.sentence))
+        print(printable(f"Look at: {trial.page}"))
     if trial.signal:
         complain(f"stopped by {signal.Signals(trial.signal).name}; run the same command again to resume")
         return 128 + trial.signal
