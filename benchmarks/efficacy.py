@@ -182,21 +182,20 @@ def make_images(data: DataSet, work: str, kind: dict, part: str, draw: int, firs
     parameters = dict(kind)
     variants = parameters.pop("variants", variants)
     keys = [f"{part}/{i}" for i in members]
-    prompts = varied_prompts(data, labels[members], keys, parameters.pop("templates", None),
-                             parameters.pop("fields", None), draw, variants)
+    templates, fields = parameters.pop("templates", None), parameters.pop("fields", None)
     learned = data.embeddings(work, part, draw) if parameters.pop("learned", False) else ()
     pipe = pipeline(data.locate(parameters.pop("model", data.model)), learned)
     if learned:
         prompts = [f"a photo of a {pipe.embeddings[label].token}" for label in labels[members]]
+    else:
+        prompts = varied_prompts(data, labels[members], keys, templates, fields, draw, variants)
     if parameters.pop("copies", False):
         made = np.repeat(images[members], variants, axis=0)
     elif parameters.pop("reconstructed", False):
         made = np.concatenate([decoded(pipe, pipe.encode(images[members], keys, seed=k)) for k in range(variants)])
         made = made.reshape(variants, -1, *made.shape[1:]).swapaxes(0, 1)
     elif parameters.pop("from_noise", False):
-        z0 = np.zeros_like(pipe.encode(images[members], keys))
-        latents = pipe.augment_latents(z0, prompts, keys, variants=variants, seed=draw, **parameters)
-        made = decoded(pipe, latents.reshape(-1, *latents.shape[2:]))
+        made = from_noise(pipe, prompts, keys, variants=variants, seed=draw, **parameters)
     else:
         made = pipe.augment(images[members], prompts, variants=variants, keys=keys, seed=draw, **parameters)
     made = made.reshape(len(data.classes), last - first, variants, *images.shape[1:])
@@ -221,6 +220,14 @@ def varied_prompts(data: DataSet, labels: np.ndarray, keys: list[str], templates
     images = tuple(ImageRef(data.classes[label], key) for label, key in zip(labels, keys, strict=True))
     chosen = choose_prompts(ImageFolder(Path("none"), data.classes, images, ()), templates, fields=fields, seed=seed)
     return [chosen.variants(image.key, 0, variants) for image in images]
+
+
+def from_noise(pipe, prompts: list, keys: list[str], **options: object) -> np.ndarray:
+    """uint8 images (N x variants, height, width, 3) of prompts alone: the start knows nothing of a real image."""
+    height, width = (side // pipe.vae.factor for side in pipe.size)
+    z0 = np.zeros((len(keys), pipe.vae.config["latent_channels"], height, width), np.float32)
+    latents = pipe.augment_latents(z0, prompts, keys, **options)
+    return decoded(pipe, latents.reshape(-1, *latents.shape[2:]))
 
 
 def decoded(pipe, latents: np.ndarray) -> np.ndarray:

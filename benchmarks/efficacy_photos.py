@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from efficacy import HERE, RESULTS, DataSet, Record, command_line, perform, run_jobs, spread, workers
+from efficacy import HERE, RESULTS, DataSet, Record, command_line, parts_of, perform, run_jobs, spread, workers
 
 SHARED = HERE.parents[1] / "shared"
 REGIMES = {
@@ -141,9 +141,7 @@ METHODS = {
     "DreamDA, authors' settings, 12 steps, 5 for each, labels of the seeds": (many(variants=5), PLAIN | RANDAUGMENT),
     "DreamDA, authors' settings, 12 steps, 5 for each + AMST": (many(variants=5), AMST | RANDAUGMENT),
     "DreamDA, 12 steps, 5 for each + AMST": (OURS | dict(variants=5), AMST | RANDAUGMENT),
-}
-# With words learned from the real images, where the model does not know the names.
-WITH_LEARNED = {
+    # With words learned from the real images, where the model does not know the names.
     "learned words: text alone": (few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT),
     "learned words: DreamDA + AMST": (few(**LEARNED), AMST | RANDAUGMENT),
     "learned words: DreamDA at strength 1 + AMST": (few(**FRESH, **LEARNED), AMST | RANDAUGMENT),
@@ -160,7 +158,7 @@ CHOSEN = {
 
 # What the sweep compares, group by group: see "Levers" in EFFICACY.md.
 STRENGTHS = dict(parts=[few(strength=strength) for strength in (0.5, 0.7, 0.85, 1.0)])
-FOUR = dict(parts=[few(**changed, **LEARNED) for changed in ({}, dict(method="sdedit", strength=1.0), IMG2IMG, TEXT)])
+FOUR = dict(parts=[few(**changed, **LEARNED) for changed in ({}, FRESH, IMG2IMG, TEXT)])
 BOTH = (PLAIN | RANDAUGMENT, AMST | RANDAUGMENT)
 CHOICES = {
     "real": [(None, REAL | changed | steps) for steps in (dict(epochs=20), dict(epochs=60))
@@ -173,7 +171,7 @@ CHOICES = {
     "mixed": [(kind, training) for kind in (mixed(), STRENGTHS) for training in BOTH],
     "learned": [(few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT), (few(**TEXT, **LEARNED), AMST | RANDAUGMENT),
                 (few(**LEARNED), AMST | RANDAUGMENT), (few(**IMG2IMG, **LEARNED), PLAIN | RANDAUGMENT)] +
-               [(kind, training) for kind in (few(method="sdedit", strength=1.0, **LEARNED), mixed(**LEARNED), FOUR)
+               [(kind, training) for kind in (few(**FRESH, **LEARNED), mixed(**LEARNED), FOUR)
                 for training in BOTH],
     "long": [(None, REAL | RANDAUGMENT | dict(epochs=120))] +
             [(kind, training | dict(epochs=120)) for kind in (few(**TEXT), few(**FRESH), mixed()) for training in BOTH],
@@ -205,7 +203,7 @@ def learn(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     for draw in range(arguments.draws):
-        for regime in set(available(arguments)) & set(LEARNING):
+        for regime in [regime for regime in available(arguments) if regime in LEARNING]:
             data, work = photos(regime, arguments.data, arguments.models), str(arguments.work / regime)
             for part, number in (("final", draw), ("sweep", 100 + draw)):
                 files = [Path(file) for file in data.embeddings(work, part, number)]
@@ -221,6 +219,12 @@ def learn(arguments: argparse.Namespace) -> None:
                                     arguments.models / "natural-mini", folder, files[0].parent], check=True)
 
 
+def possible(kind: dict | None, words: tuple[str, ...]) -> bool:
+    """Whether the words that a kind of images needs have been learned."""
+    needed = kind is not None and any(part.get("learned") for part in parts_of(kind))
+    return not needed or all(Path(file).exists() for file in words)
+
+
 def choose(arguments: argparse.Namespace) -> None:
     record = Record(RESULTS / "efficacy-photos-sweep.json", TRAINING)
     with workers(arguments) as pool:
@@ -228,18 +232,19 @@ def choose(arguments: argparse.Namespace) -> None:
             if arguments.groups and group not in arguments.groups:
                 continue
             for regime in available(arguments):
+                data, work = photos(regime, arguments.data, arguments.models), str(arguments.work / regime)
                 wanted = [
                     dict(name=f"{regime}, {group}: {json.dumps(kind or {})} {json.dumps(recipe)}",
                          regime=regime,
                          kind=kind,
                          recipe=recipe,
-                         size=size,
+                         size=min(SIZES),
                          draw=draw,
-                         group=group) for kind, recipe in candidates for size in [min(SIZES)]
-                    for draw in range(100, 100 + arguments.draws)
+                         group=group) for kind, recipe in candidates for draw in range(100, 100 + arguments.draws)
+                    if possible(kind, data.embeddings(work, "sweep", draw))
                 ]
-                run_jobs(photos(regime, arguments.data, arguments.models), str(arguments.work / regime), pool, wanted,
-                         record, "sweep", VARIANTS, ("regime", "group", "kind", "recipe", "size", "draw"))
+                run_jobs(data, work, pool, wanted, record, "sweep", VARIANTS,
+                         ("regime", "group", "kind", "recipe", "size", "draw"))
 
 
 def results(epochs: int, pretrained: bool = False) -> Path:
@@ -258,7 +263,7 @@ def run(arguments: argparse.Namespace) -> None:
             for regime in available(arguments):
                 data = photos(regime, arguments.data, arguments.models, **training)
                 work = str(arguments.work / regime)
-                learned = all(Path(file).exists() for file in data.embeddings(work, "final", draw))
+                words = data.embeddings(work, "final", draw)
                 wanted = [
                     dict(name=f"{regime}: {method}",
                          regime=regime,
@@ -267,15 +272,15 @@ def run(arguments: argparse.Namespace) -> None:
                          recipe=recipe,
                          size=size,
                          draw=draw)
-                    for method, (kind, recipe) in (METHODS | WITH_LEARNED if learned else METHODS).items()
-                    if not arguments.methods or method in arguments.methods for size in arguments.sizes
+                    for method, (kind, recipe) in METHODS.items()
+                    if method in (arguments.methods or METHODS) and possible(kind, words) for size in arguments.sizes
                 ]
                 run_jobs(data, work, pool, wanted, record, "final", VARIANTS, ("regime", "method", "size", "draw"))
 
 
 def by_method(records: list[dict], size: int) -> dict[str, dict[str, dict[int, float]]]:
     """method -> regime -> draw -> accuracy."""
-    found: dict[str, dict[str, dict[int, float]]] = {method: {} for method in METHODS | WITH_LEARNED}
+    found: dict[str, dict[str, dict[int, float]]] = {method: {} for method in METHODS}
     for r in records:
         if r["size"] == size:
             found[r["method"]].setdefault(r["regime"], {})[r["draw"]] = r["accuracy"]
@@ -387,7 +392,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, choices=LENGTHS, default=LENGTHS[0], help="of run: of 10 steps each")
     parser.add_argument("--pretrained", type=Path, metavar="FILE",
                         help="of run: fine-tune this backbone, of recipes/pretrain_backbone.py")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS | WITH_LEARNED), metavar="METHOD",
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD",
                         help="of run; default: all")
     parser.add_argument("--sizes", type=int, nargs="+", default=[5], help="of run: real images a class")
     parser.add_argument("--torch", default="python", help="of learn: a Python with PyTorch, diffusers and transformers")

@@ -9,26 +9,26 @@ needed.
 """
 import argparse
 import os
+import sys
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from dreamda import AMSTClassifier, Pipeline
-from dreamda.training.views import IMAGENET_MEAN, IMAGENET_STD  # what is expected of pretrained networks
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from efficacy import from_noise  # noqa: E402
+
+from dreamda import AMSTClassifier, Pipeline  # noqa: E402
+from dreamda.training.views import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402  (as expected of pretrained networks)
 
 
 def make(task: tuple[str, list[str], int, int]) -> np.ndarray:
     """Images of some classes, uint8 (classes, images, height, width, 3)."""
     model, names, count, steps = task
     pipe = Pipeline.load(model, threads=1)
-    nothing = np.zeros_like(pipe.encode(np.zeros((len(names), *pipe.size, 3), np.uint8), keys=names))
-    latents = pipe.augment_latents(nothing, [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}"
-                                             for name in names], names, variants=count, method="sdedit", strength=1.0,
-                                   steps=steps, guidance_scale=2.0, noise_scale=0.0)
-    latents = latents.reshape(-1, *latents.shape[2:])
-    pixels = np.concatenate([pipe.vae.decode(latents[i:i + 10]) for i in range(0, len(latents), 10)])
-    made = np.rint(np.clip(pixels.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    prompts = [f"a photo of {'an' if name[0] in 'aeiou' else 'a'} {name}" for name in names]
+    made = from_noise(pipe, prompts, names, variants=count, method="sdedit", strength=1.0, steps=steps,
+                      guidance_scale=2.0, noise_scale=0.0)
     return made.reshape(len(names), count, *made.shape[1:])
 
 

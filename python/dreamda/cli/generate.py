@@ -383,7 +383,7 @@ def _notes(folder: ImageFolder, texts: Mapping[str, str], pipe: Pipeline | RayWo
     if isinstance(pipe, Pipeline) and pipe.schedule.few_steps and (
             MOST_OF_FEW_STEPS < settings.steps <= pipe.schedule.most_steps):
         notes.append(f"this model is made for about 1 to {MOST_OF_FEW_STEPS} steps, and will run {settings.steps}: "
-                     "--preset fast takes 4")
+                     f"--preset fast takes {load_preset('fast').generate['steps']}")
     return notes + check_model(folder, texts, pipe.folder, pipe.size, settings.tile_size)
 
 
