@@ -224,8 +224,12 @@ def varied_prompts(data: DataSet, labels: np.ndarray, keys: list[str], templates
 
 def from_noise(pipe, prompts: list, keys: list[str], **options: object) -> np.ndarray:
     """uint8 images (N x variants, height, width, 3) of prompts alone: the start knows nothing of a real image."""
-    height, width = (side // pipe.vae.factor for side in pipe.size)
-    z0 = np.zeros((len(keys), pipe.vae.config["latent_channels"], height, width), np.float32)
+    unseen = np.zeros((len(keys), *pipe.size, 3), np.uint8)
+    if not options.get("noise_scale"):
+        made = pipe.augment(unseen, prompts, keys=keys, text_share=1.0, **options)
+        return made.reshape(-1, *made.shape[2:])
+    # one row of the sweep perturbs these images, too, which `text_share` does not
+    z0 = np.zeros_like(pipe.encode(unseen, keys))
     latents = pipe.augment_latents(z0, prompts, keys, **options)
     return decoded(pipe, latents.reshape(-1, *latents.shape[2:]))
 

@@ -291,6 +291,7 @@ def test_the_command(tmp_path, real, capsys):
     (lambda folder: ["--masks", write_masks(folder)], [], "a mask of 8 bits holds classes"),
     (lambda folder: ["--coco", write_coco(folder)], ["--keep", "none"], "--compose: needs --keep objects; it is none"),
     (lambda folder: ["--coco", write_coco(folder)], ["--diverse"], "--diverse"),
+    (lambda folder: ["--coco", write_coco(folder)], ["--text-share", "0.5"], "--text-share: is for class folders"),
     (lambda folder: ["--coco", write_coco(folder)], ["--min-visibility", "2"], "a number from 0 to 1"),
     (lambda folder: [], [], "--compose is for labelled images"),
 ])

@@ -276,7 +276,7 @@ def test_a_worker_killed_in_mid_run(ray, real, alone, tmp_path, monkeypatch):
 def test_few_steps_another_vae_and_prompts_of_variants(ray, real, tmp_path):
     """Workers load the model and the VAE that the run names, and their images are those of one process."""
     lcm, tiny = write_lcm(tmp_path / "lcm"), write_tiny_vae(tmp_path / "tiny")
-    settings = GenerationOptions(variants=2, steps=2, guidance_scale=2, source_guidance_scale=2)
+    settings = GenerationOptions(variants=2, steps=2, guidance_scale=2, source_guidance_scale=2, text_share=0.5)
     pipe = dreamda.Pipeline.load(lcm, threads=1, vae=tiny)
     changes = {"vae": str(tiny)}
     prompts = choose_prompts(ImageFolder.scan(real), ["a {photo|picture} of a {}", "an (image:1.2) of a {}"])

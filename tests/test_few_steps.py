@@ -294,6 +294,8 @@ class Costs:
     ("turbo", dict(method="sdedit", steps=5, guidance_scale=0)),
     ("plain", dict(steps=20)),
     ("plain", dict(steps=20, guidance_low=0.3, guidance_high=0.7)),
+    ("plain", dict(steps=20, text_share=1.0)),
+    ("lcm", dict(method="asymmetric", text_share=1.0)),
     ("plain", dict(steps=10, share_source=True, source_prompt="a photo of a bag")),
 ], ids=str)
 def test_the_estimate_of_inspect(models, monkeypatch, kind, options):

@@ -535,6 +535,7 @@ def as_earlier_version(out: Path) -> None:
     """Turn a run into one of the format 1, whose rows held the number of variants and whose run.json knew no seeds."""
     run = json.loads((out / "run.json").read_text())
     del run["seed_images"], run["fit"], run["negative_prompt"], run["prompt_syntax"], run["tile_size"]
+    del run["text_share"]
     run = {"format": 1, **{"step" if k == "method" else k: v for k, v in run.items() if k != "format"}}
     (out / "run.json").write_text(json.dumps(run))
 
@@ -563,6 +564,26 @@ def test_a_run_of_an_earlier_version_goes_on_in_its_own_format(real, tmp_path):
         generate_dataset(real, out, FakePipeline(), replace(settings, variants=4))
     with pytest.raises(ValueError, match="another data set .*: of 6 real images compared, 0 are"):
         generate_dataset(other_data_set(tmp_path), out, FakePipeline(), settings)
+
+
+def test_the_records_say_which_images_are_from_the_text_alone(real, tmp_path):
+    """So they can be told apart; a run without `text_share` in its run.json goes on as one with 0."""
+    out, settings = tmp_path / "out", replace(SETTINGS, text_share=0.5)
+    generate_dataset(real, out, FakePipeline(), replace(settings, variants=2), shard=(0, 2))
+    generate_dataset(real, out, FakePipeline(), settings)
+    generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
+    assert tree(out) == tree(tmp_path / "whole")
+    assert [row.get("from_text") for row in lines(out)] == [None, True, None] * 6
+    assert not any("text_share" in row for row in lines(out))
+    with pytest.raises(ValueError, match=r"another --text-share 0.5 \(now 0.0\)"):
+        generate_dataset(real, out, FakePipeline(), SETTINGS)
+    plain = tmp_path / "plain"
+    generate_dataset(real, plain, FakePipeline(), replace(SETTINGS, variants=2))
+    run = json.loads((plain / "run.json").read_text())
+    del run["text_share"]
+    (plain / "run.json").write_text(json.dumps(run))
+    generate_dataset(real, plain, FakePipeline(), SETTINGS)
+    assert not any({"from_text", "text_share"} & set(row) for row in lines(plain)) and len(lines(plain)) == 18
 
 
 def test_the_manifest_can_be_read_at_any_time(real, tmp_path):

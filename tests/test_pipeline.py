@@ -23,7 +23,7 @@ from dreamda.networks.config import read_scheduler_config
 from dreamda.networks.hub import BUNDLED
 from dreamda.networks.models import resolve_dtype
 from dreamda.generation import recursions
-from dreamda.generation.options import GenerationOptions
+from dreamda.generation.options import GenerationOptions, is_from_text
 from dreamda.generation.pipeline import image_key
 from dreamda.generation.recursions import (CANDIDATES, STREAM_BOTTLENECK, STREAM_CANDIDATE, STREAM_POSTERIOR,
                                            STREAM_START, STREAM_STEP, choose_diverse)
@@ -297,10 +297,56 @@ def test_unguided_steps_compute_no_unconditional_row(pipe, z0, step, fixed, monk
                           made()), "an interval with every step is plain guidance"
 
 
+# ------------------------------------------------------------------------------------------------ from the text alone
+
+
+@pytest.mark.parametrize("share, variants, from_text", [
+    (0.0, 9, []), (1.0, 4, [0, 1, 2, 3]), (0.5, 6, [1, 3, 5]), (0.25, 9, [3, 7]), (0.75, 8, [1, 2, 3, 5, 6, 7]),
+    (0.1, 30, [9, 19, 29]), (0.3, 20, [3, 6, 9, 13, 16, 19]), (1 / 3, 9, [2, 5, 8]), (0.7, 10, [1, 2, 4, 5, 7, 8, 9]),
+    (0.9, 10, list(range(1, 10))), (1e-9, 10_000, [])])
+def test_which_variants_are_from_the_text(share, variants, from_text):
+    assert [k for k in range(variants) if is_from_text(share, k)] == from_text
+
+
+@pytest.mark.parametrize("mode", [
+    dict(), dict(share_source=True), dict(share_start=True, noise_scale=3.0, eta=0.5), dict(source_prompt="a bag"),
+    dict(method="asymmetric"), dict(method="sdedit", diverse=True), dict(guidance_low=0.3, guidance_high=0.7),
+    dict(negative_prompt="a bag", strength=0.4)], ids=str)
+def test_a_share_from_the_text_alone(pipe, unet, seeds, z0, mode):
+    """These variants are img2img of nothing from pure noise, and the others are what they are without them."""
+    make = partial(pipe.augment_latents, z0[:2], [COAT, BOOT], [0, 1], variants=4, steps=4, seed=6)
+    shown = {name: mode[name] for name in ("eta", "guidance_low", "guidance_high", "negative_prompt") if name in mode}
+    text = pipe.augment_latents(np.zeros_like(z0[:2]), [COAT, BOOT], [0, 1], variants=4, steps=4, seed=6,
+                                method="sdedit", strength=1.0, noise_scale=0.0, **shown)
+    seen = []
+    half = make(text_share=0.5, progress=lambda *share: seen.append(share), **mode)
+    assert np.array_equal(half[:, 1::2], text[:, 1::2]) and np.array_equal(half[:, ::2], make(**mode)[:, ::2])
+    assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+    if "source_prompt" not in mode:
+        assert np.array_equal(make(text_share=1.0, **mode), text)
+    if mode:
+        return
+    expected = Plain(pipe, unet, 0 * z0[1], BOOT, 1, 3, seed=6, steps=4, strength=1.0, noise_scale=0.0).sdedit()
+    assert np.mean((half[1, 3] - expected) ** 2) < 1e-9 * np.mean(expected ** 2)
+    same = pipe.augment(seeds[:2], COAT, keys=[7, 7], variants=2, steps=4, text_share=0.5)
+    assert np.array_equal(same[0, 1], same[1, 1]), "it does not depend on the image"
+    assert not np.array_equal(same[0, 0], same[1, 0])
+
+
+def test_images_are_not_encoded_for_the_text_alone(pipe, seeds, monkeypatch):
+    settings = GenerationOptions(variants=2, steps=3, text_share=0.5)
+    make = partial(pipe._augment, seeds[:1], [COAT], ["a"])
+    both = make(settings)
+    monkeypatch.setattr(pipe.vae, "encode", None)
+    assert np.array_equal(make(settings, first=1), both[:, 1:])
+    assert np.array_equal(make(replace(settings, text_share=1.0))[:, 1:], both[:, 1:])
+
+
 # ------------------------------------------------------------------------------------------------ bits
 
 MODES = [dict(method="cycle"), dict(method="cycle", share_source=True), dict(method="cycle", source_prompt="a bag"),
          dict(method="cycle", guidance_low=0.1, guidance_high=0.4), dict(method="asymmetric"),
+         dict(method="cycle", share_source=True, text_share=0.5),
          dict(method="sdedit", share_start=False, diverse=True)]
 
 
@@ -475,7 +521,8 @@ def test_a_callback_after_every_step(pipe, seeds, mode, monkeypatch):
     options = dict(variants=2, steps=4, seed=1, **mode)
     made = pipe.augment(seeds, COAT, callback_on_step_end=callback, **options)
     assert np.array_equal(made, pipe.augment(seeds, COAT, **options))
-    assert seen == {(i, k): [(0, 501), (1, 251), (2, 1)] for i in range(3) for k in range(2)}
+    timesteps = {0: [501, 251, 1], 1: [751, 501, 251, 1] if "text_share" in mode else [501, 251, 1]}
+    assert seen == {(i, k): list(enumerate(timesteps[k])) for i in range(3) for k in range(2)}
     decoded = pipe._decode(np.stack([last[2, 1]]), Tiles.whole((16, 16)), None)
     assert np.array_equal(decoded[0], made[2, 1])
 
@@ -537,7 +584,7 @@ def test_large_images_stop_between_variants_and_go_on_to_the_same_bits(seeds, mo
         pipe._augment(seeds[:2], [COAT, BOOT], None, options, stop=lambda: True)
 
 
-@pytest.mark.parametrize("mode", MODES[-2:], ids=str)
+@pytest.mark.parametrize("mode", MODES[-3:], ids=str)
 def test_small_images_go_on_from_any_variant(pipe, seeds, mode):
     options = GenerationOptions(variants=3, steps=3, **mode)
     whole = pipe._augment(seeds[:2], [COAT, BOOT], None, options)
@@ -625,6 +672,9 @@ def test_pixels_that_are_not_numbers_are_an_error(pipe, seeds, monkeypatch):
      (dict(method="ddim"), "method: 'ddim' is not possible; use one of cycle, asymmetric, sdedit"),
      (dict(source_prompt=None), "source_prompt: None is not possible; use a text"),
      (dict(source_prompt="a bag", method="sdedit"), "source_prompt: method=sdedit has no source"),
+     (dict(source_prompt="a bag", text_share=1), "source_prompt: text_share=1 leaves no source"),
+     (dict(text_share=1.5), "text_share: 1.5 is not possible; use a number from 0 to 1"),
+     (dict(text_share=0.5, keep="none"), "text_share: is not possible with masks, which are about the real image"),
      (dict(share_source=True, method="asymmetric"), "share_source: method=asymmetric has no source trajectory"),
      (dict(diverse=True, share_start=True), "diverse: chooses among noisy starts, so it needs share_start=False"),
      (dict(diverse=True, share_start=False, method="asymmetric"), "diverse: "), ],
@@ -911,10 +961,11 @@ def test_rows_of_few_steps(pipe, lcm, z0):
     """Guidance as an input, 0 or 1: one row a step; cycle needs another for the source, with share_source 1 / K."""
     def rows(made, **options):
         prompts = [[COAT] * options["variants"]]
-        process = recursions.ReverseProcess(made, z0[:1], prompts, [0], GenerationOptions(**options))
-        process.run()
-        assert process.done == process.total
-        return process.done
+        done = []
+        recursions.latents_of_variants(made, z0[:1], prompts, [0], GenerationOptions(**options),
+                                       lambda *share: done.append(share))
+        assert done[-1][0] == done[-1][1]
+        return done[-1][0]
 
     group = group_size(1, 16, 16)
     common = dict(steps=4, variants=group)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -92,6 +93,14 @@ def test_img2img_is_ddpm(tmp_path, prediction, clip):
     assert np.abs(made - x).max() < 2e-4 * np.abs(x).max()
 
 
+def test_from_the_class_alone(models):
+    pipe = Pipeline.load(models / "classes", "f32", 1)
+    make = partial(pipe.augment, class_labels=1, keys=[1, 1, 1], variants=2, steps=3)
+    made = make(IMAGES, text_share=0.5)
+    assert np.array_equal(made[0, 1], made[2, 1]) and np.array_equal(made[:, 0], make(IMAGES)[:, 0])
+    assert not np.array_equal(made[0, 1], make(IMAGES, class_labels=2, text_share=0.5)[0, 1])
+
+
 def test_kept_pixels(models):
     mask = np.zeros((3, 16, 16), bool)
     mask[:, 4:12, 4:12] = True
@@ -118,6 +127,7 @@ def test_size_and_numbers(models):
     ("classes", dict(class_labels="1"), "class_labels: expected a whole number"),
     ("classes", dict(class_labels=1, guidance_scale=2.0), "guidance_scale: has no effect: this model reads no prompts"),
     ("plain", dict(negative_prompt="a dog"), "negative_prompt: has no effect"),
+    ("plain", dict(text_share=0.5), "text_share: is not possible: this model reads neither prompts nor classes"),
 ])
 def test_what_a_call_may_not_give(models, name, call, message):
     with pytest.raises(ParameterError) as caught:

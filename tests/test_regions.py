@@ -92,7 +92,8 @@ def test_the_bottleneck_is_perturbed_only_where_nothing_is_kept(pipe):
     z0 = np.zeros((1, 4, 16, 16), np.float32)
     kept = np.zeros((1, 16, 16), bool)
     kept[:, :8, :] = True
-    process = recursions.ReverseProcess(pipe, z0, [["a coat"]], [7], GenerationOptions(variants=1, steps=4), kept=kept)
+    process = recursions.ReverseProcess(pipe, z0, [["a coat"]], [7], GenerationOptions(variants=1, steps=4), [0],
+                                        recursions.Made(), kept=kept)
     noise = process.bottleneck_noise(0, 0, 1, 1)
     assert noise.shape == (128, 4, 4) and not noise[:, :2].any() and noise[:, 2:].all()
     drawn = dreamda.normals(0, 7, 0, 1, recursions.STREAM_BOTTLENECK, 1, noise.shape)

@@ -53,6 +53,13 @@ def test_it_repeats_a_run_from_its_records(made, real, tmp_path, capsys, monkeyp
                                     for k, v in tree(made).items() if k != "run.json"}
 
 
+def test_images_from_the_text_alone_are_repeated(fake, real, tmp_path, capsys):  # noqa: F811
+    assert run("generate", real, "-o", tmp_path / "out", "-m", "fake", "--variants", "3", "--text-share", "0.5") == 0
+    assert run("replay", tmp_path / "out", "--out", tmp_path / "again") == 0, capsys.readouterr().err
+    assert "18 of 18 images repeated" in capsys.readouterr().out
+    assert sum(row.get("from_text", False) for row in lines(tmp_path / "again")) == 6
+
+
 def test_the_first_image_that_differs_is_named(made, capsys, monkeypatch):
     augment = FakePipeline._augment
 

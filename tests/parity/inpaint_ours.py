@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import dreamda
 from dreamda.generation.options import GenerationOptions
-from dreamda.generation.recursions import STREAM_POSTERIOR, STREAM_START, STREAM_STEP, ReverseProcess
+from dreamda.generation.recursions import STREAM_POSTERIOR, STREAM_START, STREAM_STEP, latents_of_variants
 from dreamda.generation.schedulers import Schedule
 from dreamda.networks.config import read_scheduler_config
 from dreamda.networks.hub import BUNDLED
@@ -61,7 +61,7 @@ def run(pipe: dreamda.Pipeline, case: dict, steps: int) -> dict[str, np.ndarray]
         z0 = pipe.encode(image[None], keys=[0], seed=options.seed)
         tiles = pipe._tiles(pipe.size, 0)
         beside = pipe._beside(image[None], ~blocks[None], [0], options, tiles)
-        last = ReverseProcess(pipe, z0, [[PROMPT]], [0], options, beside=beside).run()[0, 0]
+        last = latents_of_variants(pipe, z0, [[PROMPT]], [0], options, beside=beside)[0, 0]
 
     def draw(stream: int, step: int = 0, row: int = 0) -> np.ndarray:
         return dreamda.normals(options.seed, 0, 0, step, stream, row, shape)

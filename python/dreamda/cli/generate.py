@@ -158,6 +158,7 @@ def generate(
     """
     from ..data.folders import ImageFolder
     from ..data.prompts import choose_prompts
+    from ..runs.generate import check_options
     from ..runs.output import check_out, run_identity
     from ..runs.verify import Verifier
     from ..generation.recipes import load_recipe
@@ -180,6 +181,7 @@ def generate(
             raise ParameterError(option, f"has no effect without {needed}; add that")
     labels = read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
     folder = _labelled(labels, keep, chosen(Composition, options), verify) or ImageFolder.scan(real)
+    check_options(folder, settings)
     if exclude_ids is not None:
         folder = _without(folder, exclude_ids)
     complain_of([], folder.notes)

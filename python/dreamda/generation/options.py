@@ -4,13 +4,16 @@ The API, the command line, recipes, run.json and replay use it.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal, TypedDict
 
 from ..options import Options, ParameterError, documented, option
 
 COMMON, METHOD, GUIDANCE, NOISE = "Options", "Method", "Guidance", "Noise"
+MOST_VARIANTS = 1_000_000
 
 
 @documented
@@ -22,7 +25,7 @@ class GenerationOptions(Options):
     `dreamda.options.ParameterError` (a ValueError) that names the parameter.
     """
 
-    variants: int = option(10, "Number of new images per real image.", group=COMMON, low=1, high=1_000_000)
+    variants: int = option(10, "Number of new images per real image.", group=COMMON, low=1, high=MOST_VARIANTS)
     steps: int = option(
         20,
         "Diffusion steps; steps x strength are run (20 x 0.8 = 16). The authors take 100. Few-step models take 1 to 8; "
@@ -67,6 +70,12 @@ class GenerationOptions(Options):
     source_guidance_scale: float = option(1.5, "Weight of `source_prompt`.", group=METHOD, low=0)
     method: Literal["cycle", "asymmetric", "sdedit"] = option(
         "cycle", "cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).", group=COMMON)
+    text_share: float = option(
+        0.0, "Share of the variants that are made from the prompt and noise alone, in all `steps`, and know nothing of "
+        "the real image; 0.5: every second one. `method`, `strength` and `noise_scale` are for the others.",
+        group=COMMON,
+        low=0,
+        high=1)
     share_source: bool = option(
         False, "One source trajectory for all variants of an image: up to a third faster (`method=cycle`). The authors "
         "draw one per variant.",
@@ -132,12 +141,29 @@ class GenerationOptions(Options):
                 f"has no effect without guidance, and `guidance_scale` is {self.guidance_scale:g}; leave it empty")
         if self.source_prompt and self.method == "sdedit":
             raise ParameterError("source_prompt", "`method=sdedit` has no source; leave it empty")
+        if self.source_prompt and self.text_share == 1:
+            raise ParameterError("source_prompt", "`text_share=1` leaves no source; leave it empty")
 
     @property
     def perturbation(self) -> float:
         """`noise_scale` as a number."""
         assert self.noise_scale is not None  # resolved on creation
         return self.noise_scale
+
+    @property
+    def of_text(self) -> GenerationOptions:
+        """The options with which variants are made from the text alone, from latents that are 0."""
+        return replace(self, text_share=0.0, method="sdedit", strength=1.0, noise_scale=0.0, source_prompt="",
+                       share_source=False, share_start=False, diverse=False)
+
+
+def is_from_text(text_share: float, variant: int) -> bool:
+    """Whether a variant is one of those that know nothing of the real image.
+
+    This depends on no other option, so that the number of variants can grow.
+    """
+    share = Fraction(text_share).limit_denominator(MOST_VARIANTS)  # 0.1 is a tenth, which no binary number is
+    return math.floor((variant + 1) * share) > math.floor(variant * share)
 
 
 class OptionKeywords(TypedDict, total=False):
@@ -154,6 +180,7 @@ class OptionKeywords(TypedDict, total=False):
     source_prompt: str
     source_guidance_scale: float
     method: Literal["cycle", "asymmetric", "sdedit"]
+    text_share: float
     share_source: bool
     share_start: bool | None
     diverse: bool
@@ -175,8 +202,8 @@ def with_todays_names(record: dict[str, Any]) -> dict[str, Any]:
 def with_todays_options(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run.json with the current names. Missing options get the value that corresponds to the former behaviour.
 
-    Images were squashed, there was no negative prompt, prompts had no syntax, and few images were large enough for
-    tiles.
+    Images were squashed, there was no negative prompt, prompts had no syntax, few images were large enough for tiles,
+    and none was made from the text alone.
     """
-    missing = {"fit": "squash", "negative_prompt": "", "prompt_syntax": "plain", "tile_size": 0}
+    missing = {"fit": "squash", "negative_prompt": "", "prompt_syntax": "plain", "tile_size": 0, "text_share": 0.0}
     return missing | with_todays_names(dict(run))

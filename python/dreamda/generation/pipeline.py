@@ -32,8 +32,8 @@ from ..options import ParameterError, accepts, from_keywords
 from ..progress import bar
 from ..text import counted
 from .lanes import filled_up, group_size, is_small, work_through
-from .options import GenerationOptions, OptionKeywords
-from .recursions import STREAM_POSTERIOR, ReverseProcess, StepCallback
+from .options import GenerationOptions, OptionKeywords, is_from_text
+from .recursions import STREAM_POSTERIOR, StepCallback, latents_of_variants
 from .regions import Canvas, Keep, as_masks, kept_weight, laid_over, seam
 from .schedulers import Schedule
 from .tiles import WHOLE, Part, Tiles, scaled, stacked
@@ -506,6 +506,9 @@ class Pipeline:
     def _check(self, options: GenerationOptions) -> None:
         """Refuse options that this model does not support."""
         self.schedule.steps(options.steps, options.strength, options.eta)
+        if options.text_share and self.conditioning == "none":
+            raise ParameterError("text_share", "is not possible: this model reads neither prompts nor classes, so only "
+                                               "the real image says what to make; leave it at 0")
         if self.text_encoder is None:
             self.check_given(name for name in ("negative_prompt", "source_prompt") if getattr(options, name))
         if self.unet.takes_guidance and options.negative_prompt:
@@ -539,6 +542,9 @@ class Pipeline:
         the new images (see `_lay_over`).
         """
         self._check(options)
+        if options.text_share and keep is not None:
+            raise ParameterError("text_share", "is not possible with masks, which are about the real image; leave it "
+                                               "at 0")
         if not (isinstance(first, (int, np.integer)) and 0 <= first < options.variants):
             raise ParameterError(
                 "first", f"{first!r} is not possible with {options.variants} variants; use a whole number below that")
@@ -553,20 +559,25 @@ class Pipeline:
             progress = _bar(result.shape[0] * result.shape[1]) if progress and result.size else None
         tiles = self._tiles((height, width), options.tile_size)
         batch, _ = tiles.batches()
+        all_from_text = all(is_from_text(options.text_share, k) for k in range(first, options.variants))
         for part in self._blocks(len(images), options.variants, *tiles.tile):
             self._embed([variants[first:] for variants in texts[part]], options, tiles.tile)
             report = _section(progress, part.start, len(images[part]), len(images))
             real = images[part] if canvas is None else [canvas.place(image) for image in images[part]]
-            z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit, tiles)
+            if all_from_text:
+                z0 = np.zeros((len(real), self.vae.config["latent_channels"], *tiles.size), np.float32)
+            else:
+                z0 = self._encode(real, identities[part], options.seed, options.method != "asymmetric", options.fit,
+                                  tiles)
             weights, kept = None, None
             if canvas is not None and masks is not None and keep is not None:
                 weights = [kept_weight(mask, keep, canvas.edge) for mask in masks[part]]
                 kept = np.stack([canvas.kept_latents(weight, keep, self.vae.factor) for weight in weights])
             beside = self._beside(real, kept, identities[part], options, tiles)
             self._free_plans(tiles.tile, self.vae)
-            latents = ReverseProcess(self, z0, texts[part], identities[part], options, report,
-                                     _renumbered(callback, range(part.start, len(images))), first, stop, kept,
-                                     beside, tiles).run()
+            latents = latents_of_variants(self, z0, texts[part], identities[part], options, report,
+                                          _renumbered(callback, range(part.start, len(images))), first, stop, kept,
+                                          beside, tiles)
             self._free_plans(tiles.tile, self.unet)
             flat = latents.reshape(-1, *latents.shape[2:])
             pixels = np.empty((len(flat), height, width, 3), np.uint8)
@@ -811,10 +822,10 @@ class Pipeline:
             report = _section(progress, part.start, len(z0[part]), len(z0))
             hidden = np.broadcast_to(np.uint8(0), (len(z0[part]), *size, 3))  # nothing of the images is seen
             beside = self._beside(hidden, None, identities[part], chosen, tiles)
-            result[part] = ReverseProcess(self, z0[part], texts[part], identities[part], chosen, report,
-                                          _renumbered(callback_on_step_end, range(part.start, len(z0))),
-                                          beside=beside,
-                                          tiles=tiles).run()
+            result[part] = latents_of_variants(self, z0[part], texts[part], identities[part], chosen, report,
+                                               _renumbered(callback_on_step_end, range(part.start, len(z0))),
+                                               beside=beside,
+                                               tiles=tiles)
         return result
 
     def context(self, prompt: str, prompt_syntax: Syntax = "a1111", chunks: int = 1) -> np.ndarray:

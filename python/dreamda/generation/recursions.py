@@ -9,17 +9,20 @@ There are three methods:
   clean image comes from the perturbed prediction, and the direction from the clean prediction.
 * ``sdedit``: plain img2img (Meng et al., 2022), the baseline.
 
+Variants from the text alone (`text_share`) are made by ``sdedit`` with strength 1, from latents that are 0.
+
 All noise is keyed by the seed, the image's key and the variant. So an image does not depend on the other images, their
 order, or interruptions.
 """
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +30,7 @@ import numpy as np
 from .. import _core
 from ..networks.models import guidance_input, size_input
 from .lanes import work_through
-from .options import GenerationOptions
+from .options import GenerationOptions, is_from_text
 from .schedulers import Step
 from .tiles import Part, Tiles, stacked
 
@@ -39,6 +42,8 @@ STREAM_POSTERIOR, STREAM_START, STREAM_STEP, STREAM_BOTTLENECK, STREAM_CANDIDATE
 # Called after a step with its number, its timestep, the latents (n, channels, h, w), and their n pairs
 # (image, variant).
 StepCallback = Callable[[int, int, np.ndarray, list[tuple[int, int]]], None]
+Group = list[tuple[int, int]]  # the units, (image, variant), of a U-Net call
+Work = Callable[[Group, int | None], None]  # makes a group in a lane
 CANDIDATES = 4  # number of noises drawn for each one that `diverse` keeps
 
 
@@ -74,8 +79,81 @@ def choose_diverse(candidates: np.ndarray, count: int) -> list[int]:
     return chosen
 
 
+class Made:
+    """What the processes of a call share: the latents of finished units, and the progress in U-Net rows.
+
+    Parameters
+    ----------
+    progress : callable(done, total), optional
+        Called after every U-Net call.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None] | None = None) -> None:
+        self.progress = progress
+        self.latents: dict[tuple[int, int], np.ndarray] = {}
+        self.done = self.total = 0
+        self.lock = threading.Lock()
+
+    def count(self, rows: int) -> None:
+        """Report that U-Net rows are done."""
+        with self.lock:
+            self.done += rows
+            if self.progress:
+                self.progress(self.done, self.total)
+
+
+def latents_of_variants(pipe: Pipeline,
+                        z0: np.ndarray,
+                        prompts: list[list[str]],
+                        keys: list[int],
+                        options: GenerationOptions,
+                        progress: Callable[[int, int], None] | None = None,
+                        callback: StepCallback | None = None,
+                        first: int = 0,
+                        stop: Callable[[], bool] | None = None,
+                        kept: np.ndarray | None = None,
+                        beside: np.ndarray | None = None,
+                        tiles: Tiles | None = None) -> np.ndarray:
+    """Make the latents of variants from those of images.
+
+    Parameters
+    ----------
+    pipe, z0, prompts, keys, options, callback, kept, beside, tiles
+        As in `ReverseProcess`.
+    progress : callable(done, total), optional
+        Called after every U-Net call.
+    first : int
+        Leave out the variants before this one.
+    stop : callable, optional
+        Called before every group of variants except the first; True ends the work early.
+
+    Returns
+    -------
+    float32 array (N, K - first, latent_channels, h, w)
+        If `stop` ended the work early, only the variants before the first unfinished one.
+    """
+    made, variants = Made(progress), range(first, options.variants)
+    of_text = [k for k in variants if is_from_text(options.text_share, k)]
+    of_image = [k for k in variants if not is_from_text(options.text_share, k)]
+    processes = [ReverseProcess(pipe, latents, prompts, keys, chosen, numbers, made, callback, kept, beside, tiles)
+                 for latents, chosen, numbers in ((np.zeros_like(z0), options.of_text, of_text),
+                                                  (z0, options, of_image)) if numbers]
+    prepared = [process.prepare() for process in processes]
+
+    def groups() -> Iterator[tuple[Group, Work]]:
+        for group, work in heapq.merge(*prepared, key=lambda each: each[0][0]):
+            if stop and made.latents and stop():
+                return
+            yield group, work
+
+    work_through(groups(), lambda each, lane: each[1](each[0], lane), pipe.threads, processes[0].tiles.tile)
+    images = range(len(z0))
+    finished = list(takewhile(lambda k: all((image, k) in made.latents for image in images), variants))
+    return np.array([[made.latents[image, k] for k in finished] for image in images], np.float32)
+
+
 class ReverseProcess:
-    """Makes the latents of variants from those of images.
+    """Makes the latents of some variants of images, all in the same way.
 
     Parameters
     ----------
@@ -86,14 +164,13 @@ class ReverseProcess:
     keys : list of int
         One for each image.
     options : GenerationOptions
-    progress : callable(done, total), optional
-        Called after every U-Net call.
+        `text_share` is unused.
+    variants : list of int
+        Their numbers.
+    made : Made
+        Gets the latents and the progress.
     callback : callable(step, timestep, latents, units), optional
         Called after every step of a group of units (image, variant).
-    first : int
-        Leave out the variants before this one.
-    stop : callable, optional
-        Called before every group of variants except the first; True ends the work early.
     kept : bool array (N, h, w), optional
         Latent positions that stay the image's own.
     beside : float32 array (N, 1 + latent_channels, h, w), optional
@@ -108,16 +185,14 @@ class ReverseProcess:
                  prompts: list[list[str]],
                  keys: list[int],
                  options: GenerationOptions,
-                 progress: Callable[[int, int], None] | None = None,
+                 variants: Sequence[int],
+                 made: Made,
                  callback: StepCallback | None = None,
-                 first: int = 0,
-                 stop: Callable[[], bool] | None = None,
                  kept: np.ndarray | None = None,
                  beside: np.ndarray | None = None,
                  tiles: Tiles | None = None) -> None:
-        self.pipe, self.z0, self.prompts, self.keys = pipe, z0, prompts, keys
-        self.options, self.progress = options, progress
-        self.callback, self.first, self.stop, self.kept, self.beside = callback, first, stop, kept, beside
+        self.pipe, self.z0, self.prompts, self.keys, self.options = pipe, z0, prompts, keys, options
+        self.made, self.callback, self.kept, self.beside = made, callback, kept, beside
         self.schedule, self.tiles = pipe.schedule, tiles or Tiles.whole((z0.shape[2], z0.shape[3]))
         self.steps = self.schedule.steps(options.steps, options.strength, options.eta)
         within = [
@@ -130,32 +205,27 @@ class ReverseProcess:
         # Without text, the source's condition is the image's own.
         self.source_prompts = [options.source_prompt if pipe.conditioning == "text" else own[0] for own in prompts]
         self.target = 1 + any(self.guided)  # rows of a target, at most
-        self.units = [(image, variant) for image in range(len(z0)) for variant in range(first, options.variants)]
+        self.units = [(image, variant) for image in range(len(z0)) for variant in variants]
         # For every unit, the length of its contexts in chunks. A longer prompt of another unit must not change it.
         shared = [options.negative_prompt]
         if options.method == "cycle" and not options.share_source:
             shared.append(options.source_prompt)
         least = max(map(self.chunks_of, shared))
         self.chunks = {(i, k): max(least, self.chunks_of(prompts[i][k])) for i, k in self.units}
-        self.stored: set[tuple[int, int]] = set()
-        self.latents = np.empty((len(z0), options.variants - first, *z0.shape[1:]), np.float32)
-        self.done = self.total = 0
-        self.lock = threading.Lock()
         # chosen here, as otherwise all lanes would do it at the same time
         self.chosen = self.choose() if options.diverse else []
 
-    def run(self) -> np.ndarray:
-        """The latents of the finished variants, float32 (N, K - first, latent_channels, h, w).
+    def prepare(self) -> Iterator[tuple[Group, Work]]:
+        """Do the work that variants share; what remains are groups of variants, each with the function that makes it.
 
-        These are all variants, unless `stop` ended the work early.
+        The U-Net rows of both count in the total of the progress from here on.
         """
-        {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
-        return self.latents[:, : len(self.stored) // len(self.z0)] if self.stop else self.latents
+        rows, work = {"cycle": self.cycle, "asymmetric": self.asymmetric, "sdedit": self.sdedit}[self.options.method]()
+        return ((group, work) for group in self.groups(self.variants(), rows))
 
-    def each(self, runs: list[list[tuple[int, int]]], rows: int,
-             work: Callable[[list[tuple[int, int]], int | None], None]) -> None:
-        """Call work(group, lane) for the units in groups, with `rows` U-Net rows per unit."""
-        work_through(self.groups(runs, rows), work, self.pipe.threads, self.tiles.tile)
+    def each_source(self, rows: int, work: Work) -> None:
+        """Call work(group, lane) for the images in groups, with `rows` U-Net rows per image."""
+        work_through(self.groups(self.sources(), rows), work, self.pipe.threads, self.tiles.tile)
 
     # ---- prompts
 
@@ -169,11 +239,11 @@ class ReverseProcess:
             return 1
         return len(self.condition(prompt)["context"]) // len(self.condition("")["context"])
 
-    def variants(self) -> list[list[tuple[int, int]]]:
+    def variants(self) -> list[Group]:
         """All units, divided where the length of their contexts changes: a U-Net call has one length."""
         return [list(run) for _, run in groupby(self.units, key=self.chunks.__getitem__)]
 
-    def sources(self) -> list[list[tuple[int, int]]]:
+    def sources(self) -> list[Group]:
         """The units of work that is done once per image."""
         return [[(image, 0) for image in range(len(self.z0))]]
 
@@ -200,7 +270,7 @@ class ReverseProcess:
                                      for m in variants]), self.options.variants) for image in range(len(self.z0))
         ]
 
-    def step_noise(self, units: list[tuple[int, int]], step: Step) -> np.ndarray:
+    def step_noise(self, units: Group, step: Step) -> np.ndarray:
         """The fresh noise of a step, sigma n; zeros if the step adds none."""
         if step.sigma == 0:
             return np.zeros((len(units), *self.z0.shape[1:]), np.float32)
@@ -208,24 +278,22 @@ class ReverseProcess:
 
     # ---- U-Net calls
 
-    def groups(self, runs: list[list[tuple[int, int]]], rows: int) -> Iterator[list[tuple[int, int]]]:
+    def groups(self, runs: list[Group], rows: int) -> Iterator[Group]:
         """The units in fixed-size groups; the short last one of a run is filled up by repeating its last unit."""
         size, _ = self.tiles.batches(rows)
         for units in runs:
             for first in range(0, len(units), size):
-                if self.stop and self.stored and self.stop():
-                    return
                 group = units[first : first + size]
                 yield group + [group[-1]] * (size - len(group))
 
-    def expect(self, runs: list[list[tuple[int, int]]], rows: int, targets: bool = True) -> None:
+    def expect(self, runs: list[Group], rows: int, targets: bool = True) -> None:
         """Add the U-Net rows that the units will need to the total of the progress."""
         size, _ = self.tiles.batches(rows)
         saved = self.guided.count(False) if targets and self.target > 1 else 0
         groups = sum(-(-len(units) // size) for units in runs)
-        self.total += groups * size * (rows * len(self.steps) - saved) * len(self.tiles)
+        self.made.total += groups * size * (rows * len(self.steps) - saved) * len(self.tiles)
 
-    def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: list[tuple[int, int]], index: int,
+    def predict(self, x: np.ndarray, t: int, rows: list[_Row], units: Group, index: int,
                 lane: int | None, decoders: int = 1) -> dict[str, np.ndarray]:
         """U-Net outputs for `rows`; row r sees x[r.unit]."""
         h, w = self.tiles.tile
@@ -261,10 +329,7 @@ class ReverseProcess:
             if noise is not None:
                 inputs["noise"] = stacked(noise, parts, together, self.coarse)
             out = plan.run(inputs)
-            with self.lock:
-                self.done += len(rows) * len(parts)
-                if self.progress:
-                    self.progress(self.done, self.total)
+            self.made.count(len(rows) * len(parts))
             return np.split(np.stack([out[name] for name in names]), together, axis=1)
 
         return dict(zip(names, self.tiles.blended(call, together)))
@@ -290,25 +355,25 @@ class ReverseProcess:
         return noise * (1 - self.kept[image].reshape(shape[1], 1 << levels, shape[2], 1 << levels).mean(
             (1, 3), np.float32))
 
-    def keep(self, units: list[tuple[int, int]], x: np.ndarray, known: Callable[[], np.ndarray]) -> np.ndarray:
+    def keep(self, units: Group, x: np.ndarray, known: Callable[[], np.ndarray]) -> np.ndarray:
         """Latents after a step, with the `known` ones at kept positions."""
         if self.kept is None:
             return x
         return np.where(self.kept[[image for image, _ in units], None], known(), x)
 
-    def kept_noise(self, units: list[tuple[int, int]], start: np.ndarray) -> np.ndarray:
+    def kept_noise(self, units: Group, start: np.ndarray) -> np.ndarray:
         """The noise in the latents from which the units start. Kept positions have this noise to the end."""
         a, z0 = self.steps[0].a_t, self.z0[[image for image, _ in units]]
         return (start - np.float32(math.sqrt(a)) * z0) * np.float32(1 / math.sqrt(1 - a))
 
-    def known(self, units: list[tuple[int, int]], step: Step, noise: np.ndarray) -> np.ndarray:
+    def known(self, units: Group, step: Step, noise: np.ndarray) -> np.ndarray:
         """The images' own latents after a step, with `kept_noise`."""
         z0 = self.z0[[image for image, _ in units]]
         if step.index == len(self.steps) - 1:
             return z0
         return np.float32(math.sqrt(step.a_p)) * z0 + np.float32(math.sqrt(1 - step.a_p)) * noise
 
-    def target_rows(self, units: list[tuple[int, int]], step: Step) -> list[_Row]:
+    def target_rows(self, units: Group, step: Step) -> list[_Row]:
         """Rows of the negative prompt (if the step is guided), then text rows. Each is perturbed with its own draw."""
         guidance, chunks = self.guidances[step.index], self.chunks[units[0]]
         text = [_Row(u, self.condition(self.prompts[image][variant], chunks), 1, guidance)
@@ -318,7 +383,7 @@ class ReverseProcess:
         negative = self.condition(self.options.negative_prompt or None, chunks)
         return [_Row(u, negative, 0) for u in range(len(units))] + text
 
-    def source_rows(self, units: list[tuple[int, int]], chunks: int) -> list[_Row]:
+    def source_rows(self, units: Group, chunks: int) -> list[_Row]:
         """Unconditional rows (if the source is guided), then text rows, all without perturbation."""
         guidance = self.options.source_guidance_scale
         text = [_Row(u, self.condition(self.source_prompts[image], chunks), guidance_scale=guidance)
@@ -327,9 +392,9 @@ class ReverseProcess:
             return text
         return [_Row(u, self.condition(None, chunks)) for u in range(len(units))] + text
 
-    # ---- the recursions
+    # ---- the recursions: each returns the number of U-Net rows per unit, and the function that makes a group
 
-    def cycle(self) -> None:
+    def cycle(self) -> tuple[int, Work]:
         """The authors' code: the target follows the source's noise."""
         options = self.options
         source, units = len(self.source_rows([(0, 0)], 1)), self.variants()
@@ -341,7 +406,7 @@ class ReverseProcess:
             self.expect(units, source + self.target)
             trajectories = None
 
-        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+        def work(group: Group, lane: int | None) -> None:
             x = x_source = np.stack([self.start(*unit) for unit in group])
             # Source rows follow the target rows in the same call, with the source's own latents.
             sources = [
@@ -367,9 +432,9 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(units, self.target if options.share_source else source + self.target, work)
+        return self.target if options.share_source else source + self.target, work
 
-    def posterior(self, x: np.ndarray, units: list[tuple[int, int]], step: Step) -> np.ndarray:
+    def posterior(self, x: np.ndarray, units: Group, step: Step) -> np.ndarray:
         """x_p of the source: a sample of q(x_p | x_t, z0)."""
         z0 = self.z0[[image for image, _ in units]]
         if step.p <= 0:
@@ -381,7 +446,7 @@ class ReverseProcess:
         """For every image, (mean, next latent) at each step of the source that all its variants share."""
         result: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {image: [] for image in range(len(self.z0))}
 
-        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+        def work(group: Group, lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
             sources = self.source_rows(group, self.chunks_of(self.options.source_prompt))
             before: np.ndarray | None = None
@@ -394,17 +459,17 @@ class ReverseProcess:
                     if len(result[image]) == step.index:  # a filled-up group repeats its last image
                         result[image].append((mean[u], x[u]))
 
-        self.each(self.sources(), rows, work)
+        self.each_source(rows, work)
         return result
 
-    def asymmetric(self) -> None:
+    def asymmetric(self) -> tuple[int, Work]:
         """The paper's figure: inversion, then perturbed images and clean directions."""
         options = self.options
         self.expect(self.sources(), 1, targets=False)
         self.expect(self.variants(), self.target)
         starts = self.inversions()
 
-        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+        def work(group: Group, lane: int | None) -> None:
             x = np.stack([starts[image] for image, _ in group])
             kept_noise = self.kept_noise(group, x)
             before: np.ndarray | None = None
@@ -420,7 +485,7 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(self.variants(), self.target, work)
+        return self.target, work
 
     def inversions(self) -> list[np.ndarray]:
         """x_T of every image by DDIM inversion, without noise or guidance.
@@ -429,7 +494,7 @@ class ReverseProcess:
         """
         result: list[np.ndarray] = [np.empty(0)] * len(self.z0)
 
-        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+        def work(group: Group, lane: int | None) -> None:
             x = self.z0[[image for image, _ in group]]
             rows = [_Row(u, self.condition(self.source_prompts[image])) for u, (image, _) in enumerate(group)]
             for step in reversed(self.steps):
@@ -437,14 +502,14 @@ class ReverseProcess:
             for u, (image_index, _) in enumerate(group):
                 result[image_index] = x[u]
 
-        self.each(self.sources(), 1, work)
+        self.each_source(1, work)
         return result
 
-    def sdedit(self) -> None:
+    def sdedit(self) -> tuple[int, Work]:
         """Plain img2img."""
         self.expect(self.variants(), self.target)
 
-        def work(group: list[tuple[int, int]], lane: int | None) -> None:
+        def work(group: Group, lane: int | None) -> None:
             x = np.stack([self.start(*unit) for unit in group])
             kept_noise = self.kept_noise(group, x)
             before: np.ndarray | None = None
@@ -455,20 +520,18 @@ class ReverseProcess:
                 self.step_done(group, step, x)
             self.store(group, x)
 
-        self.each(self.variants(), self.target, work)
+        return self.target, work
 
-    def step_done(self, group: list[tuple[int, int]], step: Step, x: np.ndarray) -> None:
+    def step_done(self, group: Group, step: Step, x: np.ndarray) -> None:
         """Call the callback, without the units that only fill up the group."""
         if self.callback:
             units = list(dict.fromkeys(group))
-            with self.lock:
+            with self.made.lock:
                 self.callback(step.index, step.t, x[: len(units)], units)
 
-    def store(self, group: list[tuple[int, int]], x: np.ndarray) -> None:
+    def store(self, group: Group, x: np.ndarray) -> None:
         """Store the latents of a finished group."""
-        for (image, variant), latent in zip(group, x):
-            self.latents[image, variant - self.first] = latent
-            self.stored.add((image, variant))
+        self.made.latents.update(zip(group, x))
 
 
 def _guide(out: np.ndarray, units: int, scale: float) -> np.ndarray:

@@ -231,9 +231,7 @@ def generate_dataset(folder: ImageFolder,
         `out` could no longer be written.
     """
     part = Part(*shard)
-    if folder.apart and settings.diverse:
-        raise ParameterError("diverse", "chooses the starts of all variants of an image together, and with `compose` "
-                                        "each is made from a picture of its own; leave one of the two off")
+    check_options(folder, settings)
     if prompts is None:
         prompts = conditions_of(folder, pipeline) or choose_prompts(folder, DEFAULT_TEMPLATE,
                                                                     prompt_syntax=settings.prompt_syntax)
@@ -267,6 +265,16 @@ def generate_dataset(folder: ImageFolder,
                                  output_stems(folder) if stems is None else stems, judge, verify, most, progress
                                  or (lambda done, total: None))
         return generation.run(engine or partial(_in_turn, pipeline), stop)
+
+
+def check_options(folder: ImageFolder, settings: GenerationOptions) -> None:
+    """Refuse options that do not suit a data set; ParameterError names the option."""
+    if folder.apart and settings.diverse:
+        raise ParameterError("diverse", "chooses the starts of all variants of an image together, and with `compose` "
+                                        "each is made from a picture of its own; leave one of the two off")
+    if folder.annotations is not None and settings.text_share:
+        raise ParameterError("text_share", "is for class folders: annotations are about the real image, of which these "
+                                           "variants know nothing; leave it at 0")
 
 
 class Job(NamedTuple):

@@ -199,6 +199,7 @@ def describe_model(pipe: Pipeline,
     from .generate import variants_a_visit
 
     options = GenerationOptions(**({"steps": FEW_STEPS} if pipe.schedule.few_steps else {}) | given)
+    all_from_text = options.text_share == 1
     h, w = (side // pipe.vae.factor for side in pipe.size)
     parts = {}
     for name, part in pipe.networks.items():
@@ -215,7 +216,7 @@ def describe_model(pipe: Pipeline,
         "parts": parts,
     }
 
-    shared = options.share_source or options.method == "asymmetric"
+    shared = (options.share_source or options.method == "asymmetric") and not all_from_text
     visit = variants_a_visit(options)  # variants that share the work done once per real image
     small = is_small(h, w)
     images = group_size(1, h, w) * pipe.threads if small else 1  # enough to keep all threads busy
@@ -225,6 +226,7 @@ def describe_model(pipe: Pipeline,
 
     def rows(of: GenerationOptions) -> tuple[int, int]:
         """The number of U-Net rows that the variants of an image share, and the number that each needs."""
+        of = of.of_text if all_from_text else of
         steps = pipe.schedule.steps(of.steps, of.strength, of.eta)
         asks = pipe.guided_by_rows  # whether guidance other than 0 and 1 needs a row without the prompt
         guided = sum(asks and of.guidance_scale not in (0, 1) and of.guidance_low <= s.t /
@@ -235,7 +237,7 @@ def describe_model(pipe: Pipeline,
 
     def seconds(steps: int, variants: int) -> tuple[float, int]:
         """The seconds of a call per image, and its number of U-Net rows."""
-        given = replace(options, variants=variants, steps=steps, strength=1.0)
+        given = replace(options, variants=variants, steps=steps, strength=1.0, text_share=float(all_from_text))
         begun = time.monotonic()
         pipe._augment(pixels, [text] * images, list(range(images)), given)
         once, each = rows(given)
@@ -251,11 +253,12 @@ def describe_model(pipe: Pipeline,
     decoding = min(max(two - short - (two_rows - short_rows) * row, 0.0), max(short - short_rows * row, 0.0))
     once_an_image = max(short - short_rows * row - decoding, 0.0)
     once, each = rows(options)
+    mean = each + options.text_share * (sum(rows(options.of_text)) - each)
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return about | {
-        "steps_run": len(pipe.schedule.steps(options.steps, options.strength, options.eta)),
-        "rows_per_image": round(each + once / visit),
+        "steps_run": len(pipe.schedule.steps(options.steps, 1.0 if all_from_text else options.strength, options.eta)),
+        "rows_per_image": round(mean + once / visit),
         "seconds_per_row": row,
-        "seconds_per_image": (once_an_image + once * row) / visit + each * row + decoding,
+        "seconds_per_image": (once_an_image + once * row) / visit + mean * row + decoding,
         "peak_memory_bytes": int(memory[1]) * 1024 if memory else None
     }

@@ -37,7 +37,7 @@ from ..data.annotations import READERS, Composition, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef, SyntheticImage, check_outside
 from ..data.templates import Prompt
-from ..generation.options import GenerationOptions, with_todays_options
+from ..generation.options import GenerationOptions, is_from_text, with_todays_options
 from ..generation.regions import KEEPS
 from ..networks.config import read_json
 from ..options import ParameterError, options_of
@@ -57,7 +57,8 @@ NOT_COMPARED = ("model", "vae", "loras", "scheduler", "embeddings", "real", "env
 IF_USED = ("compose", "min_visibility", "verify_sha256", "verify_action")
 NEEDS = {"min_visibility": "compose", "verify_action": "verify_sha256"}  # options of other ones
 NOT_IN_ROWS = ("format", "real", "environment", "labels_path", "template", "prompts_sha256", "fields_sha256",
-               "class_labels", "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names")
+               "class_labels", "seed_images", "exclude_ids_sha256", "max_similarity", "redraw", "record_names",
+               "text_share")
 PLACES = ("real", "labels_path")
 SEED_IMAGES = 16          # number of images whose SHA-256 is in run.json, to recognise the data set
 SECONDS_A_SAVE = 60.0     # between two writes of the annotations during a run
@@ -513,6 +514,7 @@ class RunFolder:
                     "file_name": f"{label}/{name}", "label": label, "seed_file": self.names.recorded(each.image.key),
                     "seed_sha256": each.seed_sha256, "variant": variant, "prompt": prompt.text,
                     **({"fields": prompt.fields} if prompt.fields else {}), **self._donors(each.image, variant),
+                    **({"from_text": True} if is_from_text(self.run.get("text_share", 0.0), variant) else {}),
                     **each.about, **self._in_rows()
                 }
                 png = encode_png(pixels, row)
