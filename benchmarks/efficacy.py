@@ -274,7 +274,10 @@ def chunks(data: DataSet, size: int) -> list[tuple[int, int]]:
 
 
 def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, draw: int, size: int) -> dict:
-    """Train on a draw and test; what the labelling did is part of the record."""
+    """Train on a draw and test; what the labelling did is part of the record.
+
+    "replace" in the recipe trains on the synthetic images alone, and "wrong_labels" makes a share of their labels wrong.
+    """
     from dreamda import AMSTClassifier
 
     start, cpu = time.perf_counter(), time.process_time()
@@ -283,10 +286,14 @@ def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, 
     synthetic, hints = load_images(data, work, kind, part, draw, size) if kind else (None, None)
     recipe = dict(recipe)
     given = flip(hints, recipe.pop("wrong_labels", 0.0), draw)
+    alone = recipe.pop("replace", False)
     settings = {**data.training, **recipe}
     settings.setdefault("pretrain_epochs", max(1, settings["epochs"] // 3))
     classifier = AMSTClassifier(**settings, threads=1, workers=1, random_state=draw)
-    classifier.fit(images[members], labels[members], synthetic, given)
+    if alone:
+        classifier.fit(synthetic, given)
+    else:
+        classifier.fit(images[members], labels[members], synthetic, given)
     trained = time.process_time() - cpu
     record = dict(accuracy=classifier.score(*data.tested(part, draw)))
     if kind:

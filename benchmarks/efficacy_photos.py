@@ -141,9 +141,19 @@ METHODS = {
     "DreamDA, authors' settings, 12 steps, 5 for each, labels of the seeds": (many(variants=5), PLAIN | RANDAUGMENT),
     "DreamDA, authors' settings, 12 steps, 5 for each + AMST": (many(variants=5), AMST | RANDAUGMENT),
     "DreamDA, 12 steps, 5 for each + AMST": (OURS | dict(variants=5), AMST | RANDAUGMENT),
+    # Fewer images.
+    "DreamDA at strength 1, 10 for each, labels of the seeds": (few(**FRESH, variants=10), PLAIN | RANDAUGMENT),
+    "DreamDA at strength 1, 10 for each + AMST": (few(**FRESH, variants=10), AMST | RANDAUGMENT),
+    "DreamDA at strength 1, 5 for each, labels of the seeds": (few(**FRESH, variants=5), PLAIN | RANDAUGMENT),
+    "DreamDA at strength 1, 5 for each + AMST": (few(**FRESH, variants=5), AMST | RANDAUGMENT),
+    # Other uses of them than half of every batch.
+    "half DreamDA, half text, concatenated": (mixed(), PLAIN | RANDAUGMENT | dict(real_share=0.0)),
+    "half DreamDA, half text, instead of the real images": (mixed(), REAL | RANDAUGMENT | dict(replace=True)),
     # With words learned from the real images, where the model does not know the names.
     "learned words: text alone": (few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT),
+    "learned words: text alone + AMST": (few(**TEXT, **LEARNED), AMST | RANDAUGMENT),
     "learned words: DreamDA + AMST": (few(**LEARNED), AMST | RANDAUGMENT),
+    "learned words: DreamDA at strength 1, labels of the seeds": (few(**FRESH, **LEARNED), PLAIN | RANDAUGMENT),
     "learned words: DreamDA at strength 1 + AMST": (few(**FRESH, **LEARNED), AMST | RANDAUGMENT),
     "learned words: half DreamDA, half text, labels of the seeds": (mixed(**LEARNED), PLAIN | RANDAUGMENT),
     "learned words: half DreamDA, half text + AMST": (mixed(**LEARNED), AMST | RANDAUGMENT),

@@ -75,4 +75,7 @@ SWEEP = {
                                                                                           share_start=True), PLAIN)],
     "img2img": [(img2img(), PLAIN | MORE), (img2img(guidance_scale=7.5), PLAIN | MORE),
                 (img2img(strength=0.5), PLAIN | MORE)],
+    "views": [(free(guidance_scale=1.5, noise_scale=1.0),
+               DISTRUST | dict(consistency_on="all", view=view, epochs=epochs))
+              for epochs in (25, 60) for view in ("weak", "randaugment")],
 }
