@@ -276,7 +276,8 @@ def chunks(data: DataSet, size: int) -> list[tuple[int, int]]:
 def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, draw: int, size: int) -> dict:
     """Train on a draw and test; what the labelling did is part of the record.
 
-    "replace" in the recipe trains on the synthetic images alone, and "wrong_labels" makes a share of their labels wrong.
+    "replace" in the recipe trains on the synthetic images alone, and "wrong_labels" makes a share of their labels
+    wrong.
     """
     from dreamda import AMSTClassifier
 

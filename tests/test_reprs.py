@@ -18,7 +18,7 @@ from dreamda.runs.labelled import LabelledFolder
 from dreamda.runs.measures import Judged, Neighbours
 from dreamda.runs.replay import RecordedRun, ReplayReport
 from dreamda.runs.train import TrainReport
-from dreamda.runs.trial import Comparison, Plan, Trial, Verdict
+from dreamda.runs.trial import Comparison, Kind, Plan, Trial, Verdict
 from dreamda.training.metrics import evaluate_predictions
 from dreamda.training.saved import TrainedModel
 
@@ -27,7 +27,7 @@ MANY = [("a/b.png", "truncated")] * 1000
 IMAGES = tuple(ImageRef("cat", f"{i}.png") for i in range(1200))
 
 PLAN = Plan(per_class=10, variants=5, steps=200, folds=5, presets=("fast", ), seconds=60.0)
-GAIN = Comparison("fast", 0.032, 0.011, 0.053)
+GAIN = Comparison(Kind("fast"), 0.032, 0.011, 0.053)
 
 
 def annotations(path: str, names: list[str], problems: list[tuple[str, str]]) -> CocoLabels:
@@ -75,7 +75,7 @@ SHOWN = {
     lambda: Judged("the features of a ResNet", Neighbours(0.5, 0.25, 1.0, 1.0), notes=["a note"]),
     "Judged(in the features of a ResNet, too few images to measure)":
     lambda: Judged("the features of a ResNet"),
-    "Trial(helps, fast +3.2 points (+1.1 to +5.3), 1,000 files skipped)":
+    "Trial(helps, preset fast +3.2 points (+1.1 to +5.3), 1,000 files skipped)":
     lambda: Trial(PLAN, {}, [GAIN], Verdict("helps", "Synthetic images help.", GAIN), 1, MANY),
     "Trial(no verdict, stopped by SIGINT)":
     lambda: Trial(PLAN, signal=2),

@@ -8,15 +8,20 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from networks import write_pixel_model
 from test_cli import run
 
 from dreamda import Pipeline
-from dreamda.data import load_bundled
+from dreamda.data import ImageFolder, load_bundled
+from dreamda.generation.options import GenerationOptions
 from dreamda.options import ParameterError
+from dreamda.presets import load_preset
 from dreamda.runs import trial
-from dreamda.runs.trial import judge, make_plan, right_by_image, try_dataset
+from dreamda.runs.generate import generate_dataset
+from dreamda.runs.trial import Kind, judge, make_plan, right_by_image, try_dataset
 
-ROWS = 3  # two without synthetic images, and a preset
+FAST, HALF, TEXT = Kind("fast"), Kind("fast", 0.5), Kind("fast", 1.0)
+ROWS = 5  # two without synthetic images, a preset, text alone, and half of each
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +50,32 @@ def outcome(out):
 
 
 @pytest.mark.parametrize("counts, image_seconds, step_seconds, minutes, expected",
-                         [([10, 10], {"fast": 0.01}, 0.01, 60, (10, 4, 300, 4, ("fast", ))),
-                          ([10, 10], {"fast": 1.0}, 0.01, 2.1, (10, 3, 300, 4, ("fast", ))),
+                         [([10, 10], {"fast": 0.01}, 0.01, 60, (10, 4, 1200, 4, ("fast", ))),
+                          ([10, 10], {"fast": 0.01}, 0.01, 10, (10, 4, 600, 4, ("fast", ))),
+                          ([10, 10], {"fast": 0.01}, 0.01, 5, (10, 4, 300, 4, ("fast", ))),
+                          ([10, 10], {"fast": 1.0}, 0.01, 2.1, (10, 2, 300, 4, ("fast", ))),
                           ([10, 10], {"fast": 0.01}, 0.05, 4, (10, 4, 200, 4, ("fast", ))),
-                          ([3, 10], {"fast": 0.01}, 0.01, 60, (10, 4, 300, 3, ("fast", ))),
-                          ([100, 100], {"fast": 1.0}, 0.01, 10, (40, 3, 300, 4, ("fast", ))),
-                          ([10, 10], {"balanced": 60.0, "fast": 0.1}, 0.01, 10, (10, 4, 300, 4, ("fast", )))])
+                          ([3, 10], {"fast": 0.01}, 0.01, 60, (10, 4, 1200, 3, ("fast", ))),
+                          ([100, 100], {"fast": 1.0}, 0.01, 10, (40, 2, 600, 4, ("fast", ))),
+                          ([10, 10], {"balanced": 60.0, "fast": 0.1}, 0.01, 10, (10, 4, 600, 4, ("fast", )))])
 def test_a_plan_fits_into_the_time(counts, image_seconds, step_seconds, minutes, expected):
     plan = make_plan(counts, image_seconds, step_seconds, minutes)
     assert (plan.per_class, plan.variants, plan.steps, plan.folds, plan.presets) == expected
-    assert plan.seconds <= 60 * minutes
+    assert plan.seconds <= 60 * minutes and plan.kinds == tuple(map(Kind, plan.presets))
+
+
+@pytest.mark.parametrize("image_seconds, step_seconds, minutes, text_seconds, expected", [
+    ({"fast": 0.01}, 0.01, 60, 0.01, (4, 1200, [FAST, TEXT, HALF])),
+    ({"balanced": 0.1, "fast": 0.01}, 0.01, 60, 0.01, (4, 1200, [Kind("balanced"), FAST, TEXT, HALF])),
+    ({"fast": 0.01}, 0.01, 3, 0.01, (4, 300, [FAST, TEXT, HALF])),
+    ({"fast": 0.5}, 0.01, 3, 0.8, (2, 300, [FAST, TEXT, HALF])),  # fewer images of each kind
+    ({"fast": 0.5}, 0.01, 3, 9.0, (4, 300, [FAST])),  # then none from the text
+    ({"fast": 0.01}, 0.05, 5, 0.01, (4, 300, [FAST])),
+    ({"fast": 0.01}, 0.05, 4, 0.01, (4, 200, [FAST]))])
+def test_when_a_plan_has_images_from_the_text(image_seconds, step_seconds, minutes, text_seconds, expected):
+    plan = make_plan([10, 10], image_seconds, step_seconds, minutes, text_seconds)
+    assert (plan.variants, plan.steps, list(plan.kinds)) == expected
+    assert plan.seconds <= 60 * minutes and plan.made == tuple(kind for kind in plan.kinds if kind.text_share != 0.5)
 
 
 @pytest.mark.parametrize("counts, minutes, message",
@@ -79,20 +100,22 @@ def test_the_verdict_follows_from_the_numbers(share, word):
     changed = rng.permutation(200)[:round(abs(share) * 200)]
     other = base.copy()
     other[changed] = float(share > 0)
-    right = {"real images": base, "real images, RandAugment": base * 0.9, "fast": other}
-    gains = {("fast", row): np.full(4, (other - right[row]).mean()) + [0.02, -0.02, 0.01, -0.01]
+    right = {"real images": base, "real images, RandAugment": base * 0.9, HALF.name: other}
+    gains = {(HALF.name, row): np.full(4, (other - right[row]).mean()) + [0.02, -0.02, 0.01, -0.01]
              for row in trial.WITHOUT}
-    comparisons, verdict = judge(right, ["fast"], gains)
+    comparisons, verdict = judge(right, [HALF], gains)
     assert verdict.word == word and comparisons == [verdict.best]
+    assert ("best with --preset fast --text-share 0.5: +" in verdict.sentence) == (word == "helps")
+    assert ("preset fast, half text is" in verdict.sentence) == (word != "helps")
     assert verdict.best.low <= verdict.best.gain <= verdict.best.high
     assert verdict.best.gain == pytest.approx((other - base).mean())
 
 
-def test_the_best_of_several_presets_must_be_further_ahead():
-    right = {row: np.tile([0.0, 1.0], 50) for row in (*trial.WITHOUT, "a", "b")}
-    gains = {(preset, row): np.array([0.1, -0.1, 0.1, 0.0]) for preset in "ab" for row in trial.WITHOUT}
-    (one, ), _ = judge(right, ["a"], gains)
-    both, _ = judge(right, ["a", "b"], gains)
+def test_the_best_of_several_kinds_must_be_further_ahead():
+    right = {row: np.tile([0.0, 1.0], 50) for row in (*trial.WITHOUT, FAST.name, TEXT.name)}
+    gains = {(kind.name, row): np.array([0.1, -0.1, 0.1, 0.0]) for kind in (FAST, TEXT) for row in trial.WITHOUT}
+    (one, ), _ = judge(right, [FAST], gains)
+    both, _ = judge(right, [FAST, TEXT], gains)
     assert both[0].high - both[0].low > one.high - one.low
 
 
@@ -102,23 +125,35 @@ def test_an_image_counts_once_a_round():
 
 
 def test_what_was_made_from_a_held_out_image_is_left_out(pipe, tiny, tmp_path, monkeypatch):
-    seen = []
+    seen, sets = [], []
     fit = trial.AMSTClassifier.fit
 
     def watched(self, X, y, X_made=None, y_made=None, **groups):
         done = fit(self, X, y, X_made, y_made, **groups)
         if X_made is not None:
             seen.append((set(groups["groups"].tolist()), groups["groups_synthetic"].tolist(), self.left_out_.tolist()))
+            sets.append(sorted(image.tobytes() for image in X_made))
+            assert (self.method, self.view) == ("amst", "randaugment")
         return done
 
     monkeypatch.setattr(trial.AMSTClassifier, "fit", watched)
     done = try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], threads=1)
-    assert len(seen) == done.plan.folds == 2
+    assert len(seen) == 3 * done.plan.folds == 6
     for trained, made_from, left_out in seen:
         assert Counter(made_from) == {i: 2 for i in range(8)} and len(trained) == 4
         assert left_out == [place for place, group in enumerate(made_from) if group not in trained]
-    tested = Counter(i for _, _, row, held, _ in outcome(tmp_path / "out") if row == "fast" for i in held)
+    tested = Counter(i for _, _, row, held, _ in outcome(tmp_path / "out") if row == FAST.name for i in held)
     assert tested == {i: 1 for i in range(8)}
+    half = GenerationOptions(**load_preset("fast").generate, variants=2, text_share=0.5)
+    generate_dataset(ImageFolder.scan(tiny), tmp_path / "half", pipe, half)
+    expected = sorted(np.asarray(Image.open(path)).tobytes() for path in (tmp_path / "half").rglob("*.png"))
+    assert sets[2] == sets[5] == expected and len({str(each) for each in sets}) == 3
+
+
+def test_without_text_there_are_no_rows_from_it(tiny, tmp_path):
+    pipe = Pipeline.load(write_pixel_model(tmp_path / "m"), threads=1)
+    made = try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], threads=1)
+    assert list(made.accuracy) == [*trial.WITHOUT, FAST.name] and [c.kind for c in made.comparisons] == [FAST]
 
 
 def test_a_trial_that_was_stopped_goes_on_to_the_same_result(pipe, tiny, tmp_path, capfd):
@@ -145,11 +180,15 @@ def test_a_trial_that_was_stopped_goes_on_to_the_same_result(pipe, tiny, tmp_pat
     assert again.signal is None and outcome(tmp_path / "out") == outcome(tmp_path / "whole")
     assert again.accuracy == whole.accuracy and again.verdict == whole.verdict
     kept = json.loads((tmp_path / "out/trial.json").read_text())
-    for place, value in (("plan", {}), ("results", [{"row": "fast"}]), ("results", [kept["results"][0] | {"fold": 9}]),
-                         ("image_seconds", None)):
+    for place, value in (("plan", {}), ("plan", kept["plan"] | {"text": "paper"}), ("results", [{"row": FAST.name}]),
+                         ("results", [kept["results"][0] | {"fold": 9}]), ("image_seconds", None)):
         (tmp_path / "out/trial.json").write_text(json.dumps(kept | {place: value}))
         with pytest.raises(ParameterError, match="trial.json is not as dreamda try writes it; give another folder"):
             try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], threads=1)
+    (tmp_path / "out/trial.json").write_text(json.dumps(kept))
+    (tmp_path / "out/trial.json").write_text(json.dumps(kept | {"identity": kept["identity"] | {"format": 1}}))
+    with pytest.raises(ParameterError, match="out: .*holds a trial of another version of dreamda; give another folder"):
+        try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], threads=1)
     (tmp_path / "out/trial.json").write_text(json.dumps(kept))
     with pytest.raises(ParameterError, match="holds a trial of another seed"):
         try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], seed=1, threads=1)
@@ -167,9 +206,11 @@ def test_the_command(tiny, tmp_path, capsys):
     assert run(*arguments) == 0
     shown = capsys.readouterr()
     assert "\\n" not in shown.out and shown.out.splitlines()[-1] == f"Look at: {tmp_path / 'out/trial.html'}"
-    assert "preset fast" in shown.out and "real images, RandAugment" in shown.out and "trial.html" in shown.out
+    rows = (*trial.WITHOUT, FAST.name, TEXT.name, HALF.name)
+    assert all(f"{row:30} " in shown.out for row in rows) and "trial.html" in shown.out
     page = (tmp_path / "out/trial.html").read_text()
-    assert "Do synthetic images help on real?" in page and page.count("data:image/png") == 1
+    assert "Do synthetic images help on real?" in page and page.count("data:image/png") == 2
+    assert all(f">{row}<" in page for row in rows) and "<code>--text-share 0.5</code>" in page
     (tiny / "coat" if
      (tiny / "coat").is_dir() else next(tiny.iterdir())).joinpath("broken.png").write_bytes(b"no image")
     before = (tmp_path / "out/trial.json").read_bytes()

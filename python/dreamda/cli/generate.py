@@ -432,12 +432,13 @@ def try_(
     threads: Threads = 0,
     debug: Debug = False,
 ) -> int:
-    """Measure on your own images, before days of generation, whether synthetic images help, and with which preset.
+    """Measure on your own images, before days of generation, whether synthetic images help, and with which options.
 
     This is a small cross-validated experiment: classifiers with and without synthetic images are tested on real images
-    that they have not seen. The result includes its uncertainty, and is also written to OUT/trial.html. Run the same
-    command again to resume; more --minutes make the result more certain. OUT is locked: a second process that writes
-    there is refused.
+    that they have not seen. Beside presets it compares images from the text alone, and half of each, where the time
+    allows (--text-share of dreamda generate). The result includes its uncertainty, and is also written to
+    OUT/trial.html. Run the same command again to resume; more --minutes make the result more certain. OUT is locked: a
+    second process that writes there is refused.
     """
     from ..runs.files import locked_folder
     from ..runs.inspection import environment
@@ -451,12 +452,12 @@ def try_(
                         threads=threads or None, environment=about, watch=Progress, tell=complain)
     complain_of(trial.skipped, [])
     if trial.verdict is not None:
-        print(f"{'':26} right   gain (90 % confidence)")
-        gains = {c.preset: c for c in trial.comparisons}
+        print(f"{'':30} right   gain (90 % confidence)")
+        gains = {c.kind.name: c for c in trial.comparisons}
         for row, accuracy in trial.accuracy.items():
             gain = gains.get(row)
             shown = f"  {100 * gain.gain:+5.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})" if gain else ""
-            print(printable(f"{row if gain is None else f'preset {row}':26} {accuracy:5.1%}{shown}"))
+            print(printable(f"{row:30} {accuracy:5.1%}{shown}"))
         print(printable(trial.verdict.sentence))
         print(printable(f"Look at: {trial.page}"))
     if trial.signal:

@@ -1,14 +1,17 @@
-"""`dreamda try`: do synthetic images help on this data set, and with which preset? A small cross-validated experiment.
+"""`dreamda try`: do synthetic images help on this data set, and of which kind? A small cross-validated experiment.
 
     result = try_dataset("photos", "trial", Pipeline.load("sd15"), minutes=30)
     result.verdict.word                                          # "helps", "hurts" or "unclear"
 
-The real images are divided into folds. Every row (the real images alone, with RandAugment, and with the synthetic
-images of each preset) trains on all folds but one and is tested on that one; synthetic images of a held-out image are
-left out with it. All rows take the same number of optimiser steps and see the same images, so they are compared
-image by image. The folder keeps the images and every result, so that a stopped trial can resume.
+The real images are divided into folds. Every row (the real images alone, with RandAugment, and with each kind of
+synthetic images) trains on all folds but one and is tested on that one; synthetic images of a held-out image are left
+out with it. The kinds are presets and, for the cheapest of them, images from the text alone and half of each. All rows
+take the same number of optimiser steps and see the same images, so they are compared image by image. Rows with
+synthetic images have RandAugment too, as the row that they have to beat. The folder keeps the images and every result,
+so that a stopped trial can resume.
 
     OUT/synthetic-<preset>/       as dreamda generate writes it
+    OUT/synthetic-<preset>-text/  the same with `text_share=1`; half of each are the images of `text_share=0.5`
     OUT/trial.json                the plan, and one result per training
     OUT/trial.html                the page
 """
@@ -31,7 +34,7 @@ from numpy.typing import NDArray
 from ..data.files import BrokenImageError, write_atomically
 from ..data.folders import ImageFolder
 from ..data.prompts import Prompts, choose_prompts
-from ..generation.options import GenerationOptions
+from ..generation.options import GenerationOptions, is_from_text
 from ..generation.pipeline import Pipeline
 from ..networks.config import read_json
 from ..options import ParameterError
@@ -44,23 +47,58 @@ from .checks import conditions_of
 from .files import OutputError, StopOnSignals, locked_folder
 from .generate import generate_dataset
 from .inspection import describe_model
-from .labelled import FolderImages, dimensions, scan_labelled, scan_real
+from .labelled import FolderImages, dimensions, scan_real
+from .manifest import read_manifest
 
-FORMAT = 1
+FORMAT = 2
 FOLDS = 4
 BATCH = 16
 EPOCHS = 20
-STEPS = (300, 200, 100)  # per training: the largest number that fits into the time
-VARIANTS = (4, 3, 2)
+STEPS = (1200, 600, 300)  # per training: the largest number that fits into the time
+FEW_STEPS = (200, 100)    # where the time is not enough for any of these
+ROUNDS_OF_LONG = 3        # for more than the fewest of STEPS, the time has to be enough for this number of rounds
+VARIANTS = (4, 2)         # even, as half of them may come from the text
 LEAST_IMAGES = 4  # minimum number of images per class to which a trial is cut down
 GENERATION_SHARE = 0.5  # maximum share of the time for generation
 AMST_COST = 2.5  # cost of a step of AMST, in steps of plain training
 ROUNDS = 10  # more would hardly narrow the interval: the real images stay the same
 CONFIDENCE = 0.9
 
+AUGMENTED = "real images, RandAugment"
 WITHOUT: dict[str, dict[str, Any]] = {
-    "real images": {"method": "real-only"}, "real images, RandAugment": {"method": "real-only", "view": "randaugment"},
+    "real images": {"method": "real-only"}, AUGMENTED: {"method": "real-only", "view": "randaugment"},
 }
+SYNTHETIC: dict[str, Any] = {"method": "amst", "view": "randaugment"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of synthetic images.
+
+    Attributes
+    ----------
+    preset : str
+    text_share : float
+        0, 0.5 or 1: the share of the images that are made from the text alone.
+    """
+
+    preset: str
+    text_share: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of its row."""
+        return f"preset {self.preset}" + {0.0: "", 0.5: ", half text", 1.0: ", text alone"}[self.text_share]
+
+    @property
+    def command(self) -> str:
+        """The options of `dreamda generate` for such images."""
+        return f"--preset {self.preset}" + (f" --text-share {self.text_share:g}" if self.text_share else "")
+
+    @property
+    def folder(self) -> str:
+        """The name of their folder; half of the images come from each of two."""
+        return f"synthetic-{self.preset}" + ("-text" if self.text_share else "")
 
 
 class Watch(Protocol):
@@ -81,6 +119,8 @@ class Plan:
     presets : tuple of str
     seconds : float
         Expected time of one round over all folds, including generation.
+    text : str
+        The preset whose images are also made from the text alone; empty if none are.
     """
 
     per_class: int
@@ -89,10 +129,25 @@ class Plan:
     folds: int
     presets: tuple[str, ...]
     seconds: float
+    text: str = ""
+
+    @property
+    def made(self) -> tuple[Kind, ...]:
+        """The kinds that are made; half of each takes images of both."""
+        return (*map(Kind, self.presets), *([Kind(self.text, 1.0)] if self.text else []))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that are compared."""
+        return (*self.made, *([Kind(self.text, 0.5)] if self.text else []))
 
 
-def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_seconds: float, minutes: float) -> Plan:
-    """The largest trial that fits into the time: fewer variants, steps and images, in this order, then fewer presets.
+def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_seconds: float, minutes: float,
+              text_seconds: float | None = None) -> Plan:
+    """The largest trial that fits into the time.
+
+    It has fewer steps and variants first, then no rows from the text, fewer than 300 steps, fewer images, and in the
+    end fewer presets. More than 300 steps are taken only if there is time for several rounds of them.
 
     Parameters
     ----------
@@ -103,6 +158,9 @@ def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_se
     step_seconds : float
         Time per optimiser step of plain training.
     minutes : float
+    text_seconds : float, optional
+        Time per image from the text alone, with the options of the preset whose images take least time. Without it, no
+        such images are made.
 
     Raises
     ------
@@ -115,20 +173,25 @@ def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_se
     most = max(counts)
     sizes = [n for n in (most, 40, 20, 10, LEAST_IMAGES) if n <= most]
     ordered = sorted(image_seconds, key=lambda name: image_seconds[name])
+    shapes = [(text, variants, steps) for text in ((False, ) if text_seconds is None else (True, False))
+              for variants in VARIANTS for steps in STEPS]
+    shapes += [(False, variants, steps) for steps in FEW_STEPS for variants in VARIANTS]
     least = math.inf
     for count in range(len(ordered), 0, -1):
         chosen = ordered[:count]
         for per_class in sizes:
             folds = min(FOLDS, *(min(n, per_class) for n in counts))
             images = sum(min(n, per_class) for n in counts)
-            for steps in STEPS:
-                for variants in VARIANTS:
-                    making = images * variants * sum(image_seconds[name] for name in chosen)
-                    training = folds * steps * step_seconds * (len(WITHOUT) + AMST_COST * count)
-                    least = min(least, making + training)
-                    if making + training <= 60 * minutes and making <= GENERATION_SHARE * 60 * minutes:
-                        names = tuple(name for name in image_seconds if name in chosen)
-                        return Plan(per_class, variants, steps, folds, names, round(making + training, 1))
+            for text, variants, steps in shapes:
+                each = sum(image_seconds[name] for name in chosen) + (text_seconds or 0.0) * text
+                making = images * variants * each
+                training = folds * steps * step_seconds * (len(WITHOUT) + AMST_COST * (count + 2 * text))
+                rounds = ROUNDS_OF_LONG if steps > STEPS[-1] else 1
+                least = min(least, making + training)
+                if making + rounds * training <= 60 * minutes and making <= GENERATION_SHARE * 60 * minutes:
+                    names = tuple(name for name in image_seconds if name in chosen)
+                    return Plan(per_class, variants, steps, folds, names, round(making + training, 1),
+                                ordered[0] if text else "")
     raise ParameterError(
         "minutes",
         f"{minutes:g} are too few: the smallest trial takes about {math.ceil(2 * least / 60)} minutes here; give it "
@@ -137,16 +200,16 @@ def make_plan(counts: Sequence[int], image_seconds: Mapping[str, float], step_se
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of a preset with the better one of the rows without synthetic images.
+    """The comparison of a kind of synthetic images with the better one of the rows without them.
 
     Attributes
     ----------
-    preset : str
+    kind : Kind
     gain, low, high : float
         The difference of the accuracies, and the limits of an interval that holds the true one with 90 % confidence.
     """
 
-    preset: str
+    kind: Kind
     gain: float
     low: float
     high: float
@@ -192,7 +255,7 @@ class Trial:
     signal: int | None = None
 
     def __repr__(self) -> str:
-        gains = (f"{c.preset} {100 * c.gain:+.1f} points ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+        gains = (f"{c.kind.name} {100 * c.gain:+.1f} points ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
                  for c in self.comparisons)
         return in_brackets("Trial",
                            self.verdict.word if self.verdict else "no verdict",
@@ -318,7 +381,8 @@ class _Trial:
             there = read_json(path)
             for name, value in self.identity.items():
                 if there.get("identity", {}).get(name) != value:
-                    what = {"images": "data set REAL", "model_sha256": "model"}.get(name, f"`{name}`")
+                    what = {"images": "data set REAL", "model_sha256": "model",
+                            "format": "version of dreamda"}.get(name, f"`{name}`")
                     raise ParameterError("out", f"{self.out} holds a trial of another {what}; give another folder")
             try:
                 return self.taken_up(there)
@@ -328,11 +392,15 @@ class _Trial:
             raise ParameterError("out", f"{self.out} holds files but no trial.json; give a new or an empty folder")
         begun = time.monotonic()
         tell("measuring what an image and a training step take here")
-        self.image_seconds = {
-            name: describe_model(self.pipeline, **asdict(self.options(name, VARIANTS[0])))["seconds_per_image"]
-            for name in self.presets
+        times = {
+            name: self.measured(Kind(name)) for name in self.presets
         }
-        plan = make_plan(self.counts, self.image_seconds, self.step_seconds(), self.minutes)
+        cheapest = Kind(min(self.presets, key=lambda name: times[name]), 1.0)
+        text = None if self.pipeline.conditioning == "none" else self.measured(cheapest)
+        plan = make_plan(self.counts, times, self.step_seconds(), self.minutes, text)
+        self.image_seconds = {Kind(name).name: times[name] for name in plan.presets}
+        if plan.text and text is not None:
+            self.image_seconds[cheapest.name] = text
         self.spent += time.monotonic() - begun
         self.plan = plan
         self.save()
@@ -341,14 +409,17 @@ class _Trial:
     def taken_up(self, there: dict[str, Any]) -> Plan:
         """Load the results so far from a trial.json, and return its plan."""
         plan = Plan(**there["plan"] | {"presets": tuple(there["plan"]["presets"])})
+        if not (set(plan.presets) <= set(self.presets) and plan.text in ("", *plan.presets)):
+            raise ValueError("not a plan of this trial")
+        rows = {*WITHOUT, *(kind.name for kind in plan.kinds)}
         for result in there["results"]:
             held, right = result["held"], result["right"]
-            if not (result["row"] in (*WITHOUT, *plan.presets) and 0 <= result["fold"] < plan.folds
-                    and 0 <= result["round"] < ROUNDS and result["seconds"] >= 0 and len(held) == len(right)
+            if not (result["row"] in rows and 0 <= result["fold"] < plan.folds and 0 <= result["round"] < ROUNDS
+                    and result["seconds"] >= 0 and len(held) == len(right)
                     and all(type(i) is int and 0 <= i < len(self.names) for i in held) and set(right) <= {0, 1}):
                 raise ValueError("not a result of this trial")
         self.results, self.spent = there["results"], float(there["seconds"])
-        self.image_seconds = {name: float(there["image_seconds"][name]) for name in plan.presets}
+        self.image_seconds = {kind.name: float(there["image_seconds"][kind.name]) for kind in plan.made}
         return plan
 
     def save(self) -> None:
@@ -366,8 +437,13 @@ class _Trial:
 
     # ---- the work
 
-    def options(self, preset: str, variants: int) -> GenerationOptions:
-        return GenerationOptions(**load_preset(preset).generate | {"variants": variants, "seed": self.seed})
+    def options(self, kind: Kind, variants: int) -> GenerationOptions:
+        return GenerationOptions(**load_preset(kind.preset).generate | {
+            "variants": variants, "seed": self.seed, "text_share": kind.text_share})
+
+    def measured(self, kind: Kind) -> float:
+        """The time per image of a kind, measured by a few steps."""
+        return float(describe_model(self.pipeline, **asdict(self.options(kind, VARIANTS[0])))["seconds_per_image"])
 
     def classifier(self, method: Mapping[str, Any], steps: int, round_: int) -> AMSTClassifier:
         return AMSTClassifier(**method,
@@ -380,12 +456,13 @@ class _Trial:
                               random_state=self.seed + round_)
 
     def step_seconds(self) -> float:
-        """Measure the time per step of plain training, without the first steps, which also create the network."""
+        """Measure the time per step of plain training with RandAugment, without the first steps, which also create the
+        network."""
         X, y = np.stack(self.pixels), self.labels
         times = []
         for steps in (EPOCHS, 3 * EPOCHS):
             begun = time.monotonic()
-            self.classifier(WITHOUT["real images"], steps, 0).fit(X, y)
+            self.classifier(WITHOUT[AUGMENTED], steps, 0).fit(X, y)
             times.append(time.monotonic() - begun)
         return max(1e-4, (times[1] - times[0]) / (2 * EPOCHS))
 
@@ -404,31 +481,32 @@ class _Trial:
         folds = _folds(self.labels[chosen], plan.folds, self.seed)
         images = len(chosen) * plan.variants
         tell(f"{len(chosen)} real images of {len(self.classes)} classes, {images} synthetic images for each of "
-             f"{', '.join(plan.presets)}; {plan.folds} folds, trainings of {plan.steps} steps at {self.size[0]} x "
-             f"{self.size[1]} pixels; about {plan.seconds / 60:.0f} of {self.minutes:g} minutes for the first round")
+             f"{'; '.join(kind.name for kind in plan.made)}. {plan.folds} folds, trainings of {plan.steps} steps at "
+             f"{self.size[0]} x {self.size[1]} pixels; about {plan.seconds / 60:.0f} of {self.minutes:g} minutes "
+             "for the first round")
         trial = Trial(plan, skipped=self.skipped)
         self.prompts = conditions_of(self.used, self.pipeline) or choose_prompts(self.used)
-        for preset in plan.presets:
-            if (stopped := self.generate(preset, watch)) is not None:
+        for kind in plan.made:
+            if (stopped := self.generate(kind, watch)) is not None:
                 trial.signal = stopped
                 return trial
         self.train(trial, chosen, folds, watch)
         return self.conclude(trial, chosen)
 
-    def generate(self, preset: str, watch: Callable[[str], contextlib.AbstractContextManager[Watch]]) -> int | None:
+    def generate(self, kind: Kind, watch: Callable[[str], contextlib.AbstractContextManager[Watch]]) -> int | None:
         begun, plan = time.monotonic(), self.plan
         with watch("image") as progress:
             report = generate_dataset(self.used,
-                                      self.out / f"synthetic-{preset}",
+                                      self.out / kind.folder,
                                       self.pipeline,
-                                      self.options(preset, plan.variants),
+                                      self.options(kind, plan.variants),
                                       prompts=self.prompts,
                                       model=self.model,
-                                      environment={**self.environment, "preset": preset},
+                                      environment={**self.environment, "preset": kind.preset},
                                       progress=progress)
         self.spent += time.monotonic() - begun
         if report.made:
-            self.image_seconds[preset] = report.seconds / report.made
+            self.image_seconds[kind.name] = report.seconds / report.made
         self.save()
         return report.signal
 
@@ -436,8 +514,8 @@ class _Trial:
               watch: Callable[[str], contextlib.AbstractContextManager[Watch]]) -> None:
         plan = self.plan
         X, y = np.stack([self.pixels[i] for i in chosen]), self.labels[chosen]
-        made = {preset: self.read(preset, chosen) for preset in plan.presets}
-        rows = WITHOUT | {preset: {"method": "amst"} for preset in plan.presets}
+        made = {kind.name: self.read(kind, chosen) for kind in plan.kinds}
+        rows = WITHOUT | {kind.name: SYNTHETIC for kind in plan.kinds}
         finished = {(r["round"], r["fold"], r["row"]) for r in self.results}
         each = plan.folds * len(rows)
         words = "finishing the training in hand; a second signal stops at once and loses it"
@@ -479,42 +557,53 @@ class _Trial:
         unfinished = len(self.results) % each  # of a round that was stopped
         return bool(unfinished) or self.spent + each * mean <= 60 * self.minutes
 
-    def read(self, preset: str,
+    def read(self, kind: Kind,
              chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
         """Read the synthetic images, their labels, and the positions of the real images that they were made from."""
         place = {self.names[i]: position for position, i in enumerate(chosen)}
-        found = scan_labelled(self.out / f"synthetic-{preset}", self.classes, "SYNTHETIC")
-        files = FolderImages(found.paths, self.size)
+        number = {label: i for i, label in enumerate(self.classes)}
+        rows = [(self.out / each.folder / row["file_name"], row) for each in self.plan.made
+                if each.preset == kind.preset for row in read_manifest(self.out / each.folder)
+                if (each.text_share == 1) == is_from_text(kind.text_share, row["variant"])]
+        files = FolderImages([path for path, _ in rows], self.size)
         files.read_all(self.workers)
-        groups = np.array([place[seed or ""] for seed, _ in found.seeds])
-        return np.stack([_fitted(files[i], self.size) for i in range(len(files))]), found.labels, groups
+        pixels = np.stack([_fitted(files[i], self.size) for i in range(len(files))])
+        return (pixels, np.array([number[row["label"]] for _, row in rows]),
+                np.array([place[row["seed_file"]] for _, row in rows]))
 
     def conclude(self, trial: Trial, chosen: NDArray[np.int64]) -> Trial:
         from .trial_page import trial_page
 
-        plan, rows = self.plan, [*WITHOUT, *self.plan.presets]
+        plan, rows = self.plan, [*WITHOUT, *(kind.name for kind in self.plan.kinds)]
         each = plan.folds * len(rows)
         trial.rounds = len(self.results) // each
         if not trial.rounds:
             return trial
         right = right_by_image(self.results, rows, len(chosen), trial.rounds)
         trial.accuracy = {row: float(right[row].mean()) for row in rows}
-        trial.comparisons, trial.verdict = judge(right, plan.presets, self.fold_gains(rows, trial.rounds))
+        trial.comparisons, trial.verdict = judge(right, plan.kinds, self.fold_gains(rows, trial.rounds))
         trial.page = self.out / "trial.html"
         page = trial_page(trial, self.root, self.out, self.model or self.pipeline.folder.name, self.classes,
-                          self.counts, self.size, self.image_seconds, self.spent)
+                          self.counts, self.size, {kind.name: self.seconds_of(kind) for kind in plan.kinds},
+                          self.spent)
         try:
             write_atomically(trial.page, page.encode())
         except OSError as error:
             raise OutputError(error.errno, f"{trial.page} cannot be written ({error.strerror})") from error
         return trial
 
+    def seconds_of(self, kind: Kind) -> float:
+        """The time per image of a kind; that of half of each is the mean."""
+        of = [self.image_seconds[each.name] for each in self.plan.made
+              if each == kind or kind.text_share == 0.5 and each.preset == kind.preset]
+        return sum(of) / len(of)
+
     def fold_gains(self, rows: Sequence[str], rounds: int) -> dict[tuple[str, str], NDArray[np.float64]]:
-        """The differences in accuracy, one per training, between every preset and row without synthetic images."""
+        """The differences in accuracy, one per training, between every kind and row without synthetic images."""
         scores = {(r["round"], r["fold"], r["row"]): float(np.mean(r["right"])) for r in self.results}
         places = [(round_, fold) for round_ in range(rounds) for fold in range(self.plan.folds)]
-        return {(preset, row): np.array([scores[(*place, preset)] - scores[(*place, row)] for place in places])
-                for preset in self.plan.presets
+        return {(kind.name, row): np.array([scores[(*place, kind.name)] - scores[(*place, row)] for place in places])
+                for kind in self.plan.kinds
                 for row in WITHOUT}
 
 
@@ -528,31 +617,33 @@ def right_by_image(results: Sequence[Mapping[str, Any]], rows: Sequence[str], im
     return right
 
 
-def judge(right: Mapping[str, NDArray[np.float64]], presets: Sequence[str],
+def judge(right: Mapping[str, NDArray[np.float64]], kinds: Sequence[Kind],
           fold_gains: Mapping[tuple[str, str], NDArray[np.float64]]) -> tuple[list[Comparison], Verdict]:
-    """Compare every preset with the better one of the rows without synthetic images, and give a verdict.
+    """Compare every kind with the better one of the rows without synthetic images, and give a verdict.
 
     The interval is the wider one of two: from the differences per image, and from the differences per training, which
-    share images. With several presets it is wider, so that the best one is not merely the luckiest.
+    share images. With several kinds it is wider, so that the best one is not merely the luckiest.
     """
     against = max(WITHOUT, key=lambda row: right[row].mean())
-    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(presets))
+    z = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / len(kinds))
     comparisons = []
-    for preset in presets:
-        by_image, by_training = right[preset] - right[against], fold_gains[preset, against]
+    for kind in kinds:
+        by_image, by_training = right[kind.name] - right[against], fold_gains[kind.name, against]
         errors = [float(d.std(ddof=1) / math.sqrt(len(d))) for d in (by_image, by_training) if len(d) > 1]
         gain, half = float(by_image.mean()), z * max(errors)
-        comparisons.append(Comparison(preset, gain, gain - half, gain + half))
+        comparisons.append(Comparison(kind, gain, gain - half, gain + half))
     best = max(comparisons, key=lambda c: c.gain)
     numbers = f"{100 * best.gain:+.1f} points against {against} ({100 * best.low:+.1f} to {100 * best.high:+.1f})"
     if best.low > 0:
-        return comparisons, Verdict("helps", f"Synthetic images help here, with preset {best.preset}: {numbers}.", best)
+        return comparisons, Verdict("helps", f"Synthetic images help here, best with {best.kind.command}: {numbers}.",
+                                    best)
     if all(c.high < 0 for c in comparisons):
         return comparisons, Verdict("hurts",
-                                    f"Synthetic images hurt here; the best preset is {best.preset}: {numbers}.", best)
+                                    f"Synthetic images hurt here; {best.kind.name} is the best of them: {numbers}.",
+                                    best)
     return comparisons, Verdict(
         "unclear",
-        f"No difference can be told from this trial: {best.preset} is at {numbers}. More minutes or more real "
+        f"No difference can be told from this trial: {best.kind.name} is at {numbers}. More minutes or more real "
         "images would narrow that.", best)
 
 

@@ -1,4 +1,4 @@
-"""The page of `dreamda try`: the verdict, a table of the rows, and pictures of every preset."""
+"""The page of `dreamda try`: the verdict, a table of the rows, and pictures of every kind of synthetic images."""
 from __future__ import annotations
 
 import shlex
@@ -32,25 +32,25 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
     size : (height, width)
         Size of the images for the classifiers.
     image_seconds : mapping of str to float
-        Time per synthetic image of each preset.
+        Time per synthetic image of each row that has them.
     seconds : float
         Time of the trial.
     """
     plan, verdict = trial.plan, trial.verdict
     assert verdict is not None
-    gains = {c.preset: c for c in trial.comparisons}
+    gains = {c.kind.name: c for c in trial.comparisons}
     rows = []
     for row, accuracy in trial.accuracy.items():
         gain = gains.get(row)
         rows.append([row, f"{accuracy:.1%}", "", "", ""] if gain is None else [
-            f"preset {row}", f"{accuracy:.1%}",
+            row, f"{accuracy:.1%}",
             f"{100 * gain.gain:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
             duration(image_seconds[row]),
             duration(sum(counts) * 10 * image_seconds[row])
         ])
     model = shown_path(model)
     command = (f"dreamda generate {shlex.quote(shown_path(real))} --out synthetic --model {shlex.quote(model)} "
-               f"--preset {verdict.best.preset}")
+               f"{verdict.best.kind.command}")
     return render("trial",
                   name=real.name,
                   model=model,
@@ -67,6 +67,6 @@ def trial_page(trial: Trial, real: Path, out: Path, model: str, classes: Sequenc
                   steps=plan.steps,
                   size=size,
                   variants=plan.variants,
-                  sheets=[(preset,
-                           contact_sheet_of_run(out / f"synthetic-{preset}", real, per_class=2, max_classes=12))
-                          for preset in plan.presets])
+                  text=plan.text,
+                  sheets=[(kind.name, contact_sheet_of_run(out / kind.folder, real, per_class=2, max_classes=12))
+                          for kind in plan.made])
