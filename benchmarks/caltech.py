@@ -47,6 +47,7 @@ def ours(work: Path, dtype: str, seed: int) -> dict:
     out = work / f"ours-{dtype}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     recipe = Recipe(method="real-only",
+                    view="weak",
                     epochs=EPOCHS,
                     batch_size=BATCH,
                     learning_rate=LR,

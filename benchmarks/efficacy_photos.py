@@ -39,7 +39,8 @@ MOST = 10  # real images a class that a draw may take
 CHOOSING = 0.4
 
 # The network and its steps, the same for every method.
-TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=60, steps_per_epoch=10)
+TRAINING = dict(backbone="resnet18", width=16, stem="imagenet", batch_size=16, epochs=60, steps_per_epoch=10,
+                view="weak")
 LENGTHS = (120, 60)  # epochs of the tables, of 10 steps each
 
 

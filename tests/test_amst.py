@@ -232,7 +232,7 @@ def test_at_least_half_of_a_batch_is_real():
 def test_synthetic_images_do_not_shift_the_classes():
     """All accepted ones are of class 0: they take the place of real images of class 0, and of no others."""
     black = np.zeros_like(SYNTHETIC[:20])
-    run = make(method="plain", data=Data(REAL, LABELS, black, np.zeros(20, np.int64)))
+    run = make(method="plain", view="weak", data=Data(REAL, LABELS, black, np.zeros(20, np.int64)))
     synthetic = []
     for step in range(12):
         batch = run.batches(0).train(step)

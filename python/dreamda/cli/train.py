@@ -20,8 +20,8 @@ from .common import (RUNNING, Command, Debug, Dtype, Preset, Progress, Threads, 
 if TYPE_CHECKING:
     from ..training.saved import TrainedModel
 
-# Shorter than the defaults; both methods take the same number of steps.
-DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25}
+# Shorter than the defaults, and with views that take few steps to learn; both methods take the same number of steps.
+DEMO_RECIPE: dict[str, Any] = {"epochs": 12, "pretrain_epochs": 2, "steps_per_epoch": 25, "view": "weak"}
 
 Model = Annotated[Path, typer.Argument(help="A model.safetensors, or the output folder of dreamda train.")]
 Workers = Annotated[int, typer.Option(callback=not_negative, metavar="N", rich_help_panel=RUNNING,

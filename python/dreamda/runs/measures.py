@@ -230,7 +230,7 @@ def _by_training(real: Pixels, labels: Ints, synthetic: Pixels, seeds: Ints, thr
 def _trained(images: Pixels, labels: Ints, threads: int | None) -> Any:
     from ..training.classifier import AMSTClassifier
 
-    return AMSTClassifier(method="real-only", epochs=EPOCHS, steps_per_epoch=STEPS, width=WIDTH,
+    return AMSTClassifier(method="real-only", view="weak", epochs=EPOCHS, steps_per_epoch=STEPS, width=WIDTH,
                           threads=threads).fit(images, labels).model_
 
 

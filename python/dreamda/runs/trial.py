@@ -66,7 +66,7 @@ CONFIDENCE = 0.9
 
 AUGMENTED = "real images, RandAugment"
 WITHOUT: dict[str, dict[str, Any]] = {
-    "real images": {"method": "real-only"}, AUGMENTED: {"method": "real-only", "view": "randaugment"},
+    "real images": {"method": "real-only", "view": "weak"}, AUGMENTED: {"method": "real-only", "view": "randaugment"},
 }
 SYNTHETIC: dict[str, Any] = {"method": "amst", "view": "randaugment"}
 

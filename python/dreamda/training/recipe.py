@@ -123,8 +123,9 @@ class Recipe(Options):
     smoothing: float = option(0.0, "Label smoothing of the classifier's loss.", group=OPTIMISER, low=0, high=1)
 
     view: Literal["weak", "randaugment", "strong"] = option(
-        "weak",
-        "Augmentation of labelled images: weak (crop and flip), randaugment, or strong (RandAugment and Cutout).",
+        "randaugment",
+        "Augmentation of labelled images: weak (crop and flip, as in the paper), randaugment, or strong (RandAugment "
+        "and Cutout).",
         group=VIEWS)
     image_fit: Literal["crop", "pad", "squash"] = option(
         "crop",
