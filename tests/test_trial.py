@@ -44,6 +44,13 @@ def tiny(tmp_path, monkeypatch):
     return tmp_path / "real"
 
 
+@pytest.fixture
+def estimated(monkeypatch):
+    """Nothing is measured, which takes longer than such a trial."""
+    monkeypatch.setattr(trial, "describe_model", lambda *_, **__: {"seconds_per_image": 0.01})
+    monkeypatch.setattr(trial._Trial, "step_seconds", lambda self: 0.01)
+
+
 def outcome(out):
     return [(r["round"], r["fold"], r["row"], r["held"], r["right"])
             for r in json.loads((out / "trial.json").read_text())["results"]]
@@ -124,7 +131,7 @@ def test_an_image_counts_once_a_round():
     assert right_by_image(results, ["a"], 2, 2)["a"].tolist() == [0.5, 0.5]
 
 
-def test_what_was_made_from_a_held_out_image_is_left_out(pipe, tiny, tmp_path, monkeypatch):
+def test_what_was_made_from_a_held_out_image_is_left_out(pipe, tiny, estimated, tmp_path, monkeypatch):
     seen, sets = [], []
     fit = trial.AMSTClassifier.fit
 
@@ -150,13 +157,13 @@ def test_what_was_made_from_a_held_out_image_is_left_out(pipe, tiny, tmp_path, m
     assert sets[2] == sets[5] == expected and len({str(each) for each in sets}) == 3
 
 
-def test_without_text_there_are_no_rows_from_it(tiny, tmp_path):
+def test_without_text_there_are_no_rows_from_it(tiny, estimated, tmp_path):
     pipe = Pipeline.load(write_pixel_model(tmp_path / "m"), threads=1)
     made = try_dataset(tiny, tmp_path / "out", pipe, minutes=5, presets=["fast"], threads=1)
     assert list(made.accuracy) == [*trial.WITHOUT, FAST.name] and [c.kind for c in made.comparisons] == [FAST]
 
 
-def test_a_trial_that_was_stopped_goes_on_to_the_same_result(pipe, tiny, tmp_path, capfd):
+def test_a_trial_that_was_stopped_goes_on_to_the_same_result(pipe, tiny, estimated, tmp_path, capfd):
     whole = try_dataset(tiny, tmp_path / "whole", pipe, minutes=5, presets=["fast"], threads=1)
     assert whole.rounds == 1 and whole.verdict and len(outcome(tmp_path / "whole")) == 2 * ROWS
 
