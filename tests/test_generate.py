@@ -574,6 +574,7 @@ def test_the_records_say_which_images_are_from_the_text_alone(real, tmp_path):
     generate_dataset(real, tmp_path / "whole", FakePipeline(), settings)
     assert tree(out) == tree(tmp_path / "whole")
     assert [row.get("from_text") for row in lines(out)] == [None, True, None] * 6
+    assert [row["strength"] for row in lines(out)] == [0.8, 1.0, 0.8] * 6
     assert not any("text_share" in row for row in lines(out))
     with pytest.raises(ValueError, match=r"another --text-share 0.5 \(now 0.0\)"):
         generate_dataset(real, out, FakePipeline(), SETTINGS)

@@ -57,7 +57,7 @@ def test_type_checkers_see_the_same_fields():
 
 def test_run_json_holds_every_field(fake, real, tmp_path):  # noqa: F811
     assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", "--variants", "2", "--steps", "3") == 0
-    expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3))
+    expected = dataclasses.asdict(GenerationOptions(variants=2, steps=3, **load_preset("balanced").generate))
     assert {
         name: value
         for name, value in json.loads((tmp_path / "out/run.json").read_text()).items() if name in FIELDS
@@ -86,8 +86,8 @@ def test_a_command_takes_a_presets_numbers_beside_its_own_texts():
     assert (made.image_size, made.crop_scale, made.mean) == ((224, 224), (0.08, 1.0), (0.5, 0.5, 0.5))
 
 
-def test_the_balanced_preset_is_the_defaults_and_the_papers_names_all_that_decides_an_image():
-    assert load_preset("balanced").generate == load_preset("balanced").train == {}
+def test_the_balanced_preset_adds_text_to_the_defaults_and_the_papers_names_all_that_decides_an_image():
+    assert load_preset("balanced").generate == {"text_share": 0.5} and load_preset("balanced").train == {}
     assert set(FIELDS) - set(load_preset("paper").generate) == {"variants", "seed"}
     with pytest.raises(ParameterError, match="preset: 'slow' is not possible; use one of balanced, paper, fast"):
         load_preset("slow")
@@ -97,13 +97,16 @@ def test_the_balanced_preset_is_the_defaults_and_the_papers_names_all_that_decid
                          [(["--preset", "fast"], load_preset("fast").generate),
                           (["--preset", "fast", "--steps", "3"], load_preset("fast").generate | {"steps": 3}),
                           (["--preset", "fast", "--method", "sdedit", "--no-share-source"],
-                           {"steps": 4, "method": "sdedit", "noise_scale": 0.0}),
+                           {"steps": 4, "method": "sdedit", "noise_scale": 0.0, "text_share": 0.0}),
                           (["--preset", "paper", "--recipe", "mine.json"], load_preset("paper").generate
-                           | {"steps": 9}), ([], {})])
+                           | {"steps": 9}), ([], {"text_share": 0.5}), (["--strength", "0.5"], {"text_share": 0.0}),
+                          (["--strength", "0.5", "--text-share", "1"], {"text_share": 1.0}),
+                          (["--recipe", "share.json"], {"text_share": 0.2})])
 def test_options_take_precedence_over_a_recipe_and_that_over_a_preset(fake, real, tmp_path, monkeypatch, options,
                                                                       expected):
     monkeypatch.chdir(tmp_path)
     Path("mine.json").write_text('{"steps": 9}')
+    Path("share.json").write_text('{"text_share": 0.2}')
     assert run("generate", real, "--out", "out", "--model", "fake", "--variants", "1", *options) == 0
     held = json.loads(Path("out/run.json").read_text())
     assert {name: held[name] for name in expected} == expected

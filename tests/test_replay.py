@@ -230,8 +230,8 @@ def test_a_run_recorded_with_an_old_name_goes_on(old, real, capsys):  # noqa: F8
     before = tree(old)
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3") == 2
     err = capsys.readouterr().err
-    assert "another --fit 'squash' (now 'crop'), --prompt-syntax 'plain' (now 'a1111'), --noise-scale 0.0" in err
-    assert "--share-start True (now False)" in err and tree(old) == before
+    assert "another --fit 'squash' (now 'crop'), --prompt-syntax 'plain' (now 'a1111'), --text-share 0.0 (now" in err
+    assert "--noise-scale 0.0 (now" in err and "--share-start True (now False)" in err and tree(old) == before
     assert run("generate", real, "--out", old, "--model", "fake", "--variants", "2", "--steps", "3", "--method",
                "sdedit", "--fit", "squash", "--share-start", "--prompt-syntax", "plain") == 0
     assert "10 images made" in (out := capsys.readouterr().out) and "2 were there already" in out

@@ -3,7 +3,8 @@
     load_preset("fast").generate                       # {"method": "cycle", "steps": 4, ...}
     pipe.augment(images, prompts, **load_preset("paper").generate)
 
-An option that a preset does not name keeps its default, so `balanced` is the defaults themselves.
+An option that a preset does not name keeps its default. `text_share` is one that `dreamda generate` leaves out for
+annotated images, for models without prompts, and where `method` or `strength` are given beside the preset.
 """
 from __future__ import annotations
 

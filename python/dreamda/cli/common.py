@@ -325,6 +325,8 @@ def with_preset(context: typer.Context, options: Mapping[str, Any], taken: Mappi
     ours = {name: value for name, value in taken.items() if not is_given(context, name)}
     if is_given(context, "method"):
         ours.pop("noise_scale", None)  # it belongs to the preset's method
+    if is_given(context, "method") or is_given(context, "strength"):
+        ours.pop("text_share", None)   # whoever says how to change the real images means all of them
     return {**options, **ours}
 
 

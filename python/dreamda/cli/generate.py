@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -165,6 +165,7 @@ def generate(
 
     place = only_out(out_argument, out)
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
+    share_is_given = common.is_given(context, "text_share") or "text_share" in taken
     taken = load_preset(preset).generate | taken
     if keep == "none":
         taken["strength"] = LAYOUT_STRENGTH
@@ -181,12 +182,15 @@ def generate(
             raise ParameterError(option, f"has no effect without {needed}; add that")
     labels = read_labels(real, coco=coco, yolo=yolo, voc=voc, masks=masks)
     folder = _labelled(labels, keep, chosen(Composition, options), verify) or ImageFolder.scan(real)
-    check_options(folder, settings)
     if exclude_ids is not None:
         folder = _without(folder, exclude_ids)
     complain_of([], folder.notes)
-    chosen_prompts = common.without_text(context, folder, model) or choose_prompts(
-        folder, template, prompts, words, settings.prompt_syntax, fields, settings.seed)
+    classes = common.without_text(context, folder, model)
+    if not share_is_given and (folder.annotations is not None or classes is not None and not classes.source):
+        settings = replace(settings, text_share=0.0)  # a preset's share is for images of which a prompt says all
+    check_options(folder, settings)
+    chosen_prompts = classes or choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields,
+                                               settings.seed)
     complain_of([], list(chosen_prompts.notes))
     verifier = Verifier(verify, folder, settings.seed, verify_action) if verify is not None else None
     check_out(place, folder, run_identity(folder, settings, chosen_prompts.source, safeguards) | folder.identity()

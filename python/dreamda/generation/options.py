@@ -14,6 +14,8 @@ from ..options import Options, ParameterError, documented, option
 
 COMMON, METHOD, GUIDANCE, NOISE = "Options", "Method", "Guidance", "Noise"
 MOST_VARIANTS = 1_000_000
+TEXT_ALONE: dict[str, Any] = dict(method="sdedit", strength=1.0, noise_scale=0.0, source_prompt="", share_source=False,
+                                  share_start=False, diverse=False)  # of variants that know nothing of the real image
 
 
 @documented
@@ -153,8 +155,7 @@ class GenerationOptions(Options):
     @property
     def of_text(self) -> GenerationOptions:
         """The options with which variants are made from the text alone, from latents that are 0."""
-        return replace(self, text_share=0.0, method="sdedit", strength=1.0, noise_scale=0.0, source_prompt="",
-                       share_source=False, share_start=False, diverse=False)
+        return replace(self, text_share=0.0, **TEXT_ALONE)
 
 
 def is_from_text(text_share: float, variant: int) -> bool:

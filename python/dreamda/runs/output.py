@@ -37,7 +37,7 @@ from ..data.annotations import READERS, Composition, Labels
 from ..data.files import digest_if_readable
 from ..data.folders import ImageFolder, ImageRef, SyntheticImage, check_outside
 from ..data.templates import Prompt
-from ..generation.options import GenerationOptions, is_from_text, with_todays_options
+from ..generation.options import TEXT_ALONE, GenerationOptions, is_from_text, with_todays_options
 from ..generation.regions import KEEPS
 from ..networks.config import read_json
 from ..options import ParameterError, options_of
@@ -514,8 +514,7 @@ class RunFolder:
                     "file_name": f"{label}/{name}", "label": label, "seed_file": self.names.recorded(each.image.key),
                     "seed_sha256": each.seed_sha256, "variant": variant, "prompt": prompt.text,
                     **({"fields": prompt.fields} if prompt.fields else {}), **self._donors(each.image, variant),
-                    **({"from_text": True} if is_from_text(self.run.get("text_share", 0.0), variant) else {}),
-                    **each.about, **self._in_rows()
+                    **each.about, **self._in_rows(variant)
                 }
                 png = encode_png(pixels, row)
                 self._replace(name, png, target, sync_folder=False)
@@ -530,10 +529,12 @@ class RunFolder:
         found = {self.names.recorded(donor.key): self._digests[donor.key] for donor in donors}
         return {"objects_from": found} if found else {}
 
-    def _in_rows(self) -> dict[str, Any]:
+    def _in_rows(self, variant: int) -> dict[str, Any]:
         """The parameters that an image depends on; the number of variants only if starts are chosen together."""
         together = self.run["format"] == 1 or self.run["diverse"]
-        return {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
+        found = {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
+        return found | {"from_text": True} | TEXT_ALONE if is_from_text(self.run.get("text_share", 0.0),
+                                                                        variant) else found
 
     def _append(self, name: str, lines: bytes) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
