@@ -112,7 +112,7 @@ def test_the_verdict_follows_from_the_numbers(share, word):
              for row in trial.WITHOUT}
     comparisons, verdict = judge(right, [HALF], gains)
     assert verdict.word == word and comparisons == [verdict.best]
-    assert ("best with --preset fast --text-share 0.5: +" in verdict.sentence) == (word == "helps")
+    assert ("best with --preset fast: +" in verdict.sentence) == (word == "helps")
     assert ("preset fast, half text is" in verdict.sentence) == (word != "helps")
     assert verdict.best.low <= verdict.best.gain <= verdict.best.high
     assert verdict.best.gain == pytest.approx((other - base).mean())
@@ -151,7 +151,7 @@ def test_what_was_made_from_a_held_out_image_is_left_out(pipe, tiny, estimated, 
         assert left_out == [place for place, group in enumerate(made_from) if group not in trained]
     tested = Counter(i for _, _, row, held, _ in outcome(tmp_path / "out") if row == FAST.name for i in held)
     assert tested == {i: 1 for i in range(8)}
-    half = GenerationOptions(**load_preset("fast").generate, variants=2, text_share=0.5)
+    half = GenerationOptions(**load_preset("fast").generate, variants=2)
     generate_dataset(ImageFolder.scan(tiny), tmp_path / "half", pipe, half)
     expected = sorted(np.asarray(Image.open(path)).tobytes() for path in (tmp_path / "half").rglob("*.png"))
     assert sets[2] == sets[5] == expected and len({str(each) for each in sets}) == 3

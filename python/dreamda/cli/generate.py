@@ -439,8 +439,8 @@ def try_(
     """Measure on your own images, before days of generation, whether synthetic images help, and with which options.
 
     This is a small cross-validated experiment: classifiers with and without synthetic images are tested on real images
-    that they have not seen. Beside presets it compares images from the text alone, and half of each, where the time
-    allows (--text-share of dreamda generate). The result includes its uncertainty, and is also written to
+    that they have not seen. Where the time allows, it compares changed real images, images from the text alone, and
+    half of each (--text-share of dreamda generate). The result includes its uncertainty, and is also written to
     OUT/trial.html. Run the same command again to resume; more --minutes make the result more certain. OUT is locked: a
     second process that writes there is refused.
     """

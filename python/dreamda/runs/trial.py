@@ -5,7 +5,7 @@
 
 The real images are divided into folds. Every row (the real images alone, with RandAugment, and with each kind of
 synthetic images) trains on all folds but one and is tested on that one; synthetic images of a held-out image are left
-out with it. The kinds are presets and, for the cheapest of them, images from the text alone and half of each. All rows
+out with it. The kinds are presets without text and, for the cheapest, images from the text alone and half of each. All rows
 take the same number of optimiser steps and see the same images, so they are compared image by image. Rows with
 synthetic images have RandAugment too, as the row that they have to beat. The folder keeps the images and every result,
 so that a stopped trial can resume.
@@ -88,12 +88,19 @@ class Kind:
     @property
     def name(self) -> str:
         """The name of its row."""
-        return f"preset {self.preset}" + {0.0: "", 0.5: ", half text", 1.0: ", text alone"}[self.text_share]
+        none = ", no text" if self._usual else ""
+        return f"preset {self.preset}" + {0.0: none, 0.5: ", half text", 1.0: ", text alone"}[self.text_share]
 
     @property
     def command(self) -> str:
         """The options of `dreamda generate` for such images."""
-        return f"--preset {self.preset}" + (f" --text-share {self.text_share:g}" if self.text_share else "")
+        given = f" --text-share {self.text_share:g}" if self.text_share != self._usual else ""
+        return f"--preset {self.preset}{given}"
+
+    @property
+    def _usual(self) -> float:
+        """The preset's own share."""
+        return float(load_preset(self.preset).generate.get("text_share", 0.0))
 
     @property
     def folder(self) -> str:
