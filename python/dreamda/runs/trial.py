@@ -5,8 +5,8 @@
 
 The real images are divided into folds. Every row (the real images alone, with RandAugment, and with each kind of
 synthetic images) trains on all folds but one and is tested on that one; synthetic images of a held-out image are left
-out with it. The kinds are presets without text and, for the cheapest, images from the text alone and half of each. All rows
-take the same number of optimiser steps and see the same images, so they are compared image by image. Rows with
+out with it. The kinds are presets without text and, for the cheapest, images from the text alone and half of each. All
+rows take the same number of optimiser steps and see the same images, so they are compared image by image. Rows with
 synthetic images have RandAugment too, as the row that they have to beat. The folder keeps the images and every result,
 so that a stopped trial can resume.
 
