@@ -171,6 +171,7 @@ CHOSEN = {
 STRENGTHS = dict(parts=[few(strength=strength) for strength in (0.5, 0.7, 0.85, 1.0)])
 FOUR = dict(parts=[few(**changed, **LEARNED) for changed in ({}, FRESH, IMG2IMG, TEXT)])
 BOTH = (PLAIN | RANDAUGMENT, AMST | RANDAUGMENT)
+LONG = dict(epochs=120)
 CHOICES = {
     "real": [(None, REAL | changed | steps) for steps in (dict(epochs=20), dict(epochs=60))
              for changed in ({}, RANDAUGMENT)] + [(None, REAL | RANDAUGMENT | dict(mix="cutmix"))],
@@ -184,8 +185,16 @@ CHOICES = {
                 (few(**LEARNED), AMST | RANDAUGMENT), (few(**IMG2IMG, **LEARNED), PLAIN | RANDAUGMENT)] +
                [(kind, training) for kind in (few(**FRESH, **LEARNED), mixed(**LEARNED), FOUR)
                 for training in BOTH],
-    "long": [(None, REAL | RANDAUGMENT | dict(epochs=120))] +
-            [(kind, training | dict(epochs=120)) for kind in (few(**TEXT), few(**FRESH), mixed()) for training in BOTH],
+    "long": [(None, REAL | RANDAUGMENT | LONG)] +
+            [(kind, training | LONG) for kind in (few(**TEXT), few(**FRESH), mixed()) for training in BOTH],
+    "long, AMST": [(mixed(), AMST | RANDAUGMENT | LONG | changed)
+                   for changed in (dict(pretrain_epochs=12), dict(relabel=0))],
+    "long, learned": [(few(**TEXT, **LEARNED), PLAIN | RANDAUGMENT | LONG),
+                      (few(**FRESH, **LEARNED), AMST | RANDAUGMENT | LONG),
+                      (few(**FRESH, **LEARNED), AMST | RANDAUGMENT | LONG | dict(pretrain_epochs=12)),
+                      (mixed(**LEARNED), AMST | RANDAUGMENT | LONG)],
+    "long, perturbation": [(few(**changed), PLAIN | RANDAUGMENT | LONG)
+                           for changed in ({}, dict(noise_scale=0.0))],
 }
 
 

@@ -21,7 +21,7 @@ from dreamda.data import load_bundled
 from dreamda.networks.hub import BUNDLED
 from dreamda.runs.checks import read_purpose
 
-FAST = ["--model", "fashion-mini", "--variants", "2", "--steps", "3", "--dtype", "f32"]
+FAST = ["--model", "fashion-mini", "--variants", "2", "--steps", "3", "--text-share", "0", "--dtype", "f32"]
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,8 @@ def test_the_balanced_preset_adds_text_to_the_defaults_and_the_papers_names_all_
                           (["--preset", "paper", "--recipe", "mine.json"], load_preset("paper").generate
                            | {"steps": 9}), ([], {"text_share": 0.5}), (["--strength", "0.5"], {"text_share": 0.0}),
                           (["--strength", "0.5", "--text-share", "1"], {"text_share": 1.0}),
-                          (["--recipe", "share.json"], {"text_share": 0.2})])
+                          (["--recipe", "share.json"], {"text_share": 0.2}),
+                          (["--recipe", "caltech101"], {"text_share": 0.0, "steps": 100})])
 def test_options_take_precedence_over_a_recipe_and_that_over_a_preset(fake, real, tmp_path, monkeypatch, options,
                                                                       expected):
     monkeypatch.chdir(tmp_path)

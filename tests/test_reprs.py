@@ -75,7 +75,7 @@ SHOWN = {
     lambda: Judged("the features of a ResNet", Neighbours(0.5, 0.25, 1.0, 1.0), notes=["a note"]),
     "Judged(in the features of a ResNet, too few images to measure)":
     lambda: Judged("the features of a ResNet"),
-    "Trial(helps, preset fast +3.2 points (+1.1 to +5.3), 1,000 files skipped)":
+    "Trial(helps, preset fast, no text +3.2 points (+1.1 to +5.3), 1,000 files skipped)":
     lambda: Trial(PLAN, {}, [GAIN], Verdict("helps", "Synthetic images help.", GAIN), 1, MANY),
     "Trial(no verdict, stopped by SIGINT)":
     lambda: Trial(PLAN, signal=2),

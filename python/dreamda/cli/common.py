@@ -320,12 +320,13 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def with_preset(context: typer.Context, options: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's options, with those of a preset or recipe unless they are given on the command line."""
-    ours = {name: value for name, value in taken.items() if not is_given(context, name)}
+def with_preset(context: typer.Context, options: Mapping[str, Any], preset: Mapping[str, Any],
+                recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's options, with those of a recipe or else of a preset unless they are given on the command line."""
+    ours = {name: value for name, value in {**preset, **recipe}.items() if not is_given(context, name)}
     if is_given(context, "method"):
         ours.pop("noise_scale", None)  # it belongs to the preset's method
-    if is_given(context, "method") or is_given(context, "strength"):
+    if "text_share" not in recipe and any(name in recipe or is_given(context, name) for name in ("method", "strength")):
         ours.pop("text_share", None)   # whoever says how to change the real images means all of them
     return {**options, **ours}
 

@@ -165,11 +165,9 @@ def generate(
 
     place = only_out(out_argument, out)
     taken, words = load_recipe(recipe) if recipe is not None else ({}, None)
-    share_is_given = common.is_given(context, "text_share") or "text_share" in taken
-    taken = load_preset(preset).generate | taken
     if keep == "none":
         taken["strength"] = LAYOUT_STRENGTH
-    settings = chosen(GenerationOptions, with_preset(context, options, taken))
+    settings = chosen(GenerationOptions, with_preset(context, options, load_preset(preset).generate, taken))
     safeguards = chosen(Safeguards, options)
     part = parse_shard(shard)
     if engine not in ("local", "ray"):
@@ -186,7 +184,8 @@ def generate(
         folder = _without(folder, exclude_ids)
     complain_of([], folder.notes)
     classes = common.without_text(context, folder, model)
-    if not share_is_given and (folder.annotations is not None or classes is not None and not classes.source):
+    if not (common.is_given(context, "text_share") or "text_share" in taken) and (
+            folder.annotations is not None or classes is not None and not classes.source):
         settings = replace(settings, text_share=0.0)  # a preset's share is for images of which a prompt says all
     check_options(folder, settings)
     chosen_prompts = classes or choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields,

@@ -66,7 +66,7 @@ def train(
 
     if out is None:
         raise ValueError("--out is missing; name a folder for the run")
-    recipe = chosen(Recipe, with_preset(context, options, load_preset(preset).train))
+    recipe = chosen(Recipe, with_preset(context, options, load_preset(preset).train, {}))
     spell = _spell(context)
     with Progress("step", spell) as progress:
         try:
