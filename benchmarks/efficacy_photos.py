@@ -134,6 +134,7 @@ METHODS = {
     "img2img": (few(**IMG2IMG), PLAIN | RANDAUGMENT),
     "img2img + AMST": (few(**IMG2IMG), AMST | RANDAUGMENT),
     "DreamDA, labels of the seeds": (few(), PLAIN | RANDAUGMENT),
+    "DreamDA without the perturbation, labels of the seeds": (few(noise_scale=0.0), PLAIN | RANDAUGMENT),
     "DreamDA + AMST": (few(), AMST | RANDAUGMENT),
     "DreamDA at strength 1, labels of the seeds": (few(**FRESH), PLAIN | RANDAUGMENT),
     "DreamDA at strength 1 + AMST": (few(**FRESH), AMST | RANDAUGMENT),
