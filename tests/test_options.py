@@ -96,11 +96,13 @@ def test_the_balanced_preset_adds_text_to_the_defaults_and_the_papers_names_all_
 @pytest.mark.parametrize("options, expected",
                          [(["--preset", "fast"], load_preset("fast").generate),
                           (["--preset", "fast", "--steps", "3"], load_preset("fast").generate | {"steps": 3}),
-                          (["--preset", "fast", "--method", "sdedit", "--no-share-source"],
-                           {"steps": 4, "method": "sdedit", "noise_scale": 0.0, "text_share": 0.0}),
+                          (["--preset", "fast", "--method", "sdedit"],
+                           {"steps": 4, "method": "sdedit", "noise_scale": 0.0, "text_share": 0.0,
+                            "share_source": False}),
+                          (["--preset", "fast", "--method", "cycle"], {"share_source": True, "text_share": 0.0}),
                           (["--preset", "paper", "--recipe", "mine.json"], load_preset("paper").generate
                            | {"steps": 9}), ([], {"text_share": 0.5}), (["--strength", "0.5"], {"text_share": 0.0}),
-                          (["--strength", "0.5", "--text-share", "1"], {"text_share": 1.0}),
+                          (["--strength", "0.5", "--text-share", "0.2"], {"text_share": 0.2, "strength": 0.5}),
                           (["--recipe", "share.json"], {"text_share": 0.2}),
                           (["--recipe", "caltech101"], {"text_share": 0.0, "steps": 100})])
 def test_options_take_precedence_over_a_recipe_and_that_over_a_preset(fake, real, tmp_path, monkeypatch, options,
@@ -112,6 +114,20 @@ def test_options_take_precedence_over_a_recipe_and_that_over_a_preset(fake, real
     held = json.loads(Path("out/run.json").read_text())
     assert {name: held[name] for name in expected} == expected
     assert held["environment"]["preset"] == (options[1] if "--preset" in options else "balanced")
+
+
+@pytest.mark.parametrize("option", [["--method", "sdedit"], ["--strength", "0.5"], ["--noise-scale", "2"]])
+def test_options_for_changed_images_are_refused_where_there_are_none(fake, real, tmp_path, capsys, option):
+    assert run("generate", real, "--out", tmp_path / "out", "--model", "fake", "--text-share", "1", *option) == 2
+    assert f"{option[0]}: has no effect: --text-share 1 makes all" in capsys.readouterr().err
+
+
+def test_the_line_before_the_start_and_a_preview_tell_what_is_from_the_text(fake, real, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("generate", real, "--out", out, "--model", "fake", "--variants", "3", "--preview", "4") == 0
+    assert "; 1 of 3 variants from the text alone" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row.get("from_text", False) for row in rows] == [False, True] * 2
 
 
 def test_recipes_are_checked_by_the_fields(tmp_path):

@@ -324,8 +324,10 @@ def with_preset(context: typer.Context, options: Mapping[str, Any], preset: Mapp
                 recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A command's options, with those of a recipe or else of a preset unless they are given on the command line."""
     ours = {name: value for name, value in {**preset, **recipe}.items() if not is_given(context, name)}
-    if is_given(context, "method"):
-        ours.pop("noise_scale", None)  # it belongs to the preset's method
+    if is_given(context, "method"):  # these belong to the preset's method
+        ours.pop("noise_scale", None)
+        if options["method"] != preset.get("method"):
+            ours.pop("share_source", None)
     if "text_share" not in recipe and any(name in recipe or is_given(context, name) for name in ("method", "strength")):
         ours.pop("text_share", None)   # whoever says how to change the real images means all of them
     return {**options, **ours}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..data.annotations.compose import Composition
-from ..generation.options import GenerationOptions
+from ..generation.options import GenerationOptions, is_from_text
 from ..options import ParameterError
 from ..presets import BALANCED, load_preset, presets
 from ..runs.safeguards import SENSITIVE, Safeguards
@@ -188,6 +188,9 @@ def generate(
             folder.annotations is not None or classes is not None and not classes.source):
         settings = replace(settings, text_share=0.0)  # a preset's share is for images of which a prompt says all
     check_options(folder, settings)
+    for name in ("method", "strength", "noise_scale") if settings.text_share == 1 else ():
+        if common.is_given(context, name):
+            raise ParameterError(name, "has no effect: `text_share=1` makes all images from the text; leave it out")
     chosen_prompts = classes or choose_prompts(folder, template, prompts, words, settings.prompt_syntax, fields,
                                                settings.seed)
     complain_of([], list(chosen_prompts.notes))
@@ -355,12 +358,20 @@ def _outline(folder: ImageFolder, prompts: Prompts, texts: Mapping[str, str], se
     made = (f"{counted(len(folder.images) * settings.variants, 'image')}: {settings.variants} of each of "
             f"{len(folder.images):,}{folder.describe()}; ")
     if "class_labels" in prompts.source:
-        return made + "classes of the model: " + ", ".join(f"{label} is {number}" for label, number
-                                                           in prompts.source["class_labels"].items())
+        return made + "classes of the model: " + ", ".join(
+            f"{label} is {number}" for label, number in prompts.source["class_labels"].items()) + _of_text(settings)
     if shown == [""]:
         return f"{made}the model takes no prompts"
     prompted = ", ".join(f'"{text[:100]}"' for text in some)
-    return f"{made}prompts: {prompted}{more}"
+    return f"{made}prompts: {prompted}{more}{_of_text(settings)}"
+
+
+def _of_text(settings: GenerationOptions) -> str:
+    """How many variants of each image come from the text alone; empty if that is not asked for."""
+    if not settings.text_share:
+        return ""
+    of_text = sum(is_from_text(settings.text_share, k) for k in range(settings.variants))
+    return f"; {of_text} of {counted(settings.variants, 'variant')} from the text alone"
 
 
 def _size_made(folder: ImageFolder, pipe: Pipeline | RayWorkers) -> tuple[int, int]:

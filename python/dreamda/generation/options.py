@@ -74,7 +74,8 @@ class GenerationOptions(Options):
         "cycle", "cycle (the authors' code), asymmetric (the paper's figure) or sdedit (plain img2img).", group=COMMON)
     text_share: float = option(
         0.0, "Share of the variants that are made from the prompt and noise alone, in all `steps`, and know nothing of "
-        "the real image; 0.5: every second one. `method`, `strength` and `noise_scale` are for the others.",
+        "the real image; 0.5: every second one of each real image. `method`, `strength` and `noise_scale` are for the "
+        "others. The presets balanced and fast take 0.5 for class folders.",
         group=COMMON,
         low=0,
         high=1)

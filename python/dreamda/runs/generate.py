@@ -469,7 +469,7 @@ class _Generation:
         made = left_out | finished
         visit = variants_a_visit(settings)
         if folder.apart or most is not None and not settings.diverse:
-            visit = 1
+            visit = 2 if 0 < settings.text_share < 1 else 1  # a preview shows both kinds
         elif folder.sizes is not None and not pipeline.threads_matter:
             visit = settings.variants  # small images share a call of the U-Net if they have the same size
         gone = {key for key, _ in made} - {image.key for image in folder.images}
