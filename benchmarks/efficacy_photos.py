@@ -310,12 +310,12 @@ def by_method(records: list[dict], size: int) -> dict[str, dict[str, dict[int, f
 
 def result_table(records: list[dict], size: int, methods: tuple[str, ...] | None = None) -> str:
     """Every method in every regime, over the draws that have been run: a method that has fewer draws than the others of
-    its regime says so."""
+    its regime says so, and is not marked as the best."""
     found = by_method(records, size)
     regimes = [regime for regime in REGIMES if any(regime in rows for rows in found.values())]
     most = {regime: max(len(rows.get(regime, ())) for rows in found.values()) for regime in regimes}
-    best = {regime: max(statistics.mean(rows[regime].values()) for rows in found.values() if regime in rows)
-            for regime in regimes}
+    best = {regime: max(statistics.mean(rows[regime].values()) for rows in found.values()
+                        if len(rows.get(regime, ())) == most[regime]) for regime in regimes}
     lines = [f"| % right on test images, {size} real images a class | " + " | ".join(
         f"{regime} ({most[regime]} draw{'s' * (most[regime] > 1)})" for regime in regimes) + " |",
         "|---" * (len(regimes) + 1) + "|"]
@@ -329,8 +329,11 @@ def result_table(records: list[dict], size: int, methods: tuple[str, ...] | None
                 cells.append("-")
                 continue
             text = spread(values)
-            text = f"**{text}**" if statistics.mean(values) == best[regime] else text
-            cells.append(text + (f" ({len(values)})" if len(values) < most[regime] else ""))
+            if len(values) < most[regime]:
+                text += f" ({len(values)})"
+            elif statistics.mean(values) == best[regime]:
+                text = f"**{text}**"
+            cells.append(text)
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
