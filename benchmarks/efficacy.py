@@ -288,11 +288,11 @@ def train(data: DataSet, work: str, kind: dict | None, recipe: dict, part: str, 
     synthetic, hints = load_images(data, work, kind, part, draw, size) if kind else (None, None)
     recipe = dict(recipe)
     given = flip(hints, recipe.pop("wrong_labels", 0.0), draw)
-    alone = recipe.pop("replace", False)
+    replace = recipe.pop("replace", False)
     settings = {**data.training, **recipe}
     settings.setdefault("pretrain_epochs", max(1, settings["epochs"] // 3))
     classifier = AMSTClassifier(**settings, threads=1, workers=1, random_state=draw)
-    if alone:
+    if replace:
         classifier.fit(synthetic, given)
     else:
         classifier.fit(images[members], labels[members], synthetic, given)

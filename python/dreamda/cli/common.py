@@ -329,7 +329,7 @@ def with_preset(context: typer.Context, options: Mapping[str, Any], preset: Mapp
         if options["method"] != preset.get("method"):
             ours.pop("share_source", None)
     if "text_share" not in recipe and any(name in recipe or is_given(context, name) for name in ("method", "strength")):
-        ours.pop("text_share", None)   # whoever says how to change the real images means all of them
+        ours.pop("text_share", None)  # these two say how to change real images, so all variants are changed ones
     return {**options, **ours}
 
 

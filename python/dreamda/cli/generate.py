@@ -186,7 +186,7 @@ def generate(
     classes = common.without_text(context, folder, model)
     if not (common.is_given(context, "text_share") or "text_share" in taken) and (
             folder.annotations is not None or classes is not None and not classes.source):
-        settings = replace(settings, text_share=0.0)  # a preset's share is for images of which a prompt says all
+        settings = replace(settings, text_share=0.0)  # not for annotations or models without prompts
     check_options(folder, settings)
     for name in ("method", "strength", "noise_scale") if settings.text_share == 1 else ():
         if common.is_given(context, name):

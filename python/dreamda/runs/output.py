@@ -533,8 +533,9 @@ class RunFolder:
         """The parameters that an image depends on; the number of variants only if starts are chosen together."""
         together = self.run["format"] == 1 or self.run["diverse"]
         found = {k: v for k, v in self.run.items() if k not in NOT_IN_ROWS and (together or k != "variants")}
-        return found | {"from_text": True} | TEXT_ALONE if is_from_text(self.run.get("text_share", 0.0),
-                                                                        variant) else found
+        if is_from_text(self.run.get("text_share", 0.0), variant):
+            found |= {"from_text": True, **TEXT_ALONE}
+        return found
 
     def _append(self, name: str, lines: bytes) -> None:
         fcntl.flock(self._mutex, fcntl.LOCK_EX)
